@@ -1,0 +1,58 @@
+"""The identity of one measured point: every field that changes what is measured, as names and numbers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of one curve.
+
+    Names are the resolved words of the configuration's groups: never `auto` for `mode`, `timer` or
+    `device`, and `fp8_e4m3` for the alias `fp8`.
+
+    Attributes:
+        op: What is written, for example `reshape_and_cache_flash`.
+        impl: Who writes it.
+        impl_options: The implementation's options as canonical JSON.
+        layout: Where a slot's row lives in the cache.
+        dtype: The item type of key and value.
+        kv_cache_dtype: `auto` (the cache holds the source's items) or the fp8 format.
+        mode: `cudagraph` or `no_graph`.
+        timer: Whose clock.
+        timer_options: The timer's options as canonical JSON.
+        device: `cuda:N` or `cpu`.
+        num_tokens: Length of `slot_mapping`.
+        num_heads: KV heads of a token.
+        head_size: Elements of a key head.
+        head_size_v: Elements of a value head.
+        block_size: Slots of a cache block.
+        num_blocks: Blocks of the cache.
+        slots: How slots are drawn: `random` (without repeats) or `contiguous`.
+        seed: Seed of inputs and slots.
+        workload: The preset's name; a label, no part of the identity.
+    """
+
+    op: str
+    impl: str
+    impl_options: str
+    layout: str
+    dtype: str
+    kv_cache_dtype: str
+    mode: str
+    timer: str
+    timer_options: str
+    device: str
+    num_tokens: int
+    num_heads: int
+    head_size: int
+    head_size_v: int
+    block_size: int
+    num_blocks: int
+    slots: str
+    seed: int
+    workload: str = field(default="", compare=False)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the whole cache."""
+        return self.num_blocks * self.block_size

@@ -1,0 +1,97 @@
+"""What the machine could do, measured in the same process, mode and L2 state as the op beside it.
+
+The copy reads and writes as many bytes as the op must, into the curve's own cache memory; so
+`copy_us / latency_us` says how near the op is to the memory's speed, whatever the machine.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvexp import jit
+from kvexp.op import Call
+from kvexp.verify import POISON
+from kvexp.workload import GUARD_BYTES, Memory
+
+SOURCE = Path(__file__).with_name("ceiling.cu")
+THREADS = 256
+VECTOR = 16
+
+
+def copy_calls(memory: Memory, read: int, written: int, count: int) -> Sequence[Call]:
+    """Copies that read and write these bytes, each to the next place of the cache's memory.
+
+    Args:
+        memory: The curve's memory; the copies read its inputs and slots and write its cache.
+        read: Bytes that one copy reads: a multiple of `written`, and the slots'.
+        written: Bytes that one copy writes.
+        count: Different copies that are wanted; fewer come where the cache holds fewer.
+
+    Returns:
+        The calls; none when the cache is smaller than one copy, or on a CPU when it would have to read more
+        than it writes.
+    """
+    storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
+    step = -(-written // VECTOR) * VECTOR
+    places = [storage[i * step : i * step + written] for i in range(min(count, storage.numel() // step))]
+    if storage.device.type == "cpu":
+        # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
+        return [_cpu_copy(memory, place) for place in places] if read < 2 * written else []
+    return [_gpu_copy(memory, read, place) for place in places]
+
+
+def restore(memory: Memory, written: int, count: int) -> None:
+    """The bytes that `copy_calls` wrote are poison again."""
+    step = -(-written // VECTOR) * VECTOR
+    memory.cache.storage[GUARD_BYTES:-GUARD_BYTES][: step * count].fill_(POISON)
+
+
+def empty_call(device: str) -> Call:
+    """A kernel that does nothing: what a launch costs."""
+    return _bound("empty", 1, 1, 1, torch.device(device), ())
+
+
+def _gpu_copy(memory: Memory, read: int, place: Tensor) -> Call:
+    writes = place.numel() // VECTOR
+    reads = max(1, read // max(1, place.numel()))
+    extras = max(0, read - reads * place.numel()) // VECTOR
+    unroll = 4 if writes * reads >= 132 * 2048 * 4 else 1
+    grid = -(-writes // (THREADS * unroll))
+    tensors = (memory.inputs, memory.slots, place)
+    return _bound("copy", grid, unroll, reads, place.device, tensors, writes, extras)
+
+
+def _bound(
+    name: str,
+    grid: int,
+    unroll: int,
+    reads: int,
+    device: torch.device,
+    tensors: tuple[Tensor, ...],
+    *sizes: int,
+) -> Call:
+    from cuda.core import LaunchConfig, Stream, launch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    macros = (("THREADS", THREADS), ("UNROLL", unroll), ("READS", reads))
+    kernel: Any = jit.kernel(SOURCE, name, macros, f"sm_{major}{minor}")
+    config = LaunchConfig(grid=grid, block=THREADS)
+    arguments = (*(tensor.data_ptr() for tensor in tensors), *sizes)
+
+    def call() -> None:
+        stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
+        launch(stream, config, kernel, *arguments)
+
+    return call
+
+
+def _cpu_copy(memory: Memory, place: Tensor) -> Call:
+    source = memory.inputs.view(torch.uint8).view(-1)[: place.numel()]
+
+    def call() -> None:
+        place.copy_(source)
+
+    return call

@@ -1,0 +1,63 @@
+"""The command line: the only room that sees argv, Hydra and OmegaConf.
+
+Importing this package imports none of them, so that `--help` answers at once.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvexp import __version__
+from kvexp.cli import catalogue
+from kvexp.errors import ConfigError
+
+WRONG = 2
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """What was typed is done, and the process ends with its exit code."""
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    """The exit code of one command line; a ConfigError becomes one sentence on stderr."""
+    try:
+        return _command(list(argv))
+    except ConfigError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
+        sys.stderr.write(f"kvexp: {error}\n")
+        return WRONG
+    except SystemExit as stop:  # Hydra ends some of its prints like this, a wrong --package too
+        return WRONG if stop.code else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _command(argv: list[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        sys.stdout.write(catalogue.text(catalogue.config_dirs(argv)))
+        return 0
+    if "--version" in argv:
+        sys.stdout.write(f"kvexp {__version__}\n")
+        return 0
+    if argv and _is_word(argv[0]):
+        raise ConfigError(_unknown_word(argv[0], catalogue.config_dirs(argv)))
+    from kvexp.cli.run import run  # here, since it imports Hydra
+
+    return run(argv)
+
+
+def _is_word(argument: str) -> bool:
+    """Whether an argument stands where a subcommand does: neither a flag nor an override."""
+    return "=" not in argument and argument[:1] not in ("-", "+", "~")
+
+
+def _unknown_word(word: str, dirs: Sequence[Path]) -> str:
+    if word in catalogue.GROUPS:
+        names = ", ".join(catalogue.options(word, dirs))
+        return f"{word} names no option; write {word}= and one of {names}"
+    return f"unknown command {word!r}; write GROUP=OPTION or KEY=VALUE, or --help for what there is"

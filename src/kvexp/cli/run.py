@@ -1,0 +1,169 @@
+"""From argv to curves: Hydra composes every job, and nothing is measured before all of them are typed."""
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from kvexp.cli import catalogue, presets, typed
+from kvexp.cli.argv import CommandLine, ordered
+from kvexp.cli.folders import forget
+from kvexp.cli.sentences import COMPOSING, sentence
+from kvexp.errors import ConfigError
+from kvexp.experiment import Experiment
+from kvexp.tracking import TrackingSettings, settings, shown
+
+MANY = 10
+"""Curves above which composing is announced: Hydra needs 0.1 to 0.2 s for each, silently."""
+
+
+class Curves:
+    """The task that Hydra calls once per job: it measures nothing, it collects."""
+
+    def __init__(self, line: CommandLine) -> None:
+        self.line = line
+        self.right: list[tuple[Experiment, Path, tuple[str, ...]]] = []
+        self.wrong: list[tuple[str, str]] = []
+        self.tracking: set[TrackingSettings] = set()
+
+    def __call__(self, config: DictConfig) -> None:
+        """The job's curve is among the right or the wrong ones."""
+        job = HydraConfig.get()
+        overrides = tuple(job.overrides.task)
+        try:
+            values = _values(config)
+            presets.check(job.runtime)
+            experiment = typed.experiment(values, job.runtime.choices, overrides)
+            self.tracking.add(self._tracking(job.runtime.choices["tracking"], values["tracking"]))
+        except ConfigError as error:
+            self.wrong.append((" ".join(overrides), str(error)))
+        else:
+            self.right.append((experiment, Path(job.runtime.output_dir), overrides))
+
+    def check(self) -> None:
+        """Returns when there is something to measure, and nothing wrong with any of it.
+
+        Raises:
+            ConfigError: A curve is wrong, there is none, or they disagree about tracking.
+        """
+        if self.wrong:
+            raise ConfigError(self._what_is_wrong())
+        if not self.right:
+            raise ConfigError("what was typed matches no option, so there is nothing to measure")
+        if len(self.tracking) > 1:
+            raise ConfigError("the curves of a sweep are tracked in one place; choose one")
+
+    def _what_is_wrong(self) -> str:
+        overrides, message = self.wrong[0]
+        total = len(self.wrong) + len(self.right)
+        if len(self.wrong) == total and len({text for _, text in self.wrong}) == 1:
+            return message
+        return f"{message} (in the curve {overrides}; wrong in {len(self.wrong)} of {total} curves)"
+
+    def _tracking(self, option: str, config: Mapping[str, Any]) -> TrackingSettings:
+        typed.check_keys("tracking", config, ("uri", "experiment"))
+        uri = None if config["uri"] is None else typed.text("tracking.uri", config["uri"])
+        was_typed = self.line.types("tracking.uri")
+        return settings(
+            kind=option,
+            typed_uri=uri if was_typed else None,
+            yaml_uri=None if was_typed else uri,
+            experiment=typed.text("tracking.experiment", config["experiment"]),
+            environ=os.environ,
+        )
+
+
+class SweepStart(Callback):
+    """What is said and remembered before the first job is composed."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """The sweep's folder can be found though no job composes; a long wait is announced."""
+        HydraConfig.instance().set_config(config)
+        count = _count(config)
+        if count > MANY:
+            sys.stdout.write(f"composing {count} curves\n")
+            sys.stdout.flush()
+
+
+def run(argv: Sequence[str]) -> int:
+    """The exit code of composing and measuring what was typed.
+
+    Raises:
+        ConfigError: Something typed is wrong; nothing was measured, and no file is left.
+    """
+    line = ordered(argv)
+    curves = Curves(line)
+    try:
+        _compose(line, curves)
+        if not line.measures:
+            return 0
+        curves.check()
+        return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]))
+    except ConfigError:
+        if HydraConfig.initialized() and line.measures:
+            forget(Path(HydraConfig.get().sweep.dir).absolute())
+        raise
+
+
+def _measure(curves: Curves, command: str) -> int:
+    from kvexp import sweep  # here, since what only prints or is wrong does without
+
+    jobs = [sweep.Job(*curve) for curve in curves.right]
+    return sweep.run(jobs, curves.tracking.pop(), shown(command))
+
+
+def _compose(line: CommandLine, curves: Curves) -> None:
+    main = hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")
+    try:
+        with _hydra_raises(line.argv):
+            main(curves)()
+    except COMPOSING as error:
+        raise ConfigError(sentence(error)) from error
+
+
+@contextmanager
+def _hydra_raises(argv: Sequence[str]) -> Iterator[None]:
+    """Hydra reads this argv, and its errors reach us: it prints and exits unless told otherwise."""
+    typed_argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    HydraConfig.instance().cfg = None
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *argv], "1"
+    try:
+        yield
+    finally:
+        sys.argv = typed_argv
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _values(config: DictConfig) -> dict[str, Any]:
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except COMPOSING as error:
+        raise ConfigError(sentence(error)) from error
+    return cast(dict[str, Any], values)
+
+
+def _count(config: DictConfig) -> int:
+    """How many curves the sweep has; what is typed replaces a preset's values of the same key."""
+    # Unresolved: a typed interpolation is one text among the overrides.
+    hydra_config = cast(dict[str, Any], OmegaConf.to_container(config.hydra, resolve=False))
+    swept = [f"{key}={value}" for key, value in (hydra_config["sweeper"]["params"] or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*swept, *hydra_config["overrides"]["task"]])
+    by_key = {override.get_key_element(): override for override in overrides}
+    return math.prod(
+        len(list(override.sweep_iterator())) for override in by_key.values() if override.is_discrete_sweep()
+    )

@@ -1,0 +1,40 @@
+"""The exceptions that kvexp raises on purpose.
+
+KvexpError
+├── ConfigError        what was typed is wrong in every job: exit code 2
+├── Unsupported        this machine or this combination cannot: a `skipped` row
+├── IncorrectResult    the cache holds other bytes than the contract says: an `incorrect` row
+├── CompileError       a kernel's source does not compile: a `failed` row
+├── WorkerDied         the measuring process ended before its curve did: `failed` rows
+└── TrackingError      the tracking store cannot be used: a warning, the sweep goes on
+
+Every message is one sentence that says what was asked and what is possible.
+"""
+
+
+class KvexpError(Exception):
+    """Any error that kvexp raises on purpose."""
+
+
+class ConfigError(KvexpError):
+    """The configuration is wrong whatever the machine."""
+
+
+class Unsupported(KvexpError):
+    """This machine, or this combination of options, cannot do what was asked."""
+
+
+class IncorrectResult(KvexpError):
+    """A call wrote other bytes than its op's contract says."""
+
+
+class CompileError(KvexpError):
+    """A kernel's source does not compile; the message holds the compiler's log."""
+
+
+class WorkerDied(KvexpError):
+    """The measuring process ended before the curve did."""
+
+
+class TrackingError(KvexpError):
+    """The tracking store is out of reach or unusable."""

@@ -1,0 +1,127 @@
+"""Experiment: the typed parts of one curve over `num_tokens`.
+
+An Experiment carries names and numbers only. It is made from the composed configuration in `cli`, travels
+to the measuring process as JSON, and imports neither torch nor Hydra.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from kvexp.case import Case
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The option that was chosen in one Hydra group.
+
+    Attributes:
+        name: The option's name, which is its file's name in conf/.
+        target: Dotted path of the class that the option's YAML names under `_target_`; empty where the
+            group is data alone.
+        options: The other keys of the YAML.
+    """
+
+    name: str
+    target: str = ""
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def options_json(self) -> str:
+        """The options as canonical JSON: sorted keys, no spaces."""
+        return json.dumps(dict(self.options), sort_keys=True, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class WorkloadSpec:
+    """The sizes of one curve.
+
+    Attributes:
+        name: The preset's name.
+        num_tokens: The points of the curve, in the order they are measured.
+        num_heads: KV heads of a token.
+        head_size: Elements of a key head.
+        head_size_v: Elements of a value head.
+        block_size: Slots of a cache block.
+        num_blocks: Blocks of the cache.
+        slots: `random` or `contiguous`.
+        seed: Seed of inputs and slots.
+    """
+
+    name: str
+    num_tokens: tuple[int, ...]
+    num_heads: int
+    head_size: int
+    head_size_v: int
+    block_size: int
+    num_blocks: int
+    slots: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One curve: everything but `num_tokens` is fixed."""
+
+    op: Choice
+    impl: Choice
+    layout: Choice
+    dtype: Choice
+    kv_cache_dtype: Choice
+    mode: Choice
+    timer: Choice
+    workload: WorkloadSpec
+    device: str
+
+    def resolved(self, device: str) -> "Experiment":
+        """The experiment with every `auto` replaced by what it means on `device` (`cuda:N` or `cpu`)."""
+        gpu = device.startswith("cuda")
+        mode, timer = self.mode, self.timer
+        if mode.name == "auto":
+            mode = replace(mode, name="cudagraph" if gpu else "no_graph")
+        if timer.name == "auto":
+            timer = replace(timer, name="cuda_event" if gpu else "wall_clock")
+        return replace(self, mode=mode, timer=timer, device=device)
+
+    def cases(self) -> Iterator[Case]:
+        """The points of the curve, in order."""
+        w = self.workload
+        for num_tokens in w.num_tokens:
+            yield Case(
+                op=self.op.name,
+                impl=self.impl.name,
+                impl_options=self.impl.options_json,
+                layout=self.layout.name,
+                dtype=self.dtype.name,
+                kv_cache_dtype=str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
+                mode=self.mode.name,
+                timer=self.timer.name,
+                timer_options=self.timer.options_json,
+                device=self.device,
+                num_tokens=num_tokens,
+                num_heads=w.num_heads,
+                head_size=w.head_size,
+                head_size_v=w.head_size_v,
+                block_size=w.block_size,
+                num_blocks=w.num_blocks,
+                slots=w.slots,
+                seed=w.seed,
+                workload=w.name,
+            )
+
+    def to_json(self) -> str:
+        """The experiment as one line of JSON; `from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Experiment":
+        """The experiment that `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        workload = fields.pop("workload")
+        workload["num_tokens"] = tuple(workload["num_tokens"])
+        device = fields.pop("device")
+        choices = {name: Choice(**choice) for name, choice in fields.items()}
+        return cls(**choices, workload=WorkloadSpec(**workload), device=device)

@@ -1,0 +1,67 @@
+"""The implementations: one file each, none imports another.
+
+An implementation is a class named by its YAML in conf/impl/. It has a method for each op that it supports,
+with the op's name and arguments; the method sets everything up and returns the bound call.
+"""
+
+import importlib
+from typing import Any, Protocol
+
+from kvexp.errors import ConfigError
+from kvexp.experiment import Choice
+
+
+class Impl(Protocol):
+    """The contract of an implementation: made with the device and the options of its YAML.
+
+    For each op it has a method of that name, for example
+    `reshape_and_cache_flash(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale,
+    v_scale) -> Call`, which raises Unsupported for what it cannot do.
+
+    Attributes:
+        name: Its word in the configuration.
+        untimed: Why its calls are verified but not timed on this device; empty when they are timed.
+    """
+
+    name: str
+    untimed: str
+
+    def __init__(self, device: str, **options: Any) -> None:
+        """Ready to bind calls on `device` (`cuda:N` or `cpu`).
+
+        Raises:
+            Unsupported: It cannot run on this device; the message says what to do instead.
+        """
+        ...
+
+
+def make(choice: Choice, **arguments: Any) -> Any:
+    """An object of the class that the choice's YAML names, with the YAML's options.
+
+    Args:
+        choice: The option of `impl`, `op` or `layout` that was chosen.
+        **arguments: Passed before the options.
+
+    Raises:
+        ConfigError: No class is named, it cannot be found, or it does not take the options.
+    """
+    module_name, _, class_name = choice.target.rpartition(".")
+    if not module_name:
+        raise ConfigError(f"the YAML of {choice.name} names no class under _target_")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A missing dependency of the module is another matter than a mistyped path.
+        if error.name and module_name.startswith(error.name):
+            raise ConfigError(f"{choice.target} of {choice.name} cannot be found") from error
+        raise
+    made = getattr(module, class_name, None)
+    if made is None:
+        raise ConfigError(f"{choice.target} of {choice.name} cannot be found")
+    try:
+        return made(**arguments, **choice.options)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            option = str(error).rpartition("argument ")[2]
+            raise ConfigError(f"{choice.name} takes no option {option}") from error
+        raise

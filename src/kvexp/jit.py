@@ -1,0 +1,102 @@
+"""CUDA C++ to cubin, with NVRTC, at run time; the only room that knows a compiler.
+
+Cubins are cached on disk under a hash of the source, the macros, the architecture and the compiler's
+version. An entry begins with the digest of its content: one that does not match is built anew.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kvexp.errors import CompileError
+
+OPTIONS = {"std": "c++17"}
+
+
+def cache_dir() -> Path:
+    """`$KVEXP_CACHE_DIR`, else `kvexp` in the user's cache folder."""
+    if chosen := os.environ.get("KVEXP_CACHE_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvexp"
+
+
+def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
+    """The machine code of one source file for one architecture.
+
+    Args:
+        source: The .cu file.
+        macros: Compile-time constants, defined as preprocessor macros.
+        arch: `sm_90` and the like. Needs no GPU.
+
+    Raises:
+        CompileError: The source does not compile; the message is the compiler's, with file and line.
+    """
+    text = source.read_text()
+    defined = sorted((name, str(value)) for name, value in macros.items())
+    identity = json.dumps([text, defined, arch, OPTIONS, _compiler_version()])
+    entry = cache_dir() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
+    code = _read(entry)
+    if code is None:
+        code = _compile(text, source, defined, arch)
+        _write(entry, code)
+    return code
+
+
+@functools.cache
+def kernel(source: Path, name: str, macros: tuple[tuple[str, str | int], ...], arch: str) -> Any:
+    """The `extern "C"` kernel `name`, as a `cuda.core.Kernel`; loaded once a process.
+
+    Raises:
+        CompileError: See `cubin`.
+    """
+    from cuda.core import ObjectCode
+
+    return ObjectCode.from_cubin(cubin(source, dict(macros), arch), name=source.name).get_kernel(name)
+
+
+def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) -> bytes:
+    from cuda.bindings.nvrtc import nvrtcResult  # noqa: F401  # names the missing library early
+    from cuda.core import Program, ProgramOptions
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    options = ProgramOptions(**OPTIONS, arch=arch, define_macro=macros, name=str(source), lineinfo=True)
+    try:
+        compiled = Program(text, "c++", options).compile("cubin")
+    except CUDAError as error:
+        raise CompileError(f"{source.name} does not compile for {arch}: {error}") from error
+    return bytes(compiled.code)
+
+
+@functools.cache
+def _compiler_version() -> list[int]:
+    from cuda.bindings import nvrtc
+
+    _, major, minor = nvrtc.nvrtcVersion()
+    return [major, minor]
+
+
+def _read(entry: Path) -> bytes | None:
+    """The entry's code, or None when there is none or its digest does not match."""
+    try:
+        content = entry.read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:32], content[32:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _write(entry: Path, code: bytes) -> None:
+    """The entry is there, whole, or not at all. A cache that cannot be written costs time alone."""
+    try:
+        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem)
+        with os.fdopen(handle, "wb") as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(name, entry)
+    except OSError:
+        return

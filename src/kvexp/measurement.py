@@ -1,0 +1,115 @@
+"""Measurement: what is known of one point after it was tried, and its row, the only schema of kvexp."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from kvexp.case import Case
+
+SCHEMA = 1
+"""Version of the row's columns; raised when a column changes its meaning or goes away."""
+
+Status = Literal["ok", "verified", "skipped", "incorrect", "failed"]
+STATUSES: tuple[Status, ...] = ("ok", "verified", "skipped", "incorrect", "failed")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The latency of one call over its samples, in microseconds.
+
+    Attributes:
+        latency_us: Median.
+        latency_us_p20: 20th percentile.
+        latency_us_p80: 80th percentile.
+        latency_us_min: Smallest sample.
+        latency_us_mean: Mean.
+        latency_us_std: Standard deviation of the samples (ddof 1).
+        samples: How many samples.
+    """
+
+    latency_us: float
+    latency_us_p20: float
+    latency_us_p80: float
+    latency_us_min: float
+    latency_us_mean: float
+    latency_us_std: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The outcome of one case.
+
+    Attributes:
+        case: What was tried.
+        status: `ok` (right and timed), `verified` (right, not timed), `skipped` (this machine or this
+            combination cannot), `incorrect` (wrong bytes) or `failed` (an error).
+        reason: One sentence; empty for `ok` alone.
+        statistics: The latency; only `ok` has one.
+        bytes_moved: Bytes that one call must read and write once.
+        replicas: Calls in the replay that was timed.
+        cache_state: `cold` when every call of the replay writes slots that are not in the L2, else `warm`.
+        host_us: The host's time for one eager call, in `no_graph` mode on a GPU.
+        copy_us: A copy kernel's time at the same numbers of bytes read and written.
+        empty_kernel_us: An empty kernel's time.
+        started_at: When the point was begun, ISO 8601 with the UTC offset.
+        samples_us: The raw samples; kept beside the row, in samples.jsonl.
+        environment: The machine's columns, read in the measuring process.
+    """
+
+    case: Case
+    status: Status
+    reason: str = ""
+    statistics: Statistics | None = None
+    bytes_moved: int | None = None
+    replicas: int | None = None
+    cache_state: str | None = None
+    host_us: float | None = None
+    copy_us: float | None = None
+    empty_kernel_us: float | None = None
+    started_at: str = ""
+    samples_us: tuple[float, ...] = field(default=(), repr=False)
+    environment: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.status == "ok") != (self.statistics is not None):
+            raise ValueError(f"status {self.status!r} and a latency exclude each other")
+        if (self.status == "ok") != (self.reason == ""):
+            raise ValueError(f"status {self.status!r} with the reason {self.reason!r}")
+
+    @property
+    def gb_per_s(self) -> float | None:
+        """Declared bytes over the median latency, in 10^9 bytes a second."""
+        if self.statistics is None or self.bytes_moved is None:
+            return None
+        return self.bytes_moved / self.statistics.latency_us / 1e3
+
+    @property
+    def copy_fraction(self) -> float | None:
+        """The copy kernel's time over the call's: 1 is the memory's speed."""
+        if self.statistics is None or self.copy_us is None:
+            return None
+        return self.copy_us / self.statistics.latency_us
+
+    def row(self) -> dict[str, Any]:
+        """The flat row: the outcome, the case, the environment, the schema's version."""
+        latency = asdict(self.statistics) if self.statistics else dict.fromkeys(_LATENCY)
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            **latency,
+            "gb_per_s": self.gb_per_s,
+            "host_us": self.host_us,
+            "copy_us": self.copy_us,
+            "copy_fraction": self.copy_fraction,
+            "empty_kernel_us": self.empty_kernel_us,
+            "bytes_moved": self.bytes_moved,
+            "replicas": self.replicas,
+            "cache_state": self.cache_state,
+            "started_at": self.started_at,
+            **asdict(self.case),
+            **self.environment,
+            "schema": SCHEMA,
+        }
+
+
+_LATENCY = tuple(Statistics.__dataclass_fields__)

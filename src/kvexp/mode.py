@@ -1,0 +1,47 @@
+"""How calls are launched: replayed from one CUDA graph, or one by one from Python."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kvexp.errors import Unsupported
+from kvexp.op import Call
+
+
+def check_mode(mode: str, device: str) -> None:
+    """Returns when the device has the mode.
+
+    Raises:
+        Unsupported: CUDA graphs were asked for on a CPU.
+    """
+    if mode == "cudagraph" and not device.startswith("cuda"):
+        raise Unsupported(f"mode=cudagraph needs a GPU; on device={device} use mode=no_graph")
+
+
+def prepare(mode: str, calls: Sequence[Call]) -> Call:
+    """One call that makes all of `calls`, in order, on the current stream.
+
+    For `cudagraph` the calls are captured, not run: each must have run once before, so that nothing is
+    compiled or allocated for the first time inside the capture.
+
+    Args:
+        mode: `cudagraph` or `no_graph`.
+        calls: The calls, each with its own slots.
+    """
+    if mode == "cudagraph":
+        return _captured(calls)
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _captured(calls: Sequence[Call]) -> Call:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for call in calls:
+            call()
+    replay: Callable[[], None] = graph.replay
+    return replay

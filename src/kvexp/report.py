@@ -1,0 +1,123 @@
+"""Rows to tables on the console."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from kvexp.rows import curves, labels
+
+Row = Mapping[str, Any]
+
+_DASH = "–"
+_PIPE_WIDTH = 1000
+# The order of the other outcomes: what needs attention stands last, above the prompt.
+_OTHERS = ("skipped", "verified", "incorrect", "failed")
+
+
+def summary(rows: Sequence[Row], console: Console) -> None:
+    """The sweep is printed: a table of what is right, then every reason once."""
+    if not console.is_terminal:
+        # A pipe has no width of its own: every cell and every line stays whole.
+        console = Console(file=console.file, width=_PIPE_WIDTH, color_system=None)
+    grouped = curves(rows)
+    names = labels(grouped)
+    table = _table(grouped, names)
+    if table.row_count:
+        console.print(table)
+    for caption in _captions(rows):
+        console.print(Text(caption, style="dim"), soft_wrap=not console.is_terminal)
+    _print_reasons(grouped, names, console)
+
+
+def number(value: float) -> str:
+    """Three significant digits, or all of a longer whole number: `1.26`, `70.7`, `6,245`."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    if value >= 9.995:
+        return f"{value:.1f}"
+    if value >= 0.9995:
+        return f"{value:.2f}"
+    return f"{value:.3g}"
+
+
+def _table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
+    """One line for each `ok` or `verified` row; a curve's label stands on its first line."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("curve", overflow="fold")
+    for column in ("num_tokens", "latency (µs)", "p20–p80", "GB/s", "of copy"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, curve in zip(names, grouped, strict=True):
+        shown = [row for row in curve if row["status"] in ("ok", "verified")]
+        if shown and table.row_count:
+            table.add_row()
+        for position, row in enumerate(sorted(shown, key=lambda row: row["num_tokens"])):
+            # Text, not str: rich would take [...] in a label for markup.
+            table.add_row(Text(name if position == 0 else ""), *_cells(row))
+    return table
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    tokens = f"{row['num_tokens']:,}"
+    if row["status"] == "verified":
+        return tokens, "verified", _DASH, _DASH, _DASH
+    low, high = _optional(row, "latency_us_p20"), _optional(row, "latency_us_p80")
+    fraction = row.get("copy_fraction")
+    return (
+        tokens,
+        number(row["latency_us"]),
+        f"{low}–{high}",
+        _optional(row, "gb_per_s"),
+        _DASH if fraction is None else f"{100 * fraction:.0f} %",
+    )
+
+
+def _optional(row: Row, column: str) -> str:
+    value = row.get(column)
+    return _DASH if value is None else number(value)
+
+
+def _captions(rows: Sequence[Row]) -> list[str]:
+    """The machine and whose clock, once for each combination that was measured."""
+    measured = [row for row in rows if row["status"] in ("ok", "verified")]
+    return _unique(
+        f"{row.get('device_name') or row.get('device')}, mode {row.get('mode')}, "
+        f"timer {row.get('timer')}, {row.get('op')}"
+        for row in measured
+    )
+
+
+def _print_reasons(grouped: Sequence[Sequence[Row]], names: Sequence[str], console: Console) -> None:
+    """Every reason once and whole, with the curves and the number of points that share it."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, curve in zip(names, grouped, strict=True):
+        for row in curve:
+            if row["status"] != "ok":
+                found[row["status"], row["reason"]].append(name)
+    # On a terminal rich wraps; in a pipe a line stays a line, so that grep finds it whole.
+    soft_wrap = not console.is_terminal
+    for (status, reason), points in sorted(found.items(), key=lambda item: _OTHERS.index(item[0][0])):
+        first, *rest = reason.splitlines() or [""]
+        plural = "" if len(points) == 1 else "s"
+        heading = f"{', '.join(_unique(points))}: {len(points)} point{plural}: {first}"
+        console.print(Text.assemble((f"{status:<11}", _STYLES[status]), heading), soft_wrap=soft_wrap)
+        for line in rest:
+            _print_indented(line, console)
+
+
+def _print_indented(line: str, console: Console) -> None:
+    if console.is_terminal:
+        console.print(Padding(Text(line), (0, 0, 0, 4)))
+    else:
+        console.print(Text("    " + line), soft_wrap=True)
+
+
+_STYLES = {"skipped": "yellow", "verified": "green", "incorrect": "bold red", "failed": "bold red"}
+
+
+def _unique(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

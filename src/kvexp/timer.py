@@ -1,0 +1,223 @@
+"""Whose clock: samples of one call's latency, and the rule that says when there are enough.
+
+A sample never contains a compilation, a graph launch or the host's pace:
+
+- `cuda_event` times a long and a short replay with CUDA events while a spinning kernel holds the stream
+  until both are queued; their difference over the difference of their calls is the latency of one call, and
+  what a replay costs of itself cancels.
+- `wall_clock` divides the host's time for a replay, synchronised at its end, by its calls. On a GPU that
+  contains the replay's launch and the synchronisation; it is there to repeat what other tools report.
+"""
+
+import math
+import statistics as stats
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from kvexp.errors import ConfigError, Unsupported
+from kvexp.experiment import Scalar
+from kvexp.measurement import Statistics
+from kvexp.op import Call
+
+Z99 = 2.5758
+"""Normal quantile of the order statistics that give the median's standard error."""
+
+FIRST_SPIN_CYCLES = 400_000
+LAST_SPIN_CYCLES = 1 << 31
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When to stop sampling.
+
+    Attributes:
+        warmup: Samples taken and thrown away first.
+        min_samples: Samples taken whatever the clock says.
+        max_samples: Samples at the most.
+        relative_error: Stop when the standard error of the median is at most this part of the median.
+        max_seconds: Stop when sampling has taken this long and `min_samples` are there.
+    """
+
+    warmup: int = 3
+    min_samples: int = 20
+    max_samples: int = 1000
+    relative_error: float = 0.005
+    max_seconds: float = 2.0
+
+    @classmethod
+    def from_options(cls, options: "dict[str, Scalar]") -> "Rule":
+        """The rule that a timer's options describe.
+
+        Raises:
+            ConfigError: An option is unknown.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"timer has no {name}; it has {', '.join(sorted(known))}")
+        return cls(**options)  # type: ignore[arg-type]  # cli checked the types
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Something that can be run and holds a known number of calls."""
+
+    run: Call
+    calls: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Samples of one call's latency in microseconds; `host_us`: the host's median time for an eager call."""
+
+    samples_us: tuple[float, ...]
+    host_us: float | None = None
+
+
+def check_timer(timer: str, device: str) -> None:
+    """Returns when the device has the clock.
+
+    Raises:
+        Unsupported: CUDA events were asked for on a CPU.
+    """
+    if timer == "cuda_event" and not device.startswith("cuda"):
+        raise Unsupported(f"timer=cuda_event needs a GPU; on device={device} use timer=wall_clock")
+
+
+def collect(
+    sample: Callable[[], float], rule: Rule, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, ...]:
+    """Samples until the rule says that there are enough; every one is kept.
+
+    Args:
+        sample: Takes one sample.
+        rule: When to stop.
+        clock: Seconds, for the time limit.
+    """
+    for _ in range(rule.warmup):
+        sample()
+    samples: list[float] = []
+    begin = clock()
+    while len(samples) < rule.max_samples:
+        samples.append(sample())
+        if len(samples) < rule.min_samples:
+            continue
+        if clock() - begin >= rule.max_seconds:
+            break
+        # Sorting each time would cost more than sampling: look at every fifth.
+        if len(samples) % 5 == 0 and _settled(samples, rule.relative_error):
+            break
+    return tuple(samples)
+
+
+def median_standard_error(samples: Sequence[float]) -> float:
+    """The standard error of the median from order statistics, whatever the distribution.
+
+    The distance between the order statistics that bracket the median with 99 % confidence, over twice that
+    normal quantile (McKean and Schrader, Communications in Statistics B 13, 1984).
+    """
+    ordered = sorted(samples)
+    n = len(ordered)
+    low = max(1, round((n + 1) / 2 - Z99 * math.sqrt(n / 4)))
+    return (ordered[n - low] - ordered[low - 1]) / (2 * Z99)
+
+
+def _settled(samples: Sequence[float], relative_error: float) -> bool:
+    return median_standard_error(samples) <= relative_error * stats.median(samples)
+
+
+def summarise(samples_us: Sequence[float]) -> Statistics:
+    """Median, percentiles, extremes, mean and spread of the samples."""
+    values = np.asarray(samples_us, dtype=np.float64)
+    p20, median, p80 = np.percentile(values, (20, 50, 80))
+    return Statistics(
+        latency_us=float(median),
+        latency_us_p20=float(p20),
+        latency_us_p80=float(p80),
+        latency_us_min=float(values.min()),
+        latency_us_mean=float(values.mean()),
+        latency_us_std=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        samples=len(values),
+    )
+
+
+def wall_clock(replay: Replay, rule: Rule, on_gpu: bool) -> Timing:
+    """The host's clock around a whole replay, synchronised at its end."""
+
+    def sample() -> float:
+        begin = time.perf_counter()
+        replay.run()
+        if on_gpu:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - begin) * 1e6 / replay.calls
+
+    return Timing(collect(sample, rule))
+
+
+def cuda_event(long: Replay, short: Replay, evict: Call | None, rule: Rule, eager: bool) -> Timing:
+    """CUDA events around a long and a short replay, on the current stream.
+
+    Args:
+        long: The replay with more calls.
+        short: The replay with fewer calls.
+        evict: Runs before each replay, outside the events, to drive the cache's slots out of the L2.
+        rule: When to stop.
+        eager: The replays launch from Python; then the host's time for a call is kept too.
+
+    Raises:
+        Unsupported: The call waits for the GPU, so that it cannot be queued behind the spinning kernel.
+    """
+    stopwatch = _Stopwatch(long, short, evict)
+    samples = collect(stopwatch.sample, rule)
+    host = stats.median(stopwatch.host_us[rule.warmup :]) if eager else None
+    return Timing(samples, host)
+
+
+class _Stopwatch:
+    """Events and the length of the spin, which grows until everything is queued while it lasts."""
+
+    def __init__(self, long: Replay, short: Replay, evict: Call | None) -> None:
+        self.long, self.short, self.evict = long, short, evict
+        self.spin_cycles = FIRST_SPIN_CYCLES
+        self.host_us: list[float] = []
+        self._held, *self._marks = (torch.cuda.Event(enable_timing=True) for _ in range(5))
+
+    def sample(self) -> float:
+        """Latency of one call in microseconds."""
+        while not self._queue():
+            self.spin_cycles *= 2
+            if self.spin_cycles > LAST_SPIN_CYCLES:
+                raise Unsupported(
+                    "the call waits for the GPU, so timer=cuda_event cannot queue it; use timer=wall_clock"
+                )
+        begin_long, end_long, begin_short, end_short = self._marks
+        long_ms = begin_long.elapsed_time(end_long)
+        short_ms = begin_short.elapsed_time(end_short)
+        return float(long_ms - short_ms) * 1e3 / (self.long.calls - self.short.calls)
+
+    def _queue(self) -> bool:
+        """Both replays have run; true when they were queued before the GPU came to them."""
+        begin_long, end_long, begin_short, end_short = self._marks
+        torch.cuda._sleep(self.spin_cycles)
+        self._held.record()
+        if self.evict:
+            self.evict()
+        begin_long.record()
+        begin = time.perf_counter()
+        self.long.run()
+        host_us = (time.perf_counter() - begin) * 1e6 / self.long.calls
+        end_long.record()
+        if self.evict:
+            self.evict()
+        begin_short.record()
+        self.short.run()
+        end_short.record()
+        queued = not self._held.query()
+        torch.cuda.synchronize()
+        if queued:
+            self.host_us.append(host_us)
+        return queued

@@ -1,0 +1,147 @@
+"""The contract of tracking: where rows are sent besides the disk, and what a sweep may ask of it.
+
+Importing this package imports no MLflow; `connect` does, and only when something is tracked.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kvexp.errors import ConfigError, TrackingError
+
+if TYPE_CHECKING:
+    from kvexp.experiment import Experiment
+
+KINDS = ("local", "server", "none")
+
+# Read by MLflow when it is imported or used; whatever the user has set stays.
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # With MLflow's own 7 retries of 120 s a server that is away holds one call for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+@dataclass(frozen=True)
+class TrackingSettings:
+    """Where to track.
+
+    Attributes:
+        kind: `local`, `server` or `none`.
+        uri: MLflow's tracking URI, a sqlite path in it absolute; None for `none`.
+        experiment: The MLflow experiment's name.
+    """
+
+    kind: str
+    uri: str | None
+    experiment: str
+
+
+class Tracker(Protocol):
+    """What a sweep asks of a tracking store; every method raises TrackingError and nothing else.
+
+    Attributes:
+        uri: The store's address as it may be shown: a password in it is masked.
+    """
+
+    uri: str
+
+    def start_sweep(self, sweep_id: str, command: str) -> None:
+        """The sweep has its parent run."""
+
+    def log_curve(self, folder: Path, experiment: "Experiment", rows: Sequence[Mapping[str, Any]]) -> None:
+        """The curve's rows are a finished child run of the sweep; `folder` is its job's."""
+
+    def end_sweep(self, status: str) -> None:
+        """The parent run has ended as `FINISHED`, `FAILED` or `KILLED`."""
+
+
+def settings(
+    kind: str,
+    typed_uri: str | None,
+    yaml_uri: str | None,
+    experiment: str,
+    environ: Mapping[str, str],
+) -> TrackingSettings:
+    """Where to track: the typed address, else the environment's, the YAML's, or mlruns/ here.
+
+    Raises:
+        ConfigError: The kind is unknown, a server has no address, or an address is a folder's.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"tracking={kind} is unknown; choose one of {', '.join(KINDS)}")
+    if kind == "none":
+        return TrackingSettings(kind, None, experiment)
+    addresses = {
+        "tracking.uri": typed_uri,
+        "MLFLOW_TRACKING_URI": environ.get("MLFLOW_TRACKING_URI"),
+        f"conf/tracking/{kind}.yaml": yaml_uri,
+    }
+    for source, uri in addresses.items():
+        if uri:
+            return TrackingSettings(kind, _absolute(source, uri), experiment)
+    if kind == "server":
+        raise ConfigError(
+            "tracking=server has no address; add tracking.uri=http://host:5000 or set MLFLOW_TRACKING_URI"
+        )
+    return TrackingSettings(kind, _sqlite(Path.cwd() / "mlruns"), experiment)
+
+
+def connect(settings: TrackingSettings) -> Tracker | None:
+    """A store that is ready for a sweep; None when nothing is tracked.
+
+    Raises:
+        TrackingError: The store cannot be reached or made.
+    """
+    if settings.uri is None:
+        return None
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    try:
+        from kvexp.tracking.mlflow import MlflowTracker
+    except ImportError as error:
+        raise TrackingError(f"MLflow is not usable here ({error}); type tracking=none") from error
+    return MlflowTracker(settings.uri, settings.experiment)
+
+
+def shown(uri: str) -> str:
+    """The address with its password masked."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database's file where the address is a sqlite one, else None."""
+    match = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
+    return Path(match[1]) if match else None
+
+
+def _sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def _absolute(source: str, uri: str) -> str:
+    """The address, a sqlite file in it absolute: a relative one names another file after a chdir.
+
+    A folder is refused: MLflow 3 keeps runs in a database, and one made silently in that folder
+    would not be where the user's other tools look.
+    """
+    if uri.startswith("sqlite"):
+        file = sqlite_file(uri)
+        if file is None or file.name in ("", ":memory:"):
+            raise ConfigError(f"{source}={uri} names no file; an example is {_sqlite(Path.cwd() / 'mlruns')}")
+        driver, _, rest = uri.partition(":///")
+        query = rest.partition("?")[1:]
+        return f"{driver}:///{Path.cwd() / file.expanduser()}{''.join(query)}"
+    has_scheme = re.match(r"[A-Za-z][\w+.-]*://", uri) or uri.startswith("databricks")
+    if uri.startswith("file:") or not has_scheme:
+        folder = Path.cwd() / re.sub(r"^file:(//)?", "", uri)
+        raise ConfigError(
+            f"{source}={uri} is a folder, but MLflow keeps runs in a database; "
+            f"use {_sqlite(folder)} or a server's address"
+        )
+    return uri

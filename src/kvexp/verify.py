@@ -1,0 +1,140 @@
+"""The law: `gather(written slots) == quantize(rows)`, byte for byte, and no other byte of the cache changed.
+
+The cache is poisoned once per curve. A check gathers the written slots, compares them with the bytes that
+the contract asks for, poisons those slots again, and scans the whole cache: any byte that is not poison then
+was written without being asked for. So after a right call the cache is all poison again.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from kvexp.errors import IncorrectResult
+from kvexp.quantize import quantize
+from kvexp.workload import Cache, Tensors
+
+POISON = 0xA5
+"""The byte of a slot that nobody wrote; as bfloat16, half or float it is a tiny negative number."""
+
+ROWS_BYTES = 128 << 20
+SCAN_BYTES = 1 << 30
+
+
+def poison(cache: Cache) -> None:
+    """Every byte of the cache and of its guards is poison."""
+    cache.storage.fill_(POISON)
+
+
+def restore(tensors: Tensors, mappings: int) -> None:
+    """The slots of the first `mappings` slot mappings are poison again."""
+    slots = tensors.slot_mappings[:mappings].reshape(-1)
+    for plane in (tensors.key_cache, tensors.value_cache):
+        for chunk in slots.split(_rows_at_once(plane)):
+            tensors.cache.layout.scatter(_bytes(plane), chunk, POISON)
+
+
+def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
+    """Runs the call on the poisoned cache and returns when the law holds; the cache is all poison again.
+
+    Args:
+        run: Writes the rows of `tensors` to the slots of its first `mappings` slot mappings.
+        tensors: The case's tensors; its cache is all poison.
+        mappings: How many slot mappings the call walks through.
+
+    Raises:
+        IncorrectResult: Wrong bytes in a written slot, or a changed byte elsewhere. The cache is poisoned
+            anew.
+    """
+    run()
+    try:
+        _check_rows("key_cache", tensors, tensors.key, tensors.key_cache, tensors.k_scale, mappings)
+        _check_rows("value_cache", tensors, tensors.value, tensors.value_cache, tensors.v_scale, mappings)
+        restore(tensors, mappings)
+        _check_untouched(tensors.cache)
+    except IncorrectResult:
+        poison(tensors.cache)
+        raise
+
+
+def _check_rows(
+    name: str, tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, mappings: int
+) -> None:
+    slots = tensors.slot_mappings[:mappings]
+    wrong = torch.zeros((), dtype=torch.int64, device=slots.device)
+    total = 0
+    for tokens, chosen, expected in _chunks(tensors, rows, plane, scale, slots):
+        found = _gathered(tensors, plane, slots[chosen, tokens])
+        differs = found.view(-1, *expected.shape) != expected
+        wrong += differs.view(*differs.shape[:-1], -1, plane.element_size()).any(-1).sum()
+        total += differs.numel() // plane.element_size()
+    count = int(wrong)
+    if not count:
+        return
+    where = _first_difference(tensors, rows, plane, scale, slots)
+    raise IncorrectResult(
+        f"{100 * count / total:.3g} % of the {total} elements written to {name} are wrong, "
+        f"the first at {where}"
+    )
+
+
+def _chunks(
+    tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Slices of tokens and of slot mappings, with the bytes expected for those tokens."""
+    at_once = _rows_at_once(plane)
+    mappings, num_tokens = slots.shape
+    for token in range(0, num_tokens, at_once):
+        tokens = slice(token, min(token + at_once, num_tokens))
+        expected = quantize(rows[tokens], tensors.kv_cache_dtype, scale)
+        step = max(1, at_once // (tokens.stop - tokens.start))
+        for mapping in range(0, mappings, step):
+            yield tokens, slice(mapping, min(mapping + step, mappings)), expected
+
+
+def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> str:
+    for tokens, chosen, expected in _chunks(tensors, rows, plane, scale, slots):
+        some = slots[chosen, tokens]
+        found = _gathered(tensors, plane, some).view(-1, *expected.shape)
+        differs = (found != expected).nonzero()
+        if differs.numel():
+            mapping, token, head, byte = (int(i) for i in differs[0])
+            size = plane.element_size()
+            start = byte // size * size
+            wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
+            asked = bytes(expected[token, head, start : start + size].tolist())[::-1].hex()
+            return (
+                f"token {tokens.start + token}, head {head}, element {byte // size} "
+                f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"
+            )
+    raise AssertionError("no difference was found the second time: the call is still writing")
+
+
+def _check_untouched(cache: Cache) -> None:
+    for start in range(0, cache.storage.numel(), SCAN_BYTES):
+        chunk = cache.storage[start : start + SCAN_BYTES]
+        whole = chunk.numel() // 8 * 8
+        words = chunk[:whole].view(torch.int64)
+        pattern = int.from_bytes(bytes([POISON]) * 8, "little", signed=True)
+        clean = torch.logical_and((words == pattern).all(), (chunk[whole:] == POISON).all())
+        if not bool(clean):
+            byte = int((chunk != POISON).nonzero()[0])
+            raise IncorrectResult(
+                f"a byte outside the written slots changed, byte {start + byte} of the "
+                f"{cache.storage.numel()} of the cache and its guards"
+            )
+
+
+def _gathered(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
+    rows: Tensor = tensors.cache.layout.gather(_bytes(plane), slots.reshape(-1))
+    return rows
+
+
+def _bytes(plane: Tensor) -> Tensor:
+    """The plane as uint8; its last dim is contiguous in every layout."""
+    return plane.view(torch.uint8)
+
+
+def _rows_at_once(plane: Tensor) -> int:
+    row_bytes = plane[0, 0].numel() * plane.element_size()
+    return max(1, ROWS_BYTES // row_bytes)

@@ -1,0 +1,59 @@
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from kvexp import cli, sweep
+from kvexp.tracking import TrackingSettings
+
+
+@dataclass
+class Outcome:
+    """What one command line came to; `jobs` is empty when nothing would have been measured."""
+
+    code: int = 0
+    out: str = ""
+    err: str = ""
+    jobs: Sequence[sweep.Job] = ()
+    tracking: TrackingSettings | None = None
+    command: str = ""
+    folders: list[Path] = field(default_factory=list)
+
+
+Typed = Callable[..., Outcome]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, and an environment that says nothing."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield tmp_path
+    # Hydra's own prints (--info) set up logging for a process that ends after them.
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Typed:
+    """Types a command line in this process; the sweep is handed over, not measured."""
+
+    def type_in(*argv: str) -> Outcome:
+        outcome = Outcome()
+
+        def measured(jobs: Sequence[sweep.Job], tracking: TrackingSettings, command: str) -> int:
+            outcome.jobs, outcome.tracking, outcome.command = jobs, tracking, command
+            return 0
+
+        monkeypatch.setattr(sweep, "run", measured)
+        outcome.code = cli.dispatch(argv)
+        outcome.out, outcome.err = capfd.readouterr()
+        outcome.folders = sorted(elsewhere.iterdir())
+        return outcome
+
+    return type_in

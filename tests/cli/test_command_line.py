@@ -1,0 +1,196 @@
+"""argv in any order becomes the same curves."""
+
+from pathlib import Path
+
+import pytest
+
+from kvexp import cli, sweep
+from kvexp.cli import catalogue
+
+USERS_LINE = "impl=cuda layout=HND -m dtype=half,bfloat16"
+
+
+def curves(outcome):
+    choices = [(j.experiment.impl, j.experiment.layout, j.experiment.dtype) for j in outcome.jobs]
+    return [tuple(choice.name for choice in curve) for curve in choices]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        USERS_LINE,
+        "-m impl=cuda layout=HND dtype=half,bfloat16",
+        "impl=cuda layout=HND dtype=half,bfloat16 -m",
+        "impl=cuda layout=HND dtype=half,bfloat16",
+        "impl=cuda --multirun layout=HND -cn config dtype=half,bfloat16",
+        "impl=cuda -r layout=HND dtype=choice(half,bfloat16)",
+    ],
+)
+def test_flags_may_stand_before_between_and_after_the_overrides(typed, line):
+    outcome = typed(*line.split())
+    assert outcome.err == ""
+    assert curves(outcome) == [("cuda", "HND", "half"), ("cuda", "HND", "bfloat16")]
+
+
+def test_the_defaults_are_the_seeds(typed):
+    (job,) = typed().jobs
+    experiment = job.experiment
+    names = [
+        getattr(experiment, group).name
+        for group in catalogue.GROUPS
+        if group not in ("workload", "tracking", "experiment")
+    ]
+    assert names == [
+        "reshape_and_cache_flash",
+        "cuda",
+        "NHD",
+        "bfloat16",
+        "auto",
+        "auto",
+        "auto",
+    ]
+    sizes = experiment.workload
+    assert sizes.name == "seed"
+    assert sizes.num_tokens == tuple(2**n for n in range(1, 17))
+    assert (sizes.num_heads, sizes.head_size, sizes.head_size_v) == (128, 128, 128)
+    assert (sizes.block_size, sizes.num_blocks, sizes.slots) == (16, 65536, "random")
+    assert experiment.device == "auto"
+
+
+def test_a_preset_sweeps_and_the_command_line_wins_over_it(typed):
+    preset = {(impl, layout) for impl in ("torch", "triton", "cuda") for layout in ("NHD", "HND")}
+    assert {curve[:2] for curve in curves(typed("experiment=quickstart"))} == preset
+    outcome = typed("experiment=quickstart", "impl=torch", "workload=tiny", "layout=HND,NHD")
+    assert curves(outcome) == [("torch", "HND", "bfloat16"), ("torch", "NHD", "bfloat16")]
+    assert {job.experiment.workload.name for job in outcome.jobs} == {"tiny"}
+
+
+def test_numbers_are_overridden_and_swept(typed):
+    outcome = typed("workload.num_heads=8,32", "workload.num_tokens=[1,64]", "workload.seed=7")
+    workloads = [job.experiment.workload for job in outcome.jobs]
+    assert [w.num_heads for w in workloads] == [8, 32]
+    assert {(w.num_tokens, w.seed) for w in workloads} == {((1, 64), 7)}
+
+
+def test_num_tokens_is_a_number_too(typed):
+    outcome = typed("workload.num_tokens=range(1,4)")
+    assert [job.experiment.workload.num_tokens for job in outcome.jobs] == [(1,), (2,), (3,)]
+
+
+def test_a_value_heads_size_follows_the_keys_unless_it_is_typed(typed):
+    outcome = typed("workload.head_size=64")
+    assert outcome.jobs[0].experiment.workload.head_size_v == 64
+    outcome = typed("workload.head_size=192", "workload.head_size_v=128")
+    assert outcome.jobs[0].experiment.workload.head_size_v == 128
+
+
+def test_every_job_has_its_folder_where_the_command_was_typed(typed, elsewhere):
+    outcome = typed("impl=torch,triton")
+    folders = [job.folder for job in outcome.jobs]
+    assert [folder.name for folder in folders] == ["0", "1"]
+    assert folders[0].parent == folders[1].parent
+    assert folders[0].parents[2] == elsewhere / "multirun"
+    assert outcome.folders == [elsewhere / "multirun"]
+
+
+def test_options_are_numbers_of_one_kind_whatever_was_typed(typed):
+    whole = typed("timer.max_seconds=2").jobs[0].experiment.timer
+    assert whole.options_json == typed("timer.max_seconds=2.0").jobs[0].experiment.timer.options_json
+    assert set(whole.options) == {
+        "warmup",
+        "min_samples",
+        "max_samples",
+        "relative_error",
+        "max_seconds",
+    }
+
+
+@pytest.mark.parametrize("timer", ["auto", "cuda_event", "wall_clock", "none"])
+def test_every_timer_shares_its_fields(typed, timer):
+    (job,) = typed(f"timer={timer}", "timer.warmup=9").jobs
+    assert (job.experiment.timer.name, job.experiment.timer.options["warmup"]) == (timer, 9)
+
+
+def test_someone_elses_implementation_needs_one_yaml(typed, tmp_path):
+    folder = tmp_path / "my_conf" / "impl"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# My own.\n_target_: my_package.Mine\ntile: 4\n")
+    outcome = typed("impl=mine", "-m", "--config-dir", "my_conf", "impl.tile=8")
+    choice = outcome.jobs[0].experiment.impl
+    assert (choice.name, choice.target, choice.options) == ("mine", "my_package.Mine", {"tile": 8})
+
+
+def test_an_address_that_is_typed_wins_over_the_environments(typed, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment:1")
+    assert typed("tracking=server").tracking.uri == "http://environment:1"
+    assert typed("tracking=server", "tracking.uri=http://me:2").tracking.uri == "http://me:2"
+    assert typed("tracking=none").tracking.uri is None
+
+
+def test_a_password_in_the_address_stays_out_of_the_kept_command(typed):
+    outcome = typed("tracking=server", "tracking.uri=http://me:secret@host:1")
+    assert "secret" in outcome.tracking.uri
+    assert "secret" not in outcome.command
+
+
+def test_a_long_composition_is_announced(typed):
+    outcome = typed("workload.num_heads=range(1,13)")
+    assert outcome.out == "composing 12 curves\n"
+    assert len(outcome.jobs) == 12
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "impl=torch --cfg job layout=HND",
+        "--cfg job impl=torch layout=HND --resolve",
+        "impl=torch --info",
+        "--info impl=torch",
+        "--info defaults impl=torch",
+        "--hydra-help",
+        "--version",
+        "--help impl=torch",
+    ],
+)
+def test_what_only_prints_measures_nothing_and_writes_nothing(typed, line):
+    outcome = typed(*line.split())
+    assert (outcome.code, outcome.err, list(outcome.jobs), outcome.folders) == (0, "", [], [])
+    assert outcome.out
+
+
+def test_cfg_shows_the_overrides_on_both_sides(typed):
+    out = typed("impl=torch", "--cfg", "job", "layout=HND").out
+    assert "kvexp.impl.torch.Torch" in out
+    assert "kvexp.layout.hnd.HND" in out
+
+
+def test_an_interrupt_ends_with_130_and_no_traceback(typed, monkeypatch, capfd):
+    typed("impl=torch")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run", interrupted)
+    assert cli.dispatch(["impl=torch"]) == 130
+    assert capfd.readouterr().err == ""
+
+
+def test_the_exit_code_is_the_sweeps(typed, monkeypatch):
+    typed("impl=torch")
+    monkeypatch.setattr(sweep, "run", lambda *_: 3)
+    assert cli.dispatch(["impl=torch"]) == 3
+
+
+def test_argv_and_the_environment_are_left_as_they_were(typed, monkeypatch):
+    import os
+    import sys
+
+    argv = list(sys.argv)
+    typed("impl=torch")
+    assert sys.argv == argv
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_the_folder_of_options_is_absolute():
+    assert catalogue.conf_dir() == catalogue.conf_dir().absolute()
+    assert Path(catalogue.conf_dir() / "config.yaml").is_file()

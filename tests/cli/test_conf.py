@@ -1,0 +1,69 @@
+"""Every file in conf/ composes, and every class that one names is there."""
+
+import importlib
+
+import pytest
+import yaml
+
+from kvexp.cli import catalogue
+
+CONF = catalogue.conf_dir()
+FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+TARGETS = [
+    (path, content["_target_"])
+    for path in FILES
+    if "_target_" in (content := yaml.safe_load((CONF / path).read_text("utf-8")))
+]
+
+
+@pytest.mark.parametrize("group", sorted({*catalogue.GROUPS} - {"tracking", "experiment"}))
+def test_every_option_composes(typed, group):
+    options = list(catalogue.options(group, [CONF]))
+    outcome = typed(f"{group}={','.join(options)}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [getattr(job.experiment, group).name for job in outcome.jobs] == options
+
+
+@pytest.mark.parametrize("option", catalogue.options("tracking", [CONF]))
+def test_every_tracking_composes(typed, option):
+    outcome = typed(f"tracking={option}", "tracking.uri=http://host:5000")
+    assert (outcome.code, outcome.err, outcome.tracking.kind) == (0, "", option)
+
+
+@pytest.mark.parametrize("option", catalogue.options("experiment", [CONF]))
+def test_every_preset_composes(typed, option):
+    outcome = typed(f"experiment={option}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert len(outcome.jobs) > 1
+
+
+@pytest.mark.parametrize(("path", "target"), TARGETS, ids=[path for path, _ in TARGETS])
+def test_every_class_is_there(path, target):
+    module, _, name = target.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_file_begins_with_what_it_is(path):
+    first, *rest = (CONF / path).read_text("utf-8").splitlines()
+    line = rest[0] if "@package" in first else first
+    assert line.startswith("# ")
+    assert line.endswith((".", "?"))
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.startswith("experiment/")])
+def test_a_preset_chooses_options_and_sweeps_and_nothing_else(path):
+    content = yaml.safe_load((CONF / path).read_text("utf-8"))
+    assert set(content) <= {"defaults", "hydra"}
+    assert content["hydra"].keys() == {"sweeper"}
+    assert content["hydra"]["sweeper"].keys() == {"params"}
+
+
+def test_caches_hold_the_longest_call_and_all_but_tinys_twice_an_l2(typed):
+    outcome = typed(f"workload={','.join(catalogue.options('workload', [CONF]))}")
+    for sizes in (job.experiment.workload for job in outcome.jobs):
+        slots = sizes.num_blocks * sizes.block_size
+        bfloat16 = 2
+        row = sizes.num_heads * (sizes.head_size + sizes.head_size_v) * bfloat16
+        assert max(sizes.num_tokens) <= slots
+        assert sizes.name == "tiny" or slots * row > 2 * 60e6

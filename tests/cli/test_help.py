@@ -1,0 +1,37 @@
+"""The catalogue: everything that can be chosen, with the line that its file begins with."""
+
+import pytest
+
+from kvexp.cli import catalogue
+
+
+@pytest.mark.parametrize("group", catalogue.GROUPS)
+def test_every_option_is_listed_with_its_line(typed, group):
+    lines = " ".join(typed("--help").out.split())
+    found = catalogue.options(group, [catalogue.conf_dir()])
+    assert found
+    for name, comment in found.items():
+        assert comment
+        assert f"{name} {comment}" in lines
+
+
+def test_the_defaults_are_marked(typed):
+    starred = [line.split()[1] for line in typed("-h").out.splitlines() if line.startswith("  * ")]
+    assert starred == [catalogue.defaults()[group] for group in catalogue.GROUPS[:-1]]
+
+
+def test_the_users_line_the_keys_and_the_exit_codes_are_there(typed):
+    out = typed("--help").out
+    assert "python -m kvexp impl=cuda layout=HND -m dtype=half,bfloat16" in out
+    for key in ("device", "workload.num_heads", "timer.relative_error", "tracking.uri"):
+        assert f"  {key} " in out
+    assert "Exit codes" in out
+    assert max(map(len, out.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "my"], ["-cd", "my"], ["--config-dir=my"]])
+def test_an_option_of_the_users_own_is_listed(typed, tmp_path, flag):
+    folder = tmp_path / "my" / "impl"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("# The fastest of all.\n_target_: my.Mine\n")
+    assert "The fastest of all." in typed("--help", *flag).out

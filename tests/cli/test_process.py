@@ -1,0 +1,53 @@
+"""The real command in a process of its own: how fast it answers, and what it imports for that."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+SECONDS = 1.5
+ANSWERS = {
+    "--help": 0,
+    "impl=tornch": 2,
+    "impl=tornch layout=NHD,HND": 2,
+    "workload.num_hedas=8": 2,
+}
+HEAVY = ("torch", "triton", "mlflow", "pandas", "numpy")
+
+
+def start(*arguments, cwd):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HYDRA_", "MLFLOW_"))}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("line", ANSWERS)
+def test_help_and_typos_answer_at_once(tmp_path, line):
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        process = start("-m", "kvexp", *line.split(), cwd=tmp_path)
+        seconds.append(time.perf_counter() - begin)
+        assert process.returncode == ANSWERS[line]
+    assert min(seconds) < SECONDS
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ANSWERS)
+def test_help_and_typos_import_nothing_heavy(tmp_path, line):
+    code = (
+        "import sys; from kvexp.cli import dispatch; dispatch(sys.argv[1:]); "
+        f"print(*[m for m in (*{HEAVY!r}, 'hydra') if m in sys.modules], file=sys.stderr)"
+    )
+    process = start("-c", code, *line.split(), cwd=tmp_path)
+    assert process.stderr.splitlines()[-1] == ("" if line == "--help" else "hydra")
+
+
+def test_the_console_script_is_the_module(tmp_path):
+    script = "import sys; from kvexp.cli import main; sys.argv[0] = 'kvexp'; main()"
+    by_script = start("-c", script, "impl=tornch", cwd=tmp_path)
+    by_module = start("-m", "kvexp", "impl=tornch", cwd=tmp_path)
+    assert by_script.stderr == by_module.stderr
+    assert by_script.returncode == by_module.returncode == 2

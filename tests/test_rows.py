@@ -1,0 +1,142 @@
+import json
+
+import pytest
+
+from kvexp.errors import KvexpError
+from kvexp.measurement import SCHEMA
+from kvexp.rows import RowFile, curves, labels, last_sweep, read
+
+
+def row(**columns):
+    return {"status": "ok", "num_tokens": 2, "schema": SCHEMA} | columns
+
+
+@pytest.fixture
+def torn():
+    return []
+
+
+def test_an_appended_row_is_read_back_as_it_was(tmp_path):
+    written = row(latency_us=1.25, reason="µs \u2028 [bold]", copy_us=None)
+    RowFile(tmp_path).append(written)
+    assert read(tmp_path / "rows.jsonl") == [written]
+
+
+def test_samples_are_a_line_beside_the_row(tmp_path):
+    RowFile(tmp_path).append(row(num_tokens=8), samples_us=(1.5, 2.5))
+    line = (tmp_path / "samples.jsonl").read_text()
+    assert json.loads(line) == {"num_tokens": 8, "samples_us": [1.5, 2.5]}
+    assert line.endswith("\n")
+
+
+def test_a_row_without_samples_makes_no_samples_file(tmp_path):
+    RowFile(tmp_path).append(row(status="skipped"))
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_refused_and_nothing_is_written(tmp_path, bad):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        RowFile(tmp_path).append(row(latency_us=bad), samples_us=[1.0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_last_line_is_left_out_and_reported(tmp_path, torn):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row()) + '\n{"status": "o')
+    assert read(tmp_path, torn.append) == [row()]
+    assert torn == [f"{file}, line 2: the last line is not whole and was left out"]
+
+
+def test_a_whole_last_line_without_its_newline_is_a_row(tmp_path, torn):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()))
+    assert read(tmp_path, torn.append) == [row()]
+    assert torn == []
+
+
+def test_appending_behind_a_torn_line_loses_no_row(tmp_path, torn):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + '\n{"status": "o')
+    RowFile(tmp_path).append(row(num_tokens=4))
+    assert read(tmp_path, torn.append) == [row(), row(num_tokens=4)]
+    assert torn == []
+
+
+def test_appending_behind_a_line_without_its_newline_loses_no_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()))
+    RowFile(tmp_path).append(row(num_tokens=4))
+    assert read(tmp_path) == [row(), row(num_tokens=4)]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"latency_us": NaN}', "line 1: not JSON .NaN"),
+        ("[1]", "line 1: a row is a JSON object"),
+        ('{"schema": 99}', "line 1: schema 99, but this kvexp reads schema 1"),
+        ("{}", "line 1: schema None"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_in_one_sentence(tmp_path, line, complaint):
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n{json.dumps(row())}\n")
+    with pytest.raises(KvexpError, match=complaint) as raised:
+        read(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_jobs_are_read_in_numeric_order(tmp_path):
+    for job in (10, 9, 0):
+        RowFile(tmp_path / str(job)).append(row(num_tokens=job))
+    assert [r["num_tokens"] for r in read(tmp_path)] == [0, 9, 10]
+
+
+def test_a_folder_without_rows_has_none_and_a_missing_path_is_an_error(tmp_path):
+    assert read(tmp_path) == []
+    with pytest.raises(KvexpError, match="does not exist"):
+        read(tmp_path / "missing")
+
+
+def test_the_last_sweep_is_the_newest_one_with_rows(tmp_path):
+    for sweep in ("2026-01-02/10-00-00-000001", "2026-01-02/10-00-00-000002", "2025-12-31/23-59-59-1"):
+        RowFile(tmp_path / sweep / "0").append(row())
+    (tmp_path / "2026-01-03" / "00-00-00-000000").mkdir(parents=True)
+    assert last_sweep(tmp_path) == tmp_path / "2026-01-02/10-00-00-000002"
+
+
+def test_before_the_first_sweep_there_is_no_last_one(tmp_path):
+    assert last_sweep(tmp_path / "multirun") is None
+
+
+def test_rows_fall_apart_into_curves_over_num_tokens():
+    rows = [row(layout=layout, num_tokens=n) for n in (2, 4) for layout in ("NHD", "HND")]
+    assert [[(r["layout"], r["num_tokens"]) for r in curve] for curve in curves(rows)] == [
+        [("NHD", 2), ("NHD", 4)],
+        [("HND", 2), ("HND", 4)],
+    ]
+
+
+def test_a_label_holds_only_what_tells_the_curves_apart():
+    rows = [
+        row(impl=impl, layout=layout, dtype="half", workload="tiny", num_heads=8)
+        for impl in ("cuda", "torch")
+        for layout in ("NHD", "HND")
+    ]
+    assert labels(curves(rows)) == ["cuda NHD", "cuda HND", "torch NHD", "torch HND"]
+
+
+def test_a_workloads_name_stands_for_its_sizes():
+    rows = [row(workload="tiny", num_heads=2), row(workload="seed", num_heads=128)]
+    assert labels(curves(rows)) == ["tiny", "seed"]
+
+
+def test_numbers_and_options_carry_their_names_in_a_label():
+    rows = [
+        row(workload="tiny", num_heads=heads, impl_options=options)
+        for heads in (8, 32)
+        for options in ('{"threads":128}', '{"threads":256}')
+    ]
+    assert labels(curves(rows))[1] == "num_heads=8 threads=256"
+
+
+def test_a_single_curve_is_called_by_impl_layout_and_dtype():
+    assert labels([[row(impl="cuda", layout="HND", dtype="half")]]) == ["cuda HND half"]

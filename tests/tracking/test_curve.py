@@ -1,0 +1,86 @@
+import pytest
+
+from kvexp.tracking import curve
+
+
+def test_a_run_is_named_by_impl_layout_dtype_and_workload(measure):
+    assert curve.name(measure()[0], []) == "cuda HND bfloat16 seed"
+
+
+def test_what_is_unusual_is_part_of_the_name(measure):
+    unusual = measure(kv_cache_dtype="fp8_e4m3", mode="no_graph")[0]
+    assert curve.name(unusual, []) == "cuda HND bfloat16 fp8_e4m3 no_graph seed"
+
+
+def test_a_second_curve_of_the_same_name_says_what_differs(measure):
+    first, second = measure()[0], measure(num_heads=32, impl_options='{"threads":128}')[0]
+    assert curve.name(second, [first]) == "cuda HND bfloat16 seed num_heads=32 threads=128"
+
+
+def test_params_are_the_case_without_num_tokens(measure):
+    params = curve.params(measure()[0])
+    assert params["num_heads"] == "128"
+    assert params["impl_options"] == '{"threads":256}'
+    assert "num_tokens" not in params
+    assert "latency_us" not in params
+
+
+def test_tags_are_the_environment_without_the_outcome(measure):
+    assert curve.environment(measure()) == {
+        "device_name": "NVIDIA H200",
+        "compute_capability": "9.0",
+        "sm_count": "132",
+        "git_commit": "a" * 40,
+        "git_dirty": "false",
+    }
+
+
+def test_a_column_that_changes_along_the_curve_is_no_tag(measure):
+    rows = measure()
+    rows[3]["surprise"] = 4
+    rows[4]["surprise"] = 5
+    assert "surprise" not in curve.environment(rows)
+
+
+def test_a_reason_is_a_tag_when_all_rows_share_it(measure):
+    assert curve.tags(measure(*["skipped"] * 16))["reason"] == "it needs an NVIDIA GPU"
+    assert "reason" not in curve.tags(measure("skipped"))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status"),
+    [
+        ([], "ok"),
+        (["skipped"], "ok"),
+        (["failed"], "failed"),
+        (["failed", "incorrect"], "incorrect"),
+        (["skipped"] * 16, "skipped"),
+        (["skipped"] * 15 + ["verified"], "verified"),
+    ],
+)
+def test_a_curves_status_is_what_is_wrong_or_the_best_it_reached(measure, statuses, status):
+    assert curve.status(measure(*statuses)) == status
+
+
+def test_only_ok_rows_have_metrics(measure):
+    points = list(curve.metrics(measure("failed", "skipped", "verified", "incorrect")))
+    assert min(point.step for point in points) == 2**5
+
+
+def test_a_metric_stands_at_its_num_tokens_and_its_time(measure):
+    point = next(p for p in curve.metrics(measure()) if p.key == "latency_us_p80" and p.step == 8)
+    assert point.value == pytest.approx(0.88)
+    assert point.timestamp_ms == 1795266000250
+
+
+def test_what_was_not_measured_has_no_metric(measure):
+    assert "host_us" not in {point.key for point in curve.metrics(measure())}
+
+
+def test_scalars_sum_the_curve_up(measure):
+    scalars = curve.scalars(measure("skipped"))
+    assert scalars["latency_us_at_min_tokens"] == pytest.approx(0.4)
+    assert scalars["latency_us_at_max_tokens"] == pytest.approx(6553.6)
+    assert scalars["best_copy_fraction"] == pytest.approx(0.95)
+    assert scalars["num_heads"] == 128
+    assert (scalars["points_ok"], scalars["points_skipped"], scalars["points_failed"]) == (15, 1, 0)

@@ -1,0 +1,174 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvexp.tracking import connect, settings
+
+
+@pytest.fixture
+def logged(tracker, sweep, job, measure, experiment, request):
+    """One sweep of one curve, its last two points skipped: the parent's and the child's run."""
+    tracker.start_sweep(request.node.name, "python -m kvexp impl=cuda layout=HND")
+    rows = measure("skipped", "skipped")
+    folder = job(rows)
+    tracker.log_curve(folder, experiment, rows)
+    tracker.end_sweep("FINISHED")
+    return sweep(request.node.name)
+
+
+def test_a_sweep_is_a_parent_run_and_a_curve_its_child(logged, request):
+    parent, child = logged
+    assert parent.info.run_name == request.node.name
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.info.run_name == "cuda HND bfloat16 seed"
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+
+
+def test_the_parent_tells_command_machine_and_count(logged):
+    parent, _ = logged
+    assert parent.data.tags["command"] == "python -m kvexp impl=cuda layout=HND"
+    assert parent.data.tags["device_name"] == "NVIDIA H200"
+    assert parent.data.tags["git_dirty"] == "false"
+    assert parent.data.metrics["points_ok"] == 14
+    assert parent.data.metrics["points_skipped"] == 2
+
+
+def test_the_child_holds_params_tags_and_scalars(logged):
+    _, child = logged
+    assert child.data.params["layout"] == "HND"
+    assert child.data.params["num_heads"] == "128"
+    assert child.data.tags["compute_capability"] == "9.0"
+    assert child.data.tags["impl_target"] == "kvexp.impl.cuda.Cuda"
+    assert child.data.tags["status"] == "ok"
+    assert child.data.metrics["points_ok"] == 14
+    assert child.data.metrics["latency_us_at_max_tokens"] == pytest.approx(6553.6)
+
+
+def test_a_curves_metrics_stand_at_step_num_tokens(logged, client):
+    _, child = logged
+    history = client.get_metric_history(child.info.run_id, "latency_us")
+    assert [metric.step for metric in history] == [2**n for n in range(3, 17)]
+    assert history[0].value == pytest.approx(0.8)
+
+
+def test_the_run_begins_when_its_first_point_did(logged):
+    _, child = logged
+    assert child.info.start_time == 1795266000250
+    assert child.info.end_time >= child.info.start_time
+
+
+def test_rows_samples_and_configuration_are_artifacts(logged, client, store):
+    _, child = logged
+    run_id = child.info.run_id
+    assert [file.path for file in client.list_artifacts(run_id)] == [
+        "config",
+        "rows.jsonl",
+        "samples.jsonl",
+    ]
+    assert [file.path for file in client.list_artifacts(run_id, "config")] == [
+        "config/config.yaml",
+        "config/overrides.yaml",
+    ]
+    mlruns = Path(store.uri.removeprefix("sqlite:///")).parent
+    assert child.info.artifact_uri.startswith((mlruns / "artifacts").as_uri())
+
+
+@pytest.mark.parametrize("status", ["incorrect", "failed"])
+def test_a_curve_with_a_wrong_point_is_a_failed_run(tracker, sweep, job, measure, experiment, status):
+    rows = measure(status)
+    tracker.start_sweep(f"wrong {status}", "")
+    tracker.log_curve(job(rows), experiment, rows)
+    tracker.end_sweep("FAILED")
+    parent, child = sweep(f"wrong {status}")
+    assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
+    assert child.data.metrics[f"points_{status}"] == 1
+
+
+def test_a_curve_without_any_right_point_has_no_latency(tracker, sweep, job, measure, experiment):
+    rows = measure(*["skipped"] * 16)
+    tracker.start_sweep("nothing", "")
+    tracker.log_curve(job(rows), experiment, rows)
+    tracker.end_sweep("FINISHED")
+    _, child = sweep("nothing")
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["reason"] == "it needs an NVIDIA GPU"
+    assert not [key for key in child.data.metrics if "latency" in key or "gb_per_s" in key]
+
+
+def test_a_curve_with_more_metrics_than_one_batch_arrives_whole(
+    tracker, sweep, client, job, measure, experiment
+):
+    rows = [row | {"num_tokens": 100 * n + row["num_tokens"]} for n in range(9) for row in measure()]
+    tracker.start_sweep("long", "")
+    tracker.log_curve(job(rows), experiment, rows)
+    tracker.end_sweep("FINISHED")
+    _, child = sweep("long")
+    assert len(client.get_metric_history(child.info.run_id, "latency_us")) == len(rows)
+    assert len(client.get_metric_history(child.info.run_id, "copy_fraction")) == len(rows)
+
+
+def test_two_sweeps_of_one_process_are_apart(tracker, sweep, job, measure, experiment):
+    for number, sweep_id in enumerate(("one", "two")):
+        tracker.start_sweep(sweep_id, "")
+        tracker.log_curve(job(measure(), number), experiment, measure())
+        tracker.end_sweep("FINISHED")
+    assert [run.info.run_name for run in sweep("two")] == ["two", "cuda HND bfloat16 seed"]
+
+
+def test_a_run_whose_process_died_is_killed_at_the_next_start(store, tracker, sweep):
+    code = (
+        "import os, sys, kvexp.tracking as t\n"
+        "tracker = t.connect(t.TrackingSettings('local', sys.argv[1], 'kvexp'))\n"
+        "tracker.start_sweep('died', '')\n"
+        "os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, store.uri], check=False)
+    assert sweep("died")[0].info.status == "RUNNING"
+    tracker.start_sweep("next", "")
+    assert sweep("died")[0].info.status == "KILLED"
+    connect(store).start_sweep("later", "")
+    assert sweep("next")[0].info.status == "RUNNING"
+    tracker.end_sweep("FINISHED")
+
+
+def test_a_deleted_experiment_is_restored(store, client, tracker):
+    client.delete_experiment(client.get_experiment_by_name("kvexp").experiment_id)
+    connect(store)
+    assert client.get_experiment_by_name("kvexp").lifecycle_stage == "active"
+
+
+def test_processes_that_start_at_once_on_a_missing_store_share_it(tmp_path):
+    code = (
+        "import sys, kvexp.tracking as t\n"
+        "sys.stdin.readline()\n"
+        "tracker = t.connect(t.TrackingSettings('local', sys.argv[1], 'kvexp'))\n"
+        "tracker.start_sweep(sys.argv[2], '')\n"
+        "tracker.end_sweep('FINISHED')"
+    )
+    found = settings("local", f"sqlite:///{tmp_path}/mlruns/mlflow.db", None, "kvexp", {})
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, found.uri, f"sweep {n}"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"MLFLOW_TRACKING_URI": ""},
+            text=True,
+        )
+        for n in range(4)
+    ]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate()[1] for process in processes] == [""] * 4
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=found.uri)
+    experiments = client.search_experiments(filter_string="name = 'kvexp'")
+    runs = client.search_runs([experiments[0].experiment_id])
+    assert len(experiments) == 1
+    assert sorted(run.info.run_name for run in runs) == [f"sweep {n}" for n in range(4)]
+    assert {run.info.status for run in runs} == {"FINISHED"}

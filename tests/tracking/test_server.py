@@ -1,0 +1,96 @@
+"""The store through MLflow's own server, started as `make ui` does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from kvexp.tracking import connect, settings
+
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture(scope="module")
+def server(store, tmp_path_factory):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri),
+                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            ],
+            stdout=output,
+            stderr=output,
+            cwd=log.parent,
+            env=os.environ
+            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )
+    try:
+        assert _answers(f"{address}/health", process), log.read_text()
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answers(url, process):
+    patience = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < patience:
+        try:
+            return _get(url)
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    return None
+
+
+def _get(url, **query):
+    return _LOCAL.open(f"{url}?{urllib.parse.urlencode(query)}", timeout=10).read()
+
+
+def test_the_ui_shows_a_local_sweeps_runs_and_their_artifacts(
+    server, tracker, sweep, job, measure, experiment
+):
+    rows = measure()
+    folder = job(rows)
+    tracker.start_sweep("local", "")
+    tracker.log_curve(folder, experiment, rows)
+    tracker.end_sweep("FINISHED")
+    run_id = sweep("local")[1].info.run_id
+
+    assert b"<!doctype html>" in _get(server)
+    api = f"{server}/ajax-api/2.0/mlflow"
+    run = json.loads(_get(f"{api}/runs/get", run_id=run_id))["run"]
+    assert run["info"]["run_name"] == "cuda HND bfloat16 seed"
+    history = json.loads(_get(f"{api}/metrics/get-history", run_id=run_id, metric_key="latency_us"))
+    assert len(history["metrics"]) == len(rows)
+    listed = json.loads(_get(f"{api}/artifacts/list", run_id=run_id))["files"]
+    assert [file["path"] for file in listed] == ["config", "rows.jsonl", "samples.jsonl"]
+    downloaded = _get(f"{server}/get-artifact", run_uuid=run_id, path="rows.jsonl")
+    assert downloaded == (folder / "rows.jsonl").read_bytes()
+
+
+def test_a_sweep_sent_to_a_server_arrives_whole(server, client, job, measure, experiment):
+    rows = measure("failed")
+    folder = job(rows)
+    tracker = connect(settings("server", server, None, "on the server", {}))
+    tracker.start_sweep("sent", "")
+    tracker.log_curve(folder, experiment, rows)
+    tracker.end_sweep("FAILED")
+
+    found = client.get_experiment_by_name("on the server")
+    [child] = client.search_runs([found.experiment_id], "tags.status = 'failed'")
+    assert child.info.status == "FAILED"
+    assert child.data.metrics["points_ok"] == 15
+    downloaded = _get(f"{server}/get-artifact", run_uuid=child.info.run_id, path="rows.jsonl")
+    assert downloaded == (folder / "rows.jsonl").read_bytes()

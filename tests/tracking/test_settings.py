@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvexp.errors import ConfigError, TrackingError
+from kvexp.tracking import connect, settings, shown
+
+SERVER = "http://tracking.example:5000"
+ENVIRON = {"MLFLOW_TRACKING_URI": "http://environ.example:5000"}
+
+
+def uri(kind="local", typed=None, yaml=None, environ=None):
+    return settings(kind, typed, yaml, "kvexp", environ or {}).uri
+
+
+def test_none_never_tracks_whatever_else_is_set():
+    assert uri("none", SERVER, SERVER, ENVIRON) is None
+    assert connect(settings("none", SERVER, SERVER, "kvexp", ENVIRON)) is None
+
+
+def test_a_typed_address_wins_over_the_environment():
+    assert uri(typed=SERVER, yaml="http://yaml.example", environ=ENVIRON) == SERVER
+
+
+def test_the_environment_wins_over_the_yaml():
+    assert uri(yaml=SERVER, environ=ENVIRON) == ENVIRON["MLFLOW_TRACKING_URI"]
+
+
+def test_the_yaml_wins_over_the_default():
+    assert uri(yaml=SERVER, environ={"MLFLOW_TRACKING_URI": ""}) == SERVER
+
+
+def test_the_default_is_a_database_under_mlruns_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert uri() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+def test_a_server_without_an_address_is_a_config_error_that_says_what_to_type():
+    with pytest.raises(ConfigError, match=r"tracking\.uri=http://"):
+        uri("server")
+
+
+def test_an_unknown_kind_names_the_known_ones():
+    with pytest.raises(ConfigError, match="local, server, none"):
+        uri("remote")
+
+
+@pytest.mark.parametrize("typed", ["runs.db", "./runs.db", "deep/../runs.db"])
+def test_a_relative_sqlite_file_becomes_absolute(tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(tmp_path)
+    absolute = uri(typed=f"sqlite:///{typed}?timeout=5")
+    assert absolute.startswith(f"sqlite:///{tmp_path}/")
+    assert absolute.endswith("runs.db?timeout=5")
+
+
+def test_an_absolute_sqlite_file_stays_and_home_is_expanded():
+    assert uri(typed="sqlite:////data/runs.db") == "sqlite:////data/runs.db"
+    assert uri(typed="sqlite:///~/runs.db") == f"sqlite:///{Path.home()}/runs.db"
+
+
+@pytest.mark.parametrize("typed", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns"])
+def test_a_folder_is_refused_with_the_database_to_type_instead(typed):
+    with pytest.raises(ConfigError, match=r"is a folder.*use sqlite:////.*/mlruns/mlflow\.db"):
+        uri(typed=typed)
+
+
+def test_a_folder_in_the_environment_is_blamed_on_the_environment():
+    with pytest.raises(ConfigError, match=r"^MLFLOW_TRACKING_URI=file:///data"):
+        uri(environ={"MLFLOW_TRACKING_URI": "file:///data"})
+
+
+@pytest.mark.parametrize("typed", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:x.db"])
+def test_a_sqlite_address_without_a_file_is_refused(typed):
+    with pytest.raises(ConfigError, match="names no file"):
+        uri(typed=typed)
+
+
+@pytest.mark.parametrize("typed", ["postgresql://me:pw@db/runs", "databricks", "databricks://me"])
+def test_other_stores_are_mlflows_business(typed):
+    assert uri(typed=typed) == typed
+
+
+def test_a_password_is_not_shown():
+    assert shown("postgresql+psycopg2://me:p:w@db:5432/x") == "postgresql+psycopg2://me:***@db:5432/x"
+    assert shown("sqlite:////data/runs.db") == "sqlite:////data/runs.db"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9", "gopher://x", "sqlite:////proc/none/x.db"])
+def test_a_store_out_of_reach_is_a_tracking_error_of_one_sentence(address):
+    with pytest.raises(TrackingError, match="cannot be used") as raised:
+        connect(settings("server", address, None, "kvexp", {}))
+    assert "\n" not in str(raised.value)
+    assert address in str(raised.value)
+
+
+def test_a_sqlite_file_that_is_no_database_is_a_tracking_error(tmp_path):
+    (tmp_path / "x.db").write_text("not a database at all " * 100)
+    with pytest.raises(TrackingError, match="not a database"):
+        connect(settings("local", f"sqlite:///{tmp_path}/x.db", None, "kvexp", {}))
+
+
+def test_connecting_leaves_what_the_user_set(monkeypatch, tmp_path):
+    code = (
+        "import os, kvexp.tracking as t\n"
+        "try: t.connect(t.settings('server', 'http://127.0.0.1:9', None, 'kvexp', {}))\n"
+        "except t.TrackingError: pass\n"
+        "print(os.environ['MLFLOW_HTTP_REQUEST_TIMEOUT'], os.environ.get('MLFLOW_TRACKING_URI'))"
+    )
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "33")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "33 None\n"
+    assert done.stderr == ""
