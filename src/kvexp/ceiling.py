@@ -58,10 +58,15 @@ def _gpu_copy(memory: Memory, read: int, place: Tensor) -> Call:
     writes = place.numel() // VECTOR
     reads = max(1, read // max(1, place.numel()))
     extras = max(0, read - reads * place.numel()) // VECTOR
-    unroll = 4 if writes * reads >= 132 * 2048 * 4 else 1
+    unroll = copy_unroll(writes * reads)
     grid = -(-writes // (THREADS * unroll))
     tensors = (memory.inputs, memory.slots, place)
     return _bound("copy", grid, unroll, reads, place.device, tensors, writes, extras)
+
+
+def copy_unroll(vectors: int) -> int:
+    """Vectors that a thread moves."""
+    return 4 if vectors >= 132 * 2048 * 4 else 1
 
 
 def _bound(

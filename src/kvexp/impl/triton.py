@@ -28,8 +28,7 @@ def _cache_items(items, scale_ptr, cache_ptr, FP8: tl.constexpr):
     tl.div_rn is IEEE division; Triton's `/` is not.
     """
     if FP8:
-        scale = tl.load(scale_ptr)
-        return tl.div_rn(items.to(tl.float32), scale).to(cache_ptr.dtype.element_ty)
+        items = tl.div_rn(items.to(tl.float32), tl.load(scale_ptr)).to(cache_ptr.dtype.element_ty)
     return items
 
 

@@ -1,0 +1,105 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvexp import environment, pipeline
+from kvexp.errors import WorkerDied
+from kvexp.impl import cuda
+from kvexp.replicas import COLD_FACTOR
+from kvexp.worker import Worker
+from tests import composed
+
+TOKENS = "workload.num_tokens=[1,64,1024]"
+
+
+def experiment(*overrides, workload="quickstart", tokens=TOKENS):
+    return composed.experiment(f"workload={workload}", tokens, "timer.max_seconds=0.3", *overrides)
+
+
+def measured(*overrides, **sizes):
+    resolved = experiment(*overrides, **sizes).resolved("cuda:0")
+    return list(pipeline.run(resolved, environment.read("cuda:0")))
+
+
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+@pytest.mark.parametrize("layout", composed.options("layout"))
+@pytest.mark.parametrize("impl", composed.options("impl"))
+def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, layout, mode):
+    for point in measured(f"impl={impl}", f"layout={layout}", f"mode={mode}"):
+        assert point.status == "ok", point.reason
+        assert point.case.timer == "cuda_event"
+        assert point.cache_state == "cold"
+        assert point.statistics.samples >= 20
+        assert len(point.samples_us) == point.statistics.samples
+        assert (point.host_us is not None) == (mode == "no_graph")
+        # A kernel cannot beat a copy of its own bytes by more than the copy's own noise.
+        assert 0 < point.copy_fraction < 1.25
+        assert point.empty_kernel_us < point.statistics.latency_us
+
+
+@pytest.mark.parametrize("impl", composed.options("impl"))
+def test_fp8_is_measured_too(impl):
+    for point in measured(f"impl={impl}", "kv_cache_dtype=fp8"):
+        assert point.status == "ok", point.reason
+
+
+def test_the_default_cache_of_the_quickstart_is_larger_than_the_l2():
+    w = experiment().workload
+    cache = w.num_blocks * w.block_size * w.num_heads * w.head_size * 2 * 2
+    assert cache > COLD_FACTOR * torch.cuda.get_device_properties(0).L2_cache_size
+
+
+def test_wall_clock_reads_more_than_the_gpu_s_own_time():
+    """What the host sees of a small kernel is mostly the launch and the synchronisation."""
+    gpu = measured("impl=cuda", tokens="workload.num_tokens=1")[0].statistics.latency_us
+    host = measured("impl=cuda", "timer=wall_clock", tokens="workload.num_tokens=1")[0].statistics.latency_us
+    assert host > 2 * gpu
+
+
+def test_verify_only_gives_no_latency():
+    for point in measured("impl=cuda", "timer=none"):
+        assert (point.status, point.statistics) == ("verified", None)
+
+
+def test_a_cache_beyond_the_memory_is_skipped_with_what_would_fit():
+    point = measured("impl=cuda", "workload.num_blocks=100000000")[0]
+    assert point.status == "skipped"
+    assert "workload.num_blocks=" in point.reason
+
+
+def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypatch):
+    broken = tmp_path / "reshape_and_cache_flash.cu"
+    broken.write_text(cuda.FLASH.read_text().replace("slot[u] = -1;", "slot[u] = -1"))
+    monkeypatch.setattr(cuda, "FLASH", broken)
+    point = measured("impl=cuda")[0]
+    assert point.status == "failed"
+    assert "reshape_and_cache_flash.cu(" in point.reason
+    assert 'expected a ";"' in point.reason
+
+
+def test_the_copy_reaches_most_of_the_memory_s_speed():
+    """The ceiling is a ceiling: on a Hopper at least 85 % of what its memory is sold for."""
+    point = measured("impl=cuda", workload="llama3_8b", tokens="workload.num_tokens=32768")[0]
+    sold = {"NVIDIA H200": 4800, "NVIDIA H100 80GB HBM3": 3350}.get(torch.cuda.get_device_name())
+    if sold is not None:
+        assert point.bytes_moved / point.copy_us / 1e3 > 0.85 * sold
+
+
+def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
+    good = experiment("impl=cuda")
+    wrong = replace(good, impl=replace(good.impl, name="wild", target="tests.wrong.Wild"))
+    with Worker("cuda:0") as worker:
+        worker.wait()
+        points = worker.run(wrong.resolved("cuda:0"))
+        row, _ = next(points)
+        assert row["status"] == "failed"
+        assert "illegal memory access" in row["reason"]
+        with pytest.raises(WorkerDied, match="illegal memory access"):
+            list(points)
+    with Worker("cuda:0") as worker:
+        worker.wait()
+        rows = [row for row, _ in worker.run(good.resolved("cuda:0"))]
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok"]
+    json.dumps(rows, allow_nan=False)
