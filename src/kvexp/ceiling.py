@@ -21,7 +21,7 @@ THREADS = 256
 VECTOR = 16
 
 
-def copy_calls(memory: Memory, read: int, written: int, count: int) -> Sequence[Call]:
+def copy_calls(memory: Memory, read: int, written: int, count: int, unroll: int) -> Sequence[Call]:
     """Copies that read and write these bytes, each to the next place of the cache's memory.
 
     Args:
@@ -29,6 +29,7 @@ def copy_calls(memory: Memory, read: int, written: int, count: int) -> Sequence[
         read: Bytes that one copy reads: a multiple of `written`, and the slots'.
         written: Bytes that one copy writes.
         count: Different copies that are wanted; fewer come where the cache holds fewer.
+        unroll: Vectors that a thread moves on a GPU.
 
     Returns:
         The calls; none when the cache is smaller than one copy, or on a CPU when it would have to read more
@@ -40,7 +41,15 @@ def copy_calls(memory: Memory, read: int, written: int, count: int) -> Sequence[
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
         return [_cpu_copy(memory, place) for place in places] if read < 2 * written else []
-    return [_gpu_copy(memory, read, place) for place in places]
+    return [_gpu_copy(memory, read, place, unroll) for place in places]
+
+
+def unrolls(device: str, written: int) -> tuple[int, ...]:
+    """Shapes of the copy to try; the fastest is the ceiling. One vector a thread is best for few bytes."""
+    if device == "cpu":
+        return (1,)
+    threads = torch.cuda.get_device_properties(torch.device(device)).multi_processor_count * 2048
+    return (1,) if written < threads * VECTOR else (1, 4)
 
 
 def restore(memory: Memory, written: int, count: int) -> None:
@@ -54,19 +63,13 @@ def empty_call(device: str) -> Call:
     return _bound("empty", 1, 1, 1, torch.device(device), ())
 
 
-def _gpu_copy(memory: Memory, read: int, place: Tensor) -> Call:
+def _gpu_copy(memory: Memory, read: int, place: Tensor, unroll: int) -> Call:
     writes = place.numel() // VECTOR
     reads = max(1, read // max(1, place.numel()))
     extras = max(0, read - reads * place.numel()) // VECTOR
-    unroll = copy_unroll(writes * reads)
     grid = -(-writes // (THREADS * unroll))
     tensors = (memory.inputs, memory.slots, place)
     return _bound("copy", grid, unroll, reads, place.device, tensors, writes, extras)
-
-
-def copy_unroll(vectors: int) -> int:
-    """Vectors that a thread moves."""
-    return 4 if vectors >= 132 * 2048 * 4 else 1
 
 
 def _bound(

@@ -68,7 +68,8 @@ def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) 
     try:
         compiled = Program(text, "c++", options).compile("cubin")
     except CUDAError as error:
-        raise CompileError(f"{source.name} does not compile for {arch}: {error}") from error
+        log = str(error).replace("\0", "").strip()
+        raise CompileError(f"{source.name} does not compile for {arch}: {log}") from error
     return bytes(compiled.code)
 
 

@@ -5,6 +5,7 @@ allocate the curve's cache -> build the case's tensors -> bind the calls -> prep
 """
 
 import datetime
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -118,7 +119,7 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack) -> Cu
     if gpu:
         device = torch.device(largest.device)
         stack.enter_context(torch.cuda.device(device))
-        stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
+        stack.enter_context(torch.cuda.stream(_stream(device)))
     memory = stack.enter_context(allocate(largest, layout, source))
     poison(memory.cache)
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
@@ -135,6 +136,12 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack) -> Cu
     if not _timed(curve, largest) or largest.timer != "cuda_event":
         return curve
     return replace(curve, empty_kernel_us=_empty_kernel_us(curve, largest))
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of this process that measures; capture wants another than the default one."""
+    return torch.cuda.Stream(device)
 
 
 def _tried(curve: Curve, case: Case) -> Measurement | Failure:
@@ -232,21 +239,24 @@ def _statistics(timing: Timing) -> Statistics:
 
 
 def _copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int) -> float | None:
-    """Median time of a copy that reads and writes as many bytes, measured as the op was."""
-    calls = ceiling.copy_calls(curve.memory, read, written, plan.mappings)
-    if not calls:
-        return None
-    calls[0]()
-    long, short = _replays(case, calls, plan)
-    timing = _timing(curve, case, long, short, plan)
+    """Median time of the fastest copy that reads and writes as many bytes, measured as the op was."""
+    medians = []
+    for unroll in ceiling.unrolls(case.device, written):
+        calls = ceiling.copy_calls(curve.memory, read, written, plan.mappings, unroll)
+        if not calls:
+            return None
+        calls[0]()
+        long, short = _replays(case, calls, plan)
+        timing = _timing(curve, case, long, short, plan)
+        medians.append(timer.summarise(timing.samples_us).latency_us)
     ceiling.restore(curve.memory, written, len(calls))
-    return timer.summarise(timing.samples_us).latency_us
+    return min(medians)
 
 
 def _empty_kernel_us(curve: Curve, case: Case) -> float:
     call = ceiling.empty_call(case.device)
     call()
-    plan = replicas.Plan(calls=32, short_calls=8, mappings=1, cache_state="warm", evict=False)
+    plan = replicas.gpu_plan(1, 1, 0, 1, 0, graph=case.mode == "cudagraph")
     long, short = _replays(case, [call], plan)
     return timer.summarise(_timing(curve, case, long, short, plan).samples_us).latency_us
 

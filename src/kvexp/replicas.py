@@ -7,8 +7,8 @@ from typing import Literal
 MOST_GRAPH_CALLS = 2000
 """More nodes cost more in capture than they tell."""
 
-MOST_EAGER_CALLS = 40
-"""Calls, of up to some fifteen kernels each, that fit the launch queue of about 1,000 behind the spin."""
+MOST_EAGER_CALLS = 16
+"""Calls, of up to some fifty kernels each, that fit the launch queue of about 1,000 behind the spin."""
 
 FEWEST_CALLS = 4
 GPU_REPLAY_US = 400.0

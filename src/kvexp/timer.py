@@ -27,7 +27,8 @@ Z99 = 2.5758
 """Normal quantile of the order statistics that give the median's standard error."""
 
 FIRST_SPIN_CYCLES = 400_000
-LAST_SPIN_CYCLES = 1 << 31
+LAST_SPIN_CYCLES = 1 << 28
+"""Some 0.15 s: the host queues no replay for longer than that."""
 
 
 @dataclass(frozen=True)

@@ -111,13 +111,12 @@ def test_conversion_without_the_instruction_gives_the_same_codes():
         )  # fmt: skip
         posed.k_scale.fill_(1.0)
         impl = law.implementation("cuda", DEVICE)
-        macros = (*impl._flash(rows, rows, posed.key_cache, posed.value_cache, 512, "fp8_e4m3").macros,)
-        spec = impl._flash(rows, rows, posed.key_cache, posed.value_cache, 512, "fp8_e4m3")
-        kernel = jit.kernel(cuda.FLASH, "reshape_and_cache_flash", (*macros, ("SOFTWARE_FP8", 1)), impl.arch)
+        spec = impl.flash(rows, rows, posed.key_cache, posed.value_cache, 512, "fp8_e4m3")
+        macros = (*spec.macros, ("SOFTWARE_FP8", 1))
+        kernel = jit.kernel(cuda.FLASH, "reshape_and_cache_flash", macros, impl.arch)
         tensors = (
             rows, rows, posed.key_cache, posed.value_cache, posed.slot_mapping, posed.k_scale, posed.v_scale,
         )  # fmt: skip
-        strides = posed.key_cache.stride()[:3]
-        impl._launch(kernel, spec.grid(512), spec.threads, tensors, 512, 512, 1024, 1024, *strides)()
+        impl.launch(kernel, tensors, 512 * spec.token_chunks, 512)()
         found = posed.key_cache[torch.arange(512) // 16, torch.arange(512) % 16]
         assert torch.equal(found, quantize(rows, "fp8_e4m3", posed.k_scale))

@@ -71,7 +71,10 @@ def test_a_cache_beyond_the_memory_is_skipped_with_what_would_fit():
 
 def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypatch):
     broken = tmp_path / "reshape_and_cache_flash.cu"
-    broken.write_text(cuda.FLASH.read_text().replace("slot[u] = -1;", "slot[u] = -1"))
+    line = "const int64_t slot = slot_mapping[token]"
+    source = cuda.FLASH.read_text()
+    assert f"{line};" in source
+    broken.write_text(source.replace(f"{line};", line))
     monkeypatch.setattr(cuda, "FLASH", broken)
     point = measured("impl=cuda")[0]
     assert point.status == "failed"

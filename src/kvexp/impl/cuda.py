@@ -17,6 +17,8 @@ FLASH = Path(__file__).with_name("reshape_and_cache_flash.cu")
 VECTOR_BYTES = 16
 """The widest access of one thread."""
 
+THREADS = 128
+
 
 @dataclass(frozen=True)
 class Flash:
@@ -29,8 +31,9 @@ class Flash:
         source: `float16`, `bfloat16` or `float32`.
         fp8: The cache holds e4m3 codes, not the source's items.
         vec: Elements of a chunk.
-        threads: Threads of a CTA.
-        unroll: Chunks of a thread.
+        row_strides: Items from one row to the next, of key and of value.
+        cache_strides: Items from one block, token and head to the next.
+        wide_index: The flat index needs 64 bits.
     """
 
     num_heads: int
@@ -39,12 +42,29 @@ class Flash:
     source: str
     fp8: bool
     vec: int
-    threads: int
-    unroll: int
+    row_strides: tuple[int, int]
+    cache_strides: tuple[int, int, int]
+    wide_index: bool
+
+    @property
+    def both(self) -> bool:
+        """Whether a thread moves a chunk of K and the same of V, not one of either.
+
+        Copying, the second access is free and halves the arithmetic of places. Converting to fp8 is itself
+        arithmetic, which more threads finish sooner.
+        """
+        return not self.fp8
+
+    @property
+    def token_chunks(self) -> int:
+        """Threads of one token."""
+        return (1 if self.both else 2) * self.num_heads * self.head_size // self.vec
 
     @property
     def macros(self) -> tuple[tuple[str, str | int], ...]:
         """The constants as the macros that the source expects."""
+        key_stride, value_stride = self.row_strides
+        block_stride, token_stride, head_stride = self.cache_strides
         return (
             ("NUM_HEADS", self.num_heads),
             ("HEAD_SIZE", self.head_size),
@@ -53,17 +73,15 @@ class Flash:
             ("SOURCE_IS_BFLOAT16", int(self.source == "bfloat16")),
             ("CACHE_FP8", int(self.fp8)),
             ("VEC", self.vec),
-            ("THREADS", self.threads),
-            ("UNROLL", self.unroll),
+            ("KEY_STRIDE", f"{key_stride}ll"),
+            ("VALUE_STRIDE", f"{value_stride}ll"),
+            ("BLOCK_STRIDE", f"{block_stride}ll"),
+            ("TOKEN_STRIDE", f"{token_stride}ll"),
+            ("HEAD_STRIDE", f"{head_stride}ll"),
+            ("BOTH", int(self.both)),
+            ("WIDE_INDEX", int(self.wide_index)),
+            ("THREADS", THREADS),
         )
-
-    def grid(self, num_tokens: int) -> int:
-        """CTAs that cover `num_tokens` tokens; the constants of the same names in the source."""
-        token_chunks = 2 * self.num_heads * self.head_size // self.vec
-        cta_chunks = self.threads * self.unroll
-        tokens_per_cta = max(1, cta_chunks // token_chunks)
-        ctas_per_token = -(-token_chunks // cta_chunks)
-        return -(-num_tokens // tokens_per_cta) * ctas_per_token
 
 
 def widest_vector(
@@ -88,21 +106,6 @@ def widest_vector(
     return vec
 
 
-def shape(num_tokens: int, token_chunks: int, sm_count: int) -> tuple[int, int]:
-    """Threads of a CTA and chunks of a thread.
-
-    Few chunks are spread over as many threads as there are, since each then waits for one access alone.
-    Once every multiprocessor has its 2,048 threads' worth, more accesses in flight per thread hide the
-    memory's latency better than more threads do.
-    """
-    chunks = num_tokens * token_chunks
-    if chunks <= sm_count * 2048:
-        return 128, 1
-    if chunks <= sm_count * 2048 * 4:
-        return 256, 2
-    return 256, 4
-
-
 class Cuda:
     """The ops in CUDA C++; sizes are compile-time constants, one cubin each, cached on disk."""
 
@@ -117,9 +120,8 @@ class Cuda:
                 "or experiment=quickstart for what this machine can run"
             )
         self.device = torch.device(device)
-        properties = torch.cuda.get_device_properties(self.device)
-        self.sm_count = properties.multi_processor_count
-        self.arch = f"sm_{properties.major}{properties.minor}"
+        major, minor = torch.cuda.get_device_capability(self.device)
+        self.arch = f"sm_{major}{minor}"
 
     def reshape_and_cache_flash(
         self,
@@ -136,24 +138,13 @@ class Cuda:
         num_tokens = slot_mapping.shape[0]
         if not num_tokens:
             return _nothing
-        spec = self._flash(key, value, key_cache, value_cache, num_tokens, kv_cache_dtype)
+        spec = self.flash(key, value, key_cache, value_cache, num_tokens, kv_cache_dtype)
         kernel = jit.kernel(FLASH, "reshape_and_cache_flash", spec.macros, self.arch)
-        block_stride, token_stride, head_stride, _ = key_cache.stride()
-        return self._launch(
-            kernel,
-            spec.grid(num_tokens),
-            spec.threads,
-            (key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale),
-            num_tokens,
-            key_cache.shape[0] * key_cache.shape[1],
-            key.stride(0),
-            value.stride(0),
-            block_stride,
-            token_stride,
-            head_stride,
-        )
+        tensors = (key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale)
+        num_slots = key_cache.shape[0] * key_cache.shape[1]
+        return self.launch(kernel, tensors, num_tokens * spec.token_chunks, num_slots)
 
-    def _flash(
+    def flash(
         self,
         key: Tensor,
         value: Tensor,
@@ -162,17 +153,19 @@ class Cuda:
         num_tokens: int,
         kv_cache_dtype: str,
     ) -> Flash:
+        """The specialisation for these tensors."""
         _, num_heads, head_size = key.shape
         source_bytes, cache_bytes = key.element_size(), key_cache.element_size()
+        row_strides = (key.stride(0), value.stride(0))
+        block_stride, token_stride, head_stride, _ = key_cache.stride()
+        cache_strides = (block_stride, token_stride, head_stride)
         vec = widest_vector(
             head_size,
             source_bytes,
             cache_bytes,
-            _alignment(source_bytes, (key.stride(0), value.stride(0)), key, value),
-            _alignment(cache_bytes, key_cache.stride()[:3], key_cache, value_cache),
+            _alignment(source_bytes, row_strides, key, value),
+            _alignment(cache_bytes, cache_strides, key_cache, value_cache),
         )
-        token_chunks = 2 * num_heads * head_size // vec
-        threads, unroll = shape(num_tokens, token_chunks, self.sm_count)
         return Flash(
             num_heads=num_heads,
             head_size=head_size,
@@ -180,16 +173,20 @@ class Cuda:
             source=str(key.dtype).removeprefix("torch."),
             fp8=kv_cache_dtype != "auto",
             vec=vec,
-            threads=threads,
-            unroll=unroll,
+            row_strides=row_strides,
+            cache_strides=cache_strides,
+            wide_index=2 * num_tokens * num_heads * head_size // vec >= 2**32,
         )
 
-    def _launch(self, kernel: Any, grid: int, threads: int, tensors: tuple[Tensor, ...], *sizes: int) -> Call:
-        """The kernel bound to the tensors' addresses, then the sizes; the tensors stay alive with it."""
+    def launch(self, kernel: Any, tensors: tuple[Tensor, ...], threads: int, *sizes: int) -> Call:
+        """The kernel bound to the tensors' addresses, its number of threads, and the sizes.
+
+        The tensors stay alive with the call.
+        """
         from cuda.core import LaunchConfig, launch
 
-        config = LaunchConfig(grid=grid, block=threads)
-        arguments = (*(tensor.data_ptr() for tensor in tensors), *sizes)
+        config = LaunchConfig(grid=-(-threads // THREADS), block=THREADS)
+        arguments = (*(tensor.data_ptr() for tensor in tensors), threads, *sizes)
         index = self.device.index
 
         def call(_alive: tuple[Tensor, ...] = tensors) -> None:

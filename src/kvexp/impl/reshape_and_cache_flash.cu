@@ -1,18 +1,18 @@
 // reshape_and_cache_flash: K and V of each token into its slot of a paged cache.
 //
-//   key, value              [>= num_tokens, NUM_HEADS, HEAD_SIZE], SOURCE_BITS wide floats; rows key_stride and
-//                           value_stride items apart, heads of a row adjacent
-//   key_cache, value_cache  [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE] with the strides block_stride,
-//                           token_stride, head_stride in items, last dim contiguous
+//   key, value              [>= num_tokens, NUM_HEADS, HEAD_SIZE], floats of SOURCE_BITS; rows are KEY_STRIDE and
+//                           VALUE_STRIDE items apart, the heads of a row adjacent
+//   key_cache, value_cache  [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE] with the strides BLOCK_STRIDE,
+//                           TOKEN_STRIDE, HEAD_STRIDE in items, the last dim contiguous
 //   slot_mapping            int64 [num_tokens]; slot = block * BLOCK_SIZE + offset; a slot outside
 //                           [0, num_slots) writes nothing
 //   k_scale, v_scale        one float each, read when CACHE_FP8
+//   total                   num_tokens * TOKEN_CHUNKS
 //
-// A token is 2 * CHUNKS chunks of VEC items: K's, then V's. A chunk never crosses a head, so the same flat index
-// works for every layout: it differs in where a chunk goes. A thread moves UNROLL chunks, THREADS apart. All
-// loads are issued before the slots are known, stores come last. A CTA holds TOKENS_PER_CTA whole tokens, or,
-// where a row is longer than what a CTA moves, one of CTAS_PER_TOKEN parts of one token.
-// grid.x = ceil(num_tokens / TOKENS_PER_CTA) * CTAS_PER_TOKEN, block.x = THREADS.
+// A row is CHUNKS chunks of VEC items. A chunk never crosses a head, so one flat index serves every head count
+// and every layout; layouts differ in where a chunk goes. With BOTH a thread moves the same chunk of K and of V,
+// else one chunk of either. Loads do not wait for the slot; stores come last.
+// grid.x = ceil(total / THREADS), block.x = THREADS.
 //
 // Semantics: docs/semantics.md. Compiled by NVRTC with no headers.
 
@@ -22,42 +22,52 @@ using uint16_t = unsigned short;
 using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 
-constexpr int HEAD_CHUNKS = HEAD_SIZE / VEC;
-constexpr int CHUNKS = NUM_HEADS * HEAD_CHUNKS;
-constexpr int TOKEN_CHUNKS = 2 * CHUNKS;
-constexpr int CTA_CHUNKS = THREADS * UNROLL;
-constexpr int TOKENS_PER_CTA = CTA_CHUNKS >= TOKEN_CHUNKS ? CTA_CHUNKS / TOKEN_CHUNKS : 1;
-constexpr int CTAS_PER_TOKEN = (TOKEN_CHUNKS + CTA_CHUNKS - 1) / CTA_CHUNKS;
+// Tokens times chunks can pass 2^32; 32 bits divide faster.
+#if WIDE_INDEX
+using index_t = uint64_t;
+#else
+using index_t = uint32_t;
+#endif
+
+constexpr uint32_t HEAD_CHUNKS = HEAD_SIZE / VEC;
+constexpr uint32_t CHUNKS = NUM_HEADS * HEAD_CHUNKS;
+constexpr uint32_t TOKEN_CHUNKS = BOTH ? CHUNKS : 2 * CHUNKS;
 
 constexpr int SOURCE_BYTES = SOURCE_BITS / 8;
 constexpr int CACHE_BYTES = CACHE_FP8 ? 1 : SOURCE_BYTES;
 
 static_assert(HEAD_SIZE % VEC == 0, "a chunk must not cross a head");
 
-// N bytes that one thread loads or stores at once, in pieces of at most 16 bytes.
-template <int N>
-struct alignas(N < 16 ? N : 16) Bytes {
-    uint8_t at[N];
+template <bool condition, typename A, typename B>
+struct choose {
+    using type = A;
+};
+template <typename A, typename B>
+struct choose<false, A, B> {
+    using type = B;
 };
 
-using SourceChunk = Bytes<VEC * SOURCE_BYTES>;
-using CacheChunk = Bytes<VEC * CACHE_BYTES>;
+// N bytes that one thread loads or stores at once, in pieces of at most 16 bytes. Words, not bytes: the compiler
+// takes a byte array apart, which costs instructions and makes it wait for the load before it issues the next.
+template <int N>
+struct alignas(N < 16 ? N : 16) Chunk {
+    using word_t = typename choose<N >= 4, uint32_t, typename choose<N == 2, uint16_t, uint8_t>::type>::type;
+    static constexpr int WORD_BYTES = sizeof(word_t);
+    word_t word[N / WORD_BYTES];
+};
 
-template <typename T>
-__device__ __forceinline__ T bits_at(const uint8_t* from) {
-    T value;
-    memcpy(&value, from, sizeof(T));
-    return value;
-}
+using SourceChunk = Chunk<VEC * SOURCE_BYTES>;
+using CacheChunk = Chunk<VEC * CACHE_BYTES>;
 
 __device__ __forceinline__ float source_item(const SourceChunk& chunk, int i) {
     if constexpr (SOURCE_BITS == 32) {
-        return __uint_as_float(bits_at<uint32_t>(&chunk.at[4 * i]));
-    } else if constexpr (SOURCE_IS_BFLOAT16) {
-        return __uint_as_float(uint32_t(bits_at<uint16_t>(&chunk.at[2 * i])) << 16);
+        return __uint_as_float(chunk.word[i]);
     } else {
+        constexpr int PER_WORD = SourceChunk::WORD_BYTES / 2;
+        const uint32_t bits = (uint32_t(chunk.word[i / PER_WORD]) >> (i % PER_WORD * 16)) & 0xFFFF;
+        if constexpr (SOURCE_IS_BFLOAT16) return __uint_as_float(bits << 16);
         float value;
-        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits_at<uint16_t>(&chunk.at[2 * i])));
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(uint16_t(bits)));
         return value;
     }
 }
@@ -91,61 +101,93 @@ __device__ __forceinline__ uint16_t e4m3x2(float low, float high) {
 }
 #endif
 
-__device__ __forceinline__ CacheChunk converted(const SourceChunk& chunk, float scale) {
+__device__ __forceinline__ CacheChunk converted(const SourceChunk& chunk, const float* __restrict__ scale_at) {
     CacheChunk out;
-    if constexpr (CACHE_FP8 && VEC == 1) {
-        out.at[0] = uint8_t(e4m3x2(__fdiv_rn(source_item(chunk, 0), scale), 0.0f));
-    } else if constexpr (CACHE_FP8) {
+    if constexpr (!CACHE_FP8) {
 #pragma unroll
-        for (int i = 0; i < VEC; i += 2) {
-            const uint16_t codes = e4m3x2(__fdiv_rn(source_item(chunk, i), scale),
-                                          __fdiv_rn(source_item(chunk, i + 1), scale));
-            memcpy(&out.at[i], &codes, 2);
-        }
+        for (int w = 0; w < int(sizeof(out)) / CacheChunk::WORD_BYTES; ++w) out.word[w] = chunk.word[w];
+    } else if constexpr (VEC == 1) {
+        out.word[0] = uint8_t(e4m3x2(__fdiv_rn(source_item(chunk, 0), *scale_at), 0.0f));
     } else {
-        memcpy(&out, &chunk, sizeof(out));
+        const float scale = *scale_at;
+        constexpr int PAIRS = CacheChunk::WORD_BYTES / 2;
+#pragma unroll
+        for (int w = 0; w < VEC / CacheChunk::WORD_BYTES; ++w) {
+            uint32_t codes = 0;
+#pragma unroll
+            for (int p = 0; p < PAIRS; ++p) {
+                const int item = (w * PAIRS + p) * 2;
+                const float low = __fdiv_rn(source_item(chunk, item), scale);
+                const float high = __fdiv_rn(source_item(chunk, item + 1), scale);
+                codes |= uint32_t(e4m3x2(low, high)) << (16 * p);
+            }
+            out.word[w] = typename CacheChunk::word_t(codes);
+        }
     }
     return out;
+}
+
+// The chunk of a token's row. The loads are relaxed, which asks nothing of the hardware that a plain load does not,
+// but holds the assembler: it would move a plain load behind the test of the slot, and the kernel would wait for
+// two memory accesses one after the other instead of both at once.
+template <typename Row = SourceChunk>
+__device__ __forceinline__ Row load(const uint8_t* rows, index_t token, int64_t stride, uint32_t chunk) {
+    constexpr int BYTES = sizeof(Row);
+    const uint8_t* from = rows + int64_t(token) * stride * SOURCE_BYTES + int64_t(chunk) * BYTES;
+    Row row;
+    auto* word = row.word;
+    if constexpr (BYTES >= 16) {
+#pragma unroll
+        for (int w = 0; w < BYTES / 4; w += 4) {
+            asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(word[w]), "=r"(word[w + 1]), "=r"(word[w + 2]), "=r"(word[w + 3])
+                         : "l"(from + 4 * w));
+        }
+    } else if constexpr (BYTES == 8) {
+        asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(from));
+    } else if constexpr (BYTES == 4) {
+        asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word[0]) : "l"(from));
+    } else {
+        static_assert(BYTES == 2, "source items have two bytes or four");
+        asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(word[0]) : "l"(from));
+    }
+    return row;
+}
+
+// Bytes from a plane's begin to where the chunk of a slot's row lives.
+__device__ __forceinline__ int64_t place(int64_t slot, uint32_t chunk) {
+    const uint64_t at = uint64_t(slot);
+    const int64_t items = int64_t(at / BLOCK_SIZE) * BLOCK_STRIDE + int64_t(at % BLOCK_SIZE) * TOKEN_STRIDE +
+                          int64_t(chunk / HEAD_CHUNKS) * HEAD_STRIDE + chunk % HEAD_CHUNKS * VEC;
+    return items * CACHE_BYTES;
+}
+
+__device__ __forceinline__ void store(uint8_t* to, const SourceChunk& row, const float* __restrict__ scale) {
+    *reinterpret_cast<CacheChunk*>(to) = converted(row, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restrict__ value,
                         uint8_t* __restrict__ key_cache, uint8_t* __restrict__ value_cache,
                         const int64_t* __restrict__ slot_mapping, const float* __restrict__ k_scale,
-                        const float* __restrict__ v_scale, int64_t num_tokens, int64_t num_slots,
-                        int64_t key_stride, int64_t value_stride, int64_t block_stride,
-                        int64_t token_stride, int64_t head_stride) {
-    const int64_t first_token = int64_t(blockIdx.x / CTAS_PER_TOKEN) * TOKENS_PER_CTA;
-    const int first_chunk = int(blockIdx.x % CTAS_PER_TOKEN) * CTA_CHUNKS + int(threadIdx.x);
-
-    SourceChunk loaded[UNROLL];
-    int64_t slot[UNROLL];
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-        const int flat = first_chunk + u * THREADS;
-        const int64_t token = first_token + flat / TOKEN_CHUNKS;
-        const int chunk = flat % TOKEN_CHUNKS;
-        slot[u] = -1;
-        if (flat < TOKENS_PER_CTA * TOKEN_CHUNKS && token < num_tokens) {
-            const uint8_t* row = chunk < CHUNKS ? key + token * key_stride * SOURCE_BYTES
-                                                : value + token * value_stride * SOURCE_BYTES;
-            loaded[u] = reinterpret_cast<const SourceChunk*>(row)[chunk % CHUNKS];
-            slot[u] = slot_mapping[token];
-        }
-    }
-#pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-        if (slot[u] < 0 || slot[u] >= num_slots) continue;
-        const int chunk = (first_chunk + u * THREADS) % TOKEN_CHUNKS;
+                        const float* __restrict__ v_scale, int64_t total, int64_t num_slots) {
+    const index_t flat = index_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (flat >= index_t(total)) return;
+    const index_t token = flat / TOKEN_CHUNKS;
+    const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
+    const int64_t slot = slot_mapping[token];
+    if constexpr (BOTH) {
+        const SourceChunk k = load(key, token, KEY_STRIDE, chunk);
+        const SourceChunk v = load(value, token, VALUE_STRIDE, chunk);
+        if (slot < 0 || slot >= num_slots) return;
+        const int64_t at = place(slot, chunk);
+        store(key_cache + at, k, k_scale);
+        store(value_cache + at, v, v_scale);
+    } else {
         const bool is_key = chunk < CHUNKS;
-        const int head = chunk % CHUNKS / HEAD_CHUNKS;
-        const int item = chunk % HEAD_CHUNKS * VEC;
-        const uint64_t at = uint64_t(slot[u]);
-        const int64_t place = int64_t(at / BLOCK_SIZE) * block_stride + int64_t(at % BLOCK_SIZE) * token_stride +
-                              head * head_stride + item;
-        float scale = 1.0f;
-        if constexpr (CACHE_FP8) scale = *(is_key ? k_scale : v_scale);
-        uint8_t* to = (is_key ? key_cache : value_cache) + place * CACHE_BYTES;
-        *reinterpret_cast<CacheChunk*>(to) = converted(loaded[u], scale);
+        const uint32_t own = is_key ? chunk : chunk - CHUNKS;
+        const SourceChunk row = load(is_key ? key : value, token, is_key ? KEY_STRIDE : VALUE_STRIDE, own);
+        if (slot < 0 || slot >= num_slots) return;
+        store((is_key ? key_cache : value_cache) + place(slot, own), row, is_key ? k_scale : v_scale);
     }
 }

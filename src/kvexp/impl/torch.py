@@ -32,35 +32,34 @@ class Torch:
             key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
 
         def call() -> None:
-            _write(key, key_cache, slot_mapping, kv_cache_dtype, k_scale)
-            _write(value, value_cache, slot_mapping, kv_cache_dtype, v_scale)
+            if not slot_mapping.shape[0]:
+                return
+            token, slot, some = _destinations(slot_mapping, key_cache.shape[0] * key_cache.shape[1])
+            block, offset = slot // key_cache.shape[1], slot % key_cache.shape[1]
+            for rows, cache, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
+                data = rows[token]
+                if kv_cache_dtype != "auto":
+                    data = quantize(data, kv_cache_dtype, scale)
+                cache[block, offset] = torch.where(some, data, cache[0, 0])
 
         return call
 
 
-def _write(rows: Tensor, cache: Tensor, slot_mapping: Tensor, kv_cache_dtype: str, scale: Tensor) -> None:
-    """The rows are in their slots; tokens whose slot is not in the cache write nothing.
+def _destinations(slot_mapping: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each token the token whose row is written, and the slot where; and whether there is any such.
 
-    A boolean mask would synchronise. Instead a token without a slot repeats the first token that has one;
-    when there is none, every token writes back what is in slot 0.
+    A boolean mask over tokens without a slot would synchronise. Instead such a token repeats the first token
+    that has one; when there is none, every token is to write back what is in slot 0.
 
     Args:
-        rows: `[>= num_tokens, num_heads, head_size]`.
-        cache: `[num_blocks, block_size, num_heads, head_size]`, any strides.
-        slot_mapping: int64 `[num_tokens]`.
-        kv_cache_dtype: `auto` or the fp8 format.
-        scale: float32 with one element.
+        slot_mapping: int64 `[num_tokens]`, `num_tokens > 0`.
+        num_slots: A slot outside `[0, num_slots)` is none.
+
+    Returns:
+        Tokens int64 `[num_tokens]`, slots int64 `[num_tokens]`, and a bool without dims.
     """
-    num_tokens = slot_mapping.shape[0]
-    if not num_tokens:
-        return
-    block_size = cache.shape[1]
-    valid = (slot_mapping >= 0) & (slot_mapping < cache.shape[0] * block_size)
+    valid = (slot_mapping >= 0) & (slot_mapping < num_slots)
+    some = valid.any()
     first = valid.to(torch.uint8).argmax()
-    token = torch.where(valid, torch.arange(num_tokens, device=valid.device), first)
-    slot = slot_mapping[token].where(valid.any(), 0)
-    data = rows[token]
-    if kv_cache_dtype != "auto":
-        data = quantize(data, kv_cache_dtype, scale)
-    data = torch.where(valid.any(), data, cache[0, 0])
-    cache[slot // block_size, slot % block_size] = data
+    token = torch.where(valid, torch.arange(len(valid), device=valid.device), first)
+    return token, slot_mapping[token].where(some, 0), some
