@@ -138,5 +138,9 @@ def test_numbers_and_options_carry_their_names_in_a_label():
     assert labels(curves(rows))[1] == "num_heads=8 threads=256"
 
 
-def test_a_single_curve_is_called_by_impl_layout_and_dtype():
-    assert labels([[row(impl="cuda", layout="HND", dtype="half")]]) == ["cuda HND half"]
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "label"), [("auto", "cuda HND half"), ("fp8_e4m3", "cuda HND half fp8_e4m3")]
+)
+def test_a_single_curve_is_called_by_its_main_choices(kv_cache_dtype, label):
+    made = row(impl="cuda", layout="HND", dtype="half", kv_cache_dtype=kv_cache_dtype)
+    assert labels([[made]]) == [label]

@@ -1,8 +1,16 @@
 """Implementations that are wrong on purpose; each must be found out."""
 
+import ctypes
+import os
+import signal
+import sys
+
 import torch
 import triton
 import triton.language as tl
+
+from kvexp.errors import Unsupported
+from kvexp.impl.torch import Torch
 
 
 class _Torch:
@@ -60,6 +68,152 @@ class OneBit(_Torch):
             value_cache[slot_mapping // size, slot_mapping % size] = off
 
         return call
+
+
+class Unscaled(_Torch):
+    """Converts to fp8 without dividing by the scale."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *_):
+        def call():
+            block, offset = slot_mapping // key_cache.shape[1], slot_mapping % key_cache.shape[1]
+            key_cache[block, offset] = key.to(torch.float8_e4m3fn).view(torch.uint8)
+            value_cache[block, offset] = value.to(torch.float8_e4m3fn).view(torch.uint8)
+
+        return call
+
+
+class Overrunning(Torch):
+    """Writes the right rows, and one byte `before` the cache's first byte or, negative, behind its last."""
+
+    def __init__(self, device, before):
+        super().__init__(device)
+        self.before = before
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, *others):
+        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, *others)
+        first = key_cache.storage_offset() * key_cache.element_size()
+        everything = torch.empty(0, dtype=torch.uint8).set_(key_cache.untyped_storage())
+        behind = first + 2 * key_cache.numel() * key_cache.element_size()
+        at = first - self.before if self.before > 0 else behind - self.before - 1
+
+        def call():
+            right()
+            everything[at] = 0
+
+        return call
+
+
+class Misaddressed(Torch):
+    """Wrong in the `nth` slot mapping of a replay alone."""
+
+    def __init__(self, device, nth):
+        super().__init__(device)
+        self.nth = nth
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
+        self.nth -= 1
+        slots = slot_mapping.flip(0) if self.nth == 0 else slot_mapping
+        return super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
+
+
+class Raising(Torch):
+    """Writes its rows and raises, at the curve's first point."""
+
+    first = True
+
+    def reshape_and_cache_flash(self, *arguments):
+        right = super().reshape_and_cache_flash(*arguments)
+        wrong, self.first = self.first, False
+
+        def call():
+            right()
+            if wrong:
+                raise ZeroDivisionError("no head is left to divide by")
+
+        return call
+
+
+class Refusing(Torch):
+    """Writes its rows and says only then that it cannot, at the curve's first point."""
+
+    first = True
+
+    def reshape_and_cache_flash(self, *arguments):
+        right = super().reshape_and_cache_flash(*arguments)
+        refused, self.first = self.first, False
+
+        def call():
+            right()
+            if refused:
+                raise Unsupported("impl=refusing found out too late")
+
+        return call
+
+
+class WrongAtFirst(Torch):
+    """The class `wrong` of this module at the curve's first point, right at the others."""
+
+    def __init__(self, device, wrong):
+        super().__init__(device)
+        self.wrong = globals()[wrong](device)
+
+    def reshape_and_cache_flash(self, *arguments):
+        if self.wrong:
+            wrong, self.wrong = self.wrong, None
+            return wrong.reshape_and_cache_flash(*arguments)
+        return super().reshape_and_cache_flash(*arguments)
+
+
+class Numbered(Torch):
+    """Right, and refuses with its process's id when there are more tokens than ten."""
+
+    def reshape_and_cache_flash(self, key, *others):
+        if len(key) > 10:
+            raise Unsupported(f"process {os.getpid()}")
+        return super().reshape_and_cache_flash(key, *others)
+
+
+class Chatty(Torch):
+    """Right, and prints whatever comes to its mind."""
+
+    def reshape_and_cache_flash(self, *arguments):
+        right = super().reshape_and_cache_flash(*arguments)
+
+        def call():
+            sys.stdout.write('{"event": "end"}\n')
+            sys.stdout.flush()
+            os.write(1, b"half a line")
+            right()
+
+        return call
+
+
+class Deadly(Torch):
+    """Right for fewer than 16 tokens; then it ends its process, as `by` says."""
+
+    def __init__(self, device, by):
+        super().__init__(device)
+        self.by = by
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
+        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, slot_mapping, *others)
+
+        def call():
+            right()
+            if len(slot_mapping) >= 16:
+                os.write(2, b"the kernel has lost its mind")
+                self.end()
+
+        return call
+
+    def end(self):
+        if self.by == "exit":
+            os._exit(7)
+        if self.by == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.by == "segfault":
+            ctypes.string_at(0)
+        raise AssertionError(f"{self.by} is no way to end")
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import torch
 
 import kvexp
 from kvexp.errors import Unsupported
+from kvexp.measurement import ENVIRONMENT
 
 
 def resolve_device(requested: str) -> str:
@@ -32,11 +33,11 @@ def resolve_device(requested: str) -> str:
     return f"cuda:{index}"
 
 
-def read(device: str) -> dict[str, Any]:
+def read(device: str | None) -> dict[str, Any]:
     """The row's columns about the machine; None where something does not apply or is unknown.
 
     Args:
-        device: `cuda:N` or `cpu`.
+        device: `cuda:N` or `cpu`; None when the machine lacks the device that was asked for.
     """
     return {
         **_device(device),
@@ -53,15 +54,13 @@ def read(device: str) -> dict[str, Any]:
     }
 
 
-def _device(device: str) -> dict[str, Any]:
+def _device(device: str | None) -> dict[str, Any]:
+    unknown = dict.fromkeys(ENVIRONMENT[: ENVIRONMENT.index("driver") + 1])
+    if device is None:
+        return unknown
     if device == "cpu":
-        unknown = ("device_uuid", "compute_capability", "sm_count", "l2_bytes")
-        return {
-            "device_name": _cpu_name(),
-            **dict.fromkeys(unknown),
-            "device_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "driver": None,
-        }
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return {**unknown, "device_name": _cpu_name(), "device_memory_bytes": memory_bytes}
     properties = torch.cuda.get_device_properties(torch.device(device))
     return {
         "device_name": properties.name,

@@ -64,7 +64,9 @@ def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) 
     from cuda.core import Program, ProgramOptions
     from cuda.core._utils.cuda_utils import CUDAError
 
-    options = ProgramOptions(**OPTIONS, arch=arch, define_macro=macros, name=str(source), lineinfo=True)
+    options = ProgramOptions(
+        **OPTIONS, arch=arch, define_macro=macros or None, name=str(source), lineinfo=True
+    )
     try:
         compiled = Program(text, "c++", options).compile("cubin")
     except CUDAError as error:
@@ -96,8 +98,12 @@ def _write(entry: Path, code: bytes) -> None:
     try:
         entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem)
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(name, entry)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(name, entry)
+        except OSError:
+            os.unlink(name)
+            raise
     except OSError:
         return

@@ -12,6 +12,29 @@ Status = Literal["ok", "verified", "skipped", "incorrect", "failed"]
 STATUSES: tuple[Status, ...] = ("ok", "verified", "skipped", "incorrect", "failed")
 
 
+ENVIRONMENT = (
+    "device_name",
+    "device_uuid",
+    "compute_capability",
+    "sm_count",
+    "l2_bytes",
+    "device_memory_bytes",
+    "driver",
+    "cuda",
+    "torch",
+    "triton",
+    "cuda_core",
+    "python",
+    "kvexp",
+    "git_commit",
+    "git_dirty",
+    "host",
+    "cpu",
+    "cpu_threads",
+)
+"""The columns about the machine and the software; None where something does not apply or is unknown."""
+
+
 @dataclass(frozen=True)
 class Statistics:
     """The latency of one call over its samples, in microseconds.
@@ -53,7 +76,7 @@ class Measurement:
         empty_kernel_us: An empty kernel's time.
         started_at: When the point was begun, ISO 8601 with the UTC offset.
         samples_us: The raw samples; kept beside the row, in samples.jsonl.
-        environment: The machine's columns, read in the measuring process.
+        environment: The columns named by ENVIRONMENT, read in the measuring process.
     """
 
     case: Case
@@ -107,6 +130,7 @@ class Measurement:
             "cache_state": self.cache_state,
             "started_at": self.started_at,
             **asdict(self.case),
+            **dict.fromkeys(ENVIRONMENT),
             **self.environment,
             "schema": SCHEMA,
         }

@@ -147,7 +147,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def _tried(curve: Curve, case: Case) -> Measurement | Failure:
     """The point's measurement; the cache is all poison again, whatever happened."""
     outcome = attempt(lambda: measured(curve, case))
-    if isinstance(outcome, Failure) and outcome.status != "skipped":
+    if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
     return outcome
 

@@ -90,12 +90,13 @@ def curves(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def labels(curves: Sequence[Sequence[Row]]) -> list[str]:
-    """A short name for each curve: what tells these apart, or `impl layout dtype` of a single one.
+    """A short name for each curve: what tells these apart, or of a single one its main choices.
 
     A column that says no more than those before it (the sizes of a named workload) is left out.
     """
     if len(curves) == 1:
-        return [" ".join(str(curves[0][0].get(column)) for column in CURVE[:3])]
+        words = (curves[0][0].get(column) for column in CURVE[:4])
+        return [" ".join(str(name) for name in words if name not in ("auto", None))]
     firsts = [curve[0] for curve in curves]
     chosen: list[str] = []
     told_apart = 1

@@ -103,21 +103,22 @@ def _points(experiment: Experiment, workers: "_Workers") -> Iterator[tuple[Row, 
     """The points of one curve; those that a dead or missing process leaves are rows too."""
     done = 0
     status: Status
-    environment: dict[str, Any] = {}
+    worker = workers.start(experiment.device)
     try:
-        worker = workers.ready(experiment.device)
-        experiment, environment = experiment.resolved(worker.device), worker.environment
+        worker.wait()
+        experiment = experiment.resolved(worker.device)
         for point in worker.run(experiment):
             yield point
             done += 1
         return
     except Unsupported as refusal:
+        experiment = experiment.resolved(worker.device)
         status, reason = "skipped", str(refusal)
     except WorkerDied as death:
         status, reason = "failed", str(death)
     now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
     for case in list(experiment.cases())[done:]:
-        left = Measurement(case, status, reason, started_at=now, environment=environment)
+        left = Measurement(case, status, reason, started_at=now, environment=worker.environment)
         yield left.row(), ()
 
 
@@ -142,21 +143,10 @@ class _Workers:
     def start(self, device: str) -> Worker:
         """A live process for the device; perhaps not ready yet."""
         worker = self._worker
-        if worker is None or worker.requested != device or not worker.alive:
+        if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
             if worker:
                 worker.close()
             worker = self._worker = Worker(device)
-        return worker
-
-    def ready(self, device: str) -> Worker:
-        """A live process that knows its device.
-
-        Raises:
-            Unsupported: The machine has no such device.
-            WorkerDied: The process ended while it started.
-        """
-        worker = self.start(device)
-        worker.wait()
         return worker
 
 

@@ -1,9 +1,9 @@
 """One measuring process per device, reused until it dies, so that a crash costs one curve.
 
-Parent and child speak JSON lines. The child says `ready` (with its device and environment) or `unsupported`;
-then, for each experiment it is sent, one `point` after the other and `end`. After each `point` it waits for
-the parent's word to go on, so that nothing that the parent does with a row runs beside a measurement. The
-child ends when its pipe closes.
+Parent and child speak JSON lines. The child says `ready`, with its device and environment, and ends if
+the machine lacks the device. Then, for each experiment it is sent, it says `point` for each point and `end`.
+After each `point` it waits for the parent's word to go on, so that nothing that the parent does with a row
+runs beside a measurement. The child ends when its pipe closes.
 """
 
 import contextlib
@@ -28,14 +28,16 @@ class Worker:
 
     Attributes:
         requested: The device as it was asked for.
-        device: The device as it was resolved, once `wait` returned.
-        environment: The machine's columns, once `wait` returned.
+        device: The device as it was resolved, once `wait` was called; a missing one as it was asked for.
+        environment: The machine's columns, once `wait` was called.
+        refusal: Why the machine cannot measure on that device; empty when it can.
     """
 
     def __init__(self, requested: str) -> None:
         self.requested = requested
         self.device = ""
         self.environment: dict[str, Any] = {}
+        self.refusal = ""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kvexp.worker", requested],
@@ -70,12 +72,12 @@ class Worker:
             Unsupported: The machine has no such device.
             WorkerDied: The process ended.
         """
-        if self.device:
-            return
-        answer = self._receive()
-        if answer["event"] == "unsupported":
-            raise Unsupported(answer["message"])
-        self.device, self.environment = answer["device"], answer["environment"]
+        if not self.device:
+            answer = self._receive()
+            self.device, self.environment = answer["device"], answer["environment"]
+            self.refusal = answer["refusal"]
+        if self.refusal:
+            raise Unsupported(self.refusal)
 
     def run(self, experiment: Experiment) -> Iterator[tuple[dict[str, Any], list[float]]]:
         """The row and the raw samples of each point, as each is measured.
@@ -141,13 +143,14 @@ def _child(requested: str) -> None:
     try:
         device = environment.resolve_device(requested)
     except Unsupported as refusal:
-        _say(out, event="unsupported", message=str(refusal))
+        columns = environment.read(None)
+        _say(out, event="ready", device=requested, environment=columns, refusal=str(refusal))
         return
     if device == "cpu":
         # Before any kernel's module is imported: Triton reads it when it decorates.
         os.environ["TRITON_INTERPRET"] = "1"
     columns = environment.read(device)
-    _say(out, event="ready", device=device, environment=columns)
+    _say(out, event="ready", device=device, environment=columns, refusal="")
     for line in sys.stdin:
         _answer(out, Experiment.from_json(line), columns)
 
@@ -158,7 +161,9 @@ def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> No
     try:
         for measurement in pipeline.run(experiment, columns):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
-            sys.stdin.readline()
+            if not sys.stdin.readline():
+                # The parent is gone: nobody is left to measure for.
+                sys.exit()
             if measurement.status == "failed" and experiment.device != "cpu":
                 _end_if_poisoned()
     except ConfigError as error:

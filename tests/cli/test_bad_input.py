@@ -2,7 +2,9 @@
 
 import pytest
 
-GROUPS_OF_IMPL = "cuda, torch, triton"
+from tests import composed
+
+GROUPS_OF_IMPL = ", ".join(composed.options("impl"))
 KEYS_OF_WORKLOAD = "block_size, head_size, head_size_v, num_blocks, num_heads, num_tokens, seed, slots"
 
 BAD = {

@@ -7,6 +7,7 @@ import torch
 from kvexp import environment, pipeline
 from kvexp.errors import WorkerDied
 from kvexp.impl import cuda
+from kvexp.measurement import ENVIRONMENT
 from kvexp.replicas import COLD_FACTOR
 from kvexp.worker import Worker
 from tests import composed
@@ -106,3 +107,11 @@ def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
         rows = [row for row, _ in worker.run(good.resolved("cuda:0"))]
     assert [row["status"] for row in rows] == ["ok", "ok", "ok"]
     json.dumps(rows, allow_nan=False)
+
+
+def test_the_environment_names_the_gpu():
+    columns = environment.read("cuda:0")
+    assert tuple(columns) == ENVIRONMENT
+    assert columns["device_name"] == torch.cuda.get_device_name()
+    assert columns["device_uuid"].startswith("GPU-")
+    assert columns["driver"].count(".") >= 1

@@ -1,0 +1,61 @@
+# `make run` and `make test` work on a fresh checkout: both set up .venv when it is missing or out of date.
+
+# Python 3.11 or newer, used once to make .venv.
+PYTHON ?= python3
+# Address of a further package index, for PyTorch's CPU build; see README.md.
+TORCH_INDEX ?=
+# Overrides for `make run`, for example ARGS="impl=torch workload=llama3_8b".
+ARGS ?= experiment=quickstart
+# Port and folder of `make ui`.
+PORT ?= 5000
+MLRUNS ?= mlruns
+# Processes of `make test`.
+JOBS ?= 2
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+ifneq ($(TORCH_INDEX),)
+export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint test-gpu ui clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY)  ## Make .venv with kvexp and its tools; nothing to do when it is up to date
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "Installing kvexp and its dependencies into .venv; this takes a minute or more."
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## Measure: experiment=quickstart, or what ARGS="..." says
+	@$(BIN)/python -m kvexp $(ARGS)
+
+test: $(READY)  ## Run the tests that need no GPU
+	$(BIN)/python -m pytest tests --ignore=tests/gpu --numprocesses=$(JOBS)
+
+lint: $(READY)  ## Check style, formatting, types and who imports whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-gpu: $(READY)  ## Run the tests that need an NVIDIA GPU
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu needs an NVIDIA GPU that torch can use, and this machine has none; make test needs none.")'
+	$(BIN)/python -m pytest tests/gpu
+
+ui: $(READY)  ## Show the tracked runs at http://127.0.0.1:5000 (PORT=... for another port)
+	@test -f "$(MLRUNS)/mlflow.db" || { echo "There are no runs yet ($(MLRUNS)/mlflow.db is missing): make run makes some." >&2; exit 2; }
+	@echo "http://127.0.0.1:$(PORT) shows the runs in a few seconds; Ctrl-C ends it."
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore \
+	  $(BIN)/python -m mlflow ui --backend-store-uri "sqlite:///$(abspath $(MLRUNS))/mlflow.db" \
+	  --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts "--log-level warning"
+
+clean:  ## Remove build output and caches; .venv and the results in multirun/ and mlruns/ stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find src tests -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

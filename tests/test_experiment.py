@@ -1,0 +1,80 @@
+import json
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from kvexp.experiment import Choice, Experiment
+from tests import composed
+
+
+@pytest.fixture
+def curve():
+    return composed.experiment("impl=torch", "workload=tiny", "kv_cache_dtype=fp8", "timer.max_samples=77")
+
+
+@pytest.mark.parametrize(
+    ("impl", "workload"), list(product(composed.options("impl"), composed.options("workload")))
+)
+def test_the_measuring_process_gets_what_was_composed(impl, workload):
+    made = composed.experiment(f"impl={impl}", f"workload={workload}")
+    line = made.to_json()
+    assert "\n" not in line
+    assert Experiment.from_json(line) == made
+    assert Experiment.from_json(line).to_json() == line
+
+
+def test_every_kind_of_option_survives_the_way(curve):
+    options = {"a": 1, "b": 2.5, "c": "three", "d": True, "e": None}
+    made = replace(curve, impl=replace(curve.impl, options=options))
+    assert Experiment.from_json(made.to_json()).impl.options == options
+
+
+class TestResolved:
+    @pytest.mark.parametrize(
+        ("device", "mode", "timer"),
+        [("cuda:0", "cudagraph", "cuda_event"), ("cuda:3", "cudagraph", "cuda_event"),
+         ("cpu", "no_graph", "wall_clock")],
+    )  # fmt: skip
+    def test_auto_is_what_the_device_has(self, curve, device, mode, timer):
+        found = curve.resolved(device)
+        assert (found.device, found.mode.name, found.timer.name) == (device, mode, timer)
+        assert found.timer.options == curve.timer.options
+
+    @pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+    def test_what_was_asked_for_stays(self, device):
+        made = composed.experiment("mode=no_graph", "timer=none").resolved(device)
+        assert (made.mode.name, made.timer.name) == ("no_graph", "none")
+
+    def test_a_resolved_experiment_is_resolved_already(self, curve):
+        assert curve.resolved("cpu").resolved("cpu") == curve.resolved("cpu")
+
+    def test_nothing_else_changes(self, curve):
+        found = curve.resolved("cpu")
+        assert replace(found, mode=curve.mode, timer=curve.timer, device=curve.device) == curve
+
+
+class TestCases:
+    def test_are_the_points_in_the_order_that_was_asked_for(self):
+        made = composed.experiment("workload=tiny", "workload.num_tokens=[50,1,16]")
+        assert [case.num_tokens for case in made.cases()] == [50, 1, 16]
+
+    def test_have_resolved_words(self, curve):
+        for case in curve.resolved("cpu").cases():
+            assert case.kv_cache_dtype == "fp8_e4m3"
+            assert "auto" not in (case.mode, case.timer, case.device)
+            assert json.loads(case.timer_options)["max_samples"] == 77
+
+    def test_of_the_same_sizes_are_the_same_under_another_name(self, curve):
+        other = replace(curve, workload=replace(curve.workload, name="mine"))
+        assert list(other.cases()) == list(curve.cases())
+        assert {case.workload for case in other.cases()} == {"mine"}
+
+    def test_of_other_options_differ(self, curve):
+        other = replace(curve, timer=replace(curve.timer, options={"max_samples": 78}))
+        assert not set(other.cases()) & set(curve.cases())
+
+
+def test_options_are_canonical():
+    assert Choice("a", options={"b": 1, "a": 2.5}).options_json == '{"a":2.5,"b":1}'
+    assert Choice("a").options_json == "{}"

@@ -1,0 +1,89 @@
+from itertools import product
+
+import pytest
+
+from kvexp.replicas import (
+    COLD_FACTOR,
+    FEWEST_CALLS,
+    MOST_EAGER_CALLS,
+    MOST_GRAPH_CALLS,
+    ONCE,
+    cpu_plan,
+    gpu_plan,
+)
+
+L2 = [0, 50 << 20, 60 << 20, 126 << 20]
+TOKENS = [1, 2, 7, 64, 512, 4096, 65536]
+SLOTS = [1, 16, 4096, 131072, 1 << 20]
+ROW_BYTES = [4, 512, 4096, 65536]
+
+
+def cases():
+    for tokens, slots, row, l2, graph in product(TOKENS, SLOTS, ROW_BYTES, L2, (True, False)):
+        if tokens <= slots:
+            written = tokens * row
+            plan = gpu_plan(tokens, slots, 2 * written + 8 * tokens, written, l2, graph)
+            yield tokens, slots, written, l2, graph, plan
+
+
+def test_verifying_takes_one_call():
+    assert (ONCE.calls, ONCE.short_calls, ONCE.mappings, ONCE.evict) == (1, 0, 1, False)
+
+
+class TestOnAGpu:
+    def test_slots_of_all_mappings_fit_the_cache(self):
+        for tokens, slots, *_, plan in cases():
+            assert tokens <= plan.mappings * tokens <= slots
+
+    def test_a_replay_is_long_enough_for_a_difference_and_short_enough_to_queue(self):
+        for *_, graph, plan in cases():
+            assert FEWEST_CALLS <= plan.calls <= (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
+            assert 1 <= plan.short_calls < plan.calls
+            assert plan.mappings <= plan.calls
+
+    def test_cold_slots_are_evicted_before_each_replay(self):
+        for *_, plan in cases():
+            assert plan.evict == (plan.cache_state == "cold")
+
+    def test_a_cold_slot_occurs_again_only_after_more_than_twice_the_l2(self):
+        for _, _, written, l2, _, plan in cases():
+            if plan.cache_state == "cold" and plan.mappings < plan.calls:
+                assert plan.mappings * written > COLD_FACTOR * l2
+
+    def test_a_cache_of_enough_slots_is_never_measured_warm(self):
+        for tokens, slots, *_, plan in cases():
+            if slots // tokens >= FEWEST_CALLS:
+                assert plan.cache_state == "cold"
+
+    def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
+        plan = gpu_plan(4096, 4096, 2 << 20, 1 << 20, 60 << 20, graph=True)
+        assert (plan.cache_state, plan.mappings, plan.evict) == ("warm", 1, False)
+
+    def test_many_tokens_walk_through_the_whole_seed_cache_or_past_the_l2(self):
+        written = 65536 * 128 * 128 * 2 * 2
+        plan = gpu_plan(65536, 1 << 20, 2 * written, written, 60 << 20, graph=True)
+        assert (plan.calls, plan.mappings, plan.cache_state) == (4, 4, "cold")
+
+    def test_one_token_makes_as_many_calls_as_a_graph_may_hold(self):
+        plan = gpu_plan(1, 131072, 8200, 4096, 60 << 20, graph=True)
+        assert (plan.calls, plan.short_calls, plan.mappings) == (2000, 500, 2000)
+
+    def test_an_eager_replay_fits_the_launch_queue(self):
+        plan = gpu_plan(1, 131072, 8200, 4096, 60 << 20, graph=False)
+        assert (plan.calls, plan.short_calls, plan.mappings) == (16, 4, 16)
+
+
+class TestOnACpu:
+    @pytest.mark.parametrize(("num_tokens", "num_slots"), [(t, s) for t in TOKENS for s in SLOTS if t <= s])
+    @pytest.mark.parametrize("bytes_moved", [0, 1000, 10**6, 10**12])
+    def test_calls_are_few_and_their_slots_fit_the_cache(self, num_tokens, num_slots, bytes_moved):
+        plan = cpu_plan(num_tokens, num_slots, bytes_moved)
+        assert 1 <= plan.mappings <= plan.calls <= MOST_EAGER_CALLS
+        assert plan.mappings * num_tokens <= num_slots
+        assert (plan.short_calls, plan.cache_state, plan.evict) == (0, None, False)
+
+    def test_a_long_call_is_timed_alone(self):
+        assert cpu_plan(512, 65536, 10**9).calls == 1
+
+    def test_short_calls_are_timed_together(self):
+        assert cpu_plan(1, 65536, 0).calls == 16

@@ -1,0 +1,227 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvexp import rows, sweep, tracking
+from kvexp.errors import ConfigError, TrackingError
+from kvexp.progress import Progress
+from kvexp.sweep import Job, exit_code
+from kvexp.tracking import TrackingSettings
+from tests import composed
+
+UNTRACKED = TrackingSettings("none", None, "kvexp")
+TRACKED = TrackingSettings("local", "sqlite:////nowhere/mlflow.db", "kvexp")
+COMMAND = "python -m kvexp workload=tiny"
+
+
+class Tracker:
+    """A store that remembers what it is asked, and is out of reach when it is asked for `trouble`."""
+
+    uri = "memory://"
+
+    def __init__(self, trouble=()):
+        self.asked = []
+        self.trouble = trouble
+
+    def _take(self, what, *details):
+        self.asked.append((what, *details))
+        if what in self.trouble:
+            raise TrackingError("the store at memory:// is out of reach")
+
+    def start_sweep(self, sweep_id, command):
+        self._take("start", sweep_id, command)
+
+    def log_curve(self, folder, experiment, rows):
+        self._take("curve", folder.name, [row["num_tokens"] for row in rows])
+
+    def end_sweep(self, status):
+        self._take("end", status)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """The measuring process finds tests.wrong."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """A sweep's jobs; each is `torch`, `cuda`, a class of tests.wrong, or a pair of one and its options."""
+
+    def made(*names, overrides=()):
+        chosen = ("workload=tiny", "timer=none", "device=cpu", *overrides)
+        found = []
+        for number, name in enumerate(names):
+            name, options = name if isinstance(name, tuple) else (name, {})
+            impl = name if name in composed.options("impl") else "torch"
+            curve = composed.experiment(f"impl={impl}", *chosen)
+            if impl != name:
+                wrong = replace(curve.impl, name=name, target=f"tests.wrong.{name}", options=options)
+                curve = replace(curve, impl=wrong)
+            folder = tmp_path / "2026-11-21" / "13-00-00-000001" / str(number)
+            found.append(Job(curve, folder, (f"impl={name}",)))
+        return found
+
+    return made
+
+
+@pytest.fixture
+def tracked(monkeypatch):
+    """Has the sweep track to a given store."""
+
+    def to(tracker):
+        monkeypatch.setattr(tracking, "connect", lambda settings: tracker)
+        return tracker
+
+    return to
+
+
+def statuses(job):
+    return [row["status"] for row in rows.read(job.folder)]
+
+
+class TestExitCode:
+    @pytest.mark.parametrize(
+        ("found", "code"),
+        [
+            (["ok"], 0),
+            (["verified"], 0),
+            (["ok", "skipped"], 0),
+            (["verified", "skipped"], 0),
+            (["ok", "failed"], 1),
+            (["verified", "incorrect"], 1),
+            (["skipped", "failed"], 1),
+            (["skipped"], 3),
+            ([], 3),
+        ],
+    )
+    def test_follows_from_the_rows(self, found, code):
+        assert exit_code([{"status": status} for status in found]) == code
+
+
+class TestASweep:
+    def test_leaves_the_rows_of_each_curve_and_prints_them(self, jobs, capfd):
+        two = jobs("torch", "cuda")
+        assert sweep.run(two, UNTRACKED, COMMAND) == 0
+        assert [statuses(job) for job in two] == [["verified"] * 4, ["skipped"] * 4]
+        lines = (two[0].folder / "rows.jsonl").read_text().splitlines()
+        assert [json.loads(line)["num_tokens"] for line in lines] == [1, 3, 16, 50]
+        out, err = capfd.readouterr()
+        assert "impl=cuda needs an NVIDIA GPU" in out
+        assert f"rows: {two[0].folder.parent}" in err
+
+    def test_keeps_the_raw_samples_beside_the_rows(self, jobs):
+        (one,) = jobs("torch", overrides=("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5"))
+        assert sweep.run([one], UNTRACKED, COMMAND) == 0
+        lines = (one.folder / "samples.jsonl").read_text().splitlines()
+        assert [len(json.loads(line)["samples_us"]) for line in lines] == [5] * 4
+        assert statuses(one) == ["ok"] * 4
+
+    def test_in_which_everything_is_skipped_ends_with_3(self, jobs):
+        assert sweep.run(jobs("cuda"), UNTRACKED, COMMAND) == 3
+
+    def test_with_a_wrong_implementation_ends_with_1_and_goes_on(self, jobs):
+        two = jobs("Idle", "torch")
+        assert sweep.run(two, UNTRACKED, COMMAND) == 1
+        assert [statuses(job) for job in two] == [["incorrect"] * 4, ["verified"] * 4]
+
+    def test_measures_all_curves_of_a_device_in_one_process(self, jobs):
+        three = jobs("Numbered", "torch", "Numbered")
+        sweep.run(three, UNTRACKED, COMMAND)
+        found = {
+            row["reason"] for job in three for row in rows.read(job.folder) if row["status"] == "skipped"
+        }
+        assert len(found) == 1
+        assert found.pop().startswith("process ")
+
+    def test_goes_on_in_a_fresh_process_after_one_died(self, jobs):
+        three = jobs("Numbered", ("Deadly", {"by": "kill"}), "Numbered")
+        assert sweep.run(three, UNTRACKED, COMMAND) == 1
+        assert statuses(three[1]) == ["verified", "verified", "failed", "failed"]
+        before, after = (rows.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
+        assert before != after
+        assert statuses(three[2]) == ["verified", "verified", "skipped", "skipped"]
+
+    def test_knows_as_much_of_the_points_that_a_dead_process_left_as_of_the_others(self, jobs):
+        (one,) = jobs(("Deadly", {"by": "exit"}))
+        sweep.run([one], UNTRACKED, COMMAND)
+        measured, _, dead, left = rows.read(one.folder)
+        assert list(dead) == list(left) == list(measured)
+        assert dead["reason"] == left["reason"]
+        assert dead["reason"].startswith("the measuring process exited with 7; its last words:\n")
+        assert (left["num_tokens"], left["device"], left["mode"]) == (50, "cpu", "no_graph")
+        assert left["device_name"] == measured["device_name"]
+        assert left["latency_us"] is None
+
+    @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has that GPU")
+    def test_on_a_device_that_is_not_there_skips_every_curve(self, jobs):
+        two = jobs("torch", "torch", overrides=("device=cuda:7",))
+        assert sweep.run(two, UNTRACKED, COMMAND) == 3
+        for job in two:
+            assert statuses(job) == ["skipped"] * 4
+            assert rows.read(job.folder)[0]["reason"].startswith(
+                "device=cuda:7 was asked for and this machine"
+            )
+
+    def test_ends_with_what_is_wrong_on_every_machine(self, jobs, tracked):
+        tracker = tracked(Tracker())
+        with pytest.raises(ConfigError, match="takes no option 'threads'"):
+            sweep.run(jobs("torch", ("Deadly", {"by": "exit", "threads": 3})), TRACKED, COMMAND)
+        assert tracker.asked[-1] == ("end", "KILLED")
+
+    def test_that_is_interrupted_leaves_whole_rows_and_ends_its_run(self, jobs, tracked, monkeypatch, capfd):
+        two, seen, tracker = jobs("torch", "torch"), [], tracked(Tracker())
+
+        def advance(self, row):
+            seen.append(row)
+            if len(seen) == 6:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Progress, "advance", advance)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(two, TRACKED, COMMAND)
+        assert [len(rows.read(job.folder)) for job in two] == [4, 2]
+        assert [what for what, *_ in tracker.asked] == ["start", "curve", "end"]
+        assert tracker.asked[-1] == ("end", "KILLED")
+        assert f"rows: {two[0].folder.parent}" in capfd.readouterr().err
+
+
+class TestTracking:
+    def test_is_told_of_the_sweep_each_curve_and_the_end(self, jobs, tracked, capfd):
+        tracker = tracked(Tracker())
+        assert sweep.run(jobs("torch", "cuda"), TRACKED, COMMAND) == 0
+        assert tracker.asked == [
+            ("start", "2026-11-21/13-00-00-000001", COMMAND),
+            ("curve", "0", [1, 3, 16, 50]),
+            ("curve", "1", [1, 3, 16, 50]),
+            ("end", "FINISHED"),
+        ]
+        assert "tracked in memory://" in capfd.readouterr().err
+
+    def test_of_a_sweep_with_a_wrong_row_ends_failed(self, jobs, tracked):
+        tracker = tracked(Tracker())
+        sweep.run(jobs("Idle"), TRACKED, COMMAND)
+        assert tracker.asked[-1] == ("end", "FAILED")
+
+    @pytest.mark.parametrize("trouble", [("start",), ("curve",), ("curve", "end"), ("end",)])
+    def test_that_fails_costs_one_line_and_nothing_else(self, jobs, tracked, capfd, trouble):
+        tracked(Tracker(trouble))
+        two = jobs("torch", "torch")
+        assert sweep.run(two, TRACKED, COMMAND) == 0
+        assert [statuses(job) for job in two] == [["verified"] * 4] * 2
+        err = capfd.readouterr().err
+        assert err.count("kvexp:") == err.count("the store at memory:// is out of reach") == 1
+        assert "the sweep goes on untracked, its rows are on disk" in err
+
+    def test_to_a_store_that_cannot_be_made_costs_one_line(self, jobs, tmp_path, capfd):
+        (tmp_path / "file").write_text("no folder")
+        store = TrackingSettings("local", f"sqlite:///{tmp_path}/file/mlflow.db", "kvexp")
+        (one,) = jobs("torch")
+        assert sweep.run([one], store, COMMAND) == 0
+        assert statuses(one) == ["verified"] * 4
+        err = capfd.readouterr().err
+        assert err.count("kvexp: ") == 1
+        assert "tracked in" not in err

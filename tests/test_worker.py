@@ -1,0 +1,189 @@
+import json
+import os
+import select
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvexp import environment
+from kvexp.errors import ConfigError, Unsupported, WorkerDied
+from kvexp.measurement import Measurement
+from kvexp.worker import Worker
+from tests import composed
+
+ROOT = str(Path(__file__).parents[1])
+
+
+def curve(*overrides, how=None, **options):
+    """The experiment on the CPU; written by the class `how` of tests.wrong, if one is given."""
+    made = composed.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", *overrides)
+    if how:
+        made = replace(made, impl=replace(made.impl, name=how, target=f"tests.wrong.{how}", options=options))
+    return made.resolved("cpu")
+
+
+def statuses(worker, experiment):
+    return [row["status"] for row, _ in worker.run(experiment)]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """The measuring process finds tests.wrong."""
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A process for the tests that leave it as it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ROOT)
+        with Worker("cpu") as worker:
+            worker.wait()
+            yield worker
+
+
+@pytest.fixture
+def worker():
+    with Worker("cpu") as made:
+        made.wait()
+        yield made
+
+
+class TestAProcess:
+    def test_knows_its_device_and_its_machine(self, shared):
+        assert shared.device == "cpu"
+        # It runs beside this one, so it reads the same.
+        assert shared.environment == environment.read("cpu") | {
+            "cpu_threads": shared.environment["cpu_threads"]
+        }
+
+    def test_measures_a_curve_point_by_point(self, shared):
+        asked = curve("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5")
+        found = list(shared.run(asked))
+        assert [row["num_tokens"] for row, _ in found] == [1, 3, 16, 50]
+        for row, samples_us in found:
+            assert (row["status"], row["samples"]) == ("ok", 5)
+            assert len(samples_us) == 5
+            assert min(samples_us) == row["latency_us_min"]
+
+    def test_gives_the_rows_that_the_pipeline_gives(self, shared):
+        (row, samples_us), *_ = shared.run(curve())
+        (case, *_) = curve().cases()
+        at = {"started_at": row["started_at"]}
+        expected = Measurement(case, "verified", "timer=none: not timed", environment=shared.environment)
+        assert row == expected.row() | at
+        assert samples_us == []
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="device=cpu then has a GPU beside it")
+    def test_interprets_triton_on_a_cpu(self, shared):
+        assert statuses(shared, curve("impl=triton")) == ["verified"] * 4
+
+    def test_takes_one_curve_after_the_other(self, shared):
+        assert [statuses(shared, curve(how=how)) for how in ("Idle", "Swapped")] == [["incorrect"] * 4] * 2
+        assert statuses(shared, curve()) == ["verified"] * 4
+        assert shared.alive
+
+    def test_says_what_is_wrong_on_every_machine_and_goes_on(self, shared):
+        made = curve()
+        broken = replace(made, impl=replace(made.impl, options={"threads": 3}))
+        with pytest.raises(ConfigError, match="torch takes no option 'threads'"):
+            list(shared.run(broken))
+        assert statuses(shared, curve()) == ["verified"] * 4
+
+    def test_is_not_confused_by_what_a_library_prints(self, shared):
+        assert statuses(shared, curve(how="Chatty")) == ["verified"] * 4
+
+    def test_gives_its_memory_back_when_it_is_closed(self):
+        with Worker("cpu") as made:
+            assert made.alive
+        assert not made.alive
+
+    def test_that_was_closed_before_it_was_ready_is_gone(self):
+        made = Worker("cpu")
+        made.close()
+        assert not made.alive
+
+
+class TestADeadProcess:
+    @pytest.mark.parametrize(
+        ("by", "how"),
+        [("exit", "exited with 7"), ("kill", "was ended by SIGKILL"), ("segfault", "was ended by SIGSEGV")],
+    )
+    def test_says_how_it_ended_and_its_last_words(self, worker, by, how):
+        rows = []
+        with pytest.raises(WorkerDied) as raised:  # noqa: PT012
+            for row, _ in worker.run(curve(how="Deadly", by=by)):
+                rows.append(row)
+        first, _, words = str(raised.value).partition("\n")
+        assert first == f"the measuring process {how}; its last words:"
+        assert words.startswith("the kernel has lost its mind")
+        assert [(row["num_tokens"], row["status"]) for row in rows] == [(1, "verified"), (3, "verified")]
+        assert not worker.alive
+
+    def test_takes_no_other_curve(self, worker):
+        with pytest.raises(WorkerDied):
+            list(worker.run(curve(how="Deadly", by="exit")))
+        with pytest.raises(WorkerDied, match="exited with 7"):
+            list(worker.run(curve()))
+
+    def test_tells_the_end_of_long_last_words(self, worker, monkeypatch):
+        monkeypatch.setattr("kvexp.worker.LAST_WORDS_BYTES", 9)
+        with pytest.raises(WorkerDied, match=r"its last words:\nits mind$"):
+            list(worker.run(curve(how="Deadly", by="exit")))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has that GPU")
+def test_a_device_that_is_not_there_is_refused_each_time():
+    with Worker("cuda:7") as worker:
+        for _ in range(2):
+            with pytest.raises(Unsupported, match=r"device=cuda:7 was asked for and this machine has "):
+                worker.wait()
+
+
+def test_the_process_ends_with_its_parent():
+    """A parent that is killed closes no pipe itself; the system does."""
+    parent = """
+import os, signal, sys
+from kvexp.experiment import Experiment
+from kvexp.worker import Worker
+
+worker = Worker("cpu")
+worker.wait()
+points = worker.run(Experiment.from_json(sys.argv[1]))
+next(points)
+print(worker._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    asked = curve("workload.num_tokens=[1,2,3,4,5,6,7,8]").to_json()
+    done = subprocess.run([sys.executable, "-c", parent, asked], capture_output=True, text=True)
+    assert done.returncode == -9
+    _wait_for_the_end_of(int(done.stdout))
+
+
+def _wait_for_the_end_of(pid):
+    """Returns when the process, no child of this one, has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(process, select.POLLIN)
+    ended = poll.poll(30_000)
+    os.close(process)
+    assert ended, f"process {pid} lives on"
+
+
+def test_the_child_s_side_speaks_lines_of_strict_json():
+    done = subprocess.run(
+        [sys.executable, "-m", "kvexp.worker", "cpu"],
+        input=curve("workload.num_tokens=[1,3]").to_json() + "\n\n\n",
+        capture_output=True,
+        text=True,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["event"] for answer in answers] == ["ready", "point", "point", "end"]
+    assert (done.returncode, done.stderr) == (0, "")
