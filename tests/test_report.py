@@ -153,3 +153,8 @@ def test_results_are_readable_without_torch_mlflow_and_pandas(room):
     code = f"import sys, kvexp.{room}; print({{'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_of_many_curves_with_one_reason_the_first_are_named():
+    rows = [refused("skipped", "no", layout=f"L{i}", num_tokens=n) for i in range(20) for n in (1, 2)]
+    assert "skipped    L0, L1, L2, L3 and 16 more curves: 40 points: no\n" in printed(rows)

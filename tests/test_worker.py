@@ -33,14 +33,14 @@ def statuses(worker, experiment):
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """The measuring process finds tests.wrong."""
-    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
 
 
 @pytest.fixture(scope="module")
 def shared():
     """A process for the tests that leave it as it was."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", ROOT)
+        patch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
         with Worker("cpu") as worker:
             worker.wait()
             yield worker

@@ -60,7 +60,6 @@ def kernel(source: Path, name: str, macros: tuple[tuple[str, str | int], ...], a
 
 
 def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) -> bytes:
-    from cuda.bindings.nvrtc import nvrtcResult  # noqa: F401  # names the missing library early
     from cuda.core import Program, ProgramOptions
     from cuda.core._utils.cuda_utils import CUDAError
 

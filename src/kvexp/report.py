@@ -15,6 +15,7 @@ Row = Mapping[str, Any]
 
 _DASH = "–"
 _PIPE_WIDTH = 1000
+_MOST_NAMES = 8
 # The order of the other outcomes: what needs attention stands last, above the prompt.
 _OTHERS = ("skipped", "verified", "incorrect", "failed")
 
@@ -103,10 +104,17 @@ def _print_reasons(grouped: Sequence[Sequence[Row]], names: Sequence[str], conso
     for (status, reason), points in sorted(found.items(), key=lambda item: _OTHERS.index(item[0][0])):
         first, *rest = reason.splitlines() or [""]
         plural = "" if len(points) == 1 else "s"
-        heading = f"{', '.join(_unique(points))}: {len(points)} point{plural}: {first}"
+        heading = f"{_listed(_unique(points))}: {len(points)} point{plural}: {first}"
         console.print(Text.assemble((f"{status:<11}", _STYLES[status]), heading), soft_wrap=soft_wrap)
         for line in rest:
             _print_indented(line, console)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names of a few curves; of many the first ones, and how many more."""
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[: _MOST_NAMES // 2])} and {len(names) - _MOST_NAMES // 2} more curves"
 
 
 def _print_indented(line: str, console: Console) -> None:

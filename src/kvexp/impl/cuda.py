@@ -119,6 +119,12 @@ class Cuda:
                 f"impl=cuda needs an NVIDIA GPU and {none}; try impl=torch workload=tiny, "
                 "or experiment=quickstart for what this machine can run"
             )
+        try:
+            import cuda.core  # noqa: F401  # asked for here, so that its absence is a reason, not an error
+        except ImportError as error:
+            raise Unsupported(
+                f"impl=cuda needs the package cuda-core[cu13], which cannot be imported: {error}"
+            ) from error
         self.device = torch.device(device)
         major, minor = torch.cuda.get_device_capability(self.device)
         self.arch = f"sm_{major}{minor}"
