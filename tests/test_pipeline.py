@@ -18,7 +18,9 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton inter
 
 def curve(*overrides, how=None, **options):
     """The experiment on the CPU, verified only; written by the class `how` of tests.wrong, if any."""
-    made = composed.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", *overrides)
+    typed = {text.partition("=")[0] for text in overrides}
+    usual = [text for text in ("timer=none",) if text.partition("=")[0] not in typed]
+    made = composed.experiment("workload=tiny", "impl=torch", "device=cpu", *usual, *overrides)
     if how:
         made = replace(
             made, impl=replace(made.impl, name="wrong", target=f"tests.wrong.{how}", options=options)
@@ -86,6 +88,21 @@ class TestAWrongImplementation:
         assert [point.status for point in points] == ["incorrect"] * 4
         assert all(point.statistics is None and point.samples_us == () for point in points)
         assert re.fullmatch(reason, points[0].reason), points[0].reason
+
+    @pytest.mark.parametrize("how", ["Meddling", "Rerouting"])
+    def test_that_changes_its_inputs_is_incorrect(self, how):
+        for point in measured("workload.num_tokens=[16,50]", how=how):
+            assert point.status == "incorrect"
+            assert point.reason == "the call changed its inputs: keys, values, slots or scales"
+
+    @pytest.mark.parametrize(
+        ("how", "reason"),
+        [("Lazy", "100 % of the"), ("Careless", "a byte outside the written slots changed")],
+    )
+    def test_that_is_right_the_first_time_alone_is_incorrect(self, how, reason):
+        points = measured("timer=wall_clock", "timer.max_seconds=0.01", "timer.min_samples=2", how=how)
+        assert {point.status for point in points} == {"incorrect"}
+        assert points[0].reason.startswith(f"right at first, but not while it was timed: {reason}")
 
     def test_one_bit_is_told_apart_in_its_bytes(self):
         reason = measured(how="OneBit")[0].reason

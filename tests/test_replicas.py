@@ -22,7 +22,7 @@ def cases():
     for tokens, slots, row, l2, graph in product(TOKENS, SLOTS, ROW_BYTES, L2, (True, False)):
         if tokens <= slots:
             written = tokens * row
-            plan = gpu_plan(tokens, slots, 2 * written + 8 * tokens, written, l2, graph)
+            plan = gpu_plan(slots // tokens, 2 * written + 8 * tokens, written, l2, graph)
             yield tokens, slots, written, l2, graph, plan
 
 
@@ -56,20 +56,20 @@ class TestOnAGpu:
                 assert plan.cache_state == "cold"
 
     def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
-        plan = gpu_plan(4096, 4096, 2 << 20, 1 << 20, 60 << 20, graph=True)
+        plan = gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True)
         assert (plan.cache_state, plan.mappings, plan.evict) == ("warm", 1, False)
 
     def test_many_tokens_walk_through_the_whole_seed_cache_or_past_the_l2(self):
         written = 65536 * 128 * 128 * 2 * 2
-        plan = gpu_plan(65536, 1 << 20, 2 * written, written, 60 << 20, graph=True)
+        plan = gpu_plan(16, 2 * written, written, 60 << 20, graph=True)
         assert (plan.calls, plan.mappings, plan.cache_state) == (4, 4, "cold")
 
     def test_one_token_makes_as_many_calls_as_a_graph_may_hold(self):
-        plan = gpu_plan(1, 131072, 8200, 4096, 60 << 20, graph=True)
+        plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True)
         assert (plan.calls, plan.short_calls, plan.mappings) == (2000, 500, 2000)
 
     def test_an_eager_replay_fits_the_launch_queue(self):
-        plan = gpu_plan(1, 131072, 8200, 4096, 60 << 20, graph=False)
+        plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=False)
         assert (plan.calls, plan.short_calls, plan.mappings) == (16, 4, 16)
 
 
@@ -77,13 +77,13 @@ class TestOnACpu:
     @pytest.mark.parametrize(("num_tokens", "num_slots"), [(t, s) for t in TOKENS for s in SLOTS if t <= s])
     @pytest.mark.parametrize("bytes_moved", [0, 1000, 10**6, 10**12])
     def test_calls_are_few_and_their_slots_fit_the_cache(self, num_tokens, num_slots, bytes_moved):
-        plan = cpu_plan(num_tokens, num_slots, bytes_moved)
+        plan = cpu_plan(num_slots // num_tokens, bytes_moved)
         assert 1 <= plan.mappings <= plan.calls <= MOST_EAGER_CALLS
         assert plan.mappings * num_tokens <= num_slots
         assert (plan.short_calls, plan.cache_state, plan.evict) == (0, None, False)
 
     def test_a_long_call_is_timed_alone(self):
-        assert cpu_plan(512, 65536, 10**9).calls == 1
+        assert cpu_plan(128, 10**9).calls == 1
 
     def test_short_calls_are_timed_together(self):
-        assert cpu_plan(1, 65536, 0).calls == 16
+        assert cpu_plan(65536, 0).calls == 16

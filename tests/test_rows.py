@@ -4,7 +4,7 @@ import pytest
 
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
-from kvexp.rows import RowFile, curves, labels, last_sweep, read
+from kvexp.rows import RowFile, curves, labels, last_sweep, make_folder, read
 
 
 def row(**columns):
@@ -136,6 +136,25 @@ def test_numbers_and_options_carry_their_names_in_a_label():
         for options in ('{"threads":128}', '{"threads":256}')
     ]
     assert labels(curves(rows))[1] == "num_heads=8 threads=256"
+
+
+def test_curves_of_two_devices_are_told_apart_by_the_device_not_by_its_mode():
+    rows = [row(device="cpu", mode="no_graph"), row(device="cuda:0", mode="cudagraph")]
+    assert labels(curves(rows)) == ["cpu", "cuda:0"]
+
+
+def test_a_folder_that_cannot_be_made_says_what_is_in_its_way(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(KvexpError, match=r"cannot make the folder .*/file/a/b: .*/file is a file"):
+        make_folder(tmp_path / "file" / "a" / "b")
+    with pytest.raises(KvexpError, match=r"cannot make the folder .*/file: .*/file is a file"):
+        make_folder(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(KvexpError, match=r"the folder .* cannot be written to"):
+        make_folder(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 import json
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from kvexp import rows, sweep, tracking
-from kvexp.errors import ConfigError, TrackingError
+from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.progress import Progress
 from kvexp.sweep import Job, exit_code
 from kvexp.tracking import TrackingSettings
+from kvexp.worker import Worker
 from tests import composed
 
 UNTRACKED = TrackingSettings("none", None, "kvexp")
@@ -167,11 +170,46 @@ class TestASweep:
                 "device=cuda:7 was asked for and this machine"
             )
 
-    def test_ends_with_what_is_wrong_on_every_machine(self, jobs, tracked):
+    def test_ends_with_what_is_wrong_on_every_machine_when_all_its_curves_are(self, jobs, tracked):
         tracker = tracked(Tracker())
+        wrong = ("Deadly", {"by": "exit", "threads": 3})
         with pytest.raises(ConfigError, match="takes no option 'threads'"):
-            sweep.run(jobs("torch", ("Deadly", {"by": "exit", "threads": 3})), TRACKED, COMMAND)
+            sweep.run(jobs(wrong, wrong), TRACKED, COMMAND)
         assert tracker.asked[-1] == ("end", "KILLED")
+
+    def test_goes_on_after_a_curve_that_only_the_measuring_process_finds_wrong(self, jobs):
+        three = jobs("torch", ("Deadly", {"by": "exit", "threads": 3}), "torch")
+        assert sweep.run(three, UNTRACKED, COMMAND) == 1
+        assert [statuses(job) for job in three] == [["verified"] * 4, ["failed"] * 4, ["verified"] * 4]
+        assert "takes no option 'threads'" in rows.read(three[1].folder)[0]["reason"]
+
+    def test_stops_when_rows_cannot_be_written(self, jobs, monkeypatch, capfd):
+        def full(self, row, samples_us=()):
+            raise OSError(28, "No space left on device")
+
+        two = jobs("torch", "torch")
+        monkeypatch.setattr(rows.RowFile, "append", full)
+        assert sweep.run(two, UNTRACKED, COMMAND) == 1
+        said = capfd.readouterr().err
+        assert "rows.jsonl (No space left on device), so the sweep stops; the 0 rows before it" in said
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+    def test_that_is_asked_to_end_ends_its_run_and_its_process(self, jobs, tracked, monkeypatch, number):
+        one, tracker, pids = jobs("torch"), tracked(Tracker()), []
+        started = Worker.__init__
+
+        def start(self, requested):
+            started(self, requested)
+            pids.append(self._process.pid)
+
+        monkeypatch.setattr(Worker, "__init__", start)
+        monkeypatch.setattr(Progress, "advance", lambda self, row: os.kill(os.getpid(), number))
+        with pytest.raises(Terminated) as raised:
+            sweep.run(one, TRACKED, COMMAND)
+        assert raised.value.number == number
+        assert tracker.asked[-1] == ("end", "KILLED")
+        assert len(rows.read(one[0].folder)) == 1
+        assert not any(psutil.pid_exists(pid) for pid in pids)
 
     def test_that_is_interrupted_leaves_whole_rows_and_ends_its_run(self, jobs, tracked, monkeypatch, capfd):
         two, seen, tracker = jobs("torch", "torch"), [], tracked(Tracker())

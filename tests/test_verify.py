@@ -197,6 +197,7 @@ def test_nan_and_signed_zero_are_compared_as_bytes():
         poison(memory.cache)
         memory.inputs[0].fill_(float("nan"))
         memory.inputs[1].fill_(-0.0)
+        memory.seal()
         tensors = build(case, memory, 1)
         posed = law.implementation("torch", "cpu").reshape_and_cache_flash(
             tensors.key, tensors.value, tensors.key_cache, tensors.value_cache, tensors.slot_mappings[0],

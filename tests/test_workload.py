@@ -5,7 +5,7 @@ from kvexp import workload
 from kvexp.errors import Unsupported
 from kvexp.impl import make
 from kvexp.verify import poison
-from kvexp.workload import GUARD_BYTES, allocate, build, check_slots
+from kvexp.workload import GUARD_BYTES, allocate, build, check_slots, checksum
 from tests import composed, law
 
 LAYOUTS = {name: make(composed.choice("layout", name)) for name in composed.options("layout")}
@@ -30,19 +30,22 @@ class TestSlots:
     def test_that_are_contiguous_follow_one_another(self):
         with memory("workload.slots=contiguous") as held:
             tensors = build(case("workload.slots=contiguous", index=1), held, 3)
-            assert tensors.slot_mappings.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+            assert tensors.slot_mappings.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
 
     def test_that_are_random_do_not(self):
         with memory() as held:
             assert held.slots.tolist() != list(range(128))
 
-    @pytest.mark.parametrize(("tokens", "mappings"), [(1, 128), (3, 42), (16, 8), (50, 2)])
+    @pytest.mark.parametrize(("tokens", "mappings"), [(1, 64), (3, 32), (16, 8), (50, 2)])
     def test_of_different_calls_are_different(self, tokens, mappings):
         with memory() as held:
-            tensors = build(case(f"workload.num_tokens={tokens}"), held, mappings)
+            point = case(f"workload.num_tokens={tokens}")
+            assert point.mappings == mappings
+            tensors = build(point, held, mappings)
             assert tensors.slot_mappings.shape == (mappings, tokens)
             assert tensors.slot_mappings.unique().numel() == mappings * tokens
-            assert tensors.slot_mappings.is_contiguous()
+            assert all(slots.is_contiguous() for slots in tensors.slot_mappings)
+            assert all(slots.data_ptr() % 16 == held.slots.data_ptr() % 16 for slots in tensors.slot_mappings)
 
     def test_that_are_too_few_are_named(self):
         with pytest.raises(Unsupported) as raised:
@@ -50,7 +53,35 @@ class TestSlots:
         assert str(raised.value) == "num_tokens 129 exceeds the 128 slots of the cache (8 blocks of 16)"
 
 
+class TestAChecksum:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.int64])
+    def test_changes_with_any_byte(self, dtype):
+        data = torch.arange(13).to(dtype)
+        before = checksum(data)
+        for byte in range(data.numel() * data.itemsize):
+            data.view(torch.uint8)[byte] ^= 0x40
+            assert checksum(data) != before
+            data.view(torch.uint8)[byte] ^= 0x40
+        assert checksum(data) == before
+
+    def test_is_of_less_than_a_word_too(self):
+        assert checksum(torch.ones(2, dtype=torch.float16)) != checksum(torch.zeros(2, dtype=torch.float16))
+
+    def test_changes_when_words_trade_places(self):
+        assert checksum(torch.tensor([1, 2, 3])) != checksum(torch.tensor([2, 1, 3]))
+
+
 class TestTheSeed:
+    def test_makes_the_inputs_anew(self):
+        with memory() as held:
+            before = held.inputs.clone(), held.slots.clone(), held.scales.clone()
+            held.inputs.zero_(), held.slots.zero_(), held.scales.zero_()
+            assert not held.unchanged()
+            held.fill()
+            assert held.unchanged()
+            now = held.inputs, held.slots, held.scales
+            assert all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
+
     def drawn(self, *overrides):
         with memory(*overrides) as held:
             return held.slots.clone(), held.inputs.clone()

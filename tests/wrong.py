@@ -150,6 +150,61 @@ class Refusing(Torch):
         return call
 
 
+class Meddling(Torch):
+    """Writes zeros where keys belong, and changes the keys so that zeros are right."""
+
+    def reshape_and_cache_flash(self, key, value, *others):
+        right = super().reshape_and_cache_flash(key, value, *others)
+
+        def call():
+            key.zero_()
+            right()
+
+        return call
+
+
+class Rerouting(Torch):
+    """Changes the slot mapping to slots that it likes better, and writes there."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
+        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, slot_mapping, *others)
+
+        def call():
+            slot_mapping.copy_(slot_mapping.flip(0))
+            right()
+
+        return call
+
+
+class Lazy(Torch):
+    """Right the first time, and idle from then on."""
+
+    def reshape_and_cache_flash(self, *arguments):
+        right, ran = super().reshape_and_cache_flash(*arguments), []
+
+        def call():
+            if not ran:
+                ran.append(True)
+                right()
+
+        return call
+
+
+class Careless(Torch):
+    """Right the first time; later calls write to every slot besides."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, *others):
+        right, ran = super().reshape_and_cache_flash(key, value, key_cache, *others), []
+
+        def call():
+            right()
+            if ran:
+                key_cache.view(torch.uint8)[:, :, -1, -1] = 1
+            ran.append(True)
+
+        return call
+
+
 class WrongAtFirst(Torch):
     """The class `wrong` of this module at the curve's first point, right at the others."""
 

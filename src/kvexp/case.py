@@ -8,7 +8,7 @@ class Case:
     """One point of one curve.
 
     Names are the resolved words of the configuration's groups: never `auto` for `mode`, `timer` or
-    `device`, and `fp8_e4m3` for the alias `fp8`.
+    `device` (unless the measuring process died before it could say), and `fp8_e4m3` for the alias `fp8`.
 
     Attributes:
         op: What is written, for example `reshape_and_cache_flash`.
@@ -56,3 +56,8 @@ class Case:
     def num_slots(self) -> int:
         """Slots of the whole cache."""
         return self.num_blocks * self.block_size
+
+    @property
+    def mappings(self) -> int:
+        """Slot mappings of this length that share no slot and begin at a multiple of 16 bytes."""
+        return max(1, self.num_slots // (self.num_tokens + self.num_tokens % 2))

@@ -19,29 +19,39 @@ from kvexp.workload import GUARD_BYTES, Memory
 SOURCE = Path(__file__).with_name("ceiling.cu")
 THREADS = 256
 VECTOR = 16
+SLOT_BYTES = 8
 
 
-def copy_calls(memory: Memory, read: int, written: int, count: int, unroll: int) -> Sequence[Call]:
+def copy_calls(
+    memory: Memory, num_tokens: int, read: int, written: int, count: int, unroll: int
+) -> Sequence[Call]:
     """Copies that read and write these bytes, each to the next place of the cache's memory.
 
     Args:
         memory: The curve's memory; the copies read its inputs and slots and write its cache.
-        read: Bytes that one copy reads: a multiple of `written`, and the slots'.
+        num_tokens: Tokens of the op's call; each copy reads as many slots, and its own.
+        read: Bytes that one copy reads: the slots', and a multiple of `written`.
         written: Bytes that one copy writes.
         count: Different copies that are wanted; fewer come where the cache holds fewer.
         unroll: Vectors that a thread moves on a GPU.
 
     Returns:
-        The calls; none when the cache is smaller than one copy, or on a CPU when it would have to read more
-        than it writes.
+        The calls; none when one copy is less than a vector or more than the cache, or on a CPU when it would
+        have to read more than it writes.
     """
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
     step = -(-written // VECTOR) * VECTOR
     places = [storage[i * step : i * step + written] for i in range(min(count, storage.numel() // step))]
+    reads = (read - SLOT_BYTES * num_tokens) // written
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
-        return [_cpu_copy(memory, place) for place in places] if read < 2 * written else []
-    return [_gpu_copy(memory, read, place, unroll) for place in places]
+        return [_cpu_copy(memory, place) for place in places] if reads == 1 else []
+    if written < VECTOR:
+        return []
+    # Whole vectors of slots, each copy its own.
+    stride = num_tokens + num_tokens % 2
+    slots = [memory.slots[i * stride :][:num_tokens] for i in range(len(places))]
+    return [_gpu_copy(memory, reads, *each, unroll) for each in zip(slots, places, strict=True)]
 
 
 def unrolls(device: str, written: int) -> tuple[int, ...]:
@@ -49,7 +59,7 @@ def unrolls(device: str, written: int) -> tuple[int, ...]:
     if device == "cpu":
         return (1,)
     threads = torch.cuda.get_device_properties(torch.device(device)).multi_processor_count * 2048
-    return (1,) if written < threads * VECTOR else (1, 4)
+    return (1,) if written < threads * VECTOR else (1, 2, 4)
 
 
 def restore(memory: Memory, written: int, count: int) -> None:
@@ -63,12 +73,11 @@ def empty_call(device: str) -> Call:
     return _bound("empty", 1, 1, 1, torch.device(device), ())
 
 
-def _gpu_copy(memory: Memory, read: int, place: Tensor, unroll: int) -> Call:
+def _gpu_copy(memory: Memory, reads: int, slots: Tensor, place: Tensor, unroll: int) -> Call:
     writes = place.numel() // VECTOR
-    reads = max(1, read // max(1, place.numel()))
-    extras = max(0, read - reads * place.numel()) // VECTOR
+    extras = slots.numel() * SLOT_BYTES // VECTOR
     grid = -(-writes // (THREADS * unroll))
-    tensors = (memory.inputs, memory.slots, place)
+    tensors = (memory.inputs, slots, place)
     return _bound("copy", grid, unroll, reads, place.device, tensors, writes, extras)
 
 

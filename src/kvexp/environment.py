@@ -119,8 +119,10 @@ def _commit() -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
+        # A git hook's GIT_DIR would name another repository.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, env=own
         )
     except (OSError, subprocess.CalledProcessError):
         return None

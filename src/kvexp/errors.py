@@ -6,6 +6,7 @@ KvexpError
 ├── IncorrectResult    the cache holds other bytes than the contract says: an `incorrect` row
 ├── CompileError       a kernel's source does not compile: a `failed` row
 ├── WorkerDied         the measuring process ended before its curve did: `failed` rows
+├── ResultsError       rows cannot be written: the sweep stops, exit code 1
 └── TrackingError      the tracking store cannot be used: a warning, the sweep goes on
 
 Every message is one sentence that says what was asked and what is possible.
@@ -36,5 +37,21 @@ class WorkerDied(KvexpError):
     """The measuring process ended before the curve did."""
 
 
+class ResultsError(KvexpError):
+    """Rows cannot be written to disk."""
+
+
 class TrackingError(KvexpError):
     """The tracking store is out of reach or unusable."""
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asked the process to end, as Ctrl-C does.
+
+    Attributes:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number

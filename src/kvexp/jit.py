@@ -15,7 +15,7 @@ from typing import Any
 
 from kvexp.errors import CompileError
 
-OPTIONS = {"std": "c++17"}
+OPTIONS = {"std": "c++17", "lineinfo": True}
 
 
 def cache_dir() -> Path:
@@ -63,9 +63,7 @@ def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) 
     from cuda.core import Program, ProgramOptions
     from cuda.core._utils.cuda_utils import CUDAError
 
-    options = ProgramOptions(
-        **OPTIONS, arch=arch, define_macro=macros or None, name=str(source), lineinfo=True
-    )
+    options = ProgramOptions(**OPTIONS, arch=arch, define_macro=macros or None, name=str(source))
     try:
         compiled = Program(text, "c++", options).compile("cubin")
     except CUDAError as error:

@@ -21,8 +21,8 @@ def check_mode(mode: str, device: str) -> None:
 def prepare(mode: str, calls: Sequence[Call]) -> Call:
     """One call that makes all of `calls`, in order, on the current stream.
 
-    For `cudagraph` the calls are captured, not run: each must have run once before, so that nothing is
-    compiled or allocated for the first time inside the capture.
+    For `cudagraph` the calls are captured, not run: one of them must have run before, so that nothing is
+    compiled or loaded for the first time inside the capture. They differ in their slots alone.
 
     Args:
         mode: `cudagraph` or `no_graph`.

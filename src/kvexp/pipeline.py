@@ -23,7 +23,7 @@ from kvexp.layout import Layout
 from kvexp.measurement import Measurement, Statistics, Status
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule, Timing
-from kvexp.verify import poison, restore, verify
+from kvexp.verify import poison, restore, verify, verify_again
 from kvexp.workload import Memory, Tensors, allocate, build, check_slots
 
 T = TypeVar("T")
@@ -149,6 +149,7 @@ def _tried(curve: Curve, case: Case) -> Measurement | Failure:
     outcome = attempt(lambda: measured(curve, case))
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
+        attempt(curve.memory.fill)
     return outcome
 
 
@@ -173,7 +174,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
     if short:
         verify(short.run, tensors, min(short.calls, plan.mappings))
     timing = _timing(curve, case, long, short, plan)
-    restore(tensors, plan.mappings)
+    verify_again(long.run, tensors, plan.mappings)
     return Measurement(
         case=case,
         status="ok",
@@ -196,12 +197,11 @@ def _plan(curve: Curve, case: Case, read: int, written: int) -> replicas.Plan:
     if not _timed(curve, case):
         return replicas.ONCE
     if curve.l2_bytes is None:
-        return replicas.cpu_plan(case.num_tokens, case.num_slots, read + written)
+        return replicas.cpu_plan(case.mappings, read + written)
     if case.timer == "wall_clock":
         return replace(replicas.ONCE, cache_state="warm")
     return replicas.gpu_plan(
-        case.num_tokens,
-        case.num_slots,
+        case.mappings,
         read + written,
         written,
         curve.l2_bytes,
@@ -242,7 +242,7 @@ def _copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: 
     """Median time of the fastest copy that reads and writes as many bytes, measured as the op was."""
     medians = []
     for unroll in ceiling.unrolls(case.device, written):
-        calls = ceiling.copy_calls(curve.memory, read, written, plan.mappings, unroll)
+        calls = ceiling.copy_calls(curve.memory, case.num_tokens, read, written, plan.mappings, unroll)
         if not calls:
             return None
         calls[0]()
@@ -256,7 +256,7 @@ def _copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: 
 def _empty_kernel_us(curve: Curve, case: Case) -> float:
     call = ceiling.empty_call(case.device)
     call()
-    plan = replicas.gpu_plan(1, 1, 0, 1, 0, graph=case.mode == "cudagraph")
+    plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
     long, short = _replays(case, [call], plan)
     return timer.summarise(_timing(curve, case, long, short, plan).samples_us).latency_us
 

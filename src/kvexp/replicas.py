@@ -40,36 +40,32 @@ ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, evict=False)
 """One call: what is verified and not timed."""
 
 
-def cpu_plan(num_tokens: int, num_slots: int, bytes_moved: int) -> Plan:
-    """Calls enough that the host's clock resolves them, at an assumed 10 GB/s and 5 us a call."""
+def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
+    """Calls enough that the host's clock resolves them, at an assumed 10 GB/s and 5 us a call.
+
+    Args:
+        distinct: Slot mappings that share no slot; see `Case.mappings`.
+        bytes_moved: Bytes that one call reads and writes.
+    """
     expected_us = 5.0 + bytes_moved / 10e3
     calls = max(1, min(MOST_EAGER_CALLS, math.ceil(CPU_REPLAY_US / expected_us)))
-    return Plan(calls, 0, min(calls, num_slots // num_tokens), None, False)
+    return Plan(calls, 0, min(calls, distinct), None, False)
 
 
-def gpu_plan(
-    num_tokens: int,
-    num_slots: int,
-    bytes_moved: int,
-    bytes_written: int,
-    l2_bytes: int,
-    graph: bool,
-) -> Plan:
+def gpu_plan(distinct: int, bytes_moved: int, bytes_written: int, l2_bytes: int, graph: bool) -> Plan:
     """A replay long against the clock's resolution, whose calls write slots that are not in the L2.
 
     A read sweep before each replay evicts what the replay before it wrote; inside a replay a slot occurs
     once, or again only after more than twice the L2 was written.
 
     Args:
-        num_tokens: Tokens of one call.
-        num_slots: Slots of the cache.
+        distinct: Slot mappings that share no slot; see `Case.mappings`.
         bytes_moved: Bytes that one call reads and writes.
         bytes_written: Bytes of the slots that one call writes.
         l2_bytes: Size of the GPU's L2.
         graph: The calls are captured in a CUDA graph.
     """
     most = MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS
-    distinct = num_slots // num_tokens
     expected_us = 1.0 + bytes_moved / 3e6
     long_enough = math.ceil(GPU_REPLAY_US / expected_us)
     to_be_cold = COLD_FACTOR * l2_bytes // bytes_written + 1

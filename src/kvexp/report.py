@@ -1,5 +1,6 @@
 """Rows to tables on the console."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,11 +21,20 @@ _MOST_NAMES = 8
 _OTHERS = ("skipped", "verified", "incorrect", "failed")
 
 
+class _Pipe(Console):
+    """A console whose reader may leave (`| head -1`): it falls silent, and the sweep goes on."""
+
+    def on_broken_pipe(self) -> None:
+        """What is still to be printed goes nowhere; rich would end the process instead."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 def summary(rows: Sequence[Row], console: Console) -> None:
     """The sweep is printed: a table of what is right, then every reason once."""
     if not console.is_terminal:
         # A pipe has no width of its own: every cell and every line stays whole.
-        console = Console(file=console.file, width=_PIPE_WIDTH, color_system=None)
+        console = _Pipe(file=console.file, width=_PIPE_WIDTH, color_system=None)
     grouped = curves(rows)
     names = labels(grouped)
     table = _table(grouped, names)

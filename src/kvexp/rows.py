@@ -21,12 +21,28 @@ Row = Mapping[str, Any]
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
 
-_NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "mode", "workload", "op", "device")
+_NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "device", "mode", "workload", "op")
 _OTHERS = [name for name in Case.__dataclass_fields__ if name not in (*_NAMES, "num_tokens")]
 CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
 
 _log = logging.getLogger(__name__)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder is there, and files can be made in it.
+
+    Raises:
+        KvexpError: It cannot be made, or nothing can be made in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+        why = f"{there} is a file" if not there.is_dir() else f"{there.absolute()}: {error.strerror}"
+        raise KvexpError(f"cannot make the folder {folder}: {why}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise KvexpError(f"the folder {folder} cannot be written to")
 
 
 class RowFile:

@@ -4,9 +4,10 @@ Imports neither torch nor MLflow: the measuring process imports the one while th
 """
 
 import datetime
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from kvexp import report, tracking
-from kvexp.errors import TrackingError, Unsupported, WorkerDied
+from kvexp.errors import ConfigError, ResultsError, Terminated, TrackingError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement, Status
 from kvexp.progress import Progress
@@ -23,6 +24,8 @@ from kvexp.tracking import Tracker, TrackingSettings
 from kvexp.worker import Worker
 
 Row = dict[str, Any]
+Point = tuple[Row, Sequence[float]]
+"""A row and its raw samples in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -53,29 +56,79 @@ def run(jobs: Sequence[Job], settings: TrackingSettings, command: str) -> int:
         3 when everything was skipped.
 
     Raises:
-        ConfigError: A job is wrong whatever the machine.
+        ConfigError: Every job is wrong whatever the machine.
+        Terminated: SIGTERM or SIGHUP came; what was measured is on disk, and no process is left.
     """
     folder = jobs[0].folder.parent
     rows: list[Row] = []
     status = "KILLED"
     with ExitStack() as stack:
+        stack.enter_context(_terminable())
         workers = stack.enter_context(_Workers())
         workers.start(jobs[0].experiment.device)
         tracker = _Tracking(settings, folder, command)
         try:
-            points = sum(len(job.experiment.workload.num_tokens) for job in jobs)
-            with Progress(points, Console(stderr=True)) as progress:
-                for job in jobs:
-                    curve = _measured(job, workers, progress, rows)
-                    tracker.log_curve(job, curve)
+            _measure(jobs, workers, tracker, rows)
             status = "FAILED" if exit_code(rows) == 1 else "FINISHED"
+        except ResultsError as error:
+            status = "FAILED"
+            _say(f"kvexp: {error}")
+            return 1
         finally:
+            # The device is free before a store that is slow to answer is told of the end.
+            workers.close()
             tracker.end(status)
             if rows:
                 report.summary(rows, Console())
                 _say(f"rows: {folder}")
                 tracker.say_where()
     return exit_code(rows)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the sweep as Ctrl-C does: no process is left, and the store is told.
+
+    Raises:
+        Terminated: One of them came.
+    """
+
+    def terminate(number: int, _: object) -> None:
+        raise Terminated(number)
+
+    before = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _measure(jobs: Sequence[Job], workers: "_Workers", tracker: "_Tracking", rows: list[Row]) -> None:
+    """Every job's rows are in `rows`, on disk and tracked.
+
+    A curve that only the measuring process finds wrong (a class that is not there, an option that it does not
+    take) costs that curve alone: its rows are `failed`.
+
+    Raises:
+        ConfigError: Every curve is wrong whatever the machine.
+        ResultsError: A row cannot be written.
+    """
+    wrong: list[tuple[Job, ConfigError]] = []
+    points = sum(len(job.experiment.workload.num_tokens) for job in jobs)
+    with Progress(points, Console(stderr=True)) as progress:
+        for job in jobs:
+            try:
+                curve = _kept(job, _points(job.experiment, workers), progress, rows)
+            except ConfigError as error:
+                wrong.append((job, error))
+            else:
+                tracker.log_curve(job, curve)
+        if len(wrong) == len(jobs):
+            raise wrong[0][1]
+        for job, why in wrong:
+            left = _left(job.experiment, 0, "failed", str(why), workers.start(job.experiment.device))
+            tracker.log_curve(job, _kept(job, left, progress, rows))
 
 
 def exit_code(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -86,40 +139,52 @@ def exit_code(rows: Sequence[Mapping[str, Any]]) -> int:
     return 0 if found & {"ok", "verified"} else 3
 
 
-def _measured(job: Job, workers: "_Workers", progress: Progress, rows: list[Row]) -> list[Row]:
-    """The rows of one curve, each written, flushed and synced before the next is measured."""
+def _kept(job: Job, points: Iterator[Point], progress: Progress, rows: list[Row]) -> list[Row]:
+    """The rows of one curve, each written, flushed and synced before the next is measured.
+
+    Raises:
+        ConfigError: The curve is wrong whatever the machine; it has no rows.
+        ResultsError: A row cannot be written.
+    """
     file = RowFile(job.folder)
     progress.curve(_label(job.experiment))
     curve: list[Row] = []
-    for row, samples_us in _points(job.experiment, workers):
-        file.append(row, samples_us)
+    for row, samples_us in points:
+        try:
+            file.append(row, samples_us)
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write {job.folder / 'rows.jsonl'} ({error.strerror}), so the sweep stops; "
+                f"the {len(rows)} rows before it are whole"
+            ) from error
         curve.append(row)
         rows.append(row)
         progress.advance(row)
     return curve
 
 
-def _points(experiment: Experiment, workers: "_Workers") -> Iterator[tuple[Row, Sequence[float]]]:
-    """The points of one curve; those that a dead or missing process leaves are rows too."""
+def _points(experiment: Experiment, workers: "_Workers") -> Iterator[Point]:
+    """The points of one curve; those that a dead process or a missing device leaves are rows too."""
     done = 0
-    status: Status
     worker = workers.start(experiment.device)
     try:
         worker.wait()
-        experiment = experiment.resolved(worker.device)
-        for point in worker.run(experiment):
+        for point in worker.run(experiment.resolved(worker.device)):
             yield point
             done += 1
-        return
     except Unsupported as refusal:
-        experiment = experiment.resolved(worker.device)
-        status, reason = "skipped", str(refusal)
+        yield from _left(experiment, done, "skipped", str(refusal), worker)
     except WorkerDied as death:
-        status, reason = "failed", str(death)
+        yield from _left(experiment, done, "failed", str(death), worker)
+
+
+def _left(experiment: Experiment, done: int, status: Status, reason: str, worker: Worker) -> Iterator[Point]:
+    """The points after the first `done`, which the worker did not measure."""
+    if worker.device:
+        experiment = experiment.resolved(worker.device)
     now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
     for case in list(experiment.cases())[done:]:
-        left = Measurement(case, status, reason, started_at=now, environment=worker.environment)
-        yield left.row(), ()
+        yield Measurement(case, status, reason, started_at=now, environment=worker.environment).row(), ()
 
 
 def _label(experiment: Experiment) -> str:
@@ -137,6 +202,10 @@ class _Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No process is left."""
         if self._worker:
             self._worker.close()
 
@@ -193,4 +262,5 @@ class _Tracking:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table

@@ -7,6 +7,7 @@ was written without being asked for. So after a right call the cache is all pois
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ POISON = 0xA5
 """The byte of a slot that nobody wrote; as bfloat16, half or float it is a tiny negative number."""
 
 ROWS_BYTES = 128 << 20
-SCAN_BYTES = 1 << 30
+SCAN_BYTES = 512 << 20
 
 
 def poison(cache: Cache) -> None:
@@ -43,11 +44,14 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
         mappings: How many slot mappings the call walks through.
 
     Raises:
-        IncorrectResult: Wrong bytes in a written slot, or a changed byte elsewhere. The cache is poisoned
-            anew.
+        IncorrectResult: Wrong bytes in a written slot, a changed byte elsewhere in the cache, or changed
+            inputs. The cache is poisoned and the inputs are filled anew.
     """
     run()
     try:
+        if not tensors.memory.unchanged():
+            tensors.memory.fill()
+            raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
         _check_rows("key_cache", tensors, tensors.key, tensors.key_cache, tensors.k_scale, mappings)
         _check_rows("value_cache", tensors, tensors.value, tensors.value_cache, tensors.v_scale, mappings)
         restore(tensors, mappings)
@@ -55,6 +59,21 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
     except IncorrectResult:
         poison(tensors.cache)
         raise
+
+
+def verify_again(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
+    """Returns when what ran since the last check, and one run more, hold the law as well.
+
+    Raises:
+        IncorrectResult: A call that was right at first was not right later.
+    """
+    try:
+        restore(tensors, mappings)
+        _check_untouched(tensors.cache)
+        verify(run, tensors, mappings)
+    except IncorrectResult as difference:
+        poison(tensors.cache)
+        raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
 
 
 def _check_rows(
@@ -96,9 +115,11 @@ def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tens
     for tokens, chosen, expected in _chunks(tensors, rows, plane, scale, slots):
         some = slots[chosen, tokens]
         found = _gathered(tensors, plane, some).view(-1, *expected.shape)
-        differs = (found != expected).nonzero()
-        if differs.numel():
-            mapping, token, head, byte = (int(i) for i in differs[0])
+        differs = found != expected
+        if differs.any():
+            # argmax, not nonzero, which needs many bytes for each that differs
+            first = int(differs.view(-1).view(torch.uint8).argmax())
+            mapping, token, head, byte = (int(i) for i in np.unravel_index(first, differs.shape))
             size = plane.element_size()
             start = byte // size * size
             wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
@@ -118,7 +139,7 @@ def _check_untouched(cache: Cache) -> None:
         pattern = int.from_bytes(bytes([POISON]) * 8, "little", signed=True)
         clean = torch.logical_and((words == pattern).all(), (chunk[whole:] == POISON).all())
         if not bool(clean):
-            byte = int((chunk != POISON).nonzero()[0])
+            byte = int((chunk != POISON).view(torch.uint8).argmax())
             raise IncorrectResult(
                 f"a byte outside the written slots changed, byte {start + byte} of the "
                 f"{cache.storage.numel()} of the cache and its guards"

@@ -7,6 +7,7 @@ runs beside a measurement. The child ends when its pipe closes.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 
 LAST_WORDS_BYTES = 2000
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 
 
 class Worker:
@@ -135,6 +138,7 @@ class Worker:
 
 def _child(requested: str) -> None:
     """The child's side: answers experiments until its input closes."""
+    _end_with_parent()
     # What libraries print must not come between the lines of the protocol.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -153,6 +157,12 @@ def _child(requested: str) -> None:
     _say(out, event="ready", device=device, environment=columns, refusal="")
     for line in sys.stdin:
         _answer(out, Experiment.from_json(line), columns)
+
+
+def _end_with_parent() -> None:
+    """On Linux the kernel ends this process when its parent is gone, even in the middle of a measurement."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> None:

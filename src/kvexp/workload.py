@@ -3,9 +3,11 @@
 The cache and the inputs are allocated once per curve, for its largest `num_tokens`; a case sees views.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
@@ -18,6 +20,8 @@ from kvexp.op import cache_item_bytes
 
 GUARD_BYTES = 4096
 """Poisoned bytes before and after the cache, so that a write outside it is seen as well."""
+
+CHECKSUM_WORDS = 8 << 20
 
 WORKING_BYTES = 1 << 30
 """What verification (chunks of rows) and graph capture need beside the tensors."""
@@ -48,8 +52,9 @@ class Tensors:
         case: The point.
         key: `[num_tokens, num_heads, head_size]`.
         value: `[num_tokens, num_heads, head_size_v]`.
-        cache: The curve's cache.
-        slot_mappings: int64 `[mappings, num_tokens]`; no slot occurs twice.
+        memory: The curve's memory, which these are views of.
+        slot_mappings: int64 `[mappings, num_tokens]`; no slot occurs twice, and each mapping begins at a
+            multiple of 16 bytes, as a tensor of its own would.
         k_scale: float32 with one element; amax / 64 of the keys, as the seed scripts choose it.
         v_scale: The same for the values.
     """
@@ -57,10 +62,15 @@ class Tensors:
     case: Case
     key: Tensor
     value: Tensor
-    cache: Cache
+    memory: "Memory"
     slot_mappings: Tensor
     k_scale: Tensor
     v_scale: Tensor
+
+    @property
+    def cache(self) -> Cache:
+        """The curve's cache."""
+        return self.memory.cache
 
     @property
     def key_cache(self) -> Tensor:
@@ -83,16 +93,45 @@ class Memory:
     """What a curve holds from its first point to its last.
 
     Attributes:
+        largest: The case with the curve's largest `num_tokens`.
         cache: The cache.
         inputs: `[2, tokens, num_heads, head_size]`: keys, then values.
         slots: int64 `[num_slots]`: every slot once, in the order the calls walk through them.
         scales: float32 `[2]`.
+        checksums: Of the inputs, the slots and the scales, as they are meant to stay.
     """
 
+    largest: Case
     cache: Cache
     inputs: Tensor
     slots: Tensor
     scales: Tensor
+    checksums: list[int] = field(default_factory=list)
+
+    def fill(self) -> None:
+        """Inputs, slots and scales are what the case's seed makes of them, whatever they were."""
+        case, device = self.largest, self.inputs.device
+        generator = torch.Generator(device).manual_seed(case.seed)
+        self.inputs.normal_(generator=generator)
+        for scale, plane in zip(self.scales, self.inputs, strict=True):
+            # No abs(): a copy of the inputs that nobody counted.
+            scale.copy_(torch.maximum(plane.amax(), -plane.amin()).float() / 64)
+        if case.slots == "contiguous":
+            torch.arange(case.num_slots, device=device, out=self.slots)
+        else:
+            torch.randperm(case.num_slots, generator=generator, device=device, out=self.slots)
+        self.seal()
+
+    def seal(self) -> None:
+        """Inputs, slots and scales are meant to stay as they are now."""
+        self.checksums[:] = self._sums()
+
+    def unchanged(self) -> bool:
+        """Whether inputs, slots and scales are as they were sealed."""
+        return self.checksums == self._sums()
+
+    def _sums(self) -> list[int]:
+        return [checksum(tensor) for tensor in (self.inputs, self.slots, self.scales)]
 
 
 @contextmanager
@@ -111,16 +150,17 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Mem
     storage = torch.empty(planes.items * cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
     items = storage[GUARD_BYTES : GUARD_BYTES + planes.items * cache_bytes].view(item)
     cache = Cache(storage, _view(items, planes.key), _view(items, planes.value), layout)
-    generator = torch.Generator(device).manual_seed(largest.seed)
-    inputs = torch.empty(
-        (2, min(largest.num_tokens, largest.num_slots), largest.num_heads, largest.head_size),
-        dtype=source,
-        device=device,
-    ).normal_(generator=generator)
-    # No abs(): a copy of the inputs that nobody counted.
-    scales = torch.stack([torch.maximum(plane.amax(), -plane.amin()).float() / 64 for plane in inputs])
-    yield Memory(cache, inputs, _slots(largest, generator), scales)
-    del storage, items, cache, inputs, scales
+    tokens = min(largest.num_tokens, largest.num_slots)
+    memory = Memory(
+        largest=largest,
+        cache=cache,
+        inputs=torch.empty((2, tokens, largest.num_heads, largest.head_size), dtype=source, device=device),
+        slots=torch.empty(largest.num_slots, dtype=torch.int64, device=device),
+        scales=torch.empty(2, dtype=torch.float32, device=device),
+    )
+    memory.fill()
+    yield memory
+    del storage, items, cache, memory
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -132,13 +172,13 @@ def build(case: Case, memory: Memory, mappings: int) -> Tensors:
         Unsupported: `num_tokens` exceeds the slots of the cache.
     """
     check_slots(case)
-    used = mappings * case.num_tokens
+    stride = case.num_tokens if mappings == 1 else case.num_tokens + case.num_tokens % 2
     return Tensors(
         case=case,
         key=memory.inputs[0, : case.num_tokens],
         value=memory.inputs[1, : case.num_tokens],
-        cache=memory.cache,
-        slot_mappings=memory.slots[:used].view(mappings, case.num_tokens),
+        memory=memory,
+        slot_mappings=memory.slots[: mappings * stride].view(mappings, stride)[:, : case.num_tokens],
         k_scale=memory.scales[0],
         v_scale=memory.scales[1],
     )
@@ -157,11 +197,15 @@ def check_slots(case: Case) -> None:
         )
 
 
-def _slots(case: Case, generator: torch.Generator) -> Tensor:
-    device = torch.device(case.device)
-    if case.slots == "contiguous":
-        return torch.arange(case.num_slots, device=device)
-    return torch.randperm(case.num_slots, generator=generator, device=device)
+def checksum(tensor: Tensor) -> int:
+    """A number that changes when a byte of a contiguous tensor does, or when words trade places."""
+    data = tensor.view(-1).view(torch.uint8)
+    whole = data.numel() // 8 * 8
+    total = data[whole:].sum(dtype=torch.int64)
+    for chunk in torch.split(data[:whole].view(torch.int64), CHECKSUM_WORDS):
+        odd = 2 * torch.arange(len(chunk), device=chunk.device) + 1
+        total = total * 31 + (chunk * odd).sum()
+    return int(total)
 
 
 def _view(items: Tensor, plane: Plane) -> Tensor:
@@ -186,8 +230,19 @@ def _check_fits(case: Case, cache_bytes: int, item_bytes: int) -> None:
     )
 
 
-def _free_bytes(device: str) -> int:
+def _free_bytes(device: str) -> float:
     if device == "cpu":
-        return int(psutil.virtual_memory().available)
+        return min(int(psutil.virtual_memory().available), _cgroup_free_bytes())
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(torch.device(device))[0]
+
+
+def _cgroup_free_bytes() -> float:
+    """What a container's limit leaves; infinite where there is none."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return math.inf
+    return math.inf if limit == "max" else int(limit) - used

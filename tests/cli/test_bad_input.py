@@ -14,6 +14,10 @@ BAD = {
     "impl=torch,tornch": GROUPS_OF_IMPL,
     "impl=TORCH": GROUPS_OF_IMPL,
     "impl=": GROUPS_OF_IMPL,
+    "impl=törch": f"'ö' is not allowed there; impl is one of {GROUPS_OF_IMPL}",
+    "x=törch": "cannot read the override 'x=törch': 'ö' is not allowed there",
+    "impl=cuda)": f"extraneous input ')'; impl is one of {GROUPS_OF_IMPL}",
+    "impl=cuda,": f"it ends too early; impl is one of {GROUPS_OF_IMPL}",
     "impl=null": GROUPS_OF_IMPL,
     "impl=1": GROUPS_OF_IMPL,
     "impl=[cuda,torch]": GROUPS_OF_IMPL,
@@ -53,6 +57,11 @@ BAD = {
     "workload.num_heads=8 ++workload.num_heads=9": "typed twice",
     "impl=torch impl=cuda": "typed twice",
     "hydra.mode=RUN": "always sweeps",
+    "hydra.sweep.subdir=x": "every curve has a folder of its own",
+    "hydra.sweep={dir:x,subdir:y} layout=NHD,HND": "2 curves would share",
+    "hydra.sweep.dir=???": "hydra.sweep.dir",
+    "layout=NHD,NHD": "the same curve is typed twice (layout=NHD); keep one of them",
+    "workload.num_heads=2,2": "the same curve is typed twice (workload.num_heads=2)",
     "hydra.sweeper.params.experiment=a": "refused",
     # Types and sizes
     "workload.num_heads=abc": "must be a whole number, not 'abc'",
@@ -86,7 +95,6 @@ BAD = {
     "+impl.tiles=[1,2]": "must be one value",
     # Syntax and flags
     "a=[1": "cannot read the override 'a=[1'",
-    "impl=torch,": "cannot read the override",
     "impl=torch foo": "'foo' is no override",
     "=3": "names no key",
     "compare": "unknown command 'compare'",
@@ -155,6 +163,37 @@ def test_a_folder_with_something_in_it_is_left_alone(typed, elsewhere):
     (folder / "rows.jsonl").write_text("{}\n")
     assert typed("hydra.sweep.dir=kept", "workload.num_heads=0,1").code == 2
     assert (folder / "rows.jsonl").read_text() == "{}\n"
+
+
+def test_a_folder_with_the_rows_of_another_sweep_is_named_and_stays_as_it_is(typed, elsewhere):
+    job = elsewhere / "kept" / "0"
+    (job / ".hydra").mkdir(parents=True)
+    (job / "rows.jsonl").write_text("{}\n")
+    (job / ".hydra" / "config.yaml").write_text("impl: theirs\n")
+    outcome = typed("hydra.sweep.dir=kept", "layout=NHD,HND")
+    assert (outcome.code, list(outcome.jobs)) == (2, [])
+    assert outcome.err == "kvexp: kept holds the rows of another sweep; choose another hydra.sweep.dir\n"
+    assert (job / "rows.jsonl").read_text() == "{}\n"
+    assert (job / ".hydra" / "config.yaml").read_text() == "impl: theirs\n"
+    assert list((elsewhere / "kept").iterdir()) == [job]
+
+
+def test_a_curves_own_folder_deeper_than_usual_is_not_written_into_twice(typed, elsewhere):
+    folder = elsewhere / "kept" / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("{}\n")
+    outcome = typed("hydra.sweep={dir:kept,subdir:a/b}")
+    assert outcome.code == 2
+    assert "b holds the rows of another sweep" in outcome.err
+    assert (folder / "rows.jsonl").read_text() == "{}\n"
+
+
+def test_a_file_where_the_folder_of_sweeps_would_be_is_named(typed, elsewhere):
+    (elsewhere / "multirun").touch()
+    outcome = typed("impl=torch")
+    assert outcome.code == 2
+    assert outcome.err.startswith("kvexp: cannot make the folder multirun/")
+    assert outcome.err.endswith(": multirun is a file\n")
 
 
 def test_the_traceback_is_there_for_who_asks(typed, monkeypatch):

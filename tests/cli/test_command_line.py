@@ -181,6 +181,17 @@ def test_the_exit_code_is_the_sweeps(typed, monkeypatch):
     assert cli.dispatch(["impl=torch"]) == 3
 
 
+def test_what_stops_inside_the_sweep_is_no_wrong_command_line(typed, monkeypatch):
+    typed("impl=torch")
+
+    def stopped(*_):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(sweep, "run", stopped)
+    with pytest.raises(SystemExit, match="1"):
+        cli.dispatch(["impl=torch"])
+
+
 def test_argv_and_the_environment_are_left_as_they_were(typed, monkeypatch):
     import os
     import sys

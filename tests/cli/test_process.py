@@ -45,6 +45,59 @@ def test_help_and_typos_import_nothing_heavy(tmp_path, line):
     assert process.stderr.splitlines()[-1] == ("" if line == "--help" else "hydra")
 
 
+# A sweep of one curve that needs neither a device nor time: its row is made up.
+MADE_UP = """
+import sys
+from kvexp import sweep
+from kvexp.cli import main
+from kvexp.measurement import Measurement
+
+def points(experiment, workers):
+    yield Measurement(next(experiment.cases()), "verified", "made up").row(), ()
+
+sweep._points = points
+sweep._Workers.start = lambda *_: None
+sys.argv = ["kvexp", "tracking=none", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("line", ["impl=torch", "impl=torch workload.num_heads=range(1,13)"])
+def test_a_reader_that_leaves_changes_neither_the_exit_code_nor_what_is_said(tmp_path, line):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-c", MADE_UP, *line.split()],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert process.returncode == 0
+    assert process.stderr.splitlines()[-1].startswith("rows: ")
+    assert "Error" not in process.stderr
+
+
+@pytest.mark.parametrize("line", ["--help", "--version", "--cfg job"])
+def test_a_print_whose_reader_leaves_is_no_error(tmp_path, line):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "kvexp", *line.split()]
+    process = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_a_terminal_without_a_mu_still_shows_the_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = start("-c", MADE_UP, "impl=torch", cwd=tmp_path)
+    assert process.returncode == 0
+    assert "latency (?s)" in process.stdout
+    assert "Traceback" not in process.stderr
+
+
 def test_the_console_script_is_the_module(tmp_path):
     script = "import sys; from kvexp.cli import main; sys.argv[0] = 'kvexp'; main()"
     by_script = start("-c", script, "impl=tornch", cwd=tmp_path)

@@ -115,3 +115,21 @@ def test_the_environment_names_the_gpu():
     assert columns["device_name"] == torch.cuda.get_device_name()
     assert columns["device_uuid"].startswith("GPU-")
     assert columns["driver"].count(".") >= 1
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4, 64])
+def test_a_copy_reads_no_more_than_there_is(tokens):
+    """Rows so small that the slots weigh as much: the ceiling counts each once, or there is none."""
+    (point,) = measured(
+        "impl=cuda", "workload.num_heads=1", "workload.head_size=1", tokens=f"workload.num_tokens={tokens}"
+    )
+    assert point.status == "ok", point.reason
+    assert (point.copy_us is None) == (tokens * 2 * 2 < 16)
+
+
+def test_a_call_that_is_right_once_is_not_timed():
+    made = experiment("impl=torch", "mode=no_graph", tokens="workload.num_tokens=[1,64]")
+    lazy = replace(made, impl=replace(made.impl, name="lazy", target="tests.wrong.Lazy"))
+    for point in pipeline.run(lazy.resolved("cuda:0"), environment.read("cuda:0")):
+        assert point.status == "incorrect"
+        assert point.statistics is None

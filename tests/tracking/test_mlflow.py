@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvexp.errors import TrackingError
 from kvexp.tracking import connect, settings
 
 
@@ -85,6 +86,19 @@ def test_a_curve_with_a_wrong_point_is_a_failed_run(tracker, sweep, job, measure
     parent, child = sweep(f"wrong {status}")
     assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
     assert child.data.metrics[f"points_{status}"] == 1
+
+
+def test_a_curve_that_does_not_arrive_whole_is_a_failed_run(
+    tracker, sweep, job, measure, experiment, monkeypatch
+):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    tracker.start_sweep("full", "")
+    monkeypatch.setattr(tracker._client, "log_artifact", full)
+    with pytest.raises(TrackingError, match="No space left"):
+        tracker.log_curve(job(measure()), experiment, measure())
+    assert sweep("full")[1].info.status == "FAILED"
 
 
 def test_a_curve_without_any_right_point_has_no_latency(tracker, sweep, job, measure, experiment):

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,41 @@ def test_a_sqlite_file_that_is_no_database_is_a_tracking_error(tmp_path):
     (tmp_path / "x.db").write_text("not a database at all " * 100)
     with pytest.raises(TrackingError, match="not a database"):
         connect(settings("local", f"sqlite:///{tmp_path}/x.db", None, "kvexp", {}))
+
+
+@pytest.mark.parametrize("content", [b"", b"no", b"SQLite format 3\0" + b"garbage" * 99])
+def test_a_short_or_broken_sqlite_file_is_a_database_or_a_tracking_error_at_once(tmp_path, content):
+    file = tmp_path / "mlflow.db"
+    file.write_bytes(content)
+    begin = time.monotonic()
+    with pytest.raises(TrackingError, match="not a database") if content else nullcontext():
+        connect(settings("local", f"sqlite:///{file}", None, "kvexp", {}))
+    assert not content or time.monotonic() - begin < 10
+
+
+def test_a_folder_in_the_databases_place_is_a_tracking_error_at_once(tmp_path):
+    (tmp_path / "mlflow.db").mkdir()
+    begin = time.monotonic()
+    with pytest.raises(TrackingError, match=r"cannot be used: .*mlflow\.db is a folder"):
+        connect(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
+    assert time.monotonic() - begin < 10
+
+
+def test_a_file_in_the_stores_place_is_named(tmp_path):
+    (tmp_path / "mlruns").touch()
+    with pytest.raises(TrackingError, match=r"cannot make the folder .*/mlruns: .*/mlruns is a file"):
+        connect(settings("local", f"sqlite:///{tmp_path}/mlruns/mlflow.db", None, "kvexp", {}))
+
+
+def test_a_question_mark_in_the_folders_path_sends_the_database_nowhere_else(tmp_path, monkeypatch):
+    folder = tmp_path / "who?me=you"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for typed in (None, "sqlite:///runs.db", "sqlite:////data/what?.db"):
+        with pytest.raises(TrackingError, match=r"a \? ends the file's path"):
+            connect(settings("local", typed, None, "kvexp", {}))
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == []
 
 
 def test_connecting_leaves_what_the_user_set(monkeypatch, tmp_path):

@@ -3,7 +3,9 @@
 Importing this package imports none of them, so that `--help` answers at once.
 """
 
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,15 +13,21 @@ from pathlib import Path
 
 from kvexp import __version__
 from kvexp.cli import catalogue
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, Terminated
 
 WRONG = 2
-INTERRUPTED = 130
+SIGNALLED = 128
+"""Exit codes of what a signal ended begin above this, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
 
 
 def main() -> None:
     """What was typed is done, and the process ends with its exit code."""
-    sys.exit(dispatch(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
+            stream.reconfigure(errors="replace")
+    code = dispatch(sys.argv[1:])
+    say("")
+    sys.exit(code)
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -31,18 +39,30 @@ def dispatch(argv: Sequence[str]) -> int:
             traceback.print_exc()
         sys.stderr.write(f"kvexp: {error}\n")
         return WRONG
-    except SystemExit as stop:  # Hydra ends some of its prints like this, a wrong --package too
-        return WRONG if stop.code else 0
+    except Terminated as end:
+        return SIGNALLED + end.number
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return SIGNALLED + signal.SIGINT
+
+
+def say(text: str) -> None:
+    """The text is on stdout at once; a reader that has left (`| head -1`) is no error."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would be flushed into the closed pipe when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _command(argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
-        sys.stdout.write(catalogue.text(catalogue.config_dirs(argv)))
+        say(catalogue.text(catalogue.config_dirs(argv)))
         return 0
     if "--version" in argv:
-        sys.stdout.write(f"kvexp {__version__}\n")
+        say(f"kvexp {__version__}\n")
         return 0
     if argv and _is_word(argv[0]):
         raise ConfigError(_unknown_word(argv[0], catalogue.config_dirs(argv)))

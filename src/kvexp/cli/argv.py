@@ -93,8 +93,12 @@ def _flags(typed: argparse.Namespace, measures: bool) -> list[str]:
     return switches + [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
-def parsed(overrides: Sequence[str]) -> list[Override]:
+def parsed(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
     """The overrides as Hydra's grammar reads them.
+
+    Args:
+        overrides: As typed.
+        dirs: The folders of options, named where one of a group cannot be read.
 
     Raises:
         ConfigError: One of them cannot be read.
@@ -107,14 +111,25 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         except OverrideParseException as error:
             if "=" not in text:
                 raise ConfigError(f"{text!r} is no override; write key=value") from error
-            raise ConfigError(f"cannot read the override {text!r}: {_complaint(error)}") from error
+            group = text.partition("=")[0]
+            names = ", ".join(catalogue.options(group, dirs)) if group in catalogue.GROUPS else ""
+            possible = f"; {group} is one of {names}" if names else ""
+            complaint = _complaint(text, error)
+            raise ConfigError(f"cannot read the override {text!r}: {complaint}{possible}") from error
     return found
 
 
-def _complaint(error: OverrideParseException) -> str:
-    """The grammar's complaint without the tokens it would have liked, which name its own rules."""
-    lines = [line for line in str(error).splitlines() if not line.startswith(("See", "Error"))]
-    return re.sub(r" expecting \{.*\}", "", "; ".join(lines))
+def _complaint(text: str, error: OverrideParseException) -> str:
+    """The grammar's complaint without its own names for classes and for the tokens it would have liked."""
+    lexer = "LexerNoViableAltException: "
+    lines = [line for line in str(error).split("\n") if not line.startswith(("See", "Error"))]
+    if lines[0].startswith(lexer):
+        # A line with a caret below what was typed.
+        position = lines[-1].find("^") - len(lexer)
+        at = repr(text[position]) if 0 <= position < len(text) else "one of its characters"
+        return f"{at} is not allowed there"
+    complaint = re.sub(r" expecting \S.*|^\w+(Exception|Error): ", "", "; ".join(lines))
+    return complaint.replace("mismatched input '<EOF>'", "it ends too early")
 
 
 def _check_names(dirs: Sequence[Path]) -> None:
@@ -131,7 +146,7 @@ def _check_names(dirs: Sequence[Path]) -> None:
 
 def _check(line: CommandLine, dirs: Sequence[Path]) -> None:
     seen: dict[str, str] = {}
-    for text, override in zip(line.overrides, parsed(line.overrides), strict=True):
+    for text, override in zip(line.overrides, parsed(line.overrides, dirs), strict=True):
         key = override.key_or_group
         if key in seen:
             raise ConfigError(f"{key} is typed twice, {seen[key]!r} and {text!r}; keep one of them")
@@ -142,6 +157,11 @@ def _check(line: CommandLine, dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{text!r} names no key; write key=value")
         if key == "hydra.mode":
             raise ConfigError("hydra.mode is refused, since kvexp always sweeps; --cfg job only prints")
+        if key == "hydra.sweep.subdir":
+            raise ConfigError(
+                "hydra.sweep.subdir is refused, since every curve has a folder of its own; "
+                "hydra.sweep.dir=FOLDER says where the sweep goes"
+            )
         if key.startswith("hydra.sweeper.params"):
             raise ConfigError(f"{text!r} is refused; a sweep is typed as impl=cuda,triton")
         if key.startswith("workload.num_tokens."):

@@ -4,8 +4,9 @@ import math
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.cli import catalogue, presets, typed
+from kvexp.cli import WRONG, catalogue, presets, say, typed
 from kvexp.cli.argv import CommandLine, ordered
 from kvexp.cli.folders import forget
 from kvexp.cli.sentences import COMPOSING, sentence
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
+from kvexp.rows import ROWS, make_folder
 from kvexp.tracking import TrackingSettings, settings, shown
 
 MANY = 10
@@ -55,7 +57,8 @@ class Curves:
         """Returns when there is something to measure, and nothing wrong with any of it.
 
         Raises:
-            ConfigError: A curve is wrong, there is none, or they disagree about tracking.
+            ConfigError: A curve is wrong or there twice, there is none, its folder holds rows already, or
+                they disagree about tracking.
         """
         if self.wrong:
             raise ConfigError(self._what_is_wrong())
@@ -63,6 +66,31 @@ class Curves:
             raise ConfigError("what was typed matches no option, so there is nothing to measure")
         if len(self.tracking) > 1:
             raise ConfigError("the curves of a sweep are tracked in one place; choose one")
+        self._check_twins()
+        self._check_folders()
+
+    def _check_twins(self) -> None:
+        """Two equal curves would be one in every table, with each of its points there twice."""
+        seen: dict[str, str] = {}
+        for experiment, _, overrides in self.right:
+            shown_overrides = " ".join(overrides)
+            curve = experiment.to_json()
+            if curve in seen:
+                twin = seen[curve]
+                which = f"{twin} and {shown_overrides}" if twin != shown_overrides else twin
+                raise ConfigError(f"the same curve is typed twice ({which}); keep one of them")
+            seen[curve] = shown_overrides
+
+    def _check_folders(self) -> None:
+        """The rows of two curves, or of two sweeps, never share a file."""
+        folders = Counter(folder for _, folder, _ in self.right)
+        for folder, count in folders.items():
+            if count > 1:
+                raise ConfigError(
+                    f"{count} curves would share {folder}; name hydra.job.num in hydra.sweep.subdir"
+                )
+            if (folder / ROWS).exists():
+                raise ConfigError(_HOLDS_ROWS.format(folder))
 
     def _what_is_wrong(self) -> str:
         overrides, message = self.wrong[0]
@@ -84,16 +112,36 @@ class Curves:
         )
 
 
+_HOLDS_ROWS = "{} holds the rows of another sweep; choose another hydra.sweep.dir"
+
+
+class _Refused(BaseException):
+    """Ends Hydra from within a callback, where it makes a warning of every Exception."""
+
+
 class SweepStart(Callback):
-    """What is said and remembered before the first job is composed."""
+    """What is said, checked and remembered before the first job is composed."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """The sweep's folder can be found though no job composes; a long wait is announced."""
+        """The sweep's folder is there and has no rows; a long wait is announced.
+
+        Hydra writes each job's configuration before its task is called: in a folder with rows it would
+        replace the one that they were measured with.
+        """
         HydraConfig.instance().set_config(config)
+        try:
+            folder = Path(config.hydra.sweep.dir)
+        except COMPOSING as error:
+            raise _Refused(sentence(error)) from error
+        if any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}")):
+            raise _Refused(_HOLDS_ROWS.format(folder))
+        try:
+            make_folder(folder)
+        except KvexpError as error:
+            raise _Refused(str(error)) from error
         count = _count(config)
         if count > MANY:
-            sys.stdout.write(f"composing {count} curves\n")
-            sys.stdout.flush()
+            say(f"composing {count} curves\n")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -105,14 +153,15 @@ def run(argv: Sequence[str]) -> int:
     line = ordered(argv)
     curves = Curves(line)
     try:
-        _compose(line, curves)
-        if not line.measures:
-            return 0
+        code = _compose(line, curves)
+        if code or not line.measures:
+            return code
         curves.check()
         return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]))
     except ConfigError:
         if HydraConfig.initialized() and line.measures:
-            forget(Path(HydraConfig.get().sweep.dir).absolute())
+            with suppress(*COMPOSING):  # it may be what cannot be composed
+                forget(Path(HydraConfig.get().sweep.dir).absolute())
         raise
 
 
@@ -123,13 +172,21 @@ def _measure(curves: Curves, command: str) -> int:
     return sweep.run(jobs, curves.tracking.pop(), shown(command))
 
 
-def _compose(line: CommandLine, curves: Curves) -> None:
+def _compose(line: CommandLine, curves: Curves) -> int:
+    """0 when Hydra has composed or printed, WRONG when it has said itself what is wrong."""
     main = hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")
     try:
         with _hydra_raises(line.argv):
             main(curves)()
+    except SystemExit as stop:  # Hydra ends some of its prints like this, a wrong --package too
+        return WRONG if stop.code else 0
+    except BrokenPipeError:  # the reader of what it prints has left
+        return 0
+    except _Refused as refusal:
+        raise ConfigError(str(refusal)) from refusal.__cause__
     except COMPOSING as error:
         raise ConfigError(sentence(error)) from error
+    return 0
 
 
 @contextmanager

@@ -100,6 +100,12 @@ def connect(settings: TrackingSettings) -> Tracker | None:
     """
     if settings.uri is None:
         return None
+    query = settings.uri.partition("?")[2]
+    if sqlite_file(settings.uri) and query and ("/" in query or "=" not in query):
+        raise TrackingError(
+            f"the tracking store {settings.uri} cannot be used: in an address a ? ends the file's path; "
+            "type tracking.uri=sqlite:////FOLDER/mlflow.db with a folder that has none"
+        )
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
     try:

@@ -124,7 +124,7 @@ def milliseconds(row: Mapping[str, Any]) -> int:
 def _words(row: Row) -> list[str]:
     """The words of a run's name; a mode or a cache's dtype only where it is not the usual one.
 
-    A mode is still `auto` in the rows of a device that this machine does not have.
+    A mode is still `auto` in the rows of a measuring process that died before it named its device.
     """
     usual_mode = "cudagraph" if str(row.get("device")).startswith("cuda") else "no_graph"
     words = [row.get("impl"), row.get("layout"), row.get("dtype")]

@@ -9,10 +9,11 @@ import fcntl
 import logging
 import os
 import socket
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
-from kvexp.errors import TrackingError
-from kvexp.rows import ROWS, SAMPLES, Row
+from kvexp.errors import KvexpError, TrackingError
+from kvexp.rows import ROWS, SAMPLES, Row, make_folder
 from kvexp.tracking import curve, shown, sqlite_file
 
 if TYPE_CHECKING:
@@ -86,8 +87,14 @@ class MlflowTracker:
                 tags={key: value for key, value in tags.items() if value},
                 run_name=curve.name(rows[0], self._curves),
             )
-            self._log_numbers(run.info.run_id, rows)
-            self._log_files(run.info.run_id, folder)
+            try:
+                self._log_numbers(run.info.run_id, rows)
+                self._log_files(run.info.run_id, folder)
+            except BaseException:
+                # Nothing else would end it; a store that is away says so a second time in vain.
+                with suppress(Exception):
+                    self._client.set_terminated(run.info.run_id, "FAILED")
+                raise
             self._client.set_terminated(run.info.run_id, "FAILED" if wrong else "FINISHED")
             if not self._curves:
                 self._tag_parent(rows)
@@ -148,7 +155,9 @@ class MlflowTracker:
             yield
         except (
             MlflowException,
+            KvexpError,
             sqlalchemy.exc.SQLAlchemyError,
+            sqlite3.Error,
             CommandError,
             requests.RequestException,
             ImportError,  # a database's driver that is not installed
@@ -165,11 +174,29 @@ def _ready(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     if file is None:
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment(client, experiment, None)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
+    _check_database(file)
     # Two processes that make MLflow's tables in one new sqlite file at once destroy it.
     with _locked(file.parent / ".lock"):
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment(client, experiment, (file.parent / "artifacts").as_uri())
+
+
+def _check_database(file: Path) -> None:
+    """Returns when the file is missing or a database: MLflow retries anything else for minutes, silently.
+
+    Raises:
+        KvexpError: It is no file, or cannot be read and written.
+        sqlite3.Error: It is no database.
+    """
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise KvexpError(f"{file} is a folder")
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise KvexpError(f"{file} cannot be read and written")
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("pragma user_version")
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
