@@ -181,7 +181,7 @@ class Cuda:
             vec=vec,
             row_strides=row_strides,
             cache_strides=cache_strides,
-            wide_index=2 * num_tokens * num_heads * head_size // vec >= 2**32 - THREADS,
+            wide_index=2 * num_tokens * num_heads * head_size // vec >= 2**32,
         )
 
     def launch(self, kernel: Any, tensors: tuple[Tensor, ...], threads: int, *sizes: int) -> Call:
