@@ -61,6 +61,7 @@ BAD = {
     "hydra.sweep={dir:x,subdir:y} layout=NHD,HND": "2 curves would share",
     "hydra.sweep.dir=???": "hydra.sweep.dir",
     "layout=NHD,NHD": "the same curve is typed twice (layout=NHD); keep one of them",
+    "workload=tiny workload.num_tokens=[1,2],[2,3]": "the same curve is typed twice (workload=tiny",
     "workload.num_heads=2,2": "the same curve is typed twice (workload.num_heads=2)",
     "hydra.sweeper.params.experiment=a": "refused",
     # Types and sizes

@@ -70,16 +70,17 @@ class Curves:
         self._check_folders()
 
     def _check_twins(self) -> None:
-        """Two equal curves would be one in every table, with each of its points there twice."""
-        seen: dict[str, str] = {}
+        """Two curves that share a point would be one in every table, with that point there twice."""
+        seen: dict[object, str] = {}
         for experiment, _, overrides in self.right:
             shown_overrides = " ".join(overrides)
-            curve = experiment.to_json()
-            if curve in seen:
-                twin = seen[curve]
+            # The workload's name tells curves apart as well, though it is no part of a case's identity.
+            points = [(case, case.workload) for case in experiment.cases()]
+            twin = next((seen[point] for point in points if point in seen), None)
+            if twin is not None:
                 which = f"{twin} and {shown_overrides}" if twin != shown_overrides else twin
                 raise ConfigError(f"the same curve is typed twice ({which}); keep one of them")
-            seen[curve] = shown_overrides
+            seen.update(dict.fromkeys(points, shown_overrides))
 
     def _check_folders(self) -> None:
         """The rows of two curves, or of two sweeps, never share a file."""
