@@ -36,7 +36,7 @@ class Problem:
 
     def bind(self, impl: object) -> Call:
         """The implementation's call for these tensors."""
-        call: Call = impl.reshape_and_cache_flash(  # type: ignore[attr-defined]
+        call: Call = impl.reshape_and_cache_flash(  # type: ignore[attr-defined]  # an op is a method by its name
             self.key,
             self.value,
             self.key_cache,

@@ -115,7 +115,7 @@ class TestADeadProcess:
     )
     def test_says_how_it_ended_and_its_last_words(self, worker, by, how):
         rows = []
-        with pytest.raises(WorkerDied) as raised:  # noqa: PT012
+        with pytest.raises(WorkerDied) as raised:  # noqa: PT012  # the rows before the end are wanted too
             for row, _ in worker.run(curve(how="Deadly", by=by)):
                 rows.append(row)
         first, _, words = str(raised.value).partition("\n")

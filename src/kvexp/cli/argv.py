@@ -68,6 +68,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; --help lists the flags")
 
+    # argparse would print its usage and exit; mypy has no word for replacing a method of one object.
     parser.error = refuse  # type: ignore[method-assign]
     # --info's value is optional: without this, `--info impl=torch` would take the override for it.
     arguments = [
