@@ -57,5 +57,5 @@ ui: $(READY)  ## Show the tracked runs at http://127.0.0.1:5000 (PORT=... for an
 	  --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts "--log-level warning"
 
 clean:  ## Remove build output and caches; .venv and the results in multirun/ and mlruns/ stay
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

@@ -1,6 +1,9 @@
 """The contract of docs/semantics.md as tests, for whatever implementation and device a module asks for.
 
-A test module subclasses `Contract` and gives the fixtures `impl` and `device`.
+A test module subclasses `Contract` and gives the fixtures `impl` and `device`. What is crossed with what:
+each op with each of its layouts, and those with one other list at a time: types (all that the op takes),
+sizes (each number of the contract's list at least once), slots. On a GPU the numbers and sizes of heads are
+crossed in full (tests/gpu).
 """
 
 import pytest
@@ -8,6 +11,10 @@ import torch
 
 from kvexp.errors import Unsupported
 from tests import composed, law
+from tests.law import DIFFKV, FLASH, PAGED
+
+PAIRS = composed.pairs()
+IDS = ["-".join(pair) for pair in PAIRS]
 
 # num_tokens, num_heads, head_size, block_size: each number of the contract's list at least once.
 SIZES = [
@@ -26,38 +33,65 @@ SIZES = [
     (2, 64, 128, 16),
     (2, 128, 128, 16),
 ]
+# Each list of types once with each other: source, cache, scale.
+TYPES = [
+    *((dtype, "auto", "per_tensor") for dtype in law.WIDE),
+    *((dtype, fp8, scale) for dtype in law.WIDE for fp8 in ("fp8_e4m3", "fp8_e5m2")
+      for scale in ("per_tensor", "per_head")),
+    *((fp8, fp8, "per_tensor") for fp8 in ("fp8_e4m3", "fp8_e5m2")),
+]  # fmt: skip
+
+
+def skip_what_the_op_refuses(op, sizes):
+    if op == PAGED and sizes[2] % 8:
+        pytest.skip("reshape_and_cache wants whole pieces of 16 bytes; the op refuses others before this")
 
 
 class Contract:
-    @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
-    @pytest.mark.parametrize("dtype", composed.options("dtype"))
-    @pytest.mark.parametrize("layout", composed.options("layout"))
-    def test_every_layout_and_type_holds_the_law(self, impl, device, layout, dtype, kv_cache_dtype):
-        slots = law.shuffled(19, 8 * 16)
-        posed = law.problem(device, slots, layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
-        if impl == "triton" and device == "cpu" and kv_cache_dtype != "auto":
+    @pytest.mark.parametrize("types", TYPES, ids="-".join)
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_every_layout_and_type_holds_the_law(self, impl, device, op, layout, types):
+        dtype, kv_cache_dtype, scale = types
+        posed = law.problem(
+            device, law.shuffled(19, 8 * 16), op=op, layout=layout, dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype, scale=scale, num_heads=3,
+        )  # fmt: skip
+        converts = kv_cache_dtype != "auto" and dtype in law.WIDE
+        if impl == "triton" and device == "cpu" and converts:
             with pytest.raises(Unsupported, match="interpreter"):
                 posed.bind(law.implementation(impl, device))
-        else:
-            law.assert_writes(impl, posed)
+            return
+        law.assert_writes(impl, posed if converts else law.without_scales(posed))
 
-    @pytest.mark.parametrize("layout", composed.options("layout"))
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
-    def test_every_size_holds_the_law(self, impl, device, layout, sizes):
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_every_size_holds_the_law(self, impl, device, op, layout, sizes):
+        skip_what_the_op_refuses(op, sizes)
         num_tokens, num_heads, head_size, block_size = sizes
         num_blocks = -(-num_tokens // block_size) + 2
         posed = law.problem(
-            device,
-            law.shuffled(num_tokens, num_blocks * block_size),
-            layout=layout,
-            num_heads=num_heads,
-            head_size=head_size,
-            block_size=block_size,
-            num_blocks=num_blocks,
-        )
+            device, law.shuffled(num_tokens, num_blocks * block_size), op=op, layout=layout,
+            num_heads=num_heads, head_size=head_size, block_size=block_size, num_blocks=num_blocks,
+        )  # fmt: skip
         law.assert_writes(impl, posed)
 
-    @pytest.mark.parametrize("layout", composed.options("layout"))
+    @pytest.mark.parametrize("head_sizes", [(192, 128), (64, 128), (46, 33), (16, 256)], ids=str)
+    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == DIFFKV])
+    def test_value_heads_may_have_a_size_of_their_own(self, impl, device, layout, head_sizes):
+        head_size, head_size_v = head_sizes
+        posed = law.problem(
+            device, law.shuffled(11, 128), op=DIFFKV, layout=layout, num_heads=3, head_size=head_size,
+            head_size_v=head_size_v,
+        )  # fmt: skip
+        law.assert_writes(impl, posed)
+
+    @pytest.mark.parametrize("num_layers", [2, 3])
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_other_layers_of_a_block_stay_as_they_are(self, impl, device, op, layout, num_layers):
+        posed = law.problem(device, law.shuffled(19, 128), op=op, layout=layout, num_layers=num_layers)
+        law.assert_writes(impl, posed)
+
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     @pytest.mark.parametrize(
         "slots",
         [
@@ -69,45 +103,62 @@ class Contract:
         ],
         ids=["first", "last", "alternating", "all", "other negatives"],
     )
-    def test_padding_slots_write_nothing(self, impl, device, layout, slots):
-        law.assert_writes(impl, law.problem(device, slots, layout=layout))
+    def test_padding_slots_write_nothing(self, impl, device, op, layout, slots):
+        law.assert_writes(impl, law.problem(device, slots, op=op, layout=layout))
 
-    def test_a_slot_beyond_the_cache_writes_nothing(self, impl, device):
-        law.assert_writes(impl, law.problem(device, [3, 8 * 16, 5, 8 * 16 + 7, 2**40]))
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_a_slot_beyond_the_cache_writes_nothing(self, impl, device, op):
+        law.assert_writes(impl, law.problem(device, [3, 8 * 16, 5, 8 * 16 + 7, 2**40], op=op))
 
-    def test_the_first_and_the_last_slot_are_written(self, impl, device):
-        law.assert_writes(impl, law.problem(device, [8 * 16 - 1, 0]))
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_the_first_and_the_last_slot_are_written(self, impl, device, op):
+        law.assert_writes(impl, law.problem(device, [8 * 16 - 1, 0], op=op))
 
-    def test_no_tokens_write_nothing(self, impl, device):
-        law.assert_writes(impl, law.problem(device, []))
+    @pytest.mark.parametrize("op", composed.options("op"))
+    @pytest.mark.parametrize(
+        "slots",
+        [list(range(21, 90)), list(range(89, 20, -1)), [16 * b + b % 16 for b in (5, 0, 7, 2)]],
+        ids=["contiguous", "reversed", "a token in each block"],
+    )
+    def test_slots_in_runs_hold_the_law(self, impl, device, op, slots):
+        law.assert_writes(impl, law.problem(device, slots, op=op))
 
-    def test_the_slot_mapping_gives_the_number_of_tokens(self, impl, device):
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_no_tokens_write_nothing(self, impl, device, op):
+        law.assert_writes(impl, law.problem(device, [], op=op))
+
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_the_slot_mapping_gives_the_number_of_tokens(self, impl, device, op):
         key = torch.randn(9, 2, 64, device=device).bfloat16()
-        law.assert_writes(impl, law.problem(device, [40, 3, 17], key=key, value=key + 1))
+        law.assert_writes(impl, law.problem(device, [40, 3, 17], op=op, key=key, value=key + 1))
 
+    @pytest.mark.parametrize("op", composed.options("op"))
     @pytest.mark.parametrize("head_size", [46, 64])
-    def test_rows_may_be_views_of_a_fused_qkv_tensor(self, impl, device, head_size):
+    def test_rows_may_be_views_of_a_fused_qkv_tensor(self, impl, device, op, head_size):
+        skip_what_the_op_refuses(op, (5, 2, head_size, 16))
         qkv = torch.randn(5, 4 + 2 + 2, head_size, device=device).bfloat16()
         key, value = qkv[:, 4:6], qkv[:, 6:8]
-        posed = law.problem(device, law.shuffled(5, 128), head_size=head_size, key=key, value=value)
+        posed = law.problem(device, law.shuffled(5, 128), op=op, head_size=head_size, key=key, value=value)
         law.assert_writes(impl, posed)
 
-    def test_key_and_value_rows_may_have_different_strides(self, impl, device):
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_key_and_value_rows_may_have_different_strides(self, impl, device, op):
         key = torch.randn(5, 3, 64, device=device).bfloat16()[:, :2]
         value = torch.randn(5, 2, 64, device=device).bfloat16()
-        law.assert_writes(impl, law.problem(device, law.shuffled(5, 128), key=key, value=value))
+        law.assert_writes(impl, law.problem(device, law.shuffled(5, 128), op=op, key=key, value=value))
 
+    @pytest.mark.parametrize("op", composed.options("op"))
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-    def test_a_misaligned_base_is_only_slower(self, impl, device, kv_cache_dtype):
+    def test_a_misaligned_base_is_only_slower(self, impl, device, op, kv_cache_dtype):
         if impl == "triton" and device == "cpu" and kv_cache_dtype == "fp8":
             kv_cache_dtype = "auto"
         flat = torch.randn(1 + 5 * 2 * 64, device=device).bfloat16()
         rows = flat[1:].view(5, 2, 64)
         slots = law.shuffled(5, 128)
-        posed = law.problem(device, slots, key=rows, value=rows, kv_cache_dtype=kv_cache_dtype)
+        posed = law.problem(device, slots, op=op, key=rows, value=rows, kv_cache_dtype=kv_cache_dtype)
         law.assert_writes(impl, posed)
 
-    @pytest.mark.parametrize("layout", composed.options("layout"))
+    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == FLASH])
     def test_heads_of_distinct_constants_land_in_their_places(self, impl, device, layout):
         heads = torch.arange(1, 6, device=device).bfloat16().view(1, 5, 1).expand(17, 5, 64).contiguous()
         slots = law.shuffled(17, 128)
@@ -116,3 +167,12 @@ class Contract:
         block, offset = slots[3] // 16, slots[3] % 16
         assert posed.key_cache[block, offset, :, 0].tolist() == [1, 2, 3, 4, 5]
         assert posed.value_cache[block, offset, :, 63].tolist() == [-1, -2, -3, -4, -5]
+
+    def test_heads_of_distinct_constants_land_in_the_head_major_cache(self, impl, device):
+        elements = torch.arange(64, device=device).bfloat16().view(1, 1, 64).expand(17, 5, 64).contiguous()
+        slots = law.shuffled(17, 128)
+        posed = law.problem(device, slots, op=PAGED, num_heads=5, key=elements, value=-elements)
+        law.assert_writes(impl, posed)
+        block, offset = slots[3] // 16, slots[3] % 16
+        assert posed.key_cache[block, 4, :, offset].flatten().tolist() == list(range(64))
+        assert posed.value_cache[block, 2, :, offset].tolist() == [-i for i in range(64)]

@@ -1,51 +1,77 @@
 """The law by the slowest means: a Python loop over tokens says which bytes the cache must hold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from kvexp.case import Case
+import kvexp
 from kvexp.impl import make
-from kvexp.layout import Layout
+from kvexp.layout import Layout, Plane
 from kvexp.op import Call
 from kvexp.quantize import quantize
 from tests import composed
 
-DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
-FORMATS = {"auto": "auto", "fp8": "fp8_e4m3"}
+FLASH, DIFFKV, PAGED = "reshape_and_cache_flash", "reshape_and_cache_flash_diffkv", "reshape_and_cache"
+DTYPES = {
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+WIDE = ("half", "bfloat16", "float")
+"""The source types that fp8 is converted from."""
+
+FORMATS = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SCALE = 0.37
 """Neither a power of two nor its own reciprocal: a wrong division shows."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a cache."""
+
+    num_blocks: int = 8
+    block_size: int = 16
+    num_heads: int = 2
+    head_size: int = 64
+    head_size_v: int = 64
+    num_layers: int = 1
 
 
 @dataclass
 class Problem:
     """Tensors of one call on a cache whose bytes are random."""
 
+    op: str
     key: Tensor
     value: Tensor
     storage: Tensor
     key_cache: Tensor
     value_cache: Tensor
+    kv_cache: Tensor | None
     slot_mapping: Tensor
     kv_cache_dtype: str
-    k_scale: Tensor
-    v_scale: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+
+    @property
+    def caches(self) -> tuple[Tensor, ...]:
+        """The caches as the op takes them."""
+        return (self.kv_cache,) if self.op == DIFFKV else (self.key_cache, self.value_cache)
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """The op's arguments, in order."""
+        rows = (self.key, self.value, *self.caches, self.slot_mapping)
+        return (*rows, self.kv_cache_dtype, self.k_scale, self.v_scale)
 
     def bind(self, impl: object) -> Call:
         """The implementation's call for these tensors."""
-        call: Call = impl.reshape_and_cache_flash(  # type: ignore[attr-defined]  # an op is a method by its name
-            self.key,
-            self.value,
-            self.key_cache,
-            self.value_cache,
-            self.slot_mapping,
-            self.kv_cache_dtype,
-            self.k_scale,
-            self.v_scale,
-        )
+        call: Call = getattr(impl, self.op)(*self.arguments)
         return call
 
     def expected(self) -> Tensor:
@@ -61,11 +87,16 @@ class Problem:
                 plane.shape,
                 plane.stride(),
             )
-            num_blocks, block_size = plane.shape[:2]
+            block_size = twin.shape[3] if self.op == PAGED else twin.shape[1]
             for token, slot in enumerate(self.slot_mapping.tolist()):
-                if 0 <= slot < num_blocks * block_size:
-                    row = quantize(rows[token : token + 1], self.kv_cache_dtype, scale)[0]
-                    twin.view(torch.uint8)[slot // block_size, slot % block_size] = row
+                if 0 <= slot < twin.shape[0] * block_size:
+                    row = quantize(rows[token : token + 1], self.kv_cache_dtype, scale)[0].view(twin.dtype)
+                    block, offset = slot // block_size, slot % block_size
+                    if self.op == PAGED:
+                        there = twin[block, :, :, offset]
+                        there.copy_(row.view(there.shape))
+                    else:
+                        twin[block, offset].copy_(row)
         return after
 
 
@@ -73,49 +104,81 @@ def problem(
     device: str,
     slots: Sequence[int],
     *,
-    layout: str = "NHD",
+    op: str = FLASH,
+    layout: str | None = None,
     dtype: str = "bfloat16",
     kv_cache_dtype: str = "auto",
-    num_heads: int = 2,
-    head_size: int = 64,
-    block_size: int = 16,
-    num_blocks: int = 8,
+    scale: str = "per_tensor",
     key: Tensor | None = None,
     value: Tensor | None = None,
+    **sizes: int,
 ) -> Problem:
-    """A call that writes `slots`, with random rows unless they are given."""
+    """A call that writes `slots`, with random rows unless they are given; further arguments are of Sizes."""
+    if "head_size" in sizes:
+        sizes.setdefault("head_size_v", sizes["head_size"])
+    of = Sizes(**sizes)
     source = DTYPES[dtype]
-    case = Case(
-        op="reshape_and_cache_flash", impl="", impl_options="{}", layout=layout, dtype=dtype,
-        kv_cache_dtype=FORMATS[kv_cache_dtype], mode="no_graph", timer="none", timer_options="{}",
-        device=device, num_tokens=len(slots), num_heads=num_heads, head_size=head_size,
-        head_size_v=head_size, block_size=block_size, num_blocks=num_blocks, slots="random", seed=0,
-    )  # fmt: skip
     item = source if kv_cache_dtype == "auto" else torch.uint8
-    made: Layout = make(composed.choice("layout", layout))
-    planes = made.planes(case, item.itemsize)
-    generator = torch.Generator(device).manual_seed(len(slots) + num_heads * head_size)
-    size = planes.items * item.itemsize
-    storage = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device, generator=generator)
-    views = [storage.view(item).as_strided(p.shape, p.strides, p.offset) for p in (planes.key, planes.value)]
-    shape = (len(slots), num_heads, head_size)
-    rows = [torch.randn(shape, device=device, generator=generator).to(source) for _ in range(2)]
+    made: Layout = make(composed.choice("layout", layout or composed.layout_of(op)))
+    planes = made.planes(of, item.itemsize, layer=of.num_layers // 2)
+    generator = torch.Generator(device).manual_seed(len(slots) + of.num_heads * of.head_size)
+    storage = _bytes(planes.items * item.itemsize, generator)
+    shapes = [(len(slots), of.num_heads, size) for size in (of.head_size, of.head_size_v)]
+    rows = [_rows(shape, source, generator) for shape in shapes]
+    scales = _scales(scale, of.num_heads, device)
+
+    # torch.compile takes caches that share memory when they are views of one tensor of their type.
+    items = storage.view(item).detach()
+
+    def view(plane: Plane) -> Tensor:
+        return items.as_strided(plane.shape, plane.strides, plane.offset)
+
     return Problem(
+        op=op,
         key=rows[0] if key is None else key,
         value=rows[1] if value is None else value,
         storage=storage,
-        key_cache=views[0],
-        value_cache=views[1],
+        key_cache=view(planes.key),
+        value_cache=view(planes.value),
+        kv_cache=planes.packed and view(planes.packed),
         slot_mapping=torch.tensor(slots, dtype=torch.int64, device=device),
         kv_cache_dtype=FORMATS[kv_cache_dtype],
-        k_scale=torch.tensor(SCALE, device=device),
-        v_scale=torch.tensor(SCALE * 3, device=device),
+        k_scale=scales,
+        v_scale=scales * 3,
     )
+
+
+def _bytes(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 256, (count,), dtype=torch.uint8, device=generator.device, generator=generator)
+
+
+def _rows(shape: tuple[int, ...], source: torch.dtype, generator: torch.Generator) -> Tensor:
+    if source.itemsize == 1:
+        return _bytes(shape[0] * shape[1] * shape[2], generator).view(source).view(shape)
+    return torch.randn(shape, device=generator.device, generator=generator).to(source)
+
+
+def _scales(scale: str, num_heads: int, device: str) -> Tensor:
+    if scale == "per_tensor":
+        return torch.tensor(SCALE, device=device)
+    return SCALE * (1 + torch.arange(num_heads, device=device, dtype=torch.float32))
+
+
+class Library:
+    """The library's functions as an implementation: each call validates and launches anew."""
+
+    def __init__(self, impl: str) -> None:
+        for op in (FLASH, DIFFKV, PAGED):
+            setattr(self, op, partial(partial, getattr(kvexp, op), impl=impl))
 
 
 @cache
 def implementation(name: str, device: str) -> object:
-    """The implementation that conf/impl names so."""
+    """The implementation that conf/impl names so, or the library's of `library/NAME`."""
+    library, slash, impl = name.partition("/")
+    if slash:
+        assert library == "library"
+        return Library(impl)
     made: object = make(composed.choice("impl", name), device=device)
     return made
 
@@ -132,3 +195,8 @@ def shuffled(count: int, num_slots: int, seed: int = 0) -> list[int]:
     """`count` different slots in random order."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(num_slots, generator=generator)[:count].tolist()
+
+
+def without_scales(posed: Problem) -> Problem:
+    """The same call with None for the scales, which it does not read."""
+    return replace(posed, k_scale=None, v_scale=None)

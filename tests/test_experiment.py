@@ -1,10 +1,9 @@
 import json
-from dataclasses import replace
-from itertools import product
+from dataclasses import fields, replace
 
 import pytest
 
-from kvexp.experiment import Choice, Experiment
+from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from tests import composed
 
 
@@ -13,15 +12,17 @@ def curve():
     return composed.experiment("impl=torch", "workload=tiny", "kv_cache_dtype=fp8", "timer.max_samples=77")
 
 
-@pytest.mark.parametrize(
-    ("impl", "workload"), list(product(composed.options("impl"), composed.options("workload")))
-)
-def test_the_measuring_process_gets_what_was_composed(impl, workload):
-    made = composed.experiment(f"impl={impl}", f"workload={workload}")
-    line = made.to_json()
-    assert "\n" not in line
-    assert Experiment.from_json(line) == made
-    assert Experiment.from_json(line).to_json() == line
+GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "timer", "workload")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_measuring_process_gets_what_was_composed(curve, group):
+    for option in composed.options(group):
+        made = replace(curve, **{group: composed.choice(group, option)}, layout_reason=f"for {option}")
+        line = made.to_json()
+        assert "\n" not in line
+        assert Experiment.from_json(line) == made
+        assert Experiment.from_json(line).to_json() == line
 
 
 def test_every_kind_of_option_survives_the_way(curve):
@@ -73,6 +74,24 @@ class TestCases:
     def test_of_other_options_differ(self, curve):
         other = replace(curve, timer=replace(curve.timer, options={"max_samples": 78}))
         assert not set(other.cases()) & set(curve.cases())
+
+    @pytest.mark.parametrize("field", fields(WorkloadSpec), ids=lambda field: field.name)
+    def test_of_another_workload_differ_in_all_but_its_name(self, curve, field):
+        value = getattr(curve.workload, field.name)
+        changed = tuple(n + 1000 for n in value) if isinstance(value, tuple) else value * 2 or 1
+        other = replace(curve, workload=replace(curve.workload, **{field.name: changed}))
+        shared = set(other.cases()) & set(curve.cases())
+        assert len(shared) == (4 if field.name == "name" else 0)
+
+    def test_of_another_scale_differ(self, curve):
+        other = replace(curve, scale=composed.choice("scale", "per_head"))
+        assert not set(other.cases()) & set(curve.cases())
+
+    def test_say_why_their_layout_which_is_no_difference(self, curve):
+        other = replace(curve, layout_reason="for a reason")
+        assert list(other.cases()) == list(curve.cases())
+        assert {case.layout_reason for case in other.cases()} == {"for a reason"}
+        assert {case.layout_reason for case in curve.cases()} == {"chosen by name"}
 
 
 def test_options_are_canonical():

@@ -164,6 +164,75 @@ class TestTheCache:
         assert jit.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
 
 
+class TestAnIncludedFile:
+    """One of the source's own folder; here `fill.cu` includes `value.cuh`, which includes `number.cuh`."""
+
+    @pytest.fixture
+    def number(self, source):
+        source.write_text('#include "value.cuh"\n' + SOURCE.replace("VALUE", "VALUE + OF_THE_HEADER"))
+        source.with_name("value.cuh").write_text('#pragma once\n  #  include "number.cuh"\n')
+        file = source.with_name("number.cuh")
+        file.write_text("#pragma once\nconstexpr int OF_THE_HEADER = 7;\n")
+        return file
+
+    def test_is_found_from_any_working_folder(self, source, number, tmp_path, monkeypatch):
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert b"\0.text.fill\0" in jit.cubin(source, {"VALUE": 1}, "sm_90")
+
+    def test_is_part_of_what_the_cache_knows_the_source_by(self, source, number, compiled):
+        first = jit.cubin(source, {"VALUE": 1}, "sm_90")
+        assert jit.cubin(source, {"VALUE": 1}, "sm_90") == first
+        number.write_text(number.read_text().replace("7", "8"))
+        assert jit.cubin(source, {"VALUE": 1}, "sm_90") != first
+        assert len(compiled) == 2
+
+    def test_is_known_by_its_text_too(self, source, number, compiled, tmp_path):
+        jit.cubin(source, {"VALUE": 1}, "sm_90")
+        (tmp_path / "copy").mkdir()
+        for file in (source, number, number.with_name("value.cuh")):
+            (tmp_path / "copy" / file.name).write_text(file.read_text())
+        jit.cubin(tmp_path / "copy" / source.name, {"VALUE": 1}, "sm_90")
+        assert len(compiled) == 1
+
+    def test_may_be_included_by_two_that_include_one_another(self, source, number):
+        number.write_text(number.read_text() + '#include "value.cuh"\n')
+        assert jit.cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
+
+    def test_that_is_broken_is_an_error_with_its_own_name_and_line(self, source, number):
+        number.write_text(number.read_text().replace("7;", "7"))
+        with pytest.raises(CompileError) as raised:
+            jit.cubin(source, {"VALUE": 1}, "sm_90")
+        message = str(raised.value)
+        assert message.startswith("fill.cu does not compile for sm_90: ")
+        # The parser misses the semicolon at the next token, which is in the source.
+        assert f'{source}(2): error: expected a ";"' in message
+        number.write_text("#pragma once\n\nconstexpr int OF_THE_HEADER = seven;\n")
+        with pytest.raises(CompileError) as raised:
+            jit.cubin(source, {"VALUE": 1}, "sm_90")
+        assert f'{number}(3): error: identifier "seven" is undefined' in str(raised.value)
+
+    def test_does_not_shift_the_source_s_own_lines(self, source, number):
+        with pytest.raises(CompileError) as raised:
+            jit.cubin(source, {}, "sm_90")
+        assert f'{source}(2): error: identifier "VALUE" is undefined' in str(raised.value)
+
+    def test_that_is_missing_is_named_with_the_line_that_asks_for_it(self, source, number):
+        number.unlink()
+        with pytest.raises(CompileError) as raised:
+            jit.cubin(source, {"VALUE": 1}, "sm_90")
+        assert f"{number.with_name('value.cuh')}(2): " in str(raised.value)
+        assert 'source file "number.cuh"' in str(raised.value)
+
+    def test_that_is_missing_is_not_missed_once_it_is_there(self, source, number):
+        text = number.read_text()
+        number.unlink()
+        with pytest.raises(CompileError):
+            jit.cubin(source, {"VALUE": 1}, "sm_90")
+        number.write_text(text)
+        assert jit.cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
+
+
 class TestABrokenSource:
     def test_is_an_error_with_the_compiler_s_words_the_file_and_the_line(self, source):
         source.write_text("// one\n// two\n" + SOURCE.replace("VALUE;", "VALUE"))

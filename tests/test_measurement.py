@@ -34,6 +34,7 @@ COLUMNS = [
     "layout",
     "dtype",
     "kv_cache_dtype",
+    "scale",
     "mode",
     "timer",
     "timer_options",
@@ -44,8 +45,15 @@ COLUMNS = [
     "head_size_v",
     "block_size",
     "num_blocks",
+    "num_layers",
     "slots",
+    "padding",
+    "padding_at",
+    "rows",
+    "num_query_heads",
+    "extra_tokens",
     "seed",
+    "layout_reason",
     "workload",
     "device_name",
     "device_uuid",
@@ -93,6 +101,12 @@ def test_a_row_has_these_columns_whatever_the_outcome(case, status):
 
 def test_every_field_of_a_case_is_a_column():
     assert [field.name for field in fields(Case) if field.name not in COLUMNS] == []
+
+
+def test_a_row_says_why_its_layout():
+    made = composed.experiment("workload=tiny", "impl=torch", "layout=auto", "connector=nixl")
+    row = measurement(next(made.resolved("cpu").cases()), "skipped").row()
+    assert (row["layout"], row["layout_reason"]) == ("HND", "connector=nixl asks for HND")
 
 
 def test_an_ok_row_has_numbers_derived_from_its_median(case):

@@ -21,16 +21,14 @@ class _Torch:
         self.device = device
 
 
-class Swapped(_Torch):
+class Swapped(Torch):
     """Writes keys where values belong."""
 
-    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *_):
-        def call():
-            block, offset = slot_mapping // key_cache.shape[1], slot_mapping % key_cache.shape[1]
-            key_cache[block, offset] = value
-            value_cache[block, offset] = key
+    def reshape_and_cache_flash(self, key, value, *others):
+        return super().reshape_and_cache_flash(value, key, *others)
 
-        return call
+    def reshape_and_cache(self, key, value, *others):
+        return super().reshape_and_cache(value, key, *others)
 
 
 class Spilling(_Torch):
@@ -53,6 +51,8 @@ class Idle(_Torch):
 
     def reshape_and_cache_flash(self, *_):
         return lambda: None
+
+    reshape_and_cache = reshape_and_cache_flash_diffkv = reshape_and_cache_flash
 
 
 class OneBit(_Torch):
@@ -80,40 +80,6 @@ class Unscaled(_Torch):
             value_cache[block, offset] = value.to(torch.float8_e4m3fn).view(torch.uint8)
 
         return call
-
-
-class Overrunning(Torch):
-    """Writes the right rows, and one byte `before` the cache's first byte or, negative, behind its last."""
-
-    def __init__(self, device, before):
-        super().__init__(device)
-        self.before = before
-
-    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, *others):
-        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, *others)
-        first = key_cache.storage_offset() * key_cache.element_size()
-        everything = torch.empty(0, dtype=torch.uint8).set_(key_cache.untyped_storage())
-        behind = first + 2 * key_cache.numel() * key_cache.element_size()
-        at = first - self.before if self.before > 0 else behind - self.before - 1
-
-        def call():
-            right()
-            everything[at] = 0
-
-        return call
-
-
-class Misaddressed(Torch):
-    """Wrong in the `nth` slot mapping of a replay alone."""
-
-    def __init__(self, device, nth):
-        super().__init__(device)
-        self.nth = nth
-
-    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
-        self.nth -= 1
-        slots = slot_mapping.flip(0) if self.nth == 0 else slot_mapping
-        return super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
 
 
 class Raising(Torch):

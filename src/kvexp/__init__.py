@@ -1,3 +1,41 @@
-"""kvexp: experiments on the kernels that write keys and values into a paged KV cache."""
+"""kvexp: experiments on the kernels that write keys and values into a paged KV cache.
+
+As a library: `from kvexp import reshape_and_cache_flash` and its sisters, described in `kvexp.api`. They are
+looked up when they are asked for, so that `import kvexp` imports no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kvexp.api import (
+        KVCache,
+        allocate,
+        allocate_layers,
+        reshape_and_cache,
+        reshape_and_cache_flash,
+        reshape_and_cache_flash_diffkv,
+        select_layout,
+        stride_order,
+    )
+
+__all__ = [
+    "KVCache",
+    "__version__",
+    "allocate",
+    "allocate_layers",
+    "reshape_and_cache",
+    "reshape_and_cache_flash",
+    "reshape_and_cache_flash_diffkv",
+    "select_layout",
+    "stride_order",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kvexp import api
+
+    return getattr(api, name)

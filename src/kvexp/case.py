@@ -17,6 +17,7 @@ class Case:
         layout: Where a slot's row lives in the cache.
         dtype: The item type of key and value.
         kv_cache_dtype: `auto` (the cache holds the source's items) or the fp8 format.
+        scale: What fp8 divides by: `per_tensor` (one for K, one for V) or `per_head`.
         mode: `cudagraph` or `no_graph`.
         timer: Whose clock.
         timer_options: The timer's options as canonical JSON.
@@ -27,8 +28,15 @@ class Case:
         head_size_v: Elements of a value head.
         block_size: Slots of a cache block.
         num_blocks: Blocks of the cache.
-        slots: How slots are drawn: `random` (without repeats) or `contiguous`.
+        num_layers: Layers that share each block; the call writes one of them.
+        slots: How slots are drawn; see `workload.patterns`.
+        padding: The fraction of the tokens whose slot is -1.
+        padding_at: Where those are: `end` or `scattered`.
+        rows: How key and value lie in memory; see `workload.inputs`.
+        num_query_heads: Query heads before K and V in a fused QKV tensor; used for `rows=qkv`.
+        extra_tokens: Rows of key and value past the last of `slot_mapping`.
         seed: Seed of inputs and slots.
+        layout_reason: Why that layout; a remark, no part of the identity.
         workload: The preset's name; a label, no part of the identity.
     """
 
@@ -38,6 +46,7 @@ class Case:
     layout: str
     dtype: str
     kv_cache_dtype: str
+    scale: str
     mode: str
     timer: str
     timer_options: str
@@ -48,14 +57,26 @@ class Case:
     head_size_v: int
     block_size: int
     num_blocks: int
+    num_layers: int
     slots: str
+    padding: float
+    padding_at: str
+    rows: str
+    num_query_heads: int
+    extra_tokens: int
     seed: int
+    layout_reason: str = field(default="", compare=False)
     workload: str = field(default="", compare=False)
 
     @property
     def num_slots(self) -> int:
         """Slots of the whole cache."""
         return self.num_blocks * self.block_size
+
+    @property
+    def written_tokens(self) -> int:
+        """Tokens that have a slot: at least one, however large the padding."""
+        return max(1, self.num_tokens - round(self.padding * self.num_tokens))
 
     @property
     def mappings(self) -> int:

@@ -47,7 +47,13 @@ class WorkloadSpec:
         head_size_v: Elements of a value head.
         block_size: Slots of a cache block.
         num_blocks: Blocks of the cache.
-        slots: `random` or `contiguous`.
+        num_layers: Layers that share each block; the call writes one of them.
+        slots: How slots are drawn; see `workload.patterns`.
+        padding: The fraction of the tokens whose slot is -1.
+        padding_at: `end` or `scattered`.
+        rows: How key and value lie in memory; see `workload.inputs`.
+        num_query_heads: Query heads before K and V in a fused QKV tensor.
+        extra_tokens: Rows of key and value past the last of `slot_mapping`.
         seed: Seed of inputs and slots.
     """
 
@@ -58,7 +64,13 @@ class WorkloadSpec:
     head_size_v: int
     block_size: int
     num_blocks: int
+    num_layers: int
     slots: str
+    padding: float
+    padding_at: str
+    rows: str
+    num_query_heads: int
+    extra_tokens: int
     seed: int
 
 
@@ -71,10 +83,12 @@ class Experiment:
     layout: Choice
     dtype: Choice
     kv_cache_dtype: Choice
+    scale: Choice
     mode: Choice
     timer: Choice
     workload: WorkloadSpec
     device: str
+    layout_reason: str = ""
 
     def resolved(self, device: str) -> "Experiment":
         """The experiment with every `auto` replaced by what it means on `device` (`cuda:N` or `cpu`)."""
@@ -89,6 +103,7 @@ class Experiment:
     def cases(self) -> Iterator[Case]:
         """The points of the curve, in order."""
         w = self.workload
+        sizes = {key: value for key, value in asdict(w).items() if key not in ("name", "num_tokens")}
         for num_tokens in w.num_tokens:
             yield Case(
                 op=self.op.name,
@@ -97,18 +112,14 @@ class Experiment:
                 layout=self.layout.name,
                 dtype=self.dtype.name,
                 kv_cache_dtype=str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
+                scale=self.scale.name,
                 mode=self.mode.name,
                 timer=self.timer.name,
                 timer_options=self.timer.options_json,
                 device=self.device,
                 num_tokens=num_tokens,
-                num_heads=w.num_heads,
-                head_size=w.head_size,
-                head_size_v=w.head_size_v,
-                block_size=w.block_size,
-                num_blocks=w.num_blocks,
-                slots=w.slots,
-                seed=w.seed,
+                **sizes,
+                layout_reason=self.layout_reason,
                 workload=w.name,
             )
 
@@ -122,6 +133,6 @@ class Experiment:
         fields: dict[str, Any] = json.loads(text)
         workload = fields.pop("workload")
         workload["num_tokens"] = tuple(workload["num_tokens"])
-        device = fields.pop("device")
-        choices = {name: Choice(**choice) for name, choice in fields.items()}
-        return cls(**choices, workload=WorkloadSpec(**workload), device=device)
+        texts = {name: fields.pop(name) for name in ("device", "layout_reason")}
+        choices: dict[str, Any] = {name: Choice(**choice) for name, choice in fields.items()}
+        return cls(**choices, workload=WorkloadSpec(**workload), **texts)

@@ -1,13 +1,15 @@
 """CUDA C++ to cubin, with NVRTC, at run time; the only room that knows a compiler.
 
-Cubins are cached on disk under a hash of the source, the macros, the architecture and the compiler's
-version. An entry begins with the digest of its content: one that does not match is built anew.
+A source may include files of its own folder by `#include "name"`. Cubins are cached on disk under a hash
+of the source and of what it includes, the macros, the architecture and the compiler's version. An entry
+begins with the digest of its content: one that does not match is built anew.
 """
 
 import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 from kvexp.errors import CompileError
 
 OPTIONS = {"std": "c++17", "lineinfo": True}
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 def cache_dir() -> Path:
@@ -29,7 +32,7 @@ def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
     """The machine code of one source file for one architecture.
 
     Args:
-        source: The .cu file.
+        source: The .cu file; its folder is where its includes are.
         macros: Compile-time constants, defined as preprocessor macros.
         arch: `sm_90` and the like. Needs no GPU.
 
@@ -38,7 +41,7 @@ def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
     """
     text = source.read_text()
     defined = sorted((name, str(value)) for name, value in macros.items())
-    identity = json.dumps([text, defined, arch, OPTIONS, _compiler_version()])
+    identity = json.dumps([text, _included(source.parent, text), defined, arch, OPTIONS, _compiler_version()])
     entry = cache_dir() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
     code = _read(entry)
     if code is None:
@@ -59,11 +62,32 @@ def kernel(source: Path, name: str, macros: tuple[tuple[str, str | int], ...], a
     return ObjectCode.from_cubin(cubin(source, dict(macros), arch), name=source.name).get_kernel(name)
 
 
+def _included(folder: Path, text: str) -> dict[str, str]:
+    """The text of each file of the folder that this text includes, directly or not.
+
+    One that cannot be read is left out: the compiler says so, or an `#if` hides it from the compiler.
+    """
+    found: dict[str, str] = {}
+    names = INCLUDE.findall(text)
+    while names:
+        name = names.pop()
+        if name in found:
+            continue
+        try:
+            found[name] = (folder / name).read_text()
+        except OSError:
+            continue
+        names += INCLUDE.findall(found[name])
+    return dict(sorted(found.items()))
+
+
 def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) -> bytes:
     from cuda.core import Program, ProgramOptions
     from cuda.core._utils.cuda_utils import CUDAError
 
-    options = ProgramOptions(**OPTIONS, arch=arch, define_macro=macros or None, name=str(source))
+    options = ProgramOptions(
+        **OPTIONS, arch=arch, define_macro=macros or None, include_path=str(source.parent), name=str(source)
+    )
     try:
         compiled = Program(text, "c++", options).compile("cubin")
     except CUDAError as error:

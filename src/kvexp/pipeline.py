@@ -24,7 +24,7 @@ from kvexp.measurement import Measurement, Statistics, Status
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule, Timing
 from kvexp.verify import poison, restore, verify, verify_again
-from kvexp.workload import Memory, Tensors, allocate, build, check_slots
+from kvexp.workload import Memory, Tensors, allocate, build, patterns
 
 T = TypeVar("T")
 
@@ -111,10 +111,10 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack) -> Cu
     impl: Impl = make(experiment.impl, device=largest.device)
     op: Op = make(experiment.op)
     layout: Layout = make(experiment.layout)
-    op.check(largest, source.itemsize)
+    op.check(largest, layout, source.itemsize)
     mode.check_mode(largest.mode, largest.device)
     timer.check_timer(largest.timer, largest.device)
-    check_slots(min(cases, key=lambda case: case.num_tokens))
+    patterns.check(min(cases, key=lambda case: case.num_tokens))
     gpu = largest.device != "cpu"
     if gpu:
         device = torch.device(largest.device)
@@ -160,7 +160,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
         Unsupported: The point cannot be done here.
         IncorrectResult: The calls wrote wrong bytes.
     """
-    check_slots(case)
+    patterns.check(case)
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
     plan = _plan(curve, case, read, written)
     tensors = build(case, curve.memory, plan.mappings)

@@ -21,8 +21,8 @@ Row = Mapping[str, Any]
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
 
-_NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "device", "mode", "workload", "op")
-_OTHERS = [name for name in Case.__dataclass_fields__ if name not in (*_NAMES, "num_tokens")]
+_NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "scale", "device", "mode", "workload", "op")
+_OTHERS = [name for name in Case.__dataclass_fields__ if name not in (*_NAMES, "num_tokens", "layout_reason")]
 CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
 

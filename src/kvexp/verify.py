@@ -29,10 +29,11 @@ def poison(cache: Cache) -> None:
 
 def restore(tensors: Tensors, mappings: int) -> None:
     """The slots of the first `mappings` slot mappings are poison again."""
-    slots = tensors.slot_mappings[:mappings].reshape(-1)
-    for plane in (tensors.key_cache, tensors.value_cache):
-        for chunk in slots.split(_rows_at_once(plane)):
-            tensors.cache.layout.scatter(_bytes(plane), chunk, POISON)
+    slots = tensors.written_slots(mappings).reshape(-1)
+    for rows, plane in ((tensors.key, tensors.key_cache), (tensors.value, tensors.value_cache)):
+        poisoned = int.from_bytes(bytes([POISON]) * plane.itemsize, "little", signed=plane.itemsize > 1)
+        for chunk in slots.split(_rows_at_once(rows)):
+            tensors.cache.layout.scatter(_items(plane), chunk, poisoned)
 
 
 def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
@@ -49,7 +50,7 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
     """
     run()
     try:
-        if not tensors.memory.unchanged():
+        if not tensors.unchanged():
             tensors.memory.fill()
             raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
         _check_rows("key_cache", tensors, tensors.key, tensors.key_cache, tensors.k_scale, mappings)
@@ -79,10 +80,10 @@ def verify_again(run: Callable[[], None], tensors: Tensors, mappings: int) -> No
 def _check_rows(
     name: str, tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, mappings: int
 ) -> None:
-    slots = tensors.slot_mappings[:mappings]
+    slots = tensors.written_slots(mappings)
     wrong = torch.zeros((), dtype=torch.int64, device=slots.device)
     total = 0
-    for tokens, chosen, expected in _chunks(tensors, rows, plane, scale, slots):
+    for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
         found = _gathered(tensors, plane, slots[chosen, tokens])
         differs = found.view(-1, *expected.shape) != expected
         wrong += differs.view(*differs.shape[:-1], -1, plane.element_size()).any(-1).sum()
@@ -98,21 +99,22 @@ def _check_rows(
 
 
 def _chunks(
-    tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
+    tensors: Tensors, rows: Tensor, scale: Tensor, slots: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Slices of tokens and of slot mappings, with the bytes expected for those tokens."""
-    at_once = _rows_at_once(plane)
+    """Slices of written tokens and of slot mappings, with the bytes expected for those tokens."""
+    at_once = _rows_at_once(rows)
     mappings, num_tokens = slots.shape
     for token in range(0, num_tokens, at_once):
         tokens = slice(token, min(token + at_once, num_tokens))
-        expected = quantize(rows[tokens], tensors.kv_cache_dtype, scale)
+        chosen = rows[tokens] if tensors.kept is None else _items(rows)[tensors.kept[tokens]].view(rows.dtype)
+        expected = quantize(chosen, tensors.kv_cache_dtype, scale)
         step = max(1, at_once // (tokens.stop - tokens.start))
         for mapping in range(0, mappings, step):
             yield tokens, slice(mapping, min(mapping + step, mappings)), expected
 
 
 def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> str:
-    for tokens, chosen, expected in _chunks(tensors, rows, plane, scale, slots):
+    for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
         some = slots[chosen, tokens]
         found = _gathered(tensors, plane, some).view(-1, *expected.shape)
         differs = found != expected
@@ -124,8 +126,10 @@ def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tens
             start = byte // size * size
             wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
             asked = bytes(expected[token, head, start : start + size].tolist())[::-1].hex()
+            written = tokens.start + token
+            number = written if tensors.kept is None else int(tensors.kept[written])
             return (
-                f"token {tokens.start + token}, head {head}, element {byte // size} "
+                f"token {number}, head {head}, element {byte // size} "
                 f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"
             )
     raise AssertionError("no difference was found the second time: the call is still writing")
@@ -147,16 +151,19 @@ def _check_untouched(cache: Cache) -> None:
 
 
 def _gathered(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
-    rows: Tensor = tensors.cache.layout.gather(_bytes(plane), slots.reshape(-1))
-    return rows
+    rows: Tensor = tensors.cache.layout.gather(_items(plane), slots.reshape(-1))
+    return rows.view(torch.uint8)
 
 
-def _bytes(plane: Tensor) -> Tensor:
-    """The plane as uint8; its last dim is contiguous in every layout."""
-    return plane.view(torch.uint8)
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
-def _rows_at_once(plane: Tensor) -> int:
+def _items(plane: Tensor) -> Tensor:
+    """The same items as integers: bytes, whatever they mean as numbers."""
+    return plane.view(_INTEGERS[plane.itemsize])
+
+
+def _rows_at_once(rows: Tensor) -> int:
     # An fp8 row is a float32 one while the oracle divides.
-    row_bytes = plane[0, 0].numel() * max(4, plane.element_size())
+    row_bytes = rows[0].numel() * max(4, rows.itemsize)
     return max(1, ROWS_BYTES // row_bytes)

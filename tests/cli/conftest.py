@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvexp import cli, sweep
+from kvexp.layout.selection import OURS, VLLMS
 from kvexp.tracking import TrackingSettings
 
 
@@ -29,7 +30,7 @@ Typed = Callable[..., Outcome]
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder, and an environment that says nothing."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI"):
+    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", OURS, VLLMS):
         monkeypatch.delenv(name, raising=False)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

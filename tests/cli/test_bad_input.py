@@ -5,7 +5,12 @@ import pytest
 from tests import composed
 
 GROUPS_OF_IMPL = ", ".join(composed.options("impl"))
-KEYS_OF_WORKLOAD = "block_size, head_size, head_size_v, num_blocks, num_heads, num_tokens, seed, slots"
+LAYOUTS = ", ".join(sorted([*composed.options("layout"), "auto"]))
+KEYS_OF_WORKLOAD = (
+    "block_size, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, num_query_heads, "
+    "num_tokens, padding, padding_at, rows, seed, slots"
+)
+FRACTION = "workload.padding must be a number from 0 to less than 1, not"
 
 BAD = {
     # Options
@@ -26,8 +31,19 @@ BAD = {
     "impl=glob(x*)": "nothing to measure",
     "impl": GROUPS_OF_IMPL,
     "~impl": GROUPS_OF_IMPL,
-    "+layout=HND": "HND, NHD",
-    "++layout=HND": "HND, NHD",
+    "+layout=HND": f"layout is one of {LAYOUTS}",
+    "++layout=HND": f"layout is one of {LAYOUTS}",
+    "layout=atuo": f"unknown layout 'atuo' (did you mean auto?); choose one of {LAYOUTS}",
+    "layout=null": LAYOUTS,
+    "op=reshape_and_cach": "(did you mean reshape_and_cache?)",
+    "scale=per_haed": "(did you mean per_head?); choose one of per_head, per_tensor",
+    "scale=null": "choose one of per_head, per_tensor",
+    "~scale": "scale is one of per_head, per_tensor",
+    "dtype=fp8_e5m3": "unknown dtype 'fp8_e5m3' (did you mean fp8_e5m2?)",
+    "kv_cache_dtype=fp8_e5m3": "choose one of auto, fp8, fp8_e4m3, fp8_e5m2",
+    "connector=nxil": "(did you mean nixl?); choose one of lmcache, mooncake, nixl, none",
+    "connector=null": "choose one of lmcache, mooncake, nixl, none",
+    "~connector": "connector is one of lmcache, mooncake, nixl, none",
     "experiment=quikstart": "did you mean quickstart?",
     "experiment=quickstart,seed_flash": "sweep over experiment",
     "experiment=glob(*)": "sweep over experiment",
@@ -41,7 +57,8 @@ BAD = {
     "+workload.num_heads=1": "without a +",
     "workload.num_heads.foo=1": "has no keys",
     "workload.num_tokens.foo=1": "type the whole list",
-    "~workload.num_heads": "workload.num_heads is missing",
+    "~workload.block_size": "workload.block_size is missing",
+    "~workload.num_heads": "workload.num_query_heads: Interpolation key 'num_heads' not found",
     "layuot=HND": "did you mean layout?",
     "+layuot=HND": "did you mean layout?",
     "++layuot=HND": "did you mean layout?",
@@ -49,6 +66,13 @@ BAD = {
     "+timer.foo=1": "relative_error",
     "+tracking.foo=1": "experiment, uri",
     "mode.foo=1": "mode has no keys",
+    "scale.foo=1": "scale has no keys",
+    "connector.foo=1": "unknown key connector.foo; connector has layout",
+    "connector.layout=HND": "choose an option of connector, not a key of it",
+    "+connector.foo=1": "connector has layout",
+    "~connector.layout": "'connector.layout' does not exist",
+    "workload.padding_at.foo=1": "has no keys",
+    "~workload.padding": "workload.padding is missing",
     "~device": "device is missing",
     "hydra.foo=1": "unknown key hydra.foo",
     "dtype.torch_dtype=float64": "choose an option of dtype",
@@ -60,6 +84,10 @@ BAD = {
     "hydra.sweep.subdir=x": "every curve has a folder of its own",
     "hydra.sweep={dir:x,subdir:y} layout=NHD,HND": "2 curves would share",
     "hydra.sweep.dir=???": "hydra.sweep.dir",
+    "layout=NHD,auto": "the same curve is typed twice (layout=NHD and layout=auto); keep one of them",
+    "layout=auto connector=nixl,mooncake": "the same curve is typed twice (",
+    "connector=none,nixl": "the same curve is typed twice (connector=none and connector=nixl)",
+    "kv_cache_dtype=fp8,fp8_e4m3": "the same curve is typed twice (kv_cache_dtype=fp8 and",
     "layout=NHD,NHD": "the same curve is typed twice (layout=NHD); keep one of them",
     "workload=tiny workload.num_tokens=[1,2],[2,3]": "the same curve is typed twice (workload=tiny",
     "workload.num_heads=2,2": "the same curve is typed twice (workload.num_heads=2)",
@@ -83,7 +111,30 @@ BAD = {
     "workload.num_tokens=[8,8]": "names 8 twice",
     "workload.num_tokens=4294967296": "at most 2147483647",
     "workload.num_blocks=9223372036854775807": "int64",
-    "workload.slots=sorted": "must be random or contiguous, not 'sorted'",
+    "workload.slots=sorted": "must be random, contiguous, reversed, decode or prefill, not 'sorted'",
+    "workload.slots=[random]": 'must be random, contiguous, reversed, decode or prefill, not ["random"]',
+    "workload.slots=null": "workload.slots must be random",
+    "workload.padding=1": f"{FRACTION} 1",
+    "workload.padding=1.0": f"{FRACTION} 1.0",
+    "workload.padding=-0.1": f"{FRACTION} -0.1",
+    "workload.padding=nan": FRACTION,
+    "workload.padding=inf": FRACTION,
+    "workload.padding=true": f"{FRACTION} true",
+    "workload.padding=half": f"{FRACTION} 'half'",
+    "workload.padding=null": f"{FRACTION} null",
+    "workload.padding=0.1,1.5": "wrong in 1 of 2 curves",
+    "workload.padding_at=front": "workload.padding_at must be end or scattered, not 'front'",
+    "workload.padding_at=1": "workload.padding_at must be end or scattered, not 1",
+    "workload.rows=strided": "workload.rows must be contiguous, qkv or misaligned, not 'strided'",
+    "workload.rows=true": "workload.rows must be contiguous, qkv or misaligned, not true",
+    "workload.num_layers=0": "workload.num_layers must be at least 1, not 0",
+    "workload.num_layers=2.0": "workload.num_layers must be a whole number, not 2.0",
+    "workload.num_query_heads=0": "workload.num_query_heads must be at least 1, not 0",
+    "workload.num_query_heads=all": "workload.num_query_heads must be a whole number, not 'all'",
+    "workload.extra_tokens=-1": "workload.extra_tokens must be at least 0, not -1",
+    "workload.extra_tokens=2147483648": "workload.extra_tokens must be at most 2147483647",
+    "workload.extra_tokens=0.5": "workload.extra_tokens must be a whole number, not 0.5",
+    "workload.head_size_v=0": "workload.head_size_v must be at least 1, not 0",
     "workload.seed=-1": "must be at least 0",
     "timer.warmup=0": "must be at least 1",
     "timer.max_seconds=nan": "must be a positive number",
@@ -122,79 +173,6 @@ def test_one_sentence_and_nothing_on_disk(typed, line):
     assert outcome.out == ""
     assert list(outcome.jobs) == []
     assert outcome.folders == []
-
-
-def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, tmp_path):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "broken.yaml").write_text("# Broken.\nx: [1\n")
-    err = typed("--config-dir", "my", "impl=broken").err
-    assert "broken.yaml, line 3" in err
-    assert err.count("\n") == 1
-
-
-def test_an_implementation_without_a_class_is_refused(typed, tmp_path):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "empty.yaml").write_text("# Nothing.\ntile: 1\n")
-    assert "_target_" in typed("--config-dir", "my", "impl=empty").err
-
-
-def test_a_preset_with_numbers_of_its_own_is_refused(typed, tmp_path):
-    folder = tmp_path / "my" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "inline.yaml").write_text("# @package _global_\n# Q?\nworkload:\n  num_heads: 3\n")
-    outcome = typed("--config-dir", "my", "experiment=inline", "workload=tiny")
-    assert outcome.code == 2
-    assert "inline.yaml sets keys of workload" in outcome.err
-
-
-def test_an_option_of_the_users_own_cannot_take_the_name_of_ours(typed, tmp_path):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "cuda.yaml").write_text("# Another one.\n_target_: my.Cuda\n")
-    outcome = typed("--config-dir", "my", "impl=cuda")
-    assert outcome.code == 2
-    assert "takes the name of kvexp's own impl=cuda" in outcome.err
-
-
-def test_a_folder_with_something_in_it_is_left_alone(typed, elsewhere):
-    folder = elsewhere / "kept"
-    folder.mkdir()
-    (folder / "rows.jsonl").write_text("{}\n")
-    assert typed("hydra.sweep.dir=kept", "workload.num_heads=0,1").code == 2
-    assert (folder / "rows.jsonl").read_text() == "{}\n"
-
-
-def test_a_folder_with_the_rows_of_another_sweep_is_named_and_stays_as_it_is(typed, elsewhere):
-    job = elsewhere / "kept" / "0"
-    (job / ".hydra").mkdir(parents=True)
-    (job / "rows.jsonl").write_text("{}\n")
-    (job / ".hydra" / "config.yaml").write_text("impl: theirs\n")
-    outcome = typed("hydra.sweep.dir=kept", "layout=NHD,HND")
-    assert (outcome.code, list(outcome.jobs)) == (2, [])
-    assert outcome.err == "kvexp: kept holds the rows of another sweep; choose another hydra.sweep.dir\n"
-    assert (job / "rows.jsonl").read_text() == "{}\n"
-    assert (job / ".hydra" / "config.yaml").read_text() == "impl: theirs\n"
-    assert list((elsewhere / "kept").iterdir()) == [job]
-
-
-def test_a_curves_own_folder_deeper_than_usual_is_not_written_into_twice(typed, elsewhere):
-    folder = elsewhere / "kept" / "a" / "b"
-    folder.mkdir(parents=True)
-    (folder / "rows.jsonl").write_text("{}\n")
-    outcome = typed("hydra.sweep={dir:kept,subdir:a/b}")
-    assert outcome.code == 2
-    assert "b holds the rows of another sweep" in outcome.err
-    assert (folder / "rows.jsonl").read_text() == "{}\n"
-
-
-def test_a_file_where_the_folder_of_sweeps_would_be_is_named(typed, elsewhere):
-    (elsewhere / "multirun").touch()
-    outcome = typed("impl=torch")
-    assert outcome.code == 2
-    assert outcome.err.startswith("kvexp: cannot make the folder multirun/")
-    assert outcome.err.endswith(": multirun is a file\n")
 
 
 def test_the_traceback_is_there_for_who_asks(typed, monkeypatch):

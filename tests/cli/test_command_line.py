@@ -38,7 +38,7 @@ def test_the_defaults_are_the_seeds(typed):
     names = [
         getattr(experiment, group).name
         for group in catalogue.GROUPS
-        if group not in ("workload", "tracking", "experiment")
+        if group not in ("connector", "workload", "tracking", "experiment")
     ]
     assert names == [
         "reshape_and_cache_flash",
@@ -46,14 +46,18 @@ def test_the_defaults_are_the_seeds(typed):
         "NHD",
         "bfloat16",
         "auto",
+        "per_tensor",
         "auto",
         "auto",
     ]
+    assert experiment.layout_reason == "chosen by name"
     sizes = experiment.workload
     assert sizes.name == "seed"
     assert sizes.num_tokens == tuple(2**n for n in range(1, 17))
     assert (sizes.num_heads, sizes.head_size, sizes.head_size_v) == (128, 128, 128)
-    assert (sizes.block_size, sizes.num_blocks, sizes.slots) == (16, 65536, "random")
+    assert (sizes.block_size, sizes.num_blocks, sizes.num_layers) == (16, 65536, 1)
+    assert (sizes.slots, sizes.padding, sizes.padding_at) == ("random", 0.0, "end")
+    assert (sizes.rows, sizes.num_query_heads, sizes.extra_tokens, sizes.seed) == ("contiguous", 128, 0, 0)
     assert experiment.device == "auto"
 
 
@@ -82,6 +86,27 @@ def test_a_value_heads_size_follows_the_keys_unless_it_is_typed(typed):
     assert outcome.jobs[0].experiment.workload.head_size_v == 64
     outcome = typed("workload.head_size=192", "workload.head_size_v=128")
     assert outcome.jobs[0].experiment.workload.head_size_v == 128
+
+
+def test_query_heads_are_as_many_as_kv_heads_unless_a_workload_or_the_line_says_more(typed):
+    lines = ([], ["workload.num_heads=4"], ["workload=llama3_8b"], ["workload.num_query_heads=9"])
+    found = [typed(*line).jobs[0].experiment.workload for line in lines]
+    assert [(w.num_heads, w.num_query_heads) for w in found] == [(128, 128), (4, 4), (8, 32), (128, 9)]
+
+
+def test_what_every_workload_shares_is_typed_whichever_is_chosen(typed):
+    shared = {
+        "num_layers": 3, "slots": "prefill", "padding": 0.25, "padding_at": "scattered", "rows": "qkv",
+        "extra_tokens": 7, "seed": 5,
+    }  # fmt: skip
+    line = [f"workload.{key}={value}" for key, value in shared.items()]
+    for job in typed("workload=tiny,llama3_70b_tp8", *line).jobs:
+        assert {key: getattr(job.experiment.workload, key) for key in shared} == shared
+
+
+def test_a_padding_without_a_point_is_a_fraction_too(typed):
+    padding = typed("workload.padding=0").jobs[0].experiment.workload.padding
+    assert (padding, type(padding)) == (0.0, float)
 
 
 def test_every_job_has_its_folder_where_the_command_was_typed(typed, elsewhere):

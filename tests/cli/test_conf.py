@@ -6,8 +6,11 @@ import pytest
 import yaml
 
 from kvexp.cli import catalogue
+from tests import composed
 
 CONF = catalogue.conf_dir()
+TWINS = {"layout": "auto", "kv_cache_dtype": "fp8"}
+"""Options that are another one under a second name: both in one sweep are the same curve twice."""
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 TARGETS = [
     (path, content["_target_"])
@@ -16,12 +19,37 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("group", sorted({*catalogue.GROUPS} - {"tracking", "experiment"}))
+@pytest.mark.parametrize("group", sorted({*catalogue.GROUPS} - {"connector", "tracking", "experiment"}))
 def test_every_option_composes(typed, group):
-    options = list(catalogue.options(group, [CONF]))
+    options = [name for name in catalogue.options(group, [CONF]) if name != TWINS.get(group)]
     outcome = typed(f"{group}={','.join(options)}")
     assert (outcome.code, outcome.err) == (0, "")
     assert [getattr(job.experiment, group).name for job in outcome.jobs] == options
+
+
+@pytest.mark.parametrize(("group", "option", "field", "means"), [
+    ("layout", "auto", "layout", "NHD"),
+    ("kv_cache_dtype", "fp8", "kv_cache_dtype", "fp8"),
+    *(("connector", option, "layout", "NHD") for option in catalogue.options("connector", [CONF])),
+])  # fmt: skip
+def test_an_option_that_makes_the_curve_of_another_composes_alone(typed, group, option, field, means):
+    outcome = typed(f"{group}={option}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [getattr(job.experiment, field).name for job in outcome.jobs] == [means]
+
+
+@pytest.mark.parametrize("op", catalogue.options("op", [CONF]))
+def test_an_op_brings_a_layout_that_it_writes_and_takes_another_that_is_typed(typed, op):
+    experiments = [typed(f"op={op}", *line).jobs[0].experiment for line in ([], ["layout=HND_packed"])]
+    assert (op, experiments[0].layout.name) in composed.pairs()
+    assert experiments[1].layout.name == "HND_packed"
+
+
+@pytest.mark.parametrize("option", catalogue.options("connector", [CONF]))
+def test_a_connector_asks_for_a_layout_that_is_there_or_for_none(option):
+    content = yaml.safe_load((CONF / "connector" / f"{option}.yaml").read_text("utf-8"))
+    assert content.keys() == {"layout"}
+    assert content["layout"] in (None, *composed.options("layout"))
 
 
 @pytest.mark.parametrize("option", catalogue.options("tracking", [CONF]))
@@ -34,7 +62,7 @@ def test_every_tracking_composes(typed, option):
 def test_every_preset_composes(typed, option):
     outcome = typed(f"experiment={option}")
     assert (outcome.code, outcome.err) == (0, "")
-    assert len(outcome.jobs) > 1
+    assert outcome.jobs
 
 
 @pytest.mark.parametrize(("path", "target"), TARGETS, ids=[path for path, _ in TARGETS])

@@ -1,8 +1,13 @@
 """The catalogue: everything that can be chosen, with the line that its file begins with."""
 
+import re
+from dataclasses import fields
+
 import pytest
 
 from kvexp.cli import catalogue
+from kvexp.cli.typed import WORDS
+from kvexp.experiment import WorkloadSpec
 
 
 @pytest.mark.parametrize("group", catalogue.GROUPS)
@@ -23,10 +28,18 @@ def test_the_defaults_are_marked(typed):
 def test_the_users_line_the_keys_and_the_exit_codes_are_there(typed):
     out = typed("--help").out
     assert "python -m kvexp impl=cuda layout=HND -m dtype=half,bfloat16" in out
-    for key in ("device", "workload.num_heads", "timer.relative_error", "tracking.uri"):
-        assert f"  {key} " in out
+    sizes = [f"workload.{field.name}" for field in fields(WorkloadSpec) if field.name != "name"]
+    for key in ("device", *sizes, "timer.relative_error", "tracking.uri"):
+        assert len(re.findall(rf"^  {re.escape(key)} +\S", out, re.MULTILINE)) == 1, key
     assert "Exit codes" in out
     assert max(map(len, out.splitlines())) <= 110
+
+
+def test_a_keys_line_names_each_word_that_it_can_be(typed):
+    out = " ".join(typed("--help").out.split())
+    for key, words in WORDS.items():
+        line = out.partition(f" workload.{key} ")[2].partition(" workload.")[0]
+        assert all(re.search(rf"\b{word}\b", line) for word in words), key
 
 
 @pytest.mark.parametrize("flag", [["--config-dir", "my"], ["-cd", "my"], ["--config-dir=my"]])

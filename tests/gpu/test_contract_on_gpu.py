@@ -1,16 +1,22 @@
+import itertools
+
 import pytest
 import torch
 
-from kvexp import jit
-from kvexp.impl import cuda
-from kvexp.quantize import quantize
+from kvexp.impl import make
+from kvexp.quantize import FORMATS, quantize
 from tests import composed, law
-from tests.contract import Contract
+from tests.contract import IDS, PAIRS, Contract
+from tests.law import PAGED
 
 DEVICE = "cuda:0"
+HEADS = (1, 2, 3, 5, 8, 13, 32, 40, 64, 128)
+HEAD_SIZES = (46, 64, 80, 96, 112, 120, 128, 192, 256)
+BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
+TOKENS = (1, 2, 7, 31, 32, 33, 42, 512)
 
 
-@pytest.fixture(params=composed.options("impl"))
+@pytest.fixture(params=[*composed.options("impl"), *(f"library/{name}" for name in composed.options("impl"))])
 def impl(request):
     return request.param
 
@@ -21,55 +27,36 @@ def device():
 
 
 class TestContractOnGpu(Contract):
-    @pytest.mark.parametrize("layout", composed.options("layout"))
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    @pytest.mark.parametrize("slots", ["shuffled", "contiguous"])
     @pytest.mark.parametrize("num_tokens", [512, 8192])
-    @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
-    def test_many_tokens_hold_the_law(self, impl, device, layout, num_tokens, kv_cache_dtype):
+    @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+    def test_many_tokens_hold_the_law(self, impl, device, op, layout, num_tokens, slots, kv_cache_dtype):
+        chosen = law.shuffled(num_tokens, 1024 * 16) if slots == "shuffled" else range(5, 5 + num_tokens)
         posed = law.problem(
-            device,
-            law.shuffled(num_tokens, 1024 * 16),
-            layout=layout,
-            num_heads=8,
-            head_size=128,
-            num_blocks=1024,
+            device, list(chosen), op=op, layout=layout, num_heads=8, head_size=128, num_blocks=1024,
             kv_cache_dtype=kv_cache_dtype,
-        )
+        )  # fmt: skip
         law.assert_writes(impl, posed)
 
-    @pytest.mark.parametrize("layout", composed.options("layout"))
-    @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
-    def test_byte_offsets_pass_two_to_the_32(self, impl, device, layout, kv_cache_dtype):
-        """A cache of more than 4 GiB of items; its far slots are read back, near ones must stay."""
-        posed = law.problem(device, [0], layout=layout, kv_cache_dtype=kv_cache_dtype)
-        del posed
-        num_blocks = 2**32 // (2 * 16 * 8 * 128) + 512
-        last = num_blocks * 16 - 1
-        slots = [last, 0, 2**31 // (2 * 8 * 128) + 1, last - 17]
-        posed = law.problem(
-            device,
-            slots,
-            layout=layout,
-            num_heads=8,
-            head_size=128,
-            num_blocks=num_blocks,
-            kv_cache_dtype=kv_cache_dtype,
-        )
-        assert posed.storage.numel() > 2**32
-        law.assert_writes(impl, posed)
-
-    @pytest.mark.parametrize("dtype", composed.options("dtype"))
-    def test_special_values_have_the_contract_s_codes(self, impl, device, dtype):
+    @pytest.mark.parametrize("fp8", FORMATS)
+    @pytest.mark.parametrize("dtype", law.WIDE)
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_special_values_have_the_contract_s_codes(self, impl, device, op, dtype, fp8):
         source = law.DTYPES[dtype]
         special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 448.0, -464.0, 1e4]
         special += [2.0**-9, 2.0**-10, 3 * 2.0**-10, -(2.0**-24), 17.0, 19.0, 2.0**-6, -7.875]
-        rows = torch.tensor(special, device=device).to(source).repeat(8).view(1, 2, 64).contiguous()
+        special += [57344.0, 61440.0, 65504.0, 2.0**-16, 2.0**-17, 3 * 2.0**-17, 9.0, 11.0]
+        special += [1.0] * 8
+        rows = torch.tensor(special, device=device).to(source).repeat(4).view(1, 2, 64).contiguous()
         rows = torch.cat([rows, -rows])
-        posed = law.problem(device, [7, 99], dtype=dtype, kv_cache_dtype="fp8", key=rows, value=rows)
+        posed = law.problem(device, [7, 99], op=op, dtype=dtype, kv_cache_dtype=fp8, key=rows, value=rows)
         posed.k_scale.fill_(1.0)
         law.assert_writes(impl, posed)
 
-    def test_a_replay_follows_the_slot_mapping_s_contents(self, impl, device):
-        posed = law.problem(device, [5, 6, 7, 8])
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_a_replay_follows_the_slot_mapping_s_contents(self, impl, device, op):
+        posed = law.problem(device, [5, 6, 7, 8], op=op)
         call = posed.bind(law.implementation(impl, device))
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -85,38 +72,69 @@ class TestContractOnGpu(Contract):
         assert torch.equal(posed.storage, expected)
 
 
+@pytest.mark.parametrize("impl", composed.options("impl"))
+@pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+def test_byte_offsets_pass_two_to_the_32(impl, op, layout, kv_cache_dtype):
+    """A cache of more than 4 GiB of items; its far slots are read back, near ones must stay."""
+    row_items = 2 * 8 * 128
+    num_blocks = 2**32 // (16 * row_items) + 512
+    last = num_blocks * 16 - 1
+    slots = [last, 0, 2**31 // row_items + 1, last - 17]
+    posed = law.problem(
+        DEVICE, slots, op=op, layout=layout, num_heads=8, head_size=128, num_blocks=num_blocks,
+        kv_cache_dtype=kv_cache_dtype,
+    )  # fmt: skip
+    assert posed.storage.numel() > 2**32
+    law.assert_writes(impl, posed)
+
+
+@pytest.mark.parametrize("head_size", HEAD_SIZES)
+@pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+def test_cuda_writes_every_number_and_size_of_heads(op, layout, head_size):
+    """Block sizes and numbers of tokens take turns."""
+    if op == PAGED and head_size % 8:
+        pytest.skip("the op refuses it")
+    turns = zip(HEADS, itertools.cycle(BLOCK_SIZES), itertools.cycle(TOKENS), strict=False)
+    for num_heads, block_size, num_tokens in turns:
+        num_blocks = -(-num_tokens // block_size) + 2
+        posed = law.problem(
+            DEVICE, law.shuffled(num_tokens, num_blocks * block_size), op=op, layout=layout,
+            num_heads=num_heads, head_size=head_size, block_size=block_size, num_blocks=num_blocks,
+        )  # fmt: skip
+        law.assert_writes("cuda", posed)
+
+
+@pytest.mark.parametrize("fp8", FORMATS)
 @pytest.mark.parametrize("dtype", ["half", "bfloat16"])
 @pytest.mark.parametrize("scale", [1.0, 0.37, 3e-5, 7e4, 1e-38])
-def test_every_sixteen_bit_value_is_quantised_as_the_oracle_does(dtype, scale):
+@pytest.mark.parametrize("impl", composed.options("impl"))
+def test_every_sixteen_bit_value_is_quantised_as_the_oracle_does(impl, dtype, scale, fp8):
     every = torch.arange(-(2**15), 2**15, device=DEVICE, dtype=torch.int32).to(torch.int16)
     rows = every.view(law.DTYPES[dtype]).view(64, 8, 128)
     posed = law.problem(
-        DEVICE, list(range(64)), dtype=dtype, kv_cache_dtype="fp8", num_heads=8, head_size=128, key=rows,
+        DEVICE, list(range(64)), dtype=dtype, kv_cache_dtype=fp8, num_heads=8, head_size=128, key=rows,
         value=rows,
     )  # fmt: skip
     posed.k_scale.fill_(scale)
-    law.assert_writes("cuda", posed)
+    law.assert_writes(impl, posed)
 
 
-def test_conversion_without_the_instruction_gives_the_same_codes():
-    """What sm_80 runs, on this GPU: SOFTWARE_FP8 takes the place of cvt.rn.satfinite.e4m3x2.f32."""
+@pytest.mark.parametrize("fp8", FORMATS)
+@pytest.mark.parametrize("op", composed.options("op"))
+def test_conversion_without_the_instruction_gives_the_same_codes(op, fp8):
+    """What sm_80 runs, on this GPU."""
     bits = torch.randint(-(2**31), 2**31, (512, 8, 128), device=DEVICE)
-    near = torch.randn(512, 8, 128, device=DEVICE) * 2.0 ** torch.randint(
-        -14, 10, (512, 8, 128), device=DEVICE
-    )
+    exponents = torch.randint(-20, 18, (512, 8, 128), device=DEVICE)
+    near = torch.randn(512, 8, 128, device=DEVICE) * 2.0**exponents
+    software = make(composed.choice("impl", "cuda"), device=DEVICE, software_fp8=True)
     for rows in (bits.to(torch.int32).view(torch.float32), near):
         posed = law.problem(
-            DEVICE, list(range(512)), dtype="float", kv_cache_dtype="fp8", num_heads=8, head_size=128,
+            DEVICE, list(range(512)), op=op, dtype="float", kv_cache_dtype=fp8, num_heads=8, head_size=128,
             num_blocks=32, key=rows, value=rows,
         )  # fmt: skip
         posed.k_scale.fill_(1.0)
-        impl = law.implementation("cuda", DEVICE)
-        spec = impl.flash(rows, rows, posed.key_cache, posed.value_cache, 512, "fp8_e4m3")
-        macros = (*spec.macros, ("SOFTWARE_FP8", 1))
-        kernel = jit.kernel(cuda.FLASH, "reshape_and_cache_flash", macros, impl.arch)
-        tensors = (
-            rows, rows, posed.key_cache, posed.value_cache, posed.slot_mapping, posed.k_scale, posed.v_scale,
-        )  # fmt: skip
-        impl.launch(kernel, tensors, 512 * spec.token_chunks, 512)()
-        found = posed.key_cache[torch.arange(512) // 16, torch.arange(512) % 16]
-        assert torch.equal(found, quantize(rows, "fp8_e4m3", posed.k_scale))
+        expected = posed.expected()
+        posed.bind(software)()
+        assert torch.equal(posed.storage, expected)
+        assert quantize(rows, fp8, posed.k_scale).unique().numel() > 200

@@ -1,12 +1,15 @@
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from kvexp import environment, pipeline
 from kvexp.errors import WorkerDied
-from kvexp.impl import cuda
+from kvexp.impl.cuda import launcher
+from kvexp.impl.cuda.spec import SOURCES
 from kvexp.measurement import ENVIRONMENT
 from kvexp.replicas import COLD_FACTOR
 from kvexp.worker import Worker
@@ -25,10 +28,10 @@ def measured(*overrides, **sizes):
 
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
-@pytest.mark.parametrize("layout", composed.options("layout"))
+@pytest.mark.parametrize(("op", "layout"), composed.pairs())
 @pytest.mark.parametrize("impl", composed.options("impl"))
-def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, layout, mode):
-    for point in measured(f"impl={impl}", f"layout={layout}", f"mode={mode}"):
+def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, layout, mode):
+    for point in measured(f"impl={impl}", f"op={op}", f"layout={layout}", f"mode={mode}"):
         assert point.status == "ok", point.reason
         assert point.case.timer == "cuda_event"
         assert point.cache_state == "cold"
@@ -36,14 +39,46 @@ def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, layout, mode):
         assert len(point.samples_us) == point.statistics.samples
         assert (point.host_us is not None) == (mode == "no_graph")
         # A kernel cannot beat a copy of its own bytes by more than the copy's own noise.
-        assert 0 < point.copy_fraction < 1.25
+        assert 0 < point.copy_fraction < 1.25, point
         assert point.empty_kernel_us < point.statistics.latency_us
 
 
+@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize(
+    "chosen", ["kv_cache_dtype=fp8 scale=per_head", "kv_cache_dtype=fp8_e5m2 dtype=fp8_e5m2"]
+)
 @pytest.mark.parametrize("impl", composed.options("impl"))
-def test_fp8_is_measured_too(impl):
-    for point in measured(f"impl={impl}", "kv_cache_dtype=fp8"):
+def test_fp8_is_measured_too(impl, chosen, op):
+    for point in measured(f"impl={impl}", f"op={op}", *chosen.split()):
         assert point.status == "ok", point.reason
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        "workload.slots=decode",
+        "workload.slots=prefill",
+        "workload.slots=reversed",
+        "workload.padding=0.5",
+        "workload.padding=0.3 workload.padding_at=scattered",
+        "workload.rows=qkv",
+        "workload.rows=misaligned workload.extra_tokens=5",
+        "workload.num_layers=3",
+    ],
+)
+@pytest.mark.parametrize("op", composed.options("op"))
+def test_every_pattern_is_right_and_timed(op, chosen):
+    for impl in ("cuda", "triton"):
+        for point in measured(f"impl={impl}", f"op={op}", *chosen.split()):
+            assert point.status == "ok", point.reason
+
+
+def test_padding_tokens_cost_little():
+    """Half of the tokens without a slot: the kernel does not move their rows."""
+    sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=32768"}
+    full = measured("impl=cuda", **sizes)[0].statistics.latency_us
+    half = measured("impl=cuda", "workload.padding=0.5", **sizes)[0].statistics.latency_us
+    assert half < 0.8 * full
 
 
 def test_the_default_cache_of_the_quickstart_is_larger_than_the_l2():
@@ -71,12 +106,12 @@ def test_a_cache_beyond_the_memory_is_skipped_with_what_would_fit():
 
 
 def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypatch):
-    broken = tmp_path / "reshape_and_cache_flash.cu"
+    broken = Path(shutil.copytree(SOURCES, tmp_path / "broken")) / "reshape_and_cache_flash.cu"
     line = "const int64_t slot = slot_mapping[token]"
-    source = cuda.FLASH.read_text()
+    source = broken.read_text()
     assert f"{line};" in source
     broken.write_text(source.replace(f"{line};", line))
-    monkeypatch.setattr(cuda, "FLASH", broken)
+    monkeypatch.setattr(launcher, "SOURCES", broken.parent)
     point = measured("impl=cuda")[0]
     assert point.status == "failed"
     assert "reshape_and_cache_flash.cu(" in point.reason

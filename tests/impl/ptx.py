@@ -1,4 +1,4 @@
-"""PTX of the Triton kernel for an architecture that is not here, as JSON.
+"""PTX of the Triton kernels for an architecture that is not here, as JSON: what a launcher would compile.
 
 A process of its own: a kernel that was decorated under TRITON_INTERPRET=1, which the tests set, cannot be
 compiled.
@@ -7,36 +7,54 @@ compiled.
 import json
 import sys
 
+import torch
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from triton.compiler import compile
 
-from kvexp.impl import triton as impl
+from kvexp.impl.triton import source
+from kvexp.impl.triton.launch import NUM_WARPS
 
-ITEMS = {"bfloat16": "bf16", "half": "fp16", "float": "fp32"}
-HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "half": torch.float16,
+    "float": torch.float32,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+NUM_HEADS, BLOCK_SIZE, NUM_BLOCKS = 8, 16, 2
 
 
-def compiled(arch: int, dtype: str, fp8: bool, aligned: bool, num_tokens: int = 32768) -> dict[str, object]:
+def plan(
+    op: str, dtype: str, kv_cache_dtype: str, off: int = 0, head_size_v: int = 128, per_head: bool = False
+) -> source.Plan:
+    """The plan for tensors whose bases are `off` items away from an aligned address."""
+    item = DTYPES[dtype]
+    cache_item = item if kv_cache_dtype == "auto" else torch.uint8
+    rows = [_tensor((3, NUM_HEADS, size), item, off) for size in (128, head_size_v)]
+    scale = torch.ones(NUM_HEADS if per_head else 1)
+    if op == "reshape_and_cache":
+        x = 16 // cache_item.itemsize
+        key_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128 // x, BLOCK_SIZE, x), cache_item, off)
+        value_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128, BLOCK_SIZE), cache_item, off)
+        return source.head_major(*rows, key_cache, value_cache, kv_cache_dtype, scale)
+    packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, 128 + head_size_v), cache_item, off)
+    return source.flash(*rows, packed[..., :128], packed[..., 128:], kv_cache_dtype, scale)
+
+
+def compiled(arch: int, many: bool = True, **asked: object) -> dict[str, object]:
     """PTX and the size of the cubin."""
-    item = f"*{ITEMS[dtype]}"
-    cache = "*fp8e4nv" if fp8 else item
-    kernel = impl.reshape_and_cache_flash_kernel
-    tokens, columns = impl.tile(num_tokens, HEADS * HEAD_SIZE, 132)
-    constants = {
-        "NUM_HEADS": HEADS, "HEAD_SIZE": HEAD_SIZE, "BLOCK_SIZE": BLOCK_SIZE, "FP8": fp8, "TOKENS": tokens,
-        "COLUMNS": columns,
-    }  # fmt: skip
-    types = [item, item, cache, cache, "*i64", "*fp32", "*fp32", *["i32"] * 7]
-    signature = dict(zip(kernel.arg_names, types, strict=False))
-    signature |= dict.fromkeys(constants, "constexpr")
-    # What the launcher finds out itself: 16 divides the addresses and the strides.
-    whole = [i for i, name in enumerate(kernel.arg_names) if name.endswith(("_ptr", "_stride"))]
-    attrs = {(i,): [["tt.divisibility", 16]] for i in whole} if aligned else {}
-    source = ASTSource(
-        kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()}, attrs
-    )
-    made = compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})
-    return {"ptx": made.asm["ptx"], "cubin_bytes": len(made.asm["cubin"])}
+    made = plan(**asked)  # type: ignore[arg-type]  # it comes from JSON
+    kernel = made.kernel
+    code = source.source(kernel, *source.tile(kernel.name, made.row_items, many))
+    found = compile(code, target=GPUTarget("cuda", arch, 32), options={"num_warps": NUM_WARPS})
+    return {"ptx": found.asm["ptx"], "cubin_bytes": len(found.asm["cubin"])}
+
+
+def _tensor(shape: tuple[int, ...], dtype: torch.dtype, off: int) -> Tensor:
+    """Uninitialised; torch's allocations are aligned, so only `off` moves the base."""
+    items = torch.Size(shape).numel()
+    return torch.empty(off + items, dtype=dtype)[off:].view(shape)
 
 
 if __name__ == "__main__":

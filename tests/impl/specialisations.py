@@ -1,95 +1,140 @@
-"""Specialisations of the CUDA kernel: any two values of two factors occur together in one of them."""
+"""Specialisations of the CUDA kernels: any two values of two factors meet in one of a kernel's list."""
 
 import random
 from itertools import combinations
 
-from kvexp.case import Case
-from kvexp.impl import make
-from kvexp.impl.cuda import Flash
-from tests import composed
+from kvexp.impl.cuda.spec import Flash, HeadMajor, Items, Spec
 
-FACTORS = {
-    "layout": composed.options("layout"),
-    "source": ["float16", "bfloat16", "float32"],
-    "fp8": [False, True],
-    "vec": [1, 2, 4, 8, 16],
-    "num_heads": [1, 3, 8, 128],
-    "head_size": [45, 46, 64, 80, 120, 128, 256],
-    "block_size": [1, 8, 16, 32],
+ITEMS = {
+    "source": ["float16", "bfloat16", "float32", "float8_e4m3fn"],
+    "cache": ["COPIED", "E4M3", "E5M2"],
+    "scale_per_head": [False, True],
+}
+SIZES = {
+    "num_heads": [1, 3, 128],
+    "block_size": [1, 13, 16],
     "rows": ["packed", "a view of QKV"],
     "wide_index": [False, True],
 }
-CANDIDATES = 20
-LAYOUTS = {name: make(composed.choice("layout", name)) for name in FACTORS["layout"]}
+FACTORS = {
+    "flash": {
+        **ITEMS,
+        **SIZES,
+        "vec": [1, 2, 4, 8, 16],
+        "head_sizes": [(45, 45), (80, 80), (120, 120), (192, 128)],
+        "outside": ["tokens", "heads", "tokens, K and V in one", "heads, K and V in one"],
+    },
+    "head_major": {
+        **ITEMS,
+        **SIZES,
+        "source_vec": [1, 4, 8, 16],
+        "key_vec": [1, 4, 16],
+        "head_size": [80, 128],
+        "layers": [1, 3],
+    },
+}
+CANDIDATES = 40
 
 Row = dict[str, object]
 Pair = tuple[tuple[str, object], tuple[str, object]]
 
 
 def possible(row: Row) -> bool:
-    """Whether a call leads to it: no chunk crosses a head or passes an access's width, fp8 in sixteens."""
-    vec, head_size, fp8 = row.get("vec"), row.get("head_size"), row.get("fp8")
-    if vec and head_size and head_size % vec:
+    """Whether a call leads to it: no piece crosses a head or passes an access's width, fp8 in sixteens."""
+    source, cache = row.get("source", ""), row.get("cache", "")
+    if source.startswith("float8") and cache.startswith("E"):
         return False
-    if fp8 and head_size and head_size % 16:
+    if cache == "COPIED" and row.get("scale_per_head"):
         return False
-    cache_bytes = {True: 1, False: 4 if row.get("source") == "float32" else 2}.get(fp8, 1)
-    return not vec or vec * cache_bytes <= 16
+    head_sizes = row.get("head_sizes", ())
+    if cache.startswith("E") and any(size % 16 for size in head_sizes):
+        return False
+    # The narrowest cache item that the row still allows.
+    cache_bytes = Items(source, cache).cache_bytes if source and cache else 1
+    vecs = [row[factor] for factor in ("vec", "source_vec", "key_vec") if factor in row]
+    if any(vec * cache_bytes > 16 for vec in vecs):
+        return False
+    return "vec" not in row or not any(size % row["vec"] for size in head_sizes)
 
 
-def covering() -> list[Row]:
-    """The rows, the same ones each time."""
+def covering(kernel: str) -> list[Row]:
+    """The rows of `flash` or of `head_major`, the same ones each time."""
     drawn = random.Random(0)
+    factors = FACTORS[kernel]
     missing = [
         ((a, x), (b, y))
-        for a, b in combinations(FACTORS, 2)
-        for x in FACTORS[a]
-        for y in FACTORS[b]
-        if possible({a: x, b: y}) and _completed({a: x, b: y}, drawn)
+        for a, b in combinations(factors, 2)
+        for x in factors[a]
+        for y in factors[b]
+        if possible({a: x, b: y}) and _completed({a: x, b: y}, factors, drawn)
     ]
     rows = []
     while missing:
-        candidates = (_completed(dict(missing[0]), drawn) for _ in range(CANDIDATES))
-        best = max(filter(None, candidates), key=lambda row: sum(_holds(row, pair) for pair in missing))
+        candidates = [_completed(dict(missing[0]), factors, drawn) for _ in range(CANDIDATES)]
+        best = max(candidates, key=lambda row: sum(_holds(row, pair) for pair in missing))
         rows.append(best)
         missing = [pair for pair in missing if not _holds(best, pair)]
     return rows
 
 
-def flash(row: Row) -> Flash:
+def spec(kernel: str, row: Row) -> Spec:
     """The constants of one row."""
-    num_heads, head_size = row["num_heads"], row["head_size"]
-    case = Case(
-        op="reshape_and_cache_flash", impl="cuda", impl_options="{}", layout=row["layout"], dtype="",
-        kv_cache_dtype="", mode="", timer="", timer_options="", device="", num_tokens=1,
-        num_heads=num_heads, head_size=head_size, head_size_v=head_size, block_size=row["block_size"],
-        num_blocks=4, slots="random", seed=0,
-    )  # fmt: skip
-    planes = LAYOUTS[row["layout"]].planes(case, 1)
-    packed = num_heads * head_size
-    strides = (packed, packed) if row["rows"] == "packed" else (6 * packed, 6 * packed)
+    return {"flash": _flash, "head_major": _head_major}[kernel](row)
+
+
+def _flash(row: Row) -> Flash:
+    heads, block_size = row["num_heads"], row["block_size"]
+    head_size, head_size_v = row["head_sizes"]
+    order, _, in_one = row["outside"].partition(", ")
+    step = head_size + head_size_v if in_one else head_size
+    inner = (heads * step, step) if order == "tokens" else (step, block_size * step)
+    block_stride = heads * block_size * (step if in_one else head_size + head_size_v)
     return Flash(
-        num_heads=num_heads,
+        num_heads=heads,
         head_size=head_size,
-        block_size=row["block_size"],
-        source=row["source"],
-        fp8=row["fp8"],
+        head_size_v=head_size_v,
+        block_size=block_size,
+        items=_items(row),
         vec=row["vec"],
-        row_strides=strides,
-        cache_strides=planes.key.strides[:3],
+        row_strides=_row_strides(row, heads * head_size, heads * head_size_v),
+        cache_strides=(block_stride, *inner),
         wide_index=row["wide_index"],
     )
 
 
-def _completed(row: Row, drawn: random.Random) -> Row | None:
+def _head_major(row: Row) -> HeadMajor:
+    heads, head_size = row["num_heads"], row["head_size"]
+    block = heads * head_size * row["block_size"]
+    return HeadMajor(
+        num_heads=heads,
+        head_size=head_size,
+        block_size=row["block_size"],
+        items=_items(row),
+        source_vec=row["source_vec"],
+        key_vec=row["key_vec"],
+        row_strides=_row_strides(row, heads * head_size, heads * head_size),
+        block_strides=(row["layers"] * block, row["layers"] * block),
+        wide_index=row["wide_index"],
+    )
+
+
+def _items(row: Row) -> Items:
+    return Items(*(row[factor] for factor in ITEMS))
+
+
+def _row_strides(row: Row, key: int, value: int) -> tuple[int, int]:
+    return (key, value) if row["rows"] == "packed" else (5 * key + value, 5 * key + value)
+
+
+def _completed(row: Row, factors: dict[str, list[object]], drawn: random.Random) -> Row | None:
     """The row with a value for each factor; None where there is no possible one."""
-    open_factors = [factor for factor in FACTORS if factor not in row]
+    open_factors = [factor for factor in factors if factor not in row]
     if not open_factors:
         return row
     factor = drawn.choice(open_factors)
-    for value in drawn.sample(FACTORS[factor], len(FACTORS[factor])):
+    for value in drawn.sample(factors[factor], len(factors[factor])):
         longer = row | {factor: value}
-        if possible(longer) and (done := _completed(longer, drawn)):
+        if possible(longer) and (done := _completed(longer, factors, drawn)):
             return done
     return None
 

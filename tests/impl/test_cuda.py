@@ -1,16 +1,26 @@
-import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from kvexp import jit
-from kvexp.impl import cuda
-from kvexp.impl.cuda import THREADS, VECTOR_BYTES, Cuda, Flash, widest_vector
-from tests import composed, law
+from kvexp.impl.cuda import fit
+from kvexp.impl.cuda.fit import widest_vector
+from kvexp.impl.cuda.spec import SECTOR_BYTES, SOURCES, VECTOR_BYTES, Flash, HeadMajor, Items
+from tests import law
 from tests.impl import specialisations
 
 ARCHES = ["sm_80", "sm_89", "sm_90", "sm_100"]
-COVERING = specialisations.covering()
+COVERING = {kernel: specialisations.covering(kernel) for kernel in specialisations.FACTORS}
+ROWS = [
+    pytest.param(kernel, row, id=" ".join([kernel, *map(str, row.values())]))
+    for kernel, rows in COVERING.items()
+    for row in rows
+]
+COPIED = Items("bfloat16", "COPIED")
+E4M3 = Items("bfloat16", "E4M3")
+E5M2 = Items("float32", "E5M2", scale_per_head=True)
 
 
 @pytest.fixture(autouse=True)
@@ -18,152 +28,92 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))
 
 
-@pytest.fixture
-def impl():
-    """The implementation as it is made on a GPU; what is asked of it here launches nothing."""
-    made = object.__new__(Cuda)
-    made.device = torch.device("cuda:0")
-    return made
-
-
 def flash(**changed):
     sizes = {
         "num_heads": 8,
         "head_size": 128,
+        "head_size_v": 128,
         "block_size": 16,
-        "source": "bfloat16",
-        "fp8": False,
+        "items": COPIED,
         "vec": 8,
         "row_strides": (1024, 1024),
         "cache_strides": (32768, 1024, 128),
-        "wide_index": False,
     }
     return Flash(**sizes | changed)
 
 
+def head_major(**changed):
+    sizes = {
+        "num_heads": 8,
+        "head_size": 128,
+        "block_size": 16,
+        "items": COPIED,
+        "source_vec": 8,
+        "key_vec": 8,
+        "row_strides": (1024, 1024),
+        "block_strides": (16384, 49152),
+    }
+    return HeadMajor(**sizes | changed)
+
+
+def compiled(spec, arch):
+    return jit.cubin(SOURCES / f"{spec.kernel}.cu", dict(spec.macros), arch)
+
+
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("row", COVERING, ids=lambda row: " ".join(map(str, row.values())))
-def test_every_specialisation_of_the_covering_list_compiles_without_a_gpu(row, arch):
-    code = jit.cubin(cuda.FLASH, dict(specialisations.flash(row).macros), arch)
+@pytest.mark.parametrize(("kernel", "row"), ROWS)
+def test_every_specialisation_of_the_covering_lists_compiles_without_a_gpu(kernel, row, arch):
+    spec = specialisations.spec(kernel, row)
+    code = compiled(spec, arch)
     assert code[:4] == b"\x7fELF"
-    assert b"\0.text.reshape_and_cache_flash\0" in code
+    assert b"\0.text." + spec.kernel.encode() + b"\0" in code
 
 
-def test_the_covering_list_holds_every_value_and_is_short():
-    assert len(COVERING) * len(ARCHES) <= 200
-    for factor, values in specialisations.FACTORS.items():
-        assert {row[factor] for row in COVERING} == set(values)
+def test_the_covering_lists_hold_every_value_and_are_short():
+    assert len(ROWS) * len(ARCHES) <= 200
+    for kernel, factors in specialisations.FACTORS.items():
+        for factor, values in factors.items():
+            assert {row[factor] for row in COVERING[kernel]} == set(values)
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-def test_conversion_without_the_instruction_compiles_everywhere(arch):
-    spec = flash(fp8=True, vec=16)
-    assert jit.cubin(cuda.FLASH, dict(spec.macros) | {"SOFTWARE_FP8": 1}, arch)[:4] == b"\x7fELF"
-
-
-class TestWidestVector:
-    SIZES = (1, 2, 6, 16, 45, 46, 64, 80, 96, 112, 120, 128, 192, 256)
-    TYPES = ((2, 2), (4, 4), (2, 1), (4, 1))
-    ALIGNED = (1, 2, 4, 8, 16, 32, 4096)
-
-    @pytest.mark.parametrize(("source", "cache"), TYPES)
-    @pytest.mark.parametrize("head_size", SIZES)
-    def test_splits_no_head_no_row_and_no_address_and_the_next_larger_one_would(
-        self, head_size, source, cache
-    ):
-        def fits(vec, source_align, cache_align):
-            return (
-                head_size % vec == 0
-                and vec * cache <= VECTOR_BYTES
-                and source_align % min(VECTOR_BYTES, vec * source) == 0
-                and cache_align % min(VECTOR_BYTES, vec * cache) == 0
-            )
-
-        for source_align in (a * source for a in self.ALIGNED):
-            for cache_align in (a * cache for a in self.ALIGNED):
-                found = widest_vector(head_size, source, cache, source_align, cache_align)
-                assert found.bit_count() == 1
-                assert fits(found, source_align, cache_align)
-                assert not fits(2 * found, source_align, cache_align)
-
-    @pytest.mark.parametrize(
-        ("arguments", "vec"),
-        [
-            ((128, 2, 2, 256, 256), 8),
-            ((128, 4, 4, 512, 512), 4),
-            ((128, 2, 1, 256, 128), 16),
-            ((128, 4, 1, 512, 128), 16),
-            ((120, 2, 2, 240, 240), 8),
-            ((46, 2, 2, 92, 92), 2),
-            ((45, 2, 2, 90, 90), 1),
-            ((128, 2, 2, 2, 256), 1),
-            ((128, 2, 1, 16, 128), 16),
-        ],
-    )
-    def test_of_these_sizes_is_known(self, arguments, vec):
-        assert widest_vector(*arguments) == vec
-
-
-class TestTheSpecialisationOfTensors:
-    def spec(self, impl, posed):
-        return impl.flash(
-            posed.key, posed.value, posed.key_cache, posed.value_cache, len(posed.slot_mapping),
-            posed.kv_cache_dtype,
-        )  # fmt: skip
-
-    @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
-    @pytest.mark.parametrize("dtype", composed.options("dtype"))
-    @pytest.mark.parametrize("layout", composed.options("layout"))
-    def test_moves_sixteen_bytes_at_once_where_everything_is_aligned(
-        self, impl, layout, dtype, kv_cache_dtype
-    ):
-        posed = law.problem("cpu", [5, 1], layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
-        assert self.spec(impl, posed).vec * posed.key_cache.element_size() == 16
-
-    def test_of_a_row_that_starts_at_an_odd_element_moves_one(self, impl):
-        rows = torch.randn(1 + 2 * 2 * 64).bfloat16()[1:].view(2, 2, 64)
-        assert rows.data_ptr() % 4 == 2
-        assert self.spec(impl, law.problem("cpu", [5, 1], key=rows)).vec == 1
-        assert self.spec(impl, law.problem("cpu", [5, 1], value=rows)).vec == 1
-
-    def test_of_rows_an_odd_stride_apart_moves_one(self, impl):
-        rows = torch.randn(2, 2 * 64 + 1).bfloat16()[:, :128].unflatten(1, (2, 64))
-        assert self.spec(impl, law.problem("cpu", [5, 1], value=rows)).vec == 1
-
-    @pytest.mark.parametrize("layout", composed.options("layout"))
-    def test_has_the_strides_of_its_tensors(self, impl, layout):
-        qkv = torch.randn(3, 8, 64).bfloat16()
-        posed = law.problem("cpu", [5, 1, 9], layout=layout, key=qkv[:, 4:6])
-        spec = self.spec(impl, posed)
-        assert spec.row_strides == (512, 128)
-        assert spec.cache_strides == posed.key_cache.stride()[:3]
-        assert (spec.num_heads, spec.head_size, spec.block_size) == (2, 64, 16)
-        assert (spec.source, spec.fp8, spec.wide_index) == ("bfloat16", False, False)
-
-    def test_counts_in_64_bits_only_where_32_would_wrap(self, impl):
-        posed = law.problem("cpu", [5], num_heads=1, head_size=45)
-        arguments = (posed.key, posed.value, posed.key_cache, posed.value_cache)
-        most = 2**32 // (2 * 45)
-        assert not impl.flash(*arguments, most, "auto").wide_index
-        assert impl.flash(*arguments, most + 1, "auto").wide_index
-
-    def test_of_no_tokens_compiles_and_launches_nothing(self, impl, monkeypatch):
-        monkeypatch.setattr(jit, "kernel", None)
-        assert law.problem("cpu", []).bind(impl)() is None
+@pytest.mark.parametrize("items", [E4M3, E5M2])
+@pytest.mark.parametrize(
+    "spec", [flash(vec=16), head_major(source_vec=16, key_vec=16)], ids=lambda s: s.kernel
+)
+def test_conversion_without_the_instruction_is_other_code_where_there_is_the_instruction(spec, items):
+    spec = replace(spec, items=items)
+    software = replace(spec, items=replace(items, software_fp8=True))
+    assert compiled(software, "sm_90") != compiled(spec, "sm_90")
 
 
 class TestMacros:
-    def test_are_the_constants_that_the_source_names(self):
-        names = {name for name, _ in flash().macros}
-        text = cuda.FLASH.read_text()
-        assert [name for name in names if name not in text] == []
+    @pytest.mark.parametrize("spec", [flash(), head_major()], ids=lambda spec: spec.kernel)
+    def test_are_the_constants_that_the_sources_name(self, spec):
+        text = "".join(file.read_text() for file in (SOURCES / f"{spec.kernel}.cu", *SOURCES.glob("*.cuh")))
+        code = re.sub("//.*", "", text)
+        used = set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", code))
+        spec = replace(spec, items=replace(E4M3, software_fp8=True))
+        assert {name for name, _ in spec.macros} - used == set()
+
+    @pytest.mark.parametrize("spec", [flash(), head_major()], ids=lambda spec: spec.kernel)
+    def test_are_the_same_for_copies_of_one_width(self, spec):
+        halves = replace(spec, items=Items("float16", "COPIED"))
+        assert halves.macros == spec.macros
+        assert replace(spec, items=Items("float32", "COPIED")).macros != spec.macros
 
     @pytest.mark.parametrize(
-        ("source", "bits", "is_bfloat16"), [("float16", 16, 0), ("bfloat16", 16, 1), ("float32", 32, 0)]
+        ("source", "size", "is_bfloat16"), [("float16", 2, 0), ("bfloat16", 2, 1), ("float32", 4, 0)]
     )
-    def test_tell_the_source_s_type(self, source, bits, is_bfloat16):
-        macros = dict(flash(source=source).macros)
-        assert (macros["SOURCE_BITS"], macros["SOURCE_IS_BFLOAT16"]) == (bits, is_bfloat16)
+    def test_tell_the_type_that_is_converted(self, source, size, is_bfloat16):
+        macros = dict(flash(items=Items(source, "E5M2")).macros)
+        assert (macros["SOURCE_BYTES"], macros["SOURCE_IS_BFLOAT16"]) == (size, is_bfloat16)
+        assert macros["CACHE_FORMAT"] == "E5M2"
+
+    def test_force_the_software_conversion_only_where_something_is_converted(self):
+        forced = {"software_fp8": True}
+        assert dict(flash(items=replace(E4M3, **forced)).macros)["SOFTWARE_FP8"] == 1
+        assert "SOFTWARE_FP8" not in dict(flash(items=E4M3).macros)
+        assert "SOFTWARE_FP8" not in dict(flash(items=replace(COPIED, **forced)).macros)
 
     def test_hold_offsets_in_64_bits(self):
         macros = dict(flash(row_strides=(2**33, 1024)).macros)
@@ -173,50 +123,112 @@ class TestMacros:
             "1024ll",
             "128ll",
         ]
+        macros = dict(head_major(row_strides=(7, 2**33)).macros)
+        assert (macros["KEY_STRIDE"], macros["VALUE_STRIDE"]) == ("7ll", "8589934592ll")
+        assert (macros["KEY_BLOCK_STRIDE"], macros["VALUE_BLOCK_STRIDE"]) == ("16384ll", "49152ll")
 
 
-class TestTheGrid:
-    """One thread per chunk of a token, so that as many threads as `token_chunks` says cover every chunk."""
+class TestThreads:
+    """One for each chunk of a token, of K and V together or of either; a group's missing tokens count too."""
 
-    @pytest.fixture
-    def launched(self, impl, monkeypatch):
-        """Binds a problem; gives the grid's threads, and the kernel's own two numbers."""
-        impl.arch = "sm_90"
-        seen = []
-        monkeypatch.setattr(jit, "kernel", lambda *_: "the kernel")
+    @pytest.mark.parametrize("num_tokens", [1, 2, 7, 2**31 - 1])
+    def test_of_a_copy_move_k_and_v_together(self, num_tokens):
+        assert flash().threads(num_tokens) == num_tokens * 8 * 128 // 8
+        assert flash(vec=1).threads(num_tokens) == num_tokens * 8 * 128
 
-        def launch(kernel, tensors, threads, *sizes):
-            seen.append((threads, *sizes))
-            return lambda: None
+    @pytest.mark.parametrize("num_tokens", [1, 2, 7, 2**31 - 1])
+    def test_of_a_conversion_move_either(self, num_tokens):
+        assert flash(items=E4M3, vec=16).threads(num_tokens) == 2 * num_tokens * 8 * 128 // 16
 
-        monkeypatch.setattr(impl, "launch", launch)
+    def test_of_different_head_sizes_move_either(self):
+        spec = flash(head_size=192)
+        assert not spec.both
+        assert spec.threads(3) == 3 * 8 * (192 + 128) // 8
 
-        def bound(posed):
-            posed.bind(impl)()
-            return seen.pop()
+    @pytest.mark.parametrize("items", [COPIED, E4M3, E5M2, Items("float8_e5m2", "COPIED")])
+    @pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 8, 9, 31, 32, 33, 42])
+    @pytest.mark.parametrize(("num_heads", "head_size"), [(1, 64), (3, 80), (13, 16)])
+    def test_of_a_head_major_cache_reach_each_chunk_of_each_token_once(
+        self, items, num_tokens, num_heads, head_size
+    ):
+        """A flat index is taken apart as reshape_and_cache.cu says: token in group, chunk, group."""
+        spec = head_major(items=items, num_heads=num_heads, head_size=head_size)
+        chunks = (1 if spec.both else 2) * num_heads * head_size * items.cache_bytes // 16
+        group = 1 << spec.group_shift(num_tokens)
+        reached = []
+        for flat in range(spec.threads(num_tokens)):
+            rest, token = divmod(flat, group)
+            token += rest // chunks * group
+            if token < num_tokens:
+                reached.append((token, rest % chunks))
+        assert sorted(reached) == [(token, chunk) for token in range(num_tokens) for chunk in range(chunks)]
 
-        return bound
+    @pytest.mark.parametrize("items", [COPIED, E4M3, Items("float32", "COPIED")])
+    def test_of_a_full_group_fill_a_sector_with_v_s_items(self, items):
+        spec = head_major(items=items)
+        assert items.cache_bytes << spec.group_shift(1000) == SECTOR_BYTES
+        assert [1 << spec.group_shift(n) for n in (1, 2, 3, 4, 5)] == [1, 2, 4, 4, 8]
 
-    @pytest.mark.parametrize("num_heads", [1, 3, 8, 13])
-    @pytest.mark.parametrize("head_size", [45, 46, 80, 120, 128])
-    def test_has_a_thread_for_each_chunk_of_each_token(self, launched, impl, num_heads, head_size):
-        posed = law.problem("cpu", [3, 1, 7], num_heads=num_heads, head_size=head_size)
-        spec = TestTheSpecialisationOfTensors().spec(impl, posed)
-        threads, num_slots = launched(posed)
-        planes = 2 if spec.both else 1
-        assert threads * spec.vec * planes == 2 * posed.key.numel()
-        assert num_slots == 128
 
-    def test_has_a_thread_for_each_chunk_of_either_plane_in_fp8(self, launched):
-        posed = law.problem("cpu", [3, 1, 7], num_heads=5, head_size=80, kv_cache_dtype="fp8")
-        threads, _ = launched(posed)
-        assert threads * 16 in (posed.key.numel(), 2 * posed.key.numel())
+class TestWidestVector:
+    SIZES = (1, 2, 6, 16, 45, 46, 64, 80, 96, 112, 120, 128, 192, 256)
+    TYPES = ((1, 1), (2, 2), (4, 4), (2, 1), (4, 1))
+    ALIGNED = (1, 2, 4, 8, 16)
 
-    @pytest.mark.parametrize("threads", [1, THREADS - 1, THREADS, THREADS + 1, 12345])
-    def test_rounds_up_to_whole_blocks(self, impl, monkeypatch, threads):
-        import cuda.core
+    @pytest.mark.parametrize(("source", "cache"), TYPES)
+    @pytest.mark.parametrize("run", SIZES)
+    def test_splits_no_run_no_row_and_no_address_and_the_next_larger_one_would(self, run, source, cache):
+        def fits(vec, source_align, cache_align):
+            return (
+                run % vec == 0
+                and vec * cache <= VECTOR_BYTES
+                and source_align % min(VECTOR_BYTES, vec * source) == 0
+                and cache_align % min(VECTOR_BYTES, vec * cache) == 0
+            )
 
-        configs = []
-        monkeypatch.setattr(cuda.core, "LaunchConfig", lambda **given: configs.append(given))
-        impl.launch("the kernel", (), threads)
-        assert configs == [{"grid": math.ceil(threads / THREADS), "block": THREADS}]
+        for source_align in (a * source for a in self.ALIGNED):
+            for cache_align in (a * cache for a in self.ALIGNED):
+                sides = (source, source_align), (cache, cache_align)
+                found = widest_vector(VECTOR_BYTES // cache, run, *sides)
+                assert found.bit_count() == 1
+                assert fits(found, source_align, cache_align)
+                assert not fits(2 * found, source_align, cache_align)
+
+    @pytest.mark.parametrize(
+        ("arguments", "vec"),
+        [
+            ((8, 128, (2, 16), (2, 16)), 8),
+            ((4, 128, (4, 16), (4, 16)), 4),
+            ((16, 128, (2, 16), (1, 16)), 16),
+            ((16, 128, (4, 16), (1, 16)), 16),
+            ((8, 120, (2, 16), (2, 16)), 8),
+            ((8, 46, (2, 4), (2, 4)), 2),
+            ((8, 45, (2, 2), (2, 2)), 1),
+            ((8, 128, (2, 2), (2, 16)), 1),
+            ((8, 8, (2, 4)), 2),
+        ],
+    )
+    def test_of_these_sizes_is_known(self, arguments, vec):
+        assert widest_vector(*arguments) == vec
+
+
+class TestItems:
+    @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+    @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3", "fp8_e5m2"])
+    def test_of_an_fp8_source_are_copied_bytes(self, dtype, kv_cache_dtype):
+        found = fit.items(torch.zeros(1, 1, 16, dtype=dtype), kv_cache_dtype, torch.ones(8), True)
+        assert (found.cache, found.source_bytes, found.cache_bytes) == ("COPIED", 1, 1)
+        assert (found.scale_per_head, found.software_fp8) == (False, False)
+
+    @pytest.mark.parametrize("dtype", law.WIDE)
+    def test_of_a_wider_source_are_what_kv_cache_dtype_says(self, dtype):
+        key = torch.zeros(1, 1, 16, dtype=law.DTYPES[dtype])
+        found = [fit.items(key, word, torch.ones(1), False) for word in ("auto", "fp8_e4m3", "fp8_e5m2")]
+        assert [items.cache for items in found] == ["COPIED", "E4M3", "E5M2"]
+        assert [items.cache_bytes for items in found] == [key.element_size(), 1, 1]
+
+    def test_have_a_scale_per_head_where_there_is_more_than_one(self):
+        key = torch.zeros(1, 8, 16)
+        for scale, per_head in ((torch.ones([]), False), (torch.ones(1), False), (torch.ones(8), True)):
+            assert fit.items(key, "fp8_e4m3", scale, False).scale_per_head == per_head
+        assert fit.items(key, "auto", torch.ones(8), False) == fit.items(key, "auto", None, False)

@@ -9,31 +9,54 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
 
 from kvexp.errors import Unsupported
-from kvexp.impl.triton import FEW_ITEMS, TILE_ITEMS, Triton, tile
+from kvexp.impl.triton import Triton
 from tests import composed, law
 
-interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets where there is no GPU")
+KINDS = ("fp8_e4m3", "fp8_e5m2")
+PAIRS = composed.pairs()
+IDS = ["-".join(pair) for pair in PAIRS]
+FLASH, PAGED = {"op": law.FLASH}, {"op": law.PAGED}
+ALIGNED = [
+    {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": "auto"}
+    for op, arch, dtype in product([FLASH, PAGED], [80, 89, 90, 100], ["bfloat16", "float"])
+]
+FP8_SOURCES = [
+    {"arch": 80, **op, "dtype": kind, "kv_cache_dtype": kind} for op, kind in product([FLASH, PAGED], KINDS)
+]
+CONVERTING = [
+    {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": kind}
+    for op, arch, dtype, kind in product([FLASH, PAGED], [90, 100], law.WIDE, KINDS)
+]
+PER_HEAD = [
+    {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "per_head": True}
+    for op in (FLASH, PAGED)
+]
+SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
+MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
+EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, SHORT_V, *MISALIGNED]
+NARROW = r"(?:ld|st)\.global\S*\.(?:b8|b16|v2\.b16|v4\.b8)\b"
+"""Accesses of fewer than 8 bytes by a thread, of cache or source items."""
 
-AUTO = [
-    {"arch": arch, "dtype": dtype, "fp8": False, "aligned": True}
-    for arch, dtype in product([80, 89, 90, 100], composed.options("dtype"))
-]
-FP8 = [
-    {"arch": arch, "dtype": dtype, "fp8": True, "aligned": True}
-    for arch, dtype in product([90, 100], composed.options("dtype"))
-]
-MISALIGNED = {"arch": 90, "dtype": "bfloat16", "fp8": False, "aligned": False}
+
+SLOTS = {
+    "random": [-1, *law.shuffled(19, 128), 10**6],
+    "blocks": list(range(16, 56)),
+    "shifted": list(range(21, 61)),
+    "from -8": list(range(-8, 40)),
+    "to 144": [*range(112, 144), 5],
+    "past 2^63": [*range(2**63 - 8, 2**63), *range(-(2**63), 8 - 2**63), 4],
+    "one astray": [*range(16, 23), 99, *range(24, 64)],
+}
+"""Slots of a cache of 128: some are consecutive and begin, or do not, where an access of 16 bytes does."""
 
 
 @cache
 def _all(folder: Path) -> dict[str, dict[str, object]]:
-    asked = [*AUTO, *FP8, MISALIGNED]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.impl.ptx", json.dumps(asked)],
+        [sys.executable, "-m", "tests.impl.ptx", json.dumps(EVERY)],
         cwd=Path(__file__).parents[2],
         env=environment | {"TRITON_CACHE_DIR": str(folder)},
         capture_output=True,
@@ -41,7 +64,7 @@ def _all(folder: Path) -> dict[str, dict[str, object]]:
     )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
-    return {json.dumps(one): found for one, found in zip(asked, made, strict=True)}
+    return {json.dumps(one): found for one, found in zip(EVERY, made, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -51,63 +74,111 @@ def compiled(tmp_path_factory):
     return lambda asked: _all(folder)[json.dumps(asked)]
 
 
+@pytest.fixture
+def ptx(compiled):
+    """PTX of one specialisation."""
+    return lambda asked: compiled(asked)["ptx"]
+
+
 class TestCompiledWithoutAGpu:
     def test_every_architecture_and_type_gives_machine_code(self, compiled):
-        for asked in (*AUTO, *FP8):
+        for asked in EVERY:
             assert compiled(asked)["cubin_bytes"] > 0
             assert f".target sm_{asked['arch']}" in compiled(asked)["ptx"]
 
-    def test_fp8_divides_exactly_and_never_rounds_towards_zero(self, compiled):
-        for asked in FP8:
-            ptx = compiled(asked)["ptx"]
-            assert "div.rn.f32" in ptx
-            assert "cvt.rn.satfinite.e4m3x2.f32" in ptx
-            assert "div.full" not in ptx
-            assert "cvt.rz" not in ptx
+    def test_fp8_divides_exactly_and_converts_once(self, ptx):
+        for asked in (*CONVERTING, *PER_HEAD):
+            found = ptx(asked)
+            kind = asked["kv_cache_dtype"].removeprefix("fp8_")
+            assert set(re.findall(r"\bdiv\.\S+", found)) == {"div.rn.f32"}
+            assert set(re.findall(r"\bcvt\.\S*e[45]m[23]\S*", found)) == {f"cvt.rn.satfinite.{kind}x2.f32"}
+            assert not re.search(r"\bcvt\.(?:rz\S*|\S*f16(?:x2)?\.f32)\b", found)
 
-    def test_a_copy_converts_nothing(self, compiled):
-        for asked in AUTO:
-            assert re.findall(r"(?:div|cvt)\.\w*\.?\w*f(?:16|32)\b", compiled(asked)["ptx"]) == []
+    def test_a_copy_converts_nothing(self, ptx):
+        for asked in (*ALIGNED, *FP8_SOURCES, SHORT_V):
+            assert re.findall(r"\b(?:div|cvt)\.\S*(?:f16|f32|e4m3|e5m2)\S*", ptx(asked)) == []
 
-    @pytest.mark.parametrize("arch", [80, 89, 90, 100])
-    def test_aligned_rows_move_in_accesses_of_sixteen_bytes(self, compiled, arch):
-        ptx = compiled({"arch": arch, "dtype": "bfloat16", "fp8": False, "aligned": True})["ptx"]
-        assert re.search(r"ld\.global\S*\.v4\.b32", ptx)
-        assert re.search(r"st\.global\S*\.v4\.b32", ptx)
-        assert not re.search(r"(?:ld|st)\.global\S*\.b16", ptx)
+    def test_aligned_rows_move_in_accesses_of_sixteen_bytes(self, ptx):
+        for asked in (*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, SHORT_V):
+            found = ptx(asked)
+            assert re.search(r"ld\.global\S*\.v4\.b32", found)
+            assert re.search(r"st\.global\S*\.v4\.b32", found)
+            if asked["op"] == law.FLASH:
+                assert not re.search(NARROW, found)
 
-    def test_rows_that_may_be_misaligned_move_item_by_item(self, compiled):
-        ptx = compiled(MISALIGNED)["ptx"]
-        assert not re.search(r"(?:ld|st)\.global\S*\.v[24]", ptx)
+    def test_head_major_reads_wide_and_writes_narrowly_only_where_slots_are_scattered(self, ptx):
+        for asked in ALIGNED:
+            if asked["op"] != law.PAGED or asked["dtype"] != "bfloat16":
+                continue
+            found = ptx(asked)
+            assert not re.search(r"ld\.global\S*\.b16", found)
+            # 4096 items of K and of V for 128 threads, by eight: K, and V where its slots are consecutive.
+            assert len(re.findall(r"st\.global\S*\.v4\.b32", found)) == 2 * 4096 // 128 // 8
+            assert len(re.findall(r"st\.global\S*\.b16", found)) == 4096 // 128
+
+    def test_accesses_are_as_wide_as_the_alignment_allows(self, ptx):
+        by_item, by_four = map(ptx, MISALIGNED)
+        assert not re.search(r"(?:ld|st)\.global\S*\.v[24]", by_item)
+        assert re.search(r"st\.global\S*\.v2\.b32", by_four)
+        assert not re.search(r"(?:ld|st)\.global\S*\.v4", by_four)
 
 
-@interpreted
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets where there is no GPU")
 class TestInterpreted:
-    @pytest.fixture
-    def unchecked(self, monkeypatch):
-        monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
+    @pytest.mark.parametrize("slots", SLOTS.values(), ids=SLOTS)
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_a_copy_keeps_every_bit_of_nan_too(self, op, layout, slots):
+        posed = law.problem("cpu", slots, op=op, layout=layout, dtype="half", num_heads=3)
+        for rows in (posed.key, posed.value):
+            rows.view(torch.int16).random_(-(2**15), 2**15, generator=torch.Generator().manual_seed(2))
+        assert posed.key.isnan().any()
+        law.assert_writes("triton", posed)
 
-    @pytest.mark.parametrize("dtype", composed.options("dtype"))
-    @pytest.mark.parametrize("layout", composed.options("layout"))
-    def test_fp8_codes_land_in_their_places(self, unchecked, layout, dtype):
-        """With values that fp8 holds exactly, which the interpreter converts exactly."""
-        generator = torch.Generator().manual_seed(1)
-        # Normal numbers of e4m3 whose halves are normal too.
-        mantissa = torch.randint(8, 16, (2, 21, 3, 64), generator=generator)
-        exponent = torch.randint(-8, 5, (2, 21, 3, 64), generator=generator)
-        sign = torch.randint(0, 2, (2, 21, 3, 64), generator=generator) * 2 - 1
-        values = (sign * mantissa * 2.0**exponent).to(law.DTYPES[dtype])
+    @pytest.mark.parametrize(("head_size", "head_size_v"), [(64, 16), (16, 96), (46, 45)])
+    @pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+    def test_k_and_v_may_have_different_head_sizes(self, layout, head_size, head_size_v):
         posed = law.problem(
-            "cpu", [-1, *law.shuffled(19, 128), 10**6], layout=layout, dtype=dtype, kv_cache_dtype="fp8",
-            num_heads=3, key=values[0], value=values[1],
+            "cpu", law.shuffled(19, 128), op=law.DIFFKV, layout=layout, num_heads=3, head_size=head_size,
+            head_size_v=head_size_v,
         )  # fmt: skip
-        posed.k_scale.fill_(1.0)
-        posed.v_scale.fill_(2.0)
+        law.assert_writes("triton", posed)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_fp8_sources_are_copied_into_either_type_of_cache(self, op, layout, kind):
+        posed = law.problem(
+            "cpu", law.shuffled(19, 128), op=op, layout=layout, dtype=kind, kv_cache_dtype=kind
+        )
+        law.assert_writes("triton", law.without_scales(posed))
+        law.assert_writes("triton", law.without_scales(as_fp8(posed)))
+
+    @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("dtype", law.WIDE)
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_fp8_codes_land_in_their_places(self, monkeypatch, op, layout, dtype, kind, scale):
+        """With values that fp8 holds exactly, which the interpreter converts exactly."""
+        monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
+        slots = [-1, *law.shuffled(19, 128), 10**6, *range(-3, 0)]
+        posed = law.problem(
+            "cpu", slots, op=op, layout=layout, dtype=dtype, kv_cache_dtype=kind, scale=scale, num_heads=3
+        )
+        generator = torch.Generator().manual_seed(1)
+        for rows in (posed.key, posed.value):
+            rows.copy_(exact_values(rows.shape, kind, generator))
+        scales = [1.0, 2.0, 4.0]
+        posed.k_scale.copy_(torch.tensor(scales if scale == "per_head" else 2.0))
+        posed.v_scale.copy_(torch.tensor(scales[::-1] if scale == "per_head" else 0.5))
         law.assert_writes("triton", posed)
 
     def test_fp8_is_refused_since_its_conversion_is_wrong(self):
         with pytest.raises(Unsupported, match=r"needs a GPU: Triton's interpreter converts to fp8 wrongly"):
             law.problem("cpu", [1], kv_cache_dtype="fp8").bind(Triton("cpu"))
+
+    def test_there_is_no_launcher(self):
+        posed = law.problem("cpu", [1])
+        with pytest.raises(Unsupported, match="interpreter takes no addresses"):
+            Triton("cpu").launcher(posed.op, *posed.arguments)
 
     def test_it_is_no_measure(self):
         assert Triton("cpu").untimed == "interpreted: Triton's interpreter is no measure of the kernel"
@@ -121,24 +192,23 @@ class TestInterpreted:
     def test_fp8_is_refused_where_the_gpu_s_conversion_is_not_exact(self, capability):
         impl = Triton("cpu")
         impl.interpreted, impl.capability = False, capability
+        posed = law.problem("cpu", [1], kv_cache_dtype="fp8")
         with pytest.raises(Unsupported, match=rf"needs compute capability 9\.0.*has {capability[0]}\."):
-            law.problem("cpu", [1], kv_cache_dtype="fp8").bind(impl)
+            impl.launcher(posed.op, *posed.arguments)
 
 
-@pytest.mark.parametrize("sm_count", [1, 108, 132, 148])
-@pytest.mark.parametrize("row_items", [1, 45, 92, 1024, 1920, 16384])
-@pytest.mark.parametrize("num_tokens", [0, 1, 7, 512, 65536])
-def test_a_tile_is_a_power_of_two_within_a_row_and_the_grid_covers_every_item(
-    num_tokens, row_items, sm_count
-):
-    tokens, columns = tile(num_tokens, row_items, sm_count)
-    assert tokens.bit_count() == columns.bit_count() == 1
-    assert columns < 2 * row_items
-    assert tokens * columns in (FEW_ITEMS, TILE_ITEMS)
-    assert triton.cdiv(num_tokens, tokens) * tokens >= num_tokens
-    assert triton.cdiv(row_items, columns) * columns >= row_items
+def as_fp8(posed):
+    """The same call with caches of torch's float8 type."""
+    item = law.DTYPES[posed.kv_cache_dtype]
+    posed.key_cache, posed.value_cache = posed.key_cache.view(item), posed.value_cache.view(item)
+    posed.kv_cache = None if posed.kv_cache is None else posed.kv_cache.view(item)
+    return posed
 
 
-def test_few_tokens_make_more_programs_than_the_gpu_has_multiprocessors():
-    tokens, columns = tile(512, 1024, 132)
-    assert (512 // tokens) * (1024 // columns) > 132
+def exact_values(shape, kind, generator):
+    """Normal numbers of the kind, whose quarters and doubles are normal too."""
+    bits = 3 if kind == "fp8_e4m3" else 2
+    mantissa = torch.randint(2**bits, 2 ** (bits + 1), shape, generator=generator)
+    exponent = torch.randint(-6, 4, shape, generator=generator)
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return sign * mantissa * 2.0**exponent

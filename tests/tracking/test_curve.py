@@ -8,8 +8,8 @@ def test_a_run_is_named_by_impl_layout_dtype_and_workload(measure):
 
 
 def test_what_is_unusual_is_part_of_the_name(measure):
-    unusual = measure(kv_cache_dtype="fp8_e4m3", mode="no_graph")[0]
-    assert curve.name(unusual, []) == "cuda HND bfloat16 fp8_e4m3 no_graph seed"
+    unusual = measure(kv_cache_dtype="fp8_e4m3", scale="per_head", mode="no_graph")[0]
+    assert curve.name(unusual, []) == "cuda HND bfloat16 fp8_e4m3 per_head no_graph seed"
 
 
 def test_a_second_curve_of_the_same_name_says_what_differs(measure):
@@ -20,6 +20,8 @@ def test_a_second_curve_of_the_same_name_says_what_differs(measure):
 def test_params_are_the_case_without_num_tokens(measure):
     params = curve.params(measure()[0])
     assert params["num_heads"] == "128"
+    assert (params["scale"], params["padding"], params["num_layers"]) == ("per_tensor", "0.0", "1")
+    assert params["layout_reason"] == "connector=nixl asks for HND"
     assert params["impl_options"] == '{"threads":256}'
     assert "num_tokens" not in params
     assert "latency_us" not in params

@@ -40,6 +40,7 @@ def test_the_parent_tells_command_machine_and_count(logged):
 def test_the_child_holds_params_tags_and_scalars(logged):
     _, child = logged
     assert child.data.params["layout"] == "HND"
+    assert child.data.params["layout_reason"] == "connector=nixl asks for HND"
     assert child.data.params["num_heads"] == "128"
     assert child.data.tags["compute_capability"] == "9.0"
     assert child.data.tags["impl_target"] == "kvexp.impl.cuda.Cuda"

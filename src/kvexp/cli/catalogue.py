@@ -1,5 +1,6 @@
 """What can be chosen, read from the YAML files themselves: the files are the registry."""
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ GROUPS = (
     "layout",
     "dtype",
     "kv_cache_dtype",
+    "scale",
+    "connector",
     "mode",
     "timer",
     "workload",
@@ -84,9 +87,11 @@ def _groups(dirs: Sequence[Path]) -> str:
 
 def _keys() -> str:
     chosen = defaults()
-    files = {"": conf_dir() / "config.yaml"}
-    files |= {f"{group}.": conf_dir() / group / f"{chosen[group]}.yaml" for group in NUMBERS}
-    entries = [(prefix + key, line) for prefix, file in files.items() for key, line in _settings(file)]
+    texts = {"": (conf_dir() / "config.yaml").read_text("utf-8")}
+    for group in NUMBERS:
+        own = (conf_dir() / group / f"{chosen[group]}.yaml").read_text("utf-8")
+        texts[f"{group}."] = own + _section(texts[""], group)
+    entries = [(prefix + key, line) for prefix, text in texts.items() for key, line in _settings(text)]
     width = max(len(key) for key, _ in entries)
     return "\n".join(_entry(f"  {key:{width}}", comment) for key, comment in entries)
 
@@ -104,11 +109,18 @@ def _first_comment(file: Path) -> str:
     return ""
 
 
-def _settings(file: Path) -> Iterator[tuple[str, str]]:
+def _section(content: str, key: str) -> str:
+    """What is indented below a key of the main configuration, as a file of its own."""
+    _, _, below = content.partition(f"\n{key}:\n")
+    inside = list(itertools.takewhile(lambda line: line.startswith("  "), below.splitlines()))
+    return "\n".join(["", *(line.removeprefix("  ") for line in inside)])
+
+
+def _settings(content: str) -> Iterator[tuple[str, str]]:
     """The scalar keys of a file with the comment above them; a key without one shares the last."""
     comment: list[str] = []
     is_new = True
-    for line in file.read_text("utf-8").splitlines():
+    for line in content.splitlines():
         key, colon, value = line.partition(":")
         if line.startswith("#"):
             comment = [line.lstrip("# ")] if is_new else [*comment, line.lstrip("# ")]

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.cli import WRONG, catalogue, presets, say, typed
+from kvexp.cli import WRONG, catalogue, layouts, presets, say, typed
 from kvexp.cli.argv import CommandLine, ordered
 from kvexp.cli.folders import forget
 from kvexp.cli.sentences import COMPOSING, sentence
@@ -46,7 +46,9 @@ class Curves:
         try:
             values = _values(config)
             presets.check(job.runtime)
-            experiment = typed.experiment(values, job.runtime.choices, overrides)
+            folders = [Path(source.path) for source in job.runtime.config_sources if source.schema == "file"]
+            resolved = layouts.resolve(values, job.runtime.choices, folders, os.environ)
+            experiment = typed.experiment(*resolved[:2], overrides, resolved[2])
             self.tracking.add(self._tracking(job.runtime.choices["tracking"], values["tracking"]))
         except ConfigError as error:
             self.wrong.append((" ".join(overrides), str(error)))

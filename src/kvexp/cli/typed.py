@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -17,26 +17,37 @@ Config = Mapping[str, Any]
 CODE = ("op", "impl", "layout")
 """Groups whose YAML names a class."""
 
-FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "mode": ()}
+FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), "mode": ()}
 """Groups that are data, with their keys: the option's name is a column, so the keys are not typed."""
 
 TIMER_WHOLE = {"warmup": 1, "min_samples": 2, "max_samples": 2}
 """The timer's whole numbers and the least of each; a standard deviation wants two samples."""
 TIMER_REAL = ("relative_error", "max_seconds")
 
-SLOTS = ("random", "contiguous")
+WORDS = {
+    "slots": ("random", "contiguous", "reversed", "decode", "prefill"),
+    "padding_at": ("end", "scattered"),
+    "rows": ("contiguous", "qkv", "misaligned"),
+}
+"""The workload's words and what each may be."""
 MOST_TOKENS = 2**31 - 1
 MOST_SLOTS = 2**63 - 1
 """A slot number is an int64."""
 
 
-def experiment(config: Config, choices: Mapping[str, str | None], overrides: Iterable[str]) -> Experiment:
+def experiment(
+    config: Config,
+    choices: Mapping[str, str | None],
+    overrides: Iterable[str],
+    layout_reason: str = "",
+) -> Experiment:
     """The typed experiment.
 
     Args:
-        config: The composed configuration without `hydra`, resolved.
+        config: The composed configuration without `hydra`, resolved; `layout` is one, not `auto`.
         choices: The option of each group, by name.
         overrides: What was typed or swept, as text.
+        layout_reason: Why that layout.
 
     Raises:
         ConfigError: A key is unknown, missing, of the wrong type or out of range.
@@ -47,6 +58,7 @@ def experiment(config: Config, choices: Mapping[str, str | None], overrides: Ite
     for group in groups:
         if not names[group] or not isinstance(config[group], Mapping):
             raise ConfigError(f"{group} must name one option of its group")
+    check_keys("connector", config["connector"], ("layout",))
     _check_fixed(overrides)
     return Experiment(
         **{group: _code(group, names[group], config[group]) for group in CODE},
@@ -54,6 +66,7 @@ def experiment(config: Config, choices: Mapping[str, str | None], overrides: Ite
         timer=_timer(names["timer"], config["timer"]),
         workload=_workload(names["workload"], config["workload"]),
         device=_device(config["device"]),
+        layout_reason=layout_reason,
     )
 
 
@@ -91,7 +104,7 @@ def _check_fixed(overrides: Iterable[str]) -> None:
     """A row says `dtype=half`; an inner key that was typed would make it lie."""
     for text in overrides:
         group, dot, _ = text.lstrip("+~").partition("=")[0].partition(".")
-        if dot and group in FIXED:
+        if dot and group in (*FIXED, "connector"):
             raise ConfigError(f"{text!r} is refused: choose an option of {group}, not a key of it")
 
 
@@ -122,17 +135,18 @@ def _timer(name: str, config: Config) -> Choice:
 def _workload(name: str, config: Config) -> WorkloadSpec:
     known = [field.name for field in fields(WorkloadSpec) if field.name != "name"]
     check_keys("workload", config, known)
-    sizes = ("num_heads", "head_size", "head_size_v", "block_size")
+    sizes = ("num_heads", "head_size", "head_size_v", "block_size", "num_layers", "num_query_heads")
+    named: dict[str, Any] = {key: _whole(f"workload.{key}", config[key]) for key in sizes}
+    named |= {key: _word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
     spec = WorkloadSpec(
+        **named,
         name=name,
         num_tokens=_num_tokens(config["num_tokens"]),
-        **{key: _whole(f"workload.{key}", config[key]) for key in sizes},
         num_blocks=_whole("workload.num_blocks", config["num_blocks"], most=MOST_SLOTS),
-        slots=text("workload.slots", config["slots"]),
+        padding=_fraction("workload.padding", config["padding"]),
+        extra_tokens=_whole("workload.extra_tokens", config["extra_tokens"], least=0),
         seed=_whole("workload.seed", config["seed"], least=0, most=MOST_SLOTS),
     )
-    if spec.slots not in SLOTS:
-        raise ConfigError(f"workload.slots must be {' or '.join(SLOTS)}, not {spec.slots!r}")
     if spec.num_blocks * spec.block_size > MOST_SLOTS:
         raise ConfigError(
             f"{spec.num_blocks} blocks of {spec.block_size} slots are more than the {MOST_SLOTS} "
@@ -173,6 +187,20 @@ def _positive(key: str, value: Any) -> float:
     if not is_number or not math.isfinite(value) or value <= 0:
         raise ConfigError(f"{key} must be a positive number, not {shown(value)}")
     return float(value)
+
+
+def _fraction(key: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < 1:
+        raise ConfigError(f"{key} must be a number from 0 to less than 1, not {shown(value)}")
+    return float(value)
+
+
+def _word(key: str, value: Any, words: Sequence[str]) -> str:
+    if value not in words:
+        *others, last = words
+        raise ConfigError(f"{key} must be {', '.join(others)} or {last}, not {shown(value)}")
+    return str(value)
 
 
 def text(key: str, value: Any) -> str:

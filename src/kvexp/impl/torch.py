@@ -1,4 +1,4 @@
-"""torch: the op as indexed assignment; what every machine can run, and what a port is compared with."""
+"""torch: the ops as indexed assignment; what every machine can run, and what a port is compared with."""
 
 import torch
 from torch import Tensor
@@ -24,25 +24,79 @@ class Torch:
         value_cache: Tensor,
         slot_mapping: Tensor,
         kv_cache_dtype: str,
-        k_scale: Tensor,
-        v_scale: Tensor,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
     ) -> Call:
         """`op.reshape_and_cache_flash` bound to these tensors."""
-        if kv_cache_dtype != "auto":
-            key_cache, value_cache = key_cache.view(torch.uint8), value_cache.view(torch.uint8)
+        num_blocks, block_size = key_cache.shape[:2]
+        planes = [(key, _items(key_cache), k_scale), (value, _items(value_cache), v_scale)]
 
         def call() -> None:
             if not slot_mapping.shape[0]:
                 return
-            token, slot, some = _destinations(slot_mapping, key_cache.shape[0] * key_cache.shape[1])
-            block, offset = slot // key_cache.shape[1], slot % key_cache.shape[1]
-            for rows, cache, scale in ((key, key_cache, k_scale), (value, value_cache, v_scale)):
-                data = rows[token]
-                if kv_cache_dtype != "auto":
-                    data = quantize(data, kv_cache_dtype, scale)
+            token, slot, some = _destinations(slot_mapping, num_blocks * block_size)
+            block, offset = slot // block_size, slot % block_size
+            for rows, cache, scale in planes:
+                data = _data(rows, token, cache, kv_cache_dtype, scale)
                 cache[block, offset] = torch.where(some, data, cache[0, 0])
 
         return call
+
+    def reshape_and_cache_flash_diffkv(
+        self,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache_flash_diffkv` bound to these tensors."""
+        head_size = key.shape[-1]
+        key_cache, value_cache = kv_cache[..., :head_size], kv_cache[..., head_size:]
+        return self.reshape_and_cache_flash(
+            key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
+        )
+
+    def reshape_and_cache(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache` bound to these tensors."""
+        num_blocks, _, _, block_size = value_cache.shape
+        planes = [(key, _items(key_cache), k_scale), (value, _items(value_cache), v_scale)]
+
+        def call() -> None:
+            if not slot_mapping.shape[0]:
+                return
+            token, slot, some = _destinations(slot_mapping, num_blocks * block_size)
+            block, offset = slot // block_size, slot % block_size
+            for rows, cache, scale in planes:
+                data = _data(rows, token, cache, kv_cache_dtype, scale)
+                there = cache[0, :, :, 0]
+                shaped = data.view(-1, *there.shape)
+                cache[block, :, :, offset] = torch.where(some, shaped, there)
+
+        return call
+
+
+def _items(cache: Tensor) -> Tensor:
+    """The cache as what torch can index: its 8-bit floats as bytes."""
+    return cache.view(torch.uint8) if cache.itemsize == 1 else cache
+
+
+def _data(rows: Tensor, token: Tensor, cache: Tensor, kv_cache_dtype: str, scale: Tensor | None) -> Tensor:
+    """The cache items of the tokens' rows, `[num_tokens, num_heads, head_size]`."""
+    chosen = (rows.view(torch.uint8) if rows.itemsize == 1 else rows)[token]
+    return quantize(chosen, kv_cache_dtype, scale).view(cache.dtype)
 
 
 def _destinations(slot_mapping: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,24 +1,28 @@
 """NHD: `[num_blocks, 2, block_size, num_heads, head_size]`; a token's heads are adjacent."""
 
-from kvexp.case import Case
-from kvexp.layout import Plane, Planes, gather_rows, scatter_rows
+from kvexp.layout import Plane, Planes, Shape, Sizes, gather_rows, in_blocks, scatter_rows
 
 
 class NHD:
     """The layout of vLLM's benchmark and tests: K's plane of a block, then V's; tokens outside heads."""
 
     name = "NHD"
+    shape: Shape = "flash"
+    packed = False
+    stride_order = (0, 1, 2, 3, 4)
     gather = staticmethod(gather_rows)
     scatter = staticmethod(scatter_rows)
 
-    def planes(self, case: Case, item_bytes: int) -> Planes:
+    def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
         """See `layout.Layout.planes`."""
-        row = case.num_heads * case.head_size
-        plane = case.block_size * row
-        shape = (case.num_blocks, case.block_size, case.num_heads, case.head_size)
-        strides = (2 * plane, row, case.head_size, 1)
+        key_items = sizes.block_size * sizes.num_heads * sizes.head_size
+        block_items = key_items + sizes.block_size * sizes.num_heads * sizes.head_size_v
         return Planes(
-            key=Plane(shape, strides, 0),
-            value=Plane(shape, strides, plane),
-            items=2 * plane * case.num_blocks,
+            key=in_blocks(sizes, layer, block_items, self._plane(sizes, sizes.head_size, 0)),
+            value=in_blocks(sizes, layer, block_items, self._plane(sizes, sizes.head_size_v, key_items)),
+            items=sizes.num_blocks * sizes.num_layers * block_items,
         )
+
+    def _plane(self, sizes: Sizes, head_size: int, offset: int) -> Plane:
+        shape = (sizes.block_size, sizes.num_heads, head_size)
+        return Plane(shape, (sizes.num_heads * head_size, head_size, 1), offset)

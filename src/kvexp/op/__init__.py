@@ -9,9 +9,14 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from kvexp.case import Case
+from kvexp.errors import Unsupported
+from kvexp.layout import Layout
 
 Call = Callable[[], None]
 """A bound call: everything is set up, it takes and returns nothing."""
+
+FP8 = ("fp8_e4m3", "fp8_e5m2")
+"""The 8-bit floats: formats of a cache, and types of keys and values."""
 
 
 class Op(Protocol):
@@ -19,11 +24,12 @@ class Op(Protocol):
 
     name: str
 
-    def check(self, case: Case, item_bytes: int) -> None:
+    def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """Returns when the op is defined for the case.
 
         Args:
             case: The point; its `num_tokens` may be any of the curve's.
+            layout: The case's layout.
             item_bytes: Bytes of one source item.
 
         Raises:
@@ -52,3 +58,59 @@ class Op(Protocol):
 def cache_item_bytes(kv_cache_dtype: str, item_bytes: int) -> int:
     """Bytes of one cache item: the source's for `auto`, one for the fp8 formats."""
     return item_bytes if kv_cache_dtype == "auto" else 1
+
+
+def rows_and_slots(case: Case, item_bytes: int) -> tuple[int, int]:
+    """`Op.bytes_moved` of every op: K and V rows and the slots are read, K and V rows are written.
+
+    A padding token's slot is read, its rows are not.
+    """
+    items = case.written_tokens * case.num_heads * (case.head_size + case.head_size_v)
+    slots = 8 * case.num_tokens
+    return items * item_bytes + slots, items * cache_item_bytes(case.kv_cache_dtype, item_bytes)
+
+
+def check_types(case: Case) -> None:
+    """Returns when rows of the case's dtype can be in a cache of its kv_cache_dtype.
+
+    Raises:
+        Unsupported: They cannot, or the scale has no meaning, or fp8 does not take the head size.
+    """
+    if case.dtype in FP8 and case.kv_cache_dtype != case.dtype:
+        raise Unsupported(
+            f"dtype={case.dtype} goes into a cache of its own kind, kv_cache_dtype={case.dtype}, "
+            f"not {case.kv_cache_dtype}"
+        )
+    if case.kv_cache_dtype == "auto" and case.scale != "per_tensor":
+        raise Unsupported(f"kv_cache_dtype=auto reads no scale, so scale={case.scale} has no meaning")
+    if case.dtype in FP8 and case.scale != "per_tensor":
+        raise Unsupported(f"dtype={case.dtype} is stored unscaled, so scale={case.scale} has no meaning")
+    for size in (case.head_size, case.head_size_v):
+        if case.kv_cache_dtype != "auto" and size % 16:
+            raise Unsupported(
+                f"head_size {size} is not a multiple of 16, which kv_cache_dtype={case.kv_cache_dtype} needs"
+            )
+
+
+def check_equal_heads(op: str, case: Case) -> None:
+    """Returns when K and V have heads of one size.
+
+    Raises:
+        Unsupported: They have two.
+    """
+    if case.head_size_v != case.head_size:
+        raise Unsupported(
+            f"op={op} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
+        )
+
+
+def method_of(impl: Any, op: str) -> Callable[..., Call]:
+    """The implementation's method for the op.
+
+    Raises:
+        Unsupported: It has none.
+    """
+    method: Callable[..., Call] | None = getattr(impl, op, None)
+    if method is None:
+        raise Unsupported(f"impl={impl.name} has no {op}")
+    return method

@@ -4,7 +4,8 @@ from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.op import Call, cache_item_bytes
+from kvexp.layout import Layout
+from kvexp.op import Call, check_equal_heads, check_types, method_of, rows_and_slots
 
 
 class ReshapeAndCacheFlash:
@@ -16,36 +17,21 @@ class ReshapeAndCacheFlash:
     """
 
     name = "reshape_and_cache_flash"
-    layouts = ("NHD", "HND")
+    bytes_moved = staticmethod(rows_and_slots)
 
-    def check(self, case: Case, item_bytes: int) -> None:
+    def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
-        if case.layout not in self.layouts:
+        if layout.shape != "flash":
             raise Unsupported(
-                f"op={self.name} writes the layouts {', '.join(self.layouts)}, not {case.layout}"
+                f"op={self.name} writes planes of [num_blocks, block_size, num_heads, head_size], "
+                f"which layout={layout.name} has not; try layout=NHD"
             )
-        if case.head_size_v != case.head_size:
-            raise Unsupported(
-                f"op={self.name} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
-            )
-        if case.kv_cache_dtype != "auto" and case.head_size % 16:
-            raise Unsupported(
-                f"head_size {case.head_size} is not a multiple of 16, "
-                f"which kv_cache_dtype={case.kv_cache_dtype} needs"
-            )
-
-    def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
-        """K and V rows and the slots are read, K and V rows are written."""
-        items = case.num_tokens * case.num_heads * (case.head_size + case.head_size_v)
-        slots = 8 * case.num_tokens
-        return items * item_bytes + slots, items * cache_item_bytes(case.kv_cache_dtype, item_bytes)
+        check_equal_heads(self.name, case)
+        check_types(case)
 
     def bind(self, impl: Any, tensors: Any, slot_mapping: Any) -> Call:
         """See `op.Op.bind`."""
-        method = getattr(impl, self.name, None)
-        if method is None:
-            raise Unsupported(f"impl={impl.name} has no {self.name}")
-        call: Call = method(
+        return method_of(impl, self.name)(
             tensors.key,
             tensors.value,
             tensors.key_cache,
@@ -55,4 +41,3 @@ class ReshapeAndCacheFlash:
             tensors.k_scale,
             tensors.v_scale,
         )
-        return call

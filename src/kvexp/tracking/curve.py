@@ -52,7 +52,8 @@ def name(row: Row, earlier: Sequence[Row]) -> str:
 
 def params(row: Row) -> dict[str, str]:
     """The columns of the case that are fixed along the curve; MLflow keeps them as text."""
-    return {column: str(row[column]) for column in CURVE if row.get(column) not in (None, "")}
+    columns = (*CURVE, "layout_reason")
+    return {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
 
 
 def tags(rows: Sequence[Row]) -> dict[str, str]:
@@ -129,6 +130,7 @@ def _words(row: Row) -> list[str]:
     usual_mode = "cudagraph" if str(row.get("device")).startswith("cuda") else "no_graph"
     words = [row.get("impl"), row.get("layout"), row.get("dtype")]
     words += [row.get("kv_cache_dtype")] if row.get("kv_cache_dtype") != "auto" else []
+    words += [row.get("scale")] if row.get("scale") != "per_tensor" else []
     words += [row.get("mode")] if row.get("mode") not in ("auto", usual_mode) else []
     words += [row.get("workload")]
     return [str(word) for word in words if word]

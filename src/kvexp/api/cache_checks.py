@@ -1,0 +1,98 @@
+"""What the caches of a call must be; each function returns the cache's slots or raises ValueError."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kvexp.layout.head_major import PIECE_BYTES
+
+
+def lies(tensor: Tensor, strides: Sequence[int | None]) -> bool:
+    """Whether it has these strides; None is any, and so is the stride of a dim of one element."""
+    return all(
+        size == 1 or wanted is None or stride == wanted
+        for size, stride, wanted in zip(tensor.shape, tensor.stride(), strides, strict=True)
+    )
+
+
+def sizes(tensor: Tensor) -> str:
+    """Its shape as it is written."""
+    return str(list(tensor.shape))
+
+
+def short(dtype: torch.dtype) -> str:
+    """Its name as people say it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def flash(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
+    """Two caches of FlashAttention's shape fit the rows."""
+    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
+        _check_flash_cache(name, cache, key.shape[1], key.shape[2], "head_size")
+    if value_cache.shape != key_cache.shape:
+        raise ValueError(f"value_cache must be {sizes(key_cache)} as key_cache is, not {sizes(value_cache)}")
+    if not lies(value_cache, key_cache.stride()):
+        raise ValueError(
+            f"value_cache must have the strides of key_cache, {key_cache.stride()}, "
+            f"not {value_cache.stride()}"
+        )
+    return key_cache.shape[0] * key_cache.shape[1]
+
+
+def diffkv(key: Tensor, value: Tensor, kv_cache: Tensor) -> int:
+    """One cache of K then V fits the rows."""
+    width = key.shape[2] + value.shape[2]
+    _check_flash_cache("kv_cache", kv_cache, key.shape[1], width, "head_size + head_size_v")
+    return kv_cache.shape[0] * kv_cache.shape[1]
+
+
+def _check_flash_cache(name: str, cache: Tensor, num_heads: int, width: int, what: str) -> None:
+    if cache.dim() != 4 or tuple(cache.shape[2:]) != (num_heads, width):
+        raise ValueError(
+            f"{name} must be [num_blocks, block_size, {num_heads}, {width}] (num_heads, {what}), "
+            f"not {sizes(cache)}"
+        )
+    if not lies(cache, (None, None, None, 1)):
+        raise ValueError(f"{name} must have a contiguous last dim, not the strides {cache.stride()}")
+    _check_own_memory(name, cache)
+
+
+def head_major(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
+    """Two head-major caches fit the rows."""
+    _, num_heads, head_size = key.shape
+    x = PIECE_BYTES // key_cache.itemsize
+    if head_size % x:
+        raise ValueError(f"key must have heads of a multiple of {x} elements, not {head_size}")
+    if value_cache.dim() != 4 or tuple(value_cache.shape[1:3]) != (num_heads, head_size):
+        raise ValueError(
+            f"value_cache must be [num_blocks, {num_heads}, {head_size}, block_size], "
+            f"not {sizes(value_cache)}"
+        )
+    num_blocks, _, _, block_size = value_cache.shape
+    wanted = (num_blocks, num_heads, head_size // x, block_size, x)
+    if tuple(key_cache.shape) != wanted:
+        raise ValueError(f"key_cache must be {list(wanted)} to fit value_cache, not {sizes(key_cache)}")
+    inside = (head_size * block_size, block_size * x, x, 1)
+    for name, cache, strides in (
+        ("key_cache", key_cache, (None, *inside)),
+        ("value_cache", value_cache, (None, head_size * block_size, block_size, 1)),
+    ):
+        if not lies(cache, strides):
+            raise ValueError(
+                f"{name} must be contiguous inside a block, not have the strides {cache.stride()}"
+            )
+        _check_own_memory(name, cache)
+    return num_blocks * block_size
+
+
+CACHES: dict[str, Callable[..., int]] = {
+    "reshape_and_cache": head_major,
+    "reshape_and_cache_flash": flash,
+    "reshape_and_cache_flash_diffkv": diffkv,
+}
+
+
+def _check_own_memory(name: str, cache: Tensor) -> None:
+    if any(not stride and size > 1 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
+        raise ValueError(f"{name} must have memory for each slot, and is expanded")

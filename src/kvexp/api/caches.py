@@ -1,0 +1,181 @@
+"""Caches as the layouts lay them out, for those who allocate their own."""
+
+import functools
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvexp.api import checks
+from kvexp.errors import ConfigError
+from kvexp.layout import Layout, Plane, selection
+from kvexp.layout.selection import Selection
+
+CLASSES = {
+    "NHD": "kvexp.layout.nhd.NHD",
+    "HND": "kvexp.layout.hnd.HND",
+    "NHD_packed": "kvexp.layout.nhd_packed.NHDPacked",
+    "HND_packed": "kvexp.layout.hnd_packed.HNDPacked",
+    "head_major": "kvexp.layout.head_major.HeadMajor",
+}
+
+
+class KVCache(NamedTuple):
+    """The caches of one layer.
+
+    Attributes:
+        key_cache: K's plane, in the shape that the ops take.
+        value_cache: V's plane.
+        kv_cache: Both as one tensor, K then V in the last dim; None where they are apart.
+    """
+
+    key_cache: Tensor
+    value_cache: Tensor
+    kv_cache: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    num_blocks: int
+    block_size: int
+    num_heads: int
+    head_size: int
+    head_size_v: int
+    num_layers: int
+
+
+def stride_order(layout: str) -> tuple[int, ...]:
+    """The dims of a cache's logical shape in the order in which they lie in memory, the outermost first.
+
+    The logical shape is `[num_blocks, 2, block_size, num_heads, head_size]`, and of the packed layouts
+    `[num_blocks, block_size, num_heads, head_size + head_size_v]`.
+
+    Raises:
+        ValueError: There is no such layout, or it has no such shape.
+    """
+    order = _layout(layout).stride_order
+    if order is None:
+        raise ValueError(
+            f"layout {layout!r} holds K and V in tensors of different shapes: it has no stride order"
+        )
+    return order
+
+
+def select_layout(
+    op: str = "reshape_and_cache_flash",
+    wish: str | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Selection:
+    """The layout that a serving engine would take, and why.
+
+    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, the connector's wish, NHD.
+
+    Args:
+        op: Who will write the cache.
+        wish: The layout that the KV-transfer connector asks for, if any.
+        environ: Taken for the environment.
+
+    Raises:
+        ValueError: A variable names a layout that is not there.
+    """
+    try:
+        found = os.environ if environ is None else environ
+        return selection.select(op, found, "the connector", wish)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def allocate(
+    layout: str,
+    *,
+    num_blocks: int,
+    block_size: int,
+    num_heads: int,
+    head_size: int,
+    head_size_v: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    kv_cache_dtype: str = "auto",
+    device: torch.device | str = "cuda",
+) -> KVCache:
+    """A layer's cache in the layout, all zeros; see `allocate_layers`."""
+    (cache,) = allocate_layers(
+        1,
+        layout,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_heads=num_heads,
+        head_size=head_size,
+        head_size_v=head_size_v,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        device=device,
+    )
+    return cache
+
+
+def allocate_layers(
+    num_layers: int,
+    layout: str,
+    *,
+    num_blocks: int,
+    block_size: int,
+    num_heads: int,
+    head_size: int,
+    head_size_v: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    kv_cache_dtype: str = "auto",
+    device: torch.device | str = "cuda",
+) -> list[KVCache]:
+    """The caches of layers that share each block, all zeros, in one allocation.
+
+    Args:
+        num_layers: How many.
+        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed` or `head_major`.
+        num_blocks: Blocks.
+        block_size: Slots of a block.
+        num_heads: KV heads.
+        head_size: Elements of a key head.
+        head_size_v: Elements of a value head; None: as many.
+        dtype: The items for `auto`; fp8 caches are uint8.
+        kv_cache_dtype: `auto`, `fp8`, `fp8_e4m3` or `fp8_e5m2`.
+        device: Where.
+
+    Raises:
+        ValueError: A size is not positive, or a word is unknown.
+    """
+    made = _layout(layout)
+    value_size = head_size if head_size_v is None else head_size_v
+    sizes = _Sizes(num_blocks, block_size, num_heads, head_size, value_size, num_layers)
+    for name, size in vars(sizes).items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a positive whole number, not {size!r}")
+    item = dtype if checks.resolved_format(kv_cache_dtype) == "auto" else torch.uint8
+    if made.shape == "head_major" and head_size % (16 // item.itemsize):
+        raise ValueError(
+            f"head_size {head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
+        )
+    storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
+    return [_cache(storage, made, sizes, layer) for layer in range(num_layers)]
+
+
+def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCache:
+    planes = layout.planes(sizes, storage.itemsize, layer)
+
+    def view(plane: Plane) -> Tensor:
+        return storage.as_strided(plane.shape, plane.strides, plane.offset)
+
+    packed = view(planes.packed) if planes.packed else None
+    return KVCache(view(planes.key), view(planes.value), packed)
+
+
+@functools.cache
+def _layout(name: str) -> Layout:
+    if name not in CLASSES:
+        raise ValueError(f"layout {name!r} is not one of {', '.join(CLASSES)}")
+    module, _, made = CLASSES[name].rpartition(".")
+    layout: Layout = getattr(importlib.import_module(module), made)()
+    return layout

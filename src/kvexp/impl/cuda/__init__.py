@@ -1,0 +1,138 @@
+"""cuda: CUDA C++ kernels, compiled with NVRTC for the sizes at hand, launched on torch's current stream."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvexp.errors import Unsupported
+from kvexp.impl.cuda import fit
+from kvexp.impl.cuda.launcher import Launcher
+from kvexp.op import Call
+
+
+class Cuda:
+    """The ops in CUDA C++; sizes are compile-time constants, one cubin each, cached on disk.
+
+    Args:
+        device: `cuda:N`.
+        software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
+    """
+
+    name = "cuda"
+    untimed = ""
+
+    def __init__(self, device: str, software_fp8: bool = False) -> None:
+        if not device.startswith("cuda"):
+            none = "this machine has none" if not torch.cuda.is_available() else "device=cpu is not"
+            raise Unsupported(
+                f"impl=cuda needs an NVIDIA GPU and {none}; try impl=torch workload=tiny, "
+                "or experiment=quickstart for what this machine can run"
+            )
+        try:
+            import cuda.core  # noqa: F401  # asked for here, so that its absence is a reason, not an error
+        except ImportError as error:
+            raise Unsupported(
+                f"impl=cuda needs the package cuda-core[cu13], which cannot be imported: {error}"
+            ) from error
+        self.device = torch.device(device)
+        self.software_fp8 = software_fp8
+        major, minor = torch.cuda.get_device_capability(self.device)
+        self.arch = f"sm_{major}{minor}"
+
+    def reshape_and_cache(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache` bound to these tensors."""
+        tensors = (key, value, key_cache, value_cache, slot_mapping)
+        return self._call("reshape_and_cache", tensors, kv_cache_dtype, k_scale, v_scale)
+
+    def reshape_and_cache_flash(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache_flash` bound to these tensors."""
+        tensors = (key, value, key_cache, value_cache, slot_mapping)
+        return self._call("reshape_and_cache_flash", tensors, kv_cache_dtype, k_scale, v_scale)
+
+    def reshape_and_cache_flash_diffkv(
+        self,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache_flash_diffkv` bound to these tensors."""
+        tensors = (key, value, kv_cache, slot_mapping)
+        return self._call("reshape_and_cache_flash_diffkv", tensors, kv_cache_dtype, k_scale, v_scale)
+
+    def launcher(self, op: str, *arguments: Any) -> Launcher:
+        """What launches the op for every call whose tensors are of these kinds.
+
+        The calls may differ in the number of tokens and in the addresses, as long as `address & 15`
+        is the same. Nothing is compiled yet.
+
+        Args:
+            op: Its name.
+            *arguments: The op's own, in its order; `slot_mapping` is not looked at.
+
+        Returns:
+            Its `prepare(num_tokens)` gives a function of the addresses of the op's tensors, in its order, 0
+            for None, which launches on torch's current stream. The tensors' device must be the current one.
+        """
+        key, value, *caches, _, kv_cache_dtype, k_scale, _ = arguments
+        items = fit.items(key, kv_cache_dtype, k_scale, self.software_fp8)
+        if op == "reshape_and_cache":
+            key_cache, value_cache = caches
+            num_slots = value_cache.shape[0] * value_cache.shape[3]
+            spec = fit.head_major(key, value, key_cache, value_cache, items)
+            return Launcher(spec, num_slots, self.device.index, self.arch)
+        head_size = key.shape[2]
+        packed = op == "reshape_and_cache_flash_diffkv"
+        if packed:
+            caches = [caches[0][..., :head_size], caches[0][..., head_size:]]
+        num_slots = caches[0].shape[0] * caches[0].shape[1]
+        flash = fit.flash(key, value, caches[0], caches[1], items)
+        if packed:
+            value_at = head_size * items.cache_bytes
+            return Launcher(flash, num_slots, self.device.index, self.arch, value_at)
+        return Launcher(flash, num_slots, self.device.index, self.arch)
+
+    def _call(
+        self, op: str, tensors: tuple[Tensor, ...], kv_cache_dtype: str, *scales: Tensor | None
+    ) -> Call:
+        """The op bound to the tensors, which stay alive with the call; nothing is launched for no tokens."""
+        num_tokens = tensors[-1].shape[0]
+        if not num_tokens:
+            return _nothing
+        launcher = self.launcher(op, *tensors, kv_cache_dtype, *scales)
+        launch = launcher.prepare(num_tokens)
+        alive = (*tensors, *scales)
+        addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in alive)
+
+        def call(_alive: tuple[Tensor | None, ...] = alive) -> None:
+            launch(*addresses)
+
+        return call
+
+
+def _nothing() -> None:
+    """The call for no tokens."""

@@ -1,0 +1,103 @@
+// Source items to cache items: copied, or divided by their scale and rounded to fp8 once.
+//
+// Macros: SOURCE_BYTES of a source item; SOURCE_IS_BFLOAT16, which of two bytes' formats; CACHE_FORMAT, one of Format;
+// SCALE_PER_HEAD, whether a scale tensor holds one scale for each head; SOFTWARE_FP8, defined to leave the conversion
+// instruction unused where there is one.
+//
+// Semantics: docs/semantics.md.
+
+#pragma once
+
+#include "types.cuh"
+
+enum Format { COPIED, E4M3, E5M2 };
+
+constexpr int CACHE_BYTES = CACHE_FORMAT == COPIED ? SOURCE_BYTES : 1;
+
+static_assert(CACHE_FORMAT == COPIED || SOURCE_BYTES > 1, "an fp8 source is copied");
+
+template <int N>
+__device__ __forceinline__ float source_item(const Chunk<N>& chunk, int i) {
+    const uint32_t bits = bits_of<SOURCE_BYTES>(chunk, i * SOURCE_BYTES);
+    if constexpr (SOURCE_BYTES == 4) return __uint_as_float(bits);
+    if constexpr (SOURCE_IS_BFLOAT16) return __uint_as_float(bits << 16);
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(uint16_t(bits)));
+    return value;
+}
+
+// Two floats as fp8 codes, `low` in the low byte: to nearest even, saturating, NaN is 0x7F.
+#if __CUDA_ARCH__ >= 890 && !defined(SOFTWARE_FP8)
+__device__ __forceinline__ uint16_t fp8x2(float low, float high) {
+    uint16_t codes;
+    if constexpr (CACHE_FORMAT == E4M3) {
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+    } else {
+        asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(high), "f"(low));
+    }
+    return codes;
+}
+#else
+// Before compute capability 8.9 there is no such instruction. Adding a power of two whose last bit weighs what the
+// code's last bit weighs at x's exponent makes the float adder round to nearest even at that place.
+__device__ __forceinline__ uint32_t fp8(float x) {
+    constexpr int MANTISSA = CACHE_FORMAT == E4M3 ? 3 : 2;
+    constexpr int BIAS = CACHE_FORMAT == E4M3 ? 7 : 15;
+    constexpr float MAX = CACHE_FORMAT == E4M3 ? 448.0f : 57344.0f;
+    constexpr uint32_t MAX_CODE = CACHE_FORMAT == E4M3 ? 0x7E : 0x7B;
+    constexpr int LEAST = 1 - BIAS;  // the exponent of the smallest normal number, and of every subnormal
+    const uint32_t sign = (__float_as_uint(x) >> 24) & 0x80;
+    const float magnitude = fabsf(x);
+    if (!(magnitude == magnitude)) return 0x7F;
+    if (magnitude >= MAX) return sign | MAX_CODE;
+    const int exponent = max(int(__float_as_uint(magnitude) >> 23) - 127, LEAST);
+    const float magic = __uint_as_float(uint32_t(exponent - MANTISSA + 23 + 127) << 23);
+    const float rounded = __fsub_rn(__fadd_rn(magnitude, magic), magic);
+    // Exact from here: subnormals in units of the smallest one, else the exponent and the mantissa's bits.
+    if (rounded < __uint_as_float(uint32_t(LEAST + 127) << 23)) {
+        return sign | uint32_t(rounded * float(1 << (MANTISSA - LEAST)));
+    }
+    return sign | ((__float_as_uint(rounded) >> (23 - MANTISSA)) - ((127 - BIAS) << MANTISSA));
+}
+
+__device__ __forceinline__ uint16_t fp8x2(float low, float high) { return uint16_t(fp8(low) | (fp8(high) << 8)); }
+#endif
+
+// The scale of a head's items; copies have none and read none. Like a row's, the load is relaxed so that it is not
+// moved behind the test of the slot. Its scope is the CTA, for which L1 may answer: each thread of the grid asks for
+// the same few scales, and one slice of L2 would answer them all in turn.
+__device__ __forceinline__ float load_scale(const float* scales, uint32_t head) {
+    float scale = 1.0f;
+    if constexpr (CACHE_FORMAT != COPIED) {
+        const float* from = SCALE_PER_HEAD ? scales + head : scales;
+        asm volatile("ld.relaxed.cta.global.f32 %0, [%1];" : "=f"(scale) : "l"(from));
+    }
+    return scale;
+}
+
+// The cache's bytes for ITEMS source items of one head.
+template <int ITEMS>
+__device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted(const Chunk<ITEMS * SOURCE_BYTES>& chunk, float scale) {
+    using CacheChunk = Chunk<ITEMS * CACHE_BYTES>;
+    if constexpr (CACHE_FORMAT == COPIED) {
+        return chunk;
+    } else if constexpr (ITEMS == 1) {
+        return {uint8_t(fp8x2(__fdiv_rn(source_item(chunk, 0), scale), 0.0f))};
+    } else {
+        CacheChunk out;
+        constexpr int PAIRS = CacheChunk::WORD_BYTES / 2;
+#pragma unroll
+        for (int w = 0; w < CacheChunk::WORDS; ++w) {
+            uint32_t codes = 0;
+#pragma unroll
+            for (int p = 0; p < PAIRS; ++p) {
+                const int item = (w * PAIRS + p) * 2;
+                const float low = __fdiv_rn(source_item(chunk, item), scale);
+                const float high = __fdiv_rn(source_item(chunk, item + 1), scale);
+                codes |= uint32_t(fp8x2(low, high)) << (16 * p);
+            }
+            out.word[w] = typename CacheChunk::word_t(codes);
+        }
+        return out;
+    }
+}

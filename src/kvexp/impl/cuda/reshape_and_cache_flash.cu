@@ -1,0 +1,82 @@
+// reshape_and_cache_flash: K and V of each token into its slot of a paged cache whose rows are in one piece a head.
+//
+//   key, value              [>= num_tokens, NUM_HEADS, HEAD_SIZE and HEAD_SIZE_V], items of SOURCE_BYTES; rows are
+//                           KEY_STRIDE and VALUE_STRIDE items apart, the heads of a row adjacent
+//   key_cache, value_cache  [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE and HEAD_SIZE_V], both with the strides
+//                           BLOCK_STRIDE, TOKEN_STRIDE, HEAD_STRIDE in items, the last dim contiguous
+//   slot_mapping            int64 [num_tokens]; slot = block * BLOCK_SIZE + offset; a slot outside
+//                           [0, num_slots) writes nothing
+//   k_scale, v_scale        float [NUM_HEADS] when SCALE_PER_HEAD, else one float; read when CACHE_FORMAT is not COPIED
+//   total                   num_tokens * TOKEN_CHUNKS
+//
+// A row is chunks of VEC items. A chunk never crosses a head, so one flat index serves every head count and every
+// layout; layouts differ in where a chunk goes. With BOTH a thread moves the same chunk of K and of V, else one chunk
+// of either. Loads do not wait for the slot; stores come last.
+// As many threads as `total`, THREADS in a CTA.
+//
+// Semantics: docs/semantics.md.
+
+#include "convert.cuh"
+#include "types.cuh"
+
+constexpr uint32_t HEAD_CHUNKS = HEAD_SIZE / VEC;
+constexpr uint32_t HEAD_CHUNKS_V = HEAD_SIZE_V / VEC;
+constexpr uint32_t KEY_CHUNKS = NUM_HEADS * HEAD_CHUNKS;
+constexpr uint32_t VALUE_CHUNKS = NUM_HEADS * HEAD_CHUNKS_V;
+constexpr uint32_t TOKEN_CHUNKS = BOTH ? KEY_CHUNKS : KEY_CHUNKS + VALUE_CHUNKS;
+
+static_assert(HEAD_SIZE % VEC == 0 && HEAD_SIZE_V % VEC == 0, "a chunk must not cross a head");
+static_assert(!BOTH || HEAD_SIZE == HEAD_SIZE_V, "the same chunk of K and of V");
+
+constexpr int SOURCE_ACCESS = VEC * SOURCE_BYTES < 16 ? VEC * SOURCE_BYTES : 16;
+constexpr int CACHE_ACCESS = VEC * CACHE_BYTES;
+using SourceChunk = Chunk<VEC * SOURCE_BYTES>;
+
+__device__ __forceinline__ SourceChunk load_row(const uint8_t* rows, index_t token, int64_t stride, uint32_t chunk) {
+    const int64_t item = int64_t(token) * stride + int64_t(chunk) * VEC;
+    return load<VEC * SOURCE_BYTES, SOURCE_ACCESS>(rows + item * SOURCE_BYTES);
+}
+
+// Bytes from a plane's begin to where a chunk of a head lives, the chunk counted inside the head.
+__device__ __forceinline__ int64_t place(int64_t slot, uint32_t head, uint32_t chunk) {
+    const uint64_t at = uint64_t(slot);
+    const int64_t item = int64_t(at / BLOCK_SIZE) * BLOCK_STRIDE + int64_t(at % BLOCK_SIZE) * TOKEN_STRIDE +
+                         int64_t(head) * HEAD_STRIDE + int64_t(chunk) * VEC;
+    return item * CACHE_BYTES;
+}
+
+__device__ __forceinline__ void store_row(uint8_t* to, const SourceChunk& row, float scale) {
+    store<CACHE_ACCESS>(to, converted<VEC>(row, scale));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restrict__ value,
+                        uint8_t* __restrict__ key_cache, uint8_t* __restrict__ value_cache,
+                        const int64_t* __restrict__ slot_mapping, const float* __restrict__ k_scale,
+                        const float* __restrict__ v_scale, int64_t total, int64_t num_slots) {
+    const index_t flat = flat_index();
+    if (flat >= index_t(total)) return;
+    const index_t token = flat / TOKEN_CHUNKS;
+    const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
+    const int64_t slot = slot_mapping[token];
+    if constexpr (BOTH) {
+        const uint32_t head = chunk / HEAD_CHUNKS;
+        const SourceChunk k = load_row(key, token, KEY_STRIDE, chunk);
+        const SourceChunk v = load_row(value, token, VALUE_STRIDE, chunk);
+        const float own_k_scale = load_scale(k_scale, head);
+        const float own_v_scale = load_scale(v_scale, head);
+        if (!is_slot(slot, num_slots)) return;
+        const int64_t at = place(slot, head, chunk % HEAD_CHUNKS);
+        store_row(key_cache + at, k, own_k_scale);
+        store_row(value_cache + at, v, own_v_scale);
+    } else {
+        const bool is_key = chunk < KEY_CHUNKS;
+        const uint32_t own = is_key ? chunk : chunk - KEY_CHUNKS;
+        const uint32_t head = is_key ? own / HEAD_CHUNKS : own / HEAD_CHUNKS_V;
+        const SourceChunk row = load_row(is_key ? key : value, token, is_key ? KEY_STRIDE : VALUE_STRIDE, own);
+        const float scale = load_scale(is_key ? k_scale : v_scale, head);
+        if (!is_slot(slot, num_slots)) return;
+        const int64_t at = place(slot, head, own - head * (is_key ? HEAD_CHUNKS : HEAD_CHUNKS_V));
+        store_row((is_key ? key_cache : value_cache) + at, row, scale);
+    }
+}

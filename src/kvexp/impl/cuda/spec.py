@@ -1,0 +1,212 @@
+"""The specialisations of the kernels: frozen dataclasses of their compile-time constants.
+
+The number of tokens and the addresses are no part of one, apart from what the addresses' alignment allows
+and from the width of the flat index: one specialisation serves every call of a kind.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+"""The folder of the kernels."""
+
+VECTOR_BYTES = 16
+"""The widest access of one thread, and the chunk of a head-major key cache."""
+
+SECTOR_BYTES = 32
+"""What the memory writes at once."""
+
+THREADS = 128
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
+FORMATS = {"auto": "COPIED", "fp8_e4m3": "E4M3", "fp8_e5m2": "E5M2"}
+"""The cache's items by `kv_cache_dtype`, in the kernels' words. An fp8 source is COPIED into any."""
+
+Macros = tuple[tuple[str, str | int], ...]
+
+
+@dataclass(frozen=True)
+class Items:
+    """What a source item is, and what becomes of it in the cache.
+
+    Attributes:
+        source: torch's name of the source's dtype.
+        cache: `COPIED`, `E4M3` or `E5M2`.
+        scale_per_head: A scale tensor holds one scale for each head, not one for all.
+        software_fp8: The conversion that GPUs before sm_89 need is used on every one.
+    """
+
+    source: str
+    cache: str
+    scale_per_head: bool = False
+    software_fp8: bool = False
+
+    @property
+    def copied(self) -> bool:
+        """Whether the cache's bytes are the source's."""
+        return self.cache == "COPIED"
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of a source item."""
+        return ITEM_BYTES[self.source]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of a cache item."""
+        return self.source_bytes if self.copied else 1
+
+    @property
+    def macros(self) -> Macros:
+        """The constants of convert.cuh; copies of items of one width share them."""
+        macros: Macros = (
+            ("SOURCE_BYTES", self.source_bytes),
+            ("SOURCE_IS_BFLOAT16", int(self.source == "bfloat16" and not self.copied)),
+            ("CACHE_FORMAT", self.cache),
+            ("SCALE_PER_HEAD", int(self.scale_per_head)),
+        )
+        return (*macros, ("SOFTWARE_FP8", 1)) if self.software_fp8 and not self.copied else macros
+
+
+@dataclass(frozen=True)
+class Flash:
+    """The compile-time constants of one specialisation of reshape_and_cache_flash.cu.
+
+    Attributes:
+        num_heads: KV heads of a token.
+        head_size: Elements of a head of K.
+        head_size_v: Elements of a head of V.
+        block_size: Slots of a block.
+        items: The items and their conversion.
+        vec: Elements of a chunk.
+        row_strides: Items from one row to the next, of key and of value.
+        cache_strides: Items from one block, token and head to the next.
+        wide_index: The flat index needs 64 bits.
+    """
+
+    num_heads: int
+    head_size: int
+    head_size_v: int
+    block_size: int
+    items: Items
+    vec: int
+    row_strides: tuple[int, int]
+    cache_strides: tuple[int, int, int]
+    wide_index: bool = False
+
+    kernel = "reshape_and_cache_flash"
+
+    @property
+    def both(self) -> bool:
+        """Whether a thread moves a chunk of K and the same of V, not one of either.
+
+        Copying, the second access is free and halves the arithmetic of places. Converting to fp8 is itself
+        arithmetic, which more threads finish sooner.
+        """
+        return self.items.copied and self.head_size == self.head_size_v
+
+    def threads(self, num_tokens: int) -> int:
+        """Threads that a call for so many tokens needs."""
+        planes = self.head_size if self.both else self.head_size + self.head_size_v
+        return num_tokens * self.num_heads * planes // self.vec
+
+    def sizes(self, num_tokens: int) -> tuple[int, ...]:
+        """The kernel's arguments between the addresses and the number of slots."""
+        return (self.threads(num_tokens),)
+
+    @property
+    def macros(self) -> Macros:
+        """The constants as the macros that the source expects."""
+        key_stride, value_stride = self.row_strides
+        block_stride, token_stride, head_stride = self.cache_strides
+        return (
+            *self.items.macros,
+            ("NUM_HEADS", self.num_heads),
+            ("HEAD_SIZE", self.head_size),
+            ("HEAD_SIZE_V", self.head_size_v),
+            ("BLOCK_SIZE", self.block_size),
+            ("VEC", self.vec),
+            ("KEY_STRIDE", f"{key_stride}ll"),
+            ("VALUE_STRIDE", f"{value_stride}ll"),
+            ("BLOCK_STRIDE", f"{block_stride}ll"),
+            ("TOKEN_STRIDE", f"{token_stride}ll"),
+            ("HEAD_STRIDE", f"{head_stride}ll"),
+            ("BOTH", int(self.both)),
+            ("WIDE_INDEX", int(self.wide_index)),
+            ("THREADS", THREADS),
+        )
+
+
+@dataclass(frozen=True)
+class HeadMajor:
+    """The compile-time constants of one specialisation of reshape_and_cache.cu.
+
+    Attributes:
+        num_heads: KV heads of a token.
+        head_size: Elements of a head.
+        block_size: Slots of a block.
+        items: The items and their conversion.
+        source_vec: Elements of one load.
+        key_vec: Elements of one store into the key cache.
+        row_strides: Items from one row to the next, of key and of value.
+        block_strides: Items from one block to the next, of the key cache and of the value cache.
+        wide_index: The flat index needs 64 bits.
+    """
+
+    num_heads: int
+    head_size: int
+    block_size: int
+    items: Items
+    source_vec: int
+    key_vec: int
+    row_strides: tuple[int, int]
+    block_strides: tuple[int, int]
+    wide_index: bool = False
+
+    kernel = "reshape_and_cache"
+
+    @property
+    def both(self) -> bool:
+        """Whether a thread moves a chunk of K and the same of V; see `Flash.both`."""
+        return self.items.copied
+
+    def group_shift(self, num_tokens: int) -> int:
+        """The logarithm of the tokens of a group: as many as fill a sector with items of V, or fewer."""
+        return min(SECTOR_BYTES // self.items.cache_bytes, _next_power_of_two(num_tokens)).bit_length() - 1
+
+    def threads(self, num_tokens: int) -> int:
+        """Threads that a call for so many tokens needs; the last group counts whole."""
+        shift = self.group_shift(num_tokens)
+        chunks = (1 if self.both else 2) * self.num_heads * self.head_size * self.items.cache_bytes
+        return -(-num_tokens >> shift) * (chunks // VECTOR_BYTES) << shift
+
+    def sizes(self, num_tokens: int) -> tuple[int, ...]:
+        """The kernel's arguments between the addresses and the number of slots."""
+        return num_tokens, self.group_shift(num_tokens)
+
+    @property
+    def macros(self) -> Macros:
+        """The constants as the macros that the source expects."""
+        key_stride, value_stride = self.row_strides
+        key_block_stride, value_block_stride = self.block_strides
+        return (
+            *self.items.macros,
+            ("NUM_HEADS", self.num_heads),
+            ("HEAD_SIZE", self.head_size),
+            ("BLOCK_SIZE", self.block_size),
+            ("SOURCE_VEC", self.source_vec),
+            ("KEY_VEC", self.key_vec),
+            ("KEY_STRIDE", f"{key_stride}ll"),
+            ("VALUE_STRIDE", f"{value_stride}ll"),
+            ("KEY_BLOCK_STRIDE", f"{key_block_stride}ll"),
+            ("VALUE_BLOCK_STRIDE", f"{value_block_stride}ll"),
+            ("BOTH", int(self.both)),
+            ("WIDE_INDEX", int(self.wide_index)),
+            ("THREADS", THREADS),
+        )
+
+
+Spec = Flash | HeadMajor
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

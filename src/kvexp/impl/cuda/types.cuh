@@ -1,0 +1,132 @@
+// Integers, the flat index, and pieces of a row in registers: what every kernel here is made of.
+//
+// Macros: THREADS of a CTA; WIDE_INDEX, whether the grid has more than 2^32 - 1 threads.
+// Compiled by NVRTC with no headers but these.
+
+#pragma once
+
+using int64_t = long long;
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+
+// Tokens times chunks can pass 2^32; 32 bits divide faster.
+#if WIDE_INDEX
+using index_t = uint64_t;
+#else
+using index_t = uint32_t;
+#endif
+
+// The place of this thread among all threads of the grid.
+__device__ __forceinline__ index_t flat_index() {
+#if WIDE_INDEX
+    // grid.x ends at 2^31 - 1; the CTAs that it cannot count come as further rows of grid.y.
+    return (index_t(blockIdx.y) * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
+#else
+    return blockIdx.x * THREADS + threadIdx.x;
+#endif
+}
+
+template <bool condition, typename A, typename B>
+struct choose {
+    using type = A;
+};
+template <typename A, typename B>
+struct choose<false, A, B> {
+    using type = B;
+};
+
+// N bytes of a row. Words, not bytes: the compiler takes a byte array apart, which costs instructions and makes it
+// wait for the load before it issues the next.
+template <int N>
+struct alignas(N < 16 ? N : 16) Chunk {
+    using word_t = typename choose<N >= 4, uint32_t, typename choose<N == 2, uint16_t, uint8_t>::type>::type;
+    static constexpr int WORD_BYTES = sizeof(word_t);
+    static constexpr int WORDS = N / WORD_BYTES;
+    word_t word[WORDS];
+};
+
+// `BYTES` bytes of the chunk, from byte `at` on, in the low bits. Both are powers of two at most a word's, or a
+// multiple of it.
+template <int BYTES, int N>
+__device__ __forceinline__ uint32_t bits_of(const Chunk<N>& chunk, int at) {
+    static_assert(BYTES <= Chunk<N>::WORD_BYTES, "an item lies in one word");
+    const uint32_t word = chunk.word[at / Chunk<N>::WORD_BYTES];
+    return BYTES == 4 ? word : (word >> (at % Chunk<N>::WORD_BYTES * 8)) & ((1u << (8 * BYTES % 32)) - 1);
+}
+
+// Loads here are relaxed, which asks nothing of the hardware that a plain load does not, but holds the assembler: it
+// would move a plain load behind the test of the slot, and the kernel would wait for two memory accesses one after
+// the other instead of both at once.
+template <int BYTES>
+__device__ __forceinline__ uint32_t load_bits(const uint8_t* from) {
+    static_assert(BYTES == 1 || BYTES == 2, "wider ones are words");
+    uint16_t bits;
+    if constexpr (BYTES == 1) {
+        asm volatile("ld.relaxed.gpu.global.u8 %0, [%1];" : "=h"(bits) : "l"(from));
+    } else {
+        asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(bits) : "l"(from));
+    }
+    return bits;
+}
+
+// N bytes from an address that ACCESS divides, in accesses of that many bytes.
+template <int N, int ACCESS>
+__device__ __forceinline__ Chunk<N> load(const uint8_t* from) {
+    Chunk<N> chunk;
+    auto* word = chunk.word;
+    if constexpr (ACCESS == 16) {
+#pragma unroll
+        for (int w = 0; w < N / 4; w += 4) {
+            asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(word[w]), "=r"(word[w + 1]), "=r"(word[w + 2]), "=r"(word[w + 3])
+                         : "l"(from + 4 * w));
+        }
+    } else if constexpr (ACCESS == 8) {
+#pragma unroll
+        for (int w = 0; w < N / 4; w += 2) {
+            asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                         : "=r"(word[w]), "=r"(word[w + 1]) : "l"(from + 4 * w));
+        }
+    } else if constexpr (ACCESS == 4) {
+#pragma unroll
+        for (int w = 0; w < N / 4; ++w) {
+            asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word[w]) : "l"(from + 4 * w));
+        }
+    } else {
+        constexpr int PER_WORD = Chunk<N>::WORD_BYTES / ACCESS;
+#pragma unroll
+        for (int w = 0; w < Chunk<N>::WORDS; ++w) {
+            uint32_t bits = 0;
+#pragma unroll
+            for (int p = 0; p < PER_WORD; ++p) {
+                bits |= load_bits<ACCESS>(from + (w * PER_WORD + p) * ACCESS) << (8 * ACCESS * p);
+            }
+            word[w] = typename Chunk<N>::word_t(bits);
+        }
+    }
+    return chunk;
+}
+
+// The chunk is at an address that ACCESS divides, written in accesses of that many bytes.
+template <int ACCESS, int N>
+__device__ __forceinline__ void store(uint8_t* to, const Chunk<N>& chunk) {
+    using Piece = Chunk<ACCESS>;
+#pragma unroll
+    for (int at = 0; at < N; at += ACCESS) {
+        Piece piece;
+        if constexpr (ACCESS >= 4) {
+#pragma unroll
+            for (int w = 0; w < Piece::WORDS; ++w) piece.word[w] = chunk.word[at / 4 + w];
+        } else {
+            piece.word[0] = typename Piece::word_t(bits_of<ACCESS>(chunk, at));
+        }
+        *reinterpret_cast<Piece*>(to + at) = piece;
+    }
+}
+
+// Whether the slot is one of the cache's. Any other is padding, which writes nothing.
+__device__ __forceinline__ bool is_slot(int64_t slot, int64_t num_slots) {
+    return slot >= 0 && slot < num_slots;
+}

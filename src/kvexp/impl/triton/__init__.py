@@ -1,0 +1,181 @@
+"""triton: the ops in Triton, all layouts alike.
+
+`TRITON_INTERPRET=1` must be in the environment before this package is imported for a CPU: Triton reads it
+when `@triton.jit` decorates. The measuring process of a CPU device sets it.
+"""
+
+import functools
+import os
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from kvexp.errors import Unsupported
+from kvexp.impl.triton import kernels, source
+from kvexp.impl.triton.launch import Launcher
+from kvexp.op import Call
+
+PACKED = ("reshape_and_cache_flash_diffkv",)
+"""The ops whose K and V lie side by side in one cache."""
+
+VIEWS = {
+    "*i8": torch.int8,
+    "*i16": torch.int16,
+    "*i32": torch.int32,
+    "*fp16": torch.float16,
+    "*bf16": torch.bfloat16,
+    "*fp32": torch.float32,
+    "*fp8e4nv": torch.float8_e4m3fn,
+    "*fp8e5": torch.float8_e5m2,
+}
+
+
+class Triton:
+    """The ops in Triton; interpreted on a CPU, where they can be verified and not timed."""
+
+    name = "triton"
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.interpreted = self.device.type != "cuda"
+        if self.interpreted and os.environ.get("TRITON_INTERPRET") != "1":
+            raise Unsupported("impl=triton on a CPU needs TRITON_INTERPRET=1 in the environment")
+        self.untimed = "interpreted: Triton's interpreter is no measure of the kernel" * self.interpreted
+        self.sm_count, self.capability = 1, (0, 0)
+        if not self.interpreted:
+            properties = torch.cuda.get_device_properties(self.device)
+            self.sm_count = properties.multi_processor_count
+            self.capability = (properties.major, properties.minor)
+
+    def reshape_and_cache(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache` bound to these tensors; nothing is launched for no tokens."""
+        tensors = (key, value, key_cache, value_cache, slot_mapping)
+        return self._bound("reshape_and_cache", *tensors, kv_cache_dtype, k_scale, v_scale)
+
+    def reshape_and_cache_flash(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache_flash` bound to these tensors; nothing is launched for no tokens."""
+        tensors = (key, value, key_cache, value_cache, slot_mapping)
+        return self._bound("reshape_and_cache_flash", *tensors, kv_cache_dtype, k_scale, v_scale)
+
+    def reshape_and_cache_flash_diffkv(
+        self,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache_flash_diffkv` bound to these tensors; nothing is launched for no tokens."""
+        tensors = (key, value, kv_cache, slot_mapping)
+        return self._bound("reshape_and_cache_flash_diffkv", *tensors, kv_cache_dtype, k_scale, v_scale)
+
+    def launcher(self, op: str, *arguments: Any) -> Launcher:
+        """What launches the op for every call that agrees with this one.
+
+        Such calls have tensors of the same dtypes, sizes and strides, key and value at addresses whose
+        bitwise or ends in the same four bits, and the caches too. Nothing is compiled before it is called.
+
+        Args:
+            op: The op's name.
+            *arguments: The op's.
+
+        Returns:
+            Its `prepare(num_tokens)` gives a function of the addresses of the op's tensors, in its order, 0
+            for None, which launches on torch's current stream. The tensors' device must be the current one.
+
+        Raises:
+            Unsupported: The op's method would refuse these arguments.
+        """
+        if self.interpreted:
+            raise Unsupported("impl=triton on a CPU has no launcher: Triton's interpreter takes no addresses")
+        plan, _ = self._plan(op, *arguments)
+        device = self.device.index or 0
+        if op in PACKED:
+            key, _, kv_cache, *_ = arguments
+            return Launcher(plan, device, self.sm_count, key.shape[2] * kv_cache.element_size())
+        return Launcher(plan, device, self.sm_count)
+
+    def _bound(self, op: str, *arguments: Any) -> Call:
+        if self.interpreted:
+            return self._interpreted(op, *arguments)
+        launcher = self.launcher(op, *arguments)
+        *before, _kv_cache_dtype, k_scale, v_scale = arguments
+        tensors: tuple[Tensor | None, ...] = (*before, k_scale, v_scale)
+        num_tokens = before[-1].shape[0]
+        if not num_tokens:
+            return _nothing
+        addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        # Here and not in the first call, which a CUDA graph may be capturing.
+        launch = launcher.prepare(num_tokens)
+
+        def call(_alive: tuple[Tensor | None, ...] = tensors) -> None:
+            launch(*addresses)
+
+        return call
+
+    def _interpreted(self, op: str, *arguments: Any) -> Call:
+        plan, tensors = self._plan(op, *arguments)
+        *four, slot_mapping, k_scale, v_scale = tensors
+        num_tokens = slot_mapping.shape[0]
+        if not num_tokens:
+            return _nothing
+        kernel = plan.kernel
+        views = (tensor.view(VIEWS[word]) for tensor, word in zip(four, kernel.pointers, strict=False))
+        tokens, columns = source.tile(kernel.name, plan.row_items, many=False)
+        grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(plan.row_items, columns))
+        function: Any = getattr(kernels, kernel.name)
+        values = (*views, slot_mapping, k_scale, v_scale, num_tokens, *plan.sizes)
+        constants = source.constants(kernel, tokens, columns)
+        return functools.partial(function[grid], *values, **constants)
+
+    def _plan(self, op: str, *arguments: Any) -> tuple[source.Plan, tuple[Any, ...]]:
+        """The plan of a call, and the tensors of its kernel in their order."""
+        *tensors, kv_cache_dtype, k_scale, v_scale = arguments
+        if op in PACKED:
+            key, value, kv_cache, slot_mapping = tensors
+            head_size = key.shape[2]
+            tensors = [key, value, kv_cache[..., :head_size], kv_cache[..., head_size:], slot_mapping]
+        if not source.copies(tensors[0], kv_cache_dtype):
+            self._check_fp8()
+        make: Any = source.head_major if op == "reshape_and_cache" else source.flash
+        *four, _slot_mapping = tensors
+        return make(*four, kv_cache_dtype, k_scale), (*tensors, k_scale, v_scale)
+
+    def _check_fp8(self) -> None:
+        if self.interpreted:
+            raise Unsupported(
+                "impl=triton converting to fp8 needs a GPU: Triton's interpreter converts wrongly"
+            )
+        if self.capability < (9, 0):
+            raise Unsupported(
+                "impl=triton converting to fp8 needs compute capability 9.0, where its conversion is "
+                f"exact; this GPU has {self.capability[0]}.{self.capability[1]}"
+            )
+
+
+def _nothing() -> None:
+    """The call for no tokens."""

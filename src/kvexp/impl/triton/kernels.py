@@ -1,0 +1,208 @@
+"""The Triton kernels: a program moves a tile of tokens x columns of K, and the same of V.
+
+A column is an item of a token's row: `head * head_size + place in the head`. Whether an access is as wide as
+it can be is left to Triton, which knows what divides each argument (`source.py`).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _cache_items(
+    items,  # [TOKENS, COLUMNS]
+    column,
+    in_row,
+    scale_ptr,
+    cache_ptr,
+    HEAD_SIZE: tl.constexpr,
+    FP8: tl.constexpr,
+    PER_HEAD: tl.constexpr,
+):
+    """Source items as cache items; fp8 divides in float32 and rounds once, to the kind of the cache's items.
+
+    tl.div_rn is IEEE division; Triton's `/` is not.
+    """
+    if FP8:
+        if PER_HEAD:
+            scale = tl.load(scale_ptr + column // HEAD_SIZE, mask=in_row, other=1.0)[None, :]
+        else:
+            scale = tl.load(scale_ptr)
+        items = tl.div_rn(items.to(tl.float32), scale).to(cache_ptr.dtype.element_ty)
+    return items
+
+
+@triton.jit
+def _place_in_row(column, head_stride, HEAD_SIZE: tl.constexpr):
+    """Where each column lies from the start of its slot."""
+    return (column // HEAD_SIZE).to(tl.int64) * head_stride + column % HEAD_SIZE
+
+
+@triton.jit
+def flash(
+    key_ptr,  # [>= num_tokens, NUM_HEADS, HEAD_SIZE]
+    value_ptr,  # [>= num_tokens, NUM_HEADS, HEAD_SIZE_V]
+    key_cache_ptr,  # [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE], last dim contiguous
+    value_cache_ptr,  # [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE_V], equal strides
+    slot_mapping_ptr,  # int64 [num_tokens]
+    k_scale_ptr,  # float32, one element or one for each head; read when FP8
+    v_scale_ptr,
+    num_tokens,
+    num_slots,
+    key_stride,
+    value_stride,
+    block_stride,
+    token_stride,
+    head_stride,
+    NUM_HEADS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    HEAD_SIZE_V: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    FP8: tl.constexpr,
+    PER_HEAD: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Writes caches of which only the strides matter; grid (ceil(num_tokens / TOKENS), ceil(row / COLUMNS)).
+
+    What K and V have in common, the compiler finds: equal head sizes cost one set of places and masks.
+    """
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_key = column < NUM_HEADS * HEAD_SIZE
+    in_value = column < NUM_HEADS * HEAD_SIZE_V
+    known = (token < num_tokens)[:, None]
+
+    # Loads first: they do not wait for the slots.
+    key = tl.load(key_ptr + (token * key_stride)[:, None] + column[None, :], mask=known & in_key[None, :])
+    value = tl.load(
+        value_ptr + (token * value_stride)[:, None] + column[None, :], mask=known & in_value[None, :]
+    )
+    slot = tl.load(slot_mapping_ptr + token, mask=token < num_tokens, other=-1)
+
+    written = known & ((slot >= 0) & (slot < num_slots))[:, None]
+    row = ((slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * token_stride)[:, None]
+    key_place = row + _place_in_row(column, head_stride, HEAD_SIZE)[None, :]
+    value_place = row + _place_in_row(column, head_stride, HEAD_SIZE_V)[None, :]
+    key = _cache_items(key, column, in_key, k_scale_ptr, key_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
+    value = _cache_items(value, column, in_value, v_scale_ptr, value_cache_ptr, HEAD_SIZE_V, FP8, PER_HEAD)
+    tl.store(key_cache_ptr + key_place, key, mask=written & in_key[None, :])
+    tl.store(value_cache_ptr + value_place, value, mask=written & in_value[None, :])
+
+
+@triton.jit
+def _flat(items, ROWS: tl.constexpr, TOKENS: tl.constexpr):
+    """`[ROWS, TOKENS]`, to which the items broadcast, as one dim: a warp's lanes are neighbouring tokens.
+
+    Triton's versions differ in which of two dims a warp runs along when neither has adjacent addresses.
+    """
+    return tl.reshape(tl.broadcast_to(items, (ROWS, TOKENS)), (ROWS * TOKENS,))
+
+
+@triton.jit
+def _store_keys(
+    key,  # [TOKENS, COLUMNS], cache items
+    key_cache_ptr,
+    slot,
+    written,
+    key_block_stride,
+    ROW_ITEMS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    X: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Stores runs of X items of a token; consecutive slots of a block are consecutive runs of the cache."""
+    GROUPS: tl.constexpr = COLUMNS // X
+    runs = tl.permute(tl.reshape(key, (TOKENS, GROUPS, X)), (1, 0, 2))
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    # A reshape hides what divides its items, so the multiplications come after it.
+    block = _flat((slot // BLOCK_SIZE)[None, :], GROUPS, TOKENS)
+    run = _flat((slot % BLOCK_SIZE)[None, :] + (group.to(tl.int64) * BLOCK_SIZE)[:, None], GROUPS, TOKENS)
+    mask = _flat(written[None, :] & (group < ROW_ITEMS // X)[:, None], GROUPS, TOKENS)
+    place = (block * key_block_stride + run * X)[:, None] + tl.arange(0, X)[None, :]
+    tl.store(key_cache_ptr + place, tl.reshape(runs, (GROUPS * TOKENS, X)), mask=mask[:, None])
+
+
+@triton.jit
+def _store_values(
+    value,  # [COLUMNS, TOKENS], cache items
+    value_cache_ptr,
+    first_slot,
+    slot,
+    num_slots,
+    value_block_stride,
+    ROW_ITEMS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    X: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Stores X tokens' items of a column at once where the slots are consecutive, else item by item."""
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_row = (column < ROW_ITEMS)[:, None]
+    place = (column.to(tl.int64) * BLOCK_SIZE)[:, None]
+    strays = tl.sum((slot != first_slot + tl.arange(0, TOKENS)).to(tl.int32), 0)
+    inside = (first_slot >= 0) & (first_slot <= num_slots - TOKENS)
+    if (strays == 0) & inside & (first_slot % X == 0):
+        # Computed from one slot, so that the compiler sees which items are neighbours.
+        run = first_slot // X * X + tl.arange(0, TOKENS)
+        run_row = (run // BLOCK_SIZE) * value_block_stride + run % BLOCK_SIZE
+        tl.store(value_cache_ptr + (run_row[None, :] + place), value, mask=in_row)
+    else:
+        row = (slot // BLOCK_SIZE) * value_block_stride + slot % BLOCK_SIZE
+        scattered = _flat(row[None, :] + place, COLUMNS, TOKENS)
+        mask = _flat(((slot >= 0) & (slot < num_slots))[None, :] & in_row, COLUMNS, TOKENS)
+        tl.store(value_cache_ptr + scattered, _flat(value, COLUMNS, TOKENS), mask=mask)
+
+
+@triton.jit
+def head_major(
+    key_ptr,  # [>= num_tokens, num_heads, HEAD_SIZE], rows of ROW_ITEMS
+    value_ptr,  # the same
+    key_cache_ptr,  # [num_blocks, num_heads, HEAD_SIZE / X, BLOCK_SIZE, X], contiguous inside a block
+    value_cache_ptr,  # [num_blocks, num_heads, HEAD_SIZE, BLOCK_SIZE], contiguous inside a block
+    slot_mapping_ptr,  # int64 [num_tokens]
+    k_scale_ptr,  # float32, one element or one for each head; read when FP8
+    v_scale_ptr,
+    num_tokens,
+    num_slots,
+    key_stride,
+    value_stride,
+    key_block_stride,
+    value_block_stride,
+    ROW_ITEMS: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    X: tl.constexpr,
+    FP8: tl.constexpr,
+    PER_HEAD: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Writes the head-major caches; grid (ceil(num_tokens / TOKENS), ceil(ROW_ITEMS / COLUMNS)).
+
+    Heads do not show in the places: X divides HEAD_SIZE, so column c of a row is item c % X of group c // X
+    of K's block, and row c of V's. Rows are read along columns and the caches written along tokens; what
+    turns a tile in between is the compiler, through shared memory.
+    """
+    first_token = tl.program_id(0).to(tl.int64) * TOKENS
+    token = first_token + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    in_row = column < ROW_ITEMS
+    here = (token < num_tokens)[:, None] & in_row[None, :]
+    key = tl.load(key_ptr + (token * key_stride)[:, None] + column[None, :], mask=here)
+    value = tl.load(value_ptr + (token * value_stride)[:, None] + column[None, :], mask=here)
+    slot = tl.load(slot_mapping_ptr + token, mask=token < num_tokens, other=-1)
+    first_slot = tl.load(slot_mapping_ptr + first_token)
+
+    written = (slot >= 0) & (slot < num_slots)
+    key = _cache_items(key, column, in_row, k_scale_ptr, key_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
+    value = _cache_items(value, column, in_row, v_scale_ptr, value_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
+    _store_keys(
+        key, key_cache_ptr, slot, written, key_block_stride, ROW_ITEMS, BLOCK_SIZE, X, TOKENS, COLUMNS
+    )
+    _store_values(
+        tl.trans(value), value_cache_ptr, first_slot, slot, num_slots, value_block_stride, ROW_ITEMS,
+        BLOCK_SIZE, X, TOKENS, COLUMNS,
+    )  # fmt: skip

@@ -1,0 +1,74 @@
+"""Which layout a serving engine would take: `layout=auto`.
+
+In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, what the KV-transfer connector asks for, NHD.
+Source: vLLM's pull request 19280 and what became of it (docs/semantics.md).
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from kvexp.errors import ConfigError
+
+OURS = "KVEXP_KV_CACHE_LAYOUT"
+VLLMS = "VLLM_KV_CACHE_LAYOUT"
+DEFAULT = "NHD"
+
+NAMES = ("NHD", "HND", "NHD_packed", "HND_packed", "head_major")
+
+ALIASES = {"LBNHC": "NHD_packed", "LBHNC": "HND_packed", "BLNHC": "NHD_packed", "BLHNC": "HND_packed"}
+"""vLLM's later names, the outermost dim first: layer, block, slot (N), head, content. Where B comes before L
+the layers share each block, which `workload.num_layers` says here."""
+
+LAYERS_INSIDE = ("LHBNC", "BHLNC")
+"""Names of vLLM for which there is no layout here: blocks, or layers, lie inside heads."""
+
+TWINS = {
+    "reshape_and_cache": dict.fromkeys(NAMES, "head_major"),
+    "reshape_and_cache_flash_diffkv": {"NHD": "NHD_packed", "HND": "HND_packed"},
+}
+"""What an op that does not write the layout itself writes instead."""
+
+
+class Selection(NamedTuple):
+    """A layout and why it was taken."""
+
+    layout: str
+    reason: str
+
+
+def select(
+    op: str, environ: Mapping[str, str], connector: str = "none", wish: str | None = None
+) -> Selection:
+    """The layout that `auto` means.
+
+    Args:
+        op: The op that will write the cache.
+        environ: The environment.
+        connector: The KV-transfer connector's name.
+        wish: The layout that it asks for; None where it asks for none.
+
+    Raises:
+        ConfigError: A variable names a layout that is not there; the message lists those that are.
+    """
+    found = _found(environ, connector, wish)
+    written = TWINS.get(op, {}).get(found.layout, found.layout)
+    if written == found.layout:
+        return found
+    return Selection(written, f"{found.reason}; {written} is what {op} writes for {found.layout}")
+
+
+def _found(environ: Mapping[str, str], connector: str, wish: str | None) -> Selection:
+    for variable in (OURS, VLLMS):
+        if value := environ.get(variable):
+            return Selection(_named(variable, value), f"{variable}={value}")
+    if wish is not None:
+        return Selection(wish, f"connector={connector} asks for {wish}")
+    return Selection(DEFAULT, f"no variable names a layout and connector={connector} asks for none")
+
+
+def _named(variable: str, value: str) -> str:
+    valid = NAMES if variable == OURS else ("NHD", "HND", *ALIASES)
+    if value in valid:
+        return ALIASES.get(value, value)
+    why = "puts blocks or layers inside heads" if value in LAYERS_INSIDE else "is not a layout"
+    raise ConfigError(f"{variable}={value} {why}; it can be {', '.join(valid)}")

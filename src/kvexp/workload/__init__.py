@@ -1,0 +1,248 @@
+"""Sizes and patterns become the tensors of one curve and of one case.
+
+The cache and the inputs are allocated once per curve, for its largest `num_tokens`; a case sees views.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kvexp.case import Case
+from kvexp.layout import Layout, Plane
+from kvexp.op import cache_item_bytes
+from kvexp.workload import inputs, patterns, room
+from kvexp.workload.inputs import Rows
+
+GUARD_BYTES = 4096
+"""Poisoned bytes before and after the cache, so that a write outside it is seen as well."""
+
+CHECKSUM_WORDS = 8 << 20
+
+NO_SLOT = -1
+"""The slot of a padding token."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache of one curve.
+
+    Attributes:
+        storage: uint8, guards included; the memory behind the planes of all layers.
+        key: K's plane of the layer that is written, in the shape that the op takes.
+        value: V's plane.
+        packed: Both as one plane; None where they are apart.
+        layout: Where a slot's row lives in a plane.
+    """
+
+    storage: Tensor
+    key: Tensor
+    value: Tensor
+    packed: Tensor | None
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of one case; views of the curve's memory.
+
+    Attributes:
+        case: The point.
+        key: `[num_tokens + extra_tokens, num_heads, head_size]`.
+        value: `[num_tokens + extra_tokens, num_heads, head_size_v]`.
+        memory: The curve's memory, which these are views of.
+        slot_mappings: int64 `[mappings, num_tokens]`; no slot but that of padding occurs twice, and each
+            mapping begins at a multiple of 16 bytes, as a tensor of its own would.
+        kept: The tokens that are no padding, int64 ascending; None when none is.
+        checksum: Of the slot mappings, where they are no view of the curve's slots.
+    """
+
+    case: Case
+    key: Tensor
+    value: Tensor
+    memory: "Memory"
+    slot_mappings: Tensor
+    kept: Tensor | None = None
+    checksum: int = 0
+
+    @property
+    def cache(self) -> Cache:
+        """The curve's cache."""
+        return self.memory.cache
+
+    @property
+    def key_cache(self) -> Tensor:
+        """K's plane."""
+        return self.cache.key
+
+    @property
+    def value_cache(self) -> Tensor:
+        """V's plane."""
+        return self.cache.value
+
+    @property
+    def kv_cache(self) -> Tensor:
+        """Both planes as one; ops whose layouts lack it do not ask."""
+        assert self.cache.packed is not None
+        return self.cache.packed
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """`auto` or the fp8 format."""
+        return self.case.kv_cache_dtype
+
+    @property
+    def k_scale(self) -> Tensor:
+        """float32, one element without dims or `[num_heads]`: amax / 64, as the seed scripts choose it."""
+        return self._scale(0)
+
+    @property
+    def v_scale(self) -> Tensor:
+        """The same for the values."""
+        return self._scale(1)
+
+    def written_slots(self, mappings: int) -> Tensor:
+        """int64 `[mappings, written_tokens]`: the slots of the first mappings without padding."""
+        chosen = self.slot_mappings[:mappings]
+        return chosen if self.kept is None else chosen[:, self.kept]
+
+    def unchanged(self) -> bool:
+        """Whether inputs, slots and scales are as they were made."""
+        own = self.kept is None or checksum(self.slot_mappings.reshape(-1)) == self.checksum
+        return own and self.memory.unchanged()
+
+    def _scale(self, plane: int) -> Tensor:
+        scale = self.memory.scales[plane]
+        return scale[0] if self.case.scale == "per_tensor" else scale
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a curve holds from its first point to its last.
+
+    Attributes:
+        largest: The case with the curve's largest `num_tokens`.
+        cache: The cache.
+        rows: Keys and values.
+        slots: int64 `[num_slots]`: every slot once, in the order the calls walk through them.
+        scales: float32 `[2, num_heads]`, or one column per tensor.
+        checksums: Of the inputs, the slots and the scales, as they are meant to stay.
+    """
+
+    largest: Case
+    cache: Cache
+    rows: Rows
+    slots: Tensor
+    scales: Tensor
+    checksums: list[int] = field(default_factory=list)
+
+    @property
+    def inputs(self) -> Tensor:
+        """The memory of keys and values, flat."""
+        return self.rows.flat
+
+    def fill(self) -> None:
+        """Inputs, slots and scales are what the case's seed makes of them, whatever they were."""
+        case, device = self.largest, self.slots.device
+        generator = torch.Generator(device).manual_seed(case.seed)
+        self.rows.fill(generator)
+        for scale, plane in zip(self.scales, (self.rows.key, self.rows.value), strict=True):
+            scale.copy_(_largest(plane, case.scale) / 64)
+        self.slots.copy_(patterns.order(case, device, generator))
+        self.seal()
+
+    def seal(self) -> None:
+        """Inputs, slots and scales are meant to stay as they are now."""
+        self.checksums[:] = self._sums()
+
+    def unchanged(self) -> bool:
+        """Whether inputs, slots and scales are as they were sealed."""
+        return self.checksums == self._sums()
+
+    def _sums(self) -> list[int]:
+        return [checksum(tensor) for tensor in (self.inputs, self.slots, self.scales)]
+
+
+@contextmanager
+def allocate(largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Memory]:
+    """The memory of a curve whose largest point is `largest`; given back at the end.
+
+    Raises:
+        Unsupported: The memory does not fit the device.
+    """
+    item_bytes = cache_item_bytes(largest.kv_cache_dtype, source.itemsize)
+    # Neither the first layer nor the last where there are three: a write into a neighbour is seen.
+    planes = layout.planes(largest, item_bytes, layer=largest.num_layers // 2)
+    cache_bytes = planes.items * item_bytes
+    room.check(largest, cache_bytes, inputs.items(largest) * source.itemsize)
+    device = torch.device(largest.device)
+    item = source if largest.kv_cache_dtype == "auto" else torch.uint8
+    storage = torch.empty(cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
+    items = storage[GUARD_BYTES : GUARD_BYTES + cache_bytes].view(item)
+    packed = _view(items, planes.packed) if planes.packed else None
+    cache = Cache(storage, _view(items, planes.key), _view(items, planes.value), packed, layout)
+    memory = Memory(
+        largest=largest,
+        cache=cache,
+        rows=inputs.make(largest, source, device),
+        slots=torch.empty(largest.num_slots, dtype=torch.int64, device=device),
+        scales=torch.empty(
+            (2, largest.num_heads if largest.scale == "per_head" else 1), dtype=torch.float32, device=device
+        ),
+    )
+    memory.fill()
+    yield memory
+    del storage, items, packed, cache, memory
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def build(case: Case, memory: Memory, mappings: int) -> Tensors:
+    """The tensors of one case with `mappings` slot mappings that share no slot.
+
+    Raises:
+        Unsupported: `num_tokens` exceeds the slots of the cache.
+    """
+    patterns.check(case)
+    stride = case.num_tokens if mappings == 1 else case.num_tokens + case.num_tokens % 2
+    of_curve = memory.slots[: mappings * stride].view(mappings, stride)
+    kept = patterns.kept(case, memory.slots.device)
+    if kept is not None:
+        padded = torch.full_like(of_curve, NO_SLOT)
+        padded[:, kept] = of_curve[:, kept]
+        of_curve = padded
+    return Tensors(
+        case=case,
+        key=memory.rows.key[: case.num_tokens + case.extra_tokens],
+        value=memory.rows.value[: case.num_tokens + case.extra_tokens],
+        memory=memory,
+        slot_mappings=of_curve[:, : case.num_tokens],
+        kept=kept,
+        checksum=0 if kept is None else checksum(of_curve[:, : case.num_tokens].reshape(-1)),
+    )
+
+
+def checksum(tensor: Tensor) -> int:
+    """A number that changes when a byte of a contiguous tensor does, or when words trade places."""
+    data = tensor.view(-1).view(torch.uint8)
+    whole = data.numel() // 8 * 8
+    total = data[whole:].sum(dtype=torch.int64)
+    for chunk in torch.split(data[:whole].view(torch.int64), CHECKSUM_WORDS):
+        odd = 2 * torch.arange(len(chunk), device=chunk.device) + 1
+        total = total * 31 + (chunk * odd).sum()
+    return int(total)
+
+
+def _view(items: Tensor, plane: Plane) -> Tensor:
+    return items.as_strided(plane.shape, plane.strides, items.storage_offset() + plane.offset)
+
+
+def _largest(plane: Tensor, scale: str) -> Tensor:
+    """Its largest magnitude, in all or in each head; 64 where it is stored unscaled."""
+    if plane.itemsize == 1:
+        return torch.full((), 64.0)
+    over = (0, 2) if scale == "per_head" else (0, 1, 2)
+    # No abs(): a copy of the inputs that nobody counted.
+    return torch.maximum(plane.amax(over), -plane.amin(over)).float()

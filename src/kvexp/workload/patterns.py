@@ -1,0 +1,83 @@
+"""The order in which the calls of a curve walk through the cache's slots.
+
+Each order has every slot once, so that calls which take it piece by piece share none.
+"""
+
+import torch
+from torch import Tensor
+
+from kvexp.case import Case
+from kvexp.errors import Unsupported
+
+PATTERNS = ("random", "contiguous", "reversed", "decode", "prefill")
+"""random: any slots; contiguous: ascending; reversed: descending; decode: one token in each of many
+sequences, each in a block of its own; prefill: sequences of some 128 tokens, each in adjacent slots."""
+
+PREFILL_TOKENS = 128
+
+
+def order(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
+    """int64 `[num_slots]`: every slot once, in the case's pattern."""
+    match case.slots:
+        case "random":
+            return torch.randperm(case.num_slots, generator=generator, device=device)
+        case "contiguous":
+            return torch.arange(case.num_slots, device=device)
+        case "reversed":
+            return torch.arange(case.num_slots - 1, -1, -1, device=device)
+        case "decode":
+            return _decode(case, device, generator)
+        case "prefill":
+            return _prefill(case.num_slots, device, generator)
+    raise ValueError(f"slots {case.slots!r} is not one of {', '.join(PATTERNS)}")
+
+
+def check(case: Case) -> None:
+    """Returns when the cache has the slots that each token needs.
+
+    Raises:
+        Unsupported: It has fewer.
+    """
+    if case.num_tokens > case.num_slots:
+        raise Unsupported(
+            f"num_tokens {case.num_tokens} exceeds the {case.num_slots} slots of the cache "
+            f"({case.num_blocks} blocks of {case.block_size})"
+        )
+    if case.slots == "decode" and case.num_tokens > case.num_blocks:
+        raise Unsupported(
+            f"num_tokens {case.num_tokens} exceeds the {case.num_blocks} blocks of the cache, and "
+            "slots=decode writes each token to a block of its own"
+        )
+
+
+def kept(case: Case, device: torch.device) -> Tensor | None:
+    """The tokens that have a slot, int64 `[written_tokens]` ascending; None when all have."""
+    if case.written_tokens == case.num_tokens:
+        return None
+    if case.padding_at == "end":
+        return torch.arange(case.written_tokens, device=device)
+    generator = torch.Generator().manual_seed(case.seed)
+    drawn = torch.randperm(case.num_tokens, generator=generator)[: case.written_tokens]
+    return drawn.sort().values.to(device)
+
+
+def _decode(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Any `num_blocks` slots in a row lie in different blocks: each round visits the blocks in one order."""
+    blocks = torch.randperm(case.num_blocks, generator=generator, device=device)
+    begin = torch.randint(case.block_size, (case.num_blocks,), generator=generator, device=device)
+    slots = torch.empty(case.block_size, case.num_blocks, dtype=torch.int64, device=device)
+    for step, row in enumerate(slots):
+        torch.add((begin + step) % case.block_size, blocks, alpha=case.block_size, out=row)
+    return slots.view(-1)
+
+
+def _prefill(num_slots: int, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Runs that are cut at random places, so that they begin and end inside blocks, in random order."""
+    slots = torch.arange(num_slots, device=device)
+    cuts = torch.randint(num_slots, (num_slots // PREFILL_TOKENS,), generator=generator, device=device)
+    starts = torch.zeros(num_slots, dtype=torch.int64, device=device)
+    starts[cuts] = 1
+    run = starts.cumsum(0)
+    runs = int(run[-1]) + 1
+    rank = torch.randperm(runs, generator=generator, device=device)
+    return torch.argsort(rank[run], stable=True).to(slots.dtype)

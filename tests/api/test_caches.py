@@ -1,0 +1,106 @@
+"""Caches that the library allocates lie as the layouts say, and the ops write them."""
+
+import re
+
+import pytest
+import torch
+
+import kvexp
+from tests import composed
+
+SIZES = {"num_blocks": 3, "block_size": 4, "num_heads": 2, "head_size": 16, "device": "cpu"}
+FLASH = [layout for op, layout in composed.pairs() if op == "reshape_and_cache_flash"]
+
+
+@pytest.mark.parametrize("layout", FLASH)
+def test_a_flash_cache_is_written_in_its_slot(layout):
+    cache = kvexp.allocate(layout, **SIZES)
+    key, value = torch.randn(2, 2, 2, 16).bfloat16()
+    slots = torch.tensor([7, 2])
+    kvexp.reshape_and_cache_flash(key, value, *cache[:2], slots, "auto", impl="torch")
+    assert torch.equal(cache.key_cache[1, 3], key[0])
+    assert torch.equal(cache.value_cache[0, 2], value[1])
+    if cache.kv_cache is not None:
+        assert torch.equal(cache.kv_cache[1, 3], torch.cat([key[0], value[0]], -1))
+    assert sum(int(plane.count_nonzero()) for plane in cache[:2]) == int(
+        torch.stack([key, value]).count_nonzero()
+    )
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_the_stride_order_of_two_planes_is_that_of_their_memory(layout):
+    cache = kvexp.allocate(layout, **SIZES)
+    distance = cache.value_cache.storage_offset() - cache.key_cache.storage_offset()
+    strides = (cache.key_cache.stride(0), distance, *cache.key_cache.stride()[1:])
+    order = kvexp.stride_order(layout)
+    assert [strides[dim] for dim in order] == sorted(strides, reverse=True)
+
+
+@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+def test_the_stride_order_of_a_packed_plane_is_that_of_its_memory(layout):
+    strides = kvexp.allocate(layout, **SIZES).kv_cache.stride()
+    assert [strides[dim] for dim in kvexp.stride_order(layout)] == sorted(strides, reverse=True)
+
+
+def test_the_head_major_cache_has_no_stride_order():
+    with pytest.raises(ValueError, match="tensors of different shapes"):
+        kvexp.stride_order("head_major")
+
+
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "x", "item"), [("auto", 8, torch.bfloat16), ("fp8", 16, torch.uint8)]
+)
+def test_a_head_major_cache_holds_pieces_of_sixteen_bytes(kv_cache_dtype, x, item):
+    cache = kvexp.allocate("head_major", **SIZES, kv_cache_dtype=kv_cache_dtype)
+    assert cache.key_cache.shape == (3, 2, 16 // x, 4, x)
+    assert cache.value_cache.shape == (3, 2, 16, 4)
+    assert cache.key_cache.dtype == cache.value_cache.dtype == item
+    assert cache.kv_cache is None
+
+
+def test_layers_share_each_block():
+    layers = kvexp.allocate_layers(3, "NHD", **SIZES)
+    storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
+    assert len(storages) == 1
+    for layer, cache in enumerate(layers):
+        cache.key_cache.fill_(layer + 1)
+        cache.value_cache.fill_(-layer - 1)
+    for layer, cache in enumerate(layers):
+        assert cache.key_cache.unique().tolist() == [layer + 1]
+        assert cache.value_cache.unique().tolist() == [-layer - 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"layout": "XYZ"}, "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, head_major"),
+        ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
+        ({"head_size": 1.5}, "head_size must be a positive whole number, not 1.5"),
+        (
+            {"kv_cache_dtype": "int4"},
+            "kv_cache_dtype must be one of auto, fp8, fp8_e4m3, fp8_e5m2, not 'int4'",
+        ),
+        (
+            {"layout": "head_major", "head_size": 20},
+            "head_size 20 is not a multiple of 8, the items of 16 bytes",
+        ),
+    ],
+)
+def test_what_cannot_be_allocated_is_named(changed, sentence):
+    arguments = {"layout": "NHD", **SIZES, **changed}
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        kvexp.allocate(**arguments)
+
+
+def test_a_layout_is_selected_as_an_engine_would(monkeypatch):
+    monkeypatch.delenv("KVEXP_KV_CACHE_LAYOUT", raising=False)
+    monkeypatch.setenv("VLLM_KV_CACHE_LAYOUT", "HND")
+    assert kvexp.select_layout() == ("HND", "VLLM_KV_CACHE_LAYOUT=HND")
+    assert kvexp.select_layout(environ={}).layout == "NHD"
+    assert kvexp.select_layout(environ={}, wish="HND").layout == "HND"
+    assert kvexp.select_layout("reshape_and_cache_flash_diffkv", environ={}).layout == "NHD_packed"
+
+
+def test_an_unknown_name_in_the_environment_is_a_value_error():
+    with pytest.raises(ValueError, match="VLLM_KV_CACHE_LAYOUT=nhd is not a layout; it can be NHD, HND"):
+        kvexp.select_layout(environ={"VLLM_KV_CACHE_LAYOUT": "nhd"})

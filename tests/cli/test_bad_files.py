@@ -1,0 +1,74 @@
+"""Files of the user's own that are wrong, and folders that hold something already: exit 2, and they stay."""
+
+
+def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, tmp_path):
+    folder = tmp_path / "my" / "impl"
+    folder.mkdir(parents=True)
+    (folder / "broken.yaml").write_text("# Broken.\nx: [1\n")
+    err = typed("--config-dir", "my", "impl=broken").err
+    assert "broken.yaml, line 3" in err
+    assert err.count("\n") == 1
+
+
+def test_an_implementation_without_a_class_is_refused(typed, tmp_path):
+    folder = tmp_path / "my" / "impl"
+    folder.mkdir(parents=True)
+    (folder / "empty.yaml").write_text("# Nothing.\ntile: 1\n")
+    assert "_target_" in typed("--config-dir", "my", "impl=empty").err
+
+
+def test_a_preset_with_numbers_of_its_own_is_refused(typed, tmp_path):
+    folder = tmp_path / "my" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "inline.yaml").write_text("# @package _global_\n# Q?\nworkload:\n  num_heads: 3\n")
+    outcome = typed("--config-dir", "my", "experiment=inline", "workload=tiny")
+    assert outcome.code == 2
+    assert "inline.yaml sets keys of workload" in outcome.err
+
+
+def test_an_option_of_the_users_own_cannot_take_the_name_of_ours(typed, tmp_path):
+    folder = tmp_path / "my" / "impl"
+    folder.mkdir(parents=True)
+    (folder / "cuda.yaml").write_text("# Another one.\n_target_: my.Cuda\n")
+    outcome = typed("--config-dir", "my", "impl=cuda")
+    assert outcome.code == 2
+    assert "takes the name of kvexp's own impl=cuda" in outcome.err
+
+
+def test_a_folder_with_something_in_it_is_left_alone(typed, elsewhere):
+    folder = elsewhere / "kept"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("{}\n")
+    assert typed("hydra.sweep.dir=kept", "workload.num_heads=0,1").code == 2
+    assert (folder / "rows.jsonl").read_text() == "{}\n"
+
+
+def test_a_folder_with_the_rows_of_another_sweep_is_named_and_stays_as_it_is(typed, elsewhere):
+    job = elsewhere / "kept" / "0"
+    (job / ".hydra").mkdir(parents=True)
+    (job / "rows.jsonl").write_text("{}\n")
+    (job / ".hydra" / "config.yaml").write_text("impl: theirs\n")
+    outcome = typed("hydra.sweep.dir=kept", "layout=NHD,HND")
+    assert (outcome.code, list(outcome.jobs)) == (2, [])
+    assert outcome.err == "kvexp: kept holds the rows of another sweep; choose another hydra.sweep.dir\n"
+    assert (job / "rows.jsonl").read_text() == "{}\n"
+    assert (job / ".hydra" / "config.yaml").read_text() == "impl: theirs\n"
+    assert list((elsewhere / "kept").iterdir()) == [job]
+
+
+def test_a_curves_own_folder_deeper_than_usual_is_not_written_into_twice(typed, elsewhere):
+    folder = elsewhere / "kept" / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "rows.jsonl").write_text("{}\n")
+    outcome = typed("hydra.sweep={dir:kept,subdir:a/b}")
+    assert outcome.code == 2
+    assert "b holds the rows of another sweep" in outcome.err
+    assert (folder / "rows.jsonl").read_text() == "{}\n"
+
+
+def test_a_file_where_the_folder_of_sweeps_would_be_is_named(typed, elsewhere):
+    (elsewhere / "multirun").touch()
+    outcome = typed("impl=torch")
+    assert outcome.code == 2
+    assert outcome.err.startswith("kvexp: cannot make the folder multirun/")
+    assert outcome.err.endswith(": multirun is a file\n")

@@ -1,0 +1,138 @@
+"""The specialisation that a call's tensors lead to."""
+
+import pytest
+import torch
+
+from kvexp.impl.cuda import Cuda
+from kvexp.impl.cuda.launcher import Launcher
+from tests import composed, law
+
+FLASH_LAYOUTS = ["NHD", "HND", "NHD_packed", "HND_packed"]
+ODD = 1 + 2 * 2 * 64
+
+
+@pytest.fixture
+def specialised(monkeypatch):
+    """The specialisation of a problem, as a launcher would compile it."""
+    impl = object.__new__(Cuda)
+    impl.device, impl.arch, impl.software_fp8 = torch.device("cuda:0"), "sm_90", False
+    seen = []
+    monkeypatch.setattr(
+        Launcher, "__init__", lambda self, spec, num_slots, *_: seen.append((spec, num_slots))
+    )
+
+    def of(posed):
+        impl.launcher(posed.op, *posed.arguments)
+        return seen.pop()
+
+    return of
+
+
+def rows_at_an_odd_element():
+    rows = torch.randn(ODD).bfloat16()[1:].view(2, 2, 64)
+    assert rows.data_ptr() % 4 == 2
+    return rows
+
+
+class TestFlash:
+    @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
+    @pytest.mark.parametrize("dtype", law.WIDE)
+    @pytest.mark.parametrize("layout", FLASH_LAYOUTS)
+    def test_moves_sixteen_bytes_at_once_where_everything_is_aligned(
+        self, specialised, layout, dtype, kv_cache_dtype
+    ):
+        posed = law.problem("cpu", [5, 1], layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
+        spec, _ = specialised(posed)
+        assert spec.vec * posed.key_cache.element_size() == 16
+
+    def test_of_a_row_that_starts_at_an_odd_element_moves_one(self, specialised):
+        rows = rows_at_an_odd_element()
+        assert specialised(law.problem("cpu", [5, 1], key=rows))[0].vec == 1
+        assert specialised(law.problem("cpu", [5, 1], value=rows))[0].vec == 1
+
+    def test_of_rows_an_odd_stride_apart_moves_one(self, specialised):
+        rows = torch.randn(2, 2 * 64 + 1).bfloat16()[:, :128].unflatten(1, (2, 64))
+        assert specialised(law.problem("cpu", [5, 1], value=rows))[0].vec == 1
+
+    @pytest.mark.parametrize("layout", FLASH_LAYOUTS)
+    def test_has_the_strides_of_its_tensors(self, specialised, layout):
+        qkv = torch.randn(3, 8, 64).bfloat16()
+        posed = law.problem("cpu", [5, 1, 9], layout=layout, key=qkv[:, 4:6])
+        spec, num_slots = specialised(posed)
+        assert spec.row_strides == (512, 128)
+        assert spec.cache_strides == posed.key_cache.stride()[:3]
+        assert (spec.num_heads, spec.head_size, spec.head_size_v, spec.block_size) == (2, 64, 64, 16)
+        assert num_slots == 8 * 16
+
+    def test_does_not_care_for_the_stride_of_a_lone_index(self, specialised):
+        posed = law.problem("cpu", [5, 1], num_heads=1, block_size=1, num_blocks=1)
+        usual = specialised(posed)
+        shape = posed.key_cache.shape
+        posed.key_cache = posed.key_cache.as_strided(shape, (3, 5, 7, 1))
+        assert specialised(posed) == usual
+
+    def test_is_one_for_all_addresses_of_an_alignment(self, specialised):
+        storage = torch.zeros(4 * 128 + 64, dtype=torch.bfloat16)
+        found = [
+            specialised(law.problem("cpu", [5, 1], key=storage[start : start + 256].view(2, 2, 64)))[0]
+            for start in (1, 9, 17, 33)
+        ]
+        assert found == [found[0]] * 4
+
+
+class TestDiffkv:
+    @pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+    def test_is_flash_on_the_cache_s_halves(self, specialised, layout):
+        posed = law.problem("cpu", [5, 1], op=law.DIFFKV, layout=layout, head_size=192, head_size_v=128)
+        spec, num_slots = specialised(posed)
+        assert (spec.head_size, spec.head_size_v, spec.both) == (192, 128, False)
+        assert spec.row_strides == (2 * 192, 2 * 128)
+        assert spec.cache_strides == posed.kv_cache.stride()[:3]
+        assert (spec.vec, num_slots) == (8, 128)
+
+    @pytest.mark.parametrize(("head_size", "head_size_v", "vec"), [(64, 60, 4), (64, 62, 2), (63, 64, 1)])
+    def test_splits_neither_half_s_heads(self, specialised, head_size, head_size_v, vec):
+        posed = law.problem("cpu", [5], op=law.DIFFKV, head_size=head_size, head_size_v=head_size_v)
+        assert specialised(posed)[0].vec == vec
+
+
+class TestHeadMajor:
+    @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
+    @pytest.mark.parametrize("dtype", law.WIDE)
+    def test_loads_and_stores_whole_chunks_where_everything_is_aligned(
+        self, specialised, dtype, kv_cache_dtype
+    ):
+        posed = law.problem("cpu", [5, 1], op=law.PAGED, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
+        spec, num_slots = specialised(posed)
+        chunk = 16 // posed.key_cache.element_size()
+        assert (spec.source_vec, spec.key_vec, num_slots) == (chunk, chunk, 128)
+        assert (spec.num_heads, spec.head_size, spec.block_size) == (2, 64, 16)
+
+    def test_of_a_row_that_starts_at_an_odd_element_loads_one(self, specialised):
+        rows = rows_at_an_odd_element()
+        for name in ("key", "value"):
+            spec, _ = specialised(law.problem("cpu", [5, 1], op=law.PAGED, **{name: rows}))
+            assert (spec.source_vec, spec.key_vec) == (1, 8)
+
+    def test_of_a_key_cache_at_an_odd_element_stores_one(self, specialised):
+        posed = law.problem("cpu", [5, 1], op=law.PAGED)
+        shape = posed.key_cache.shape
+        posed.key_cache = torch.zeros(posed.key_cache.numel() + 1, dtype=torch.bfloat16)[1:].view(shape)
+        spec, _ = specialised(posed)
+        assert (spec.source_vec, spec.key_vec) == (8, 1)
+
+    def test_has_the_block_strides_of_both_caches(self, specialised):
+        posed = law.problem("cpu", [5, 1], op=law.PAGED)
+        block = 2 * 64 * 16
+        shape = posed.value_cache.shape
+        posed.value_cache = torch.zeros(8, 3 * block, dtype=torch.bfloat16)[:, :block].view(shape)
+        assert posed.value_cache.stride(0) == 3 * block
+        spec, _ = specialised(posed)
+        assert spec.block_strides == (posed.key_cache.stride(0), 3 * block)
+        assert spec.row_strides == (128, 128)
+
+    @pytest.mark.parametrize(("dtype", "chunk"), [("bfloat16", 8), ("float", 4), ("fp8_e5m2", 16)])
+    def test_of_items_of_any_width_has_chunks_of_sixteen_bytes(self, specialised, dtype, chunk):
+        posed = law.problem("cpu", [5], op=law.PAGED, dtype=dtype)
+        assert posed.key_cache.shape[4] == chunk
+        assert specialised(posed)[0].source_vec == chunk

@@ -1,0 +1,166 @@
+"""What a call launches: the kernel for its number of tokens, the grid, the arguments and the stream."""
+
+import cuda.core
+import pytest
+import torch
+
+from kvexp import jit
+from kvexp.impl.cuda import Cuda, launcher
+from kvexp.impl.cuda.launcher import MOST_CTAS, MOST_THREADS, grid
+from kvexp.impl.cuda.spec import THREADS
+from tests import law
+
+OPS = [law.FLASH, law.DIFFKV, law.PAGED]
+STREAMS = (11, 22)
+
+
+@pytest.fixture
+def impl():
+    """The implementation as it is made on a GPU."""
+    made = object.__new__(Cuda)
+    made.device, made.arch, made.software_fp8 = torch.device("cuda:3"), "sm_90", False
+    return made
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """The macros of each kernel that was compiled and loaded so far."""
+    seen = []
+
+    def kernel(source, name, macros, arch):
+        assert source.stem == name
+        assert arch == "sm_90"
+        seen.append(dict(macros))
+        return name
+
+    monkeypatch.setattr(jit, "kernel", kernel)
+    return seen
+
+
+@pytest.fixture
+def launched(monkeypatch, loaded):
+    """Stream, configuration, kernel and arguments of each launch so far; torch's stream changes with each."""
+    seen = []
+    handles = iter(STREAMS * 10)
+
+    def current(index):
+        assert index == 3
+        return next(handles)
+
+    monkeypatch.setattr(launcher, "raw_stream", current)
+    monkeypatch.setattr(launcher.Streams, "__missing__", lambda self, handle: handle)
+    monkeypatch.setattr(cuda.core, "launch", lambda *given: seen.append(given))
+    return seen
+
+
+def addresses(posed):
+    return tuple(
+        0 if item is None else item.data_ptr() for item in posed.arguments if not isinstance(item, str)
+    )
+
+
+def kernel_s(posed):
+    """The addresses that the kernel takes: two caches, whatever the op's."""
+    tensors = (posed.key, posed.value, posed.key_cache, posed.value_cache, posed.slot_mapping)
+    return tuple(0 if item is None else item.data_ptr() for item in (*tensors, posed.k_scale, posed.v_scale))
+
+
+@pytest.mark.parametrize("op", OPS)
+class TestALauncher:
+    def test_launches_what_the_bound_call_launches(self, impl, launched, op):
+        posed = law.problem("cpu", [3, 1, 7], op=op)
+        posed.bind(impl)()
+        impl.launcher(op, *posed.arguments).prepare(3)(*addresses(posed))
+        (_, bound, *with_call), (_, direct, *with_launcher) = launched
+        assert (bound.grid, bound.block) == (direct.grid, direct.block)
+        assert with_call == with_launcher
+
+    def test_passes_the_addresses_the_sizes_and_the_slots(self, impl, launched, op):
+        posed = law.problem("cpu", [3, 1, 7], op=op, kv_cache_dtype="fp8_e5m2", scale="per_head")
+        posed.bind(impl)()
+        ((_, config, kernel, *arguments),) = launched
+        sizes = {law.PAGED: (3, 2), law.FLASH: (48,), law.DIFFKV: (48,)}[op]
+        assert kernel == (law.PAGED if op == law.PAGED else law.FLASH)
+        assert tuple(arguments) == (*kernel_s(posed), *sizes, 8 * 16)
+        assert config.block == (THREADS, 1, 1)
+
+    def test_passes_no_address_for_a_scale_that_is_not_there(self, impl, launched, op):
+        posed = law.without_scales(law.problem("cpu", [3], op=op))
+        posed.bind(impl)()
+        assert launched[0][3:10] == kernel_s(posed)
+        assert launched[0][8:10] == (0, 0)
+
+    def test_asks_for_torch_s_stream_at_each_call(self, impl, launched, op):
+        call = law.problem("cpu", [3], op=op).bind(impl)
+        call()
+        call()
+        assert [stream for stream, *_ in launched] == list(STREAMS)
+
+    def test_serves_other_numbers_of_tokens_and_addresses(self, impl, launched, loaded, op):
+        posed, other = law.problem("cpu", [3], op=op), law.problem("cpu", law.shuffled(100, 128), op=op)
+        made = impl.launcher(op, *posed.arguments)
+        made.prepare(1)(*addresses(posed))
+        made.prepare(100)(*addresses(other))
+        other.bind(impl)()
+        assert launched[0][3:10] == kernel_s(posed)
+        assert launched[1][3:] == launched[2][3:]
+        assert launched[1][1].grid == launched[2][1].grid
+        assert loaded == [loaded[0]] * 3
+
+    def test_plans_a_number_of_tokens_once(self, impl, launched, loaded, op):
+        posed = law.problem("cpu", [3], op=op)
+        made = impl.launcher(op, *posed.arguments)
+        assert loaded == []
+        for _ in range(3):
+            made.prepare(1)(*addresses(posed))
+        assert len(loaded) == 1
+        assert launched[0][1] is launched[2][1]
+
+    def test_compiles_64_bits_for_the_calls_that_need_them_alone(self, impl, loaded, op):
+        posed = law.problem("cpu", [3], op=op)
+        made = impl.launcher(op, *posed.arguments)
+        made.plan(1000)
+        assert [macros["WIDE_INDEX"] for macros in loaded] == [0]
+        made.plan(2**31 - 1)
+        assert [macros["WIDE_INDEX"] for macros in loaded] == [0, 1]
+
+    def test_is_not_asked_for_no_tokens(self, impl, launched, loaded, op):
+        posed = law.problem("cpu", [], op=op)
+        assert posed.bind(impl)() is None
+        assert loaded == launched == []
+
+
+def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
+    posed = law.problem("cpu", [5], num_heads=1, head_size=45)
+    made = impl.launcher(law.FLASH, *posed.arguments)
+    most = MOST_THREADS // 45
+    made.plan(most)
+    made.plan(most + 1)
+    assert [macros["WIDE_INDEX"] for macros in loaded] == [0, 1]
+
+
+def test_the_software_conversion_is_an_option(impl, loaded):
+    impl.software_fp8 = True
+    law.problem("cpu", [5], kv_cache_dtype="fp8_e4m3").bind(impl)
+    law.problem("cpu", [5]).bind(impl)
+    assert ["SOFTWARE_FP8" in macros for macros in loaded] == [True, False]
+
+
+class TestTheGrid:
+    @pytest.mark.parametrize("threads", [1, THREADS - 1, THREADS, THREADS + 1, 12345, MOST_THREADS])
+    def test_rounds_up_to_whole_ctas(self, threads):
+        x, y = grid(threads)
+        assert y == 1
+        assert 0 <= x * THREADS - threads < THREADS
+
+    @pytest.mark.parametrize("ctas", [MOST_CTAS, MOST_CTAS + 1, 3 * MOST_CTAS - 5, 2**46 + 1])
+    def test_has_rows_beyond_what_x_counts(self, ctas):
+        x, y = grid(ctas * THREADS)
+        assert x <= MOST_CTAS
+        assert y <= 65535
+        assert 0 <= x * y - ctas < y
+
+    def test_is_what_a_call_launches(self, impl, launched):
+        posed = law.problem("cpu", law.shuffled(33, 128), num_heads=3, head_size=120)
+        posed.bind(impl)()
+        assert launched[0][1].grid == (-(-33 * 3 * 120 // 8 // THREADS), 1, 1)

@@ -1,0 +1,130 @@
+import pytest
+import torch
+import triton
+
+from kvexp.impl.triton import source
+from tests import law
+
+KERNELS = ("flash", "head_major")
+
+
+def plan(op=law.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **asked):
+    """The plan of a problem whose tensors begin so many items past an aligned address."""
+    posed = law.problem("cpu", [0] * num_tokens, op=op, num_heads=8, head_size=128, **asked)
+    key, value = (moved(t, at) for t, at in ((posed.key, key_at), (posed.value, value_at)))
+    caches = (moved(cache, cache_at) for cache in (posed.key_cache, posed.value_cache))
+    make = source.head_major if op == law.PAGED else source.flash
+    return make(key, value, *caches, posed.kv_cache_dtype, posed.k_scale)
+
+
+def moved(tensor, at):
+    """A tensor of the same strides, `at` items past an address that 64 divides."""
+    items = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    flat = torch.empty(at + items + 64, dtype=tensor.dtype)
+    start = -(flat.data_ptr() % -64) // tensor.element_size() + at
+    return flat.as_strided(tensor.shape, tensor.stride(), start)
+
+
+class TestWhatALauncherCompiles:
+    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    def test_num_tokens_and_addresses_of_one_class_change_nothing(self, op):
+        made = plan(op)
+        assert plan(op, num_tokens=500) == made
+        assert plan(op, key_at=16, value_at=8, cache_at=24) == made
+
+    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    def test_key_and_value_may_swap_their_alignment_within_a_class(self, op):
+        assert plan(op, key_at=4) == plan(op, value_at=4) == plan(op, key_at=4, value_at=4)
+
+    @pytest.mark.parametrize(("off", "divisor"), [(0, 16), (8, 16), (4, 8), (2, 4), (1, 2), (3, 2), (6, 4)])
+    def test_pointers_are_as_aligned_as_the_least_aligned_of_their_class(self, off, divisor):
+        assert plan(key_at=off).kernel.divisors[:4] == (divisor, divisor, 16, 16)
+        assert plan(cache_at=off).kernel.divisors[:4] == (16, 16, divisor, divisor)
+
+    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    def test_nothing_is_assumed_of_counts(self, op):
+        """The numbers of tokens and of slots, which differ from call to call and from cache to cache."""
+        assert plan(op, num_tokens=16).kernel.divisors[7:9] == (1, 1)
+
+    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    def test_num_blocks_is_no_part_of_the_kernel(self, op):
+        small, large = plan(op, num_blocks=8), plan(op, num_blocks=11)
+        assert small.kernel == large.kernel
+        assert (small.sizes[0], large.sizes[0]) == (8 * 16, 11 * 16)
+
+    def test_strides_say_what_divides_them(self):
+        narrow = plan(layout="NHD").kernel.divisors[9:]
+        assert narrow == (16,) * 5
+        posed = law.problem("cpu", [0, 1], num_heads=3, head_size=46)
+        odd = source.flash(posed.key, posed.value, posed.key_cache, posed.value_cache, "auto", None)
+        assert odd.sizes[1:] == (138, 138, 2 * 16 * 138, 138, 46)
+        assert odd.kernel.divisors[9:] == (2, 2, 16, 2, 2)
+
+    def test_the_stride_of_a_dim_of_one_says_nothing(self):
+        posed = law.problem("cpu", [0, 1], num_heads=1, head_size=64)
+        strange = [
+            cache.as_strided(cache.shape, (*cache.stride()[:2], 7, 1))
+            for cache in (posed.key_cache, posed.value_cache)
+        ]
+        plans = [
+            source.flash(posed.key, posed.value, *caches, "auto", None)
+            for caches in (strange, (posed.key_cache, posed.value_cache))
+        ]
+        assert plans[0] == plans[1]
+
+    def test_a_copy_depends_on_the_width_of_an_item_alone(self):
+        assert plan(dtype="half") == plan(dtype="bfloat16")
+        assert plan(dtype="half") != plan(dtype="float")
+        e4m3, e5m2 = (plan(dtype=kind, kv_cache_dtype=kind) for kind in ("fp8_e4m3", "fp8_e5m2"))
+        assert e4m3 == e5m2
+        assert e4m3.kernel.pointers[:4] == ("*i8",) * 4
+
+    def test_a_conversion_depends_on_both_types_and_on_the_scale_s_shape(self):
+        asked = [
+            {"dtype": dtype, "kv_cache_dtype": kind, "scale": scale}
+            for dtype in law.WIDE
+            for kind in ("fp8_e4m3", "fp8_e5m2")
+            for scale in ("per_tensor", "per_head")
+        ]
+        assert len({plan(**one) for one in asked}) == len(asked)
+
+    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    def test_each_parameter_of_the_kernel_gets_a_type_and_each_constant_a_value(self, op):
+        made = plan(op).kernel
+        code = source.source(made, 32, 128)
+        assert list(code.signature) == code.fn.arg_names
+        constant = [name for name, word in code.signature.items() if word == "constexpr"]
+        assert constant == list(source.constants(made, 32, 128))
+        assert len(code.signature) == len(made.divisors) + len(constant)
+        assert code.attrs[(0,)] == [["tt.divisibility", 16]]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("row_items", [16, 45, 92, 1024, 1920, 16384])
+def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, many):
+    tokens, columns = source.tile(name, row_items, many)
+    assert tokens.bit_count() == columns.bit_count() == 1
+    assert columns < 2 * row_items
+    assert tokens * columns == (source.MANY_ITEMS if many else source.FEW_ITEMS)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_tile_of_head_major_holds_whole_accesses_both_ways(many):
+    tokens, columns = source.tile("head_major", 1024, many)
+    assert tokens % 16 == columns % 16 == 0
+
+
+@pytest.mark.parametrize("sm_count", [1, 108, 132, 148])
+@pytest.mark.parametrize("row_items", [1, 45, 1024, 16384])
+def test_large_tiles_come_when_they_fill_the_gpu_four_times(row_items, sm_count):
+    first = source.many_from(row_items, sm_count)
+    assert first * row_items >= 4 * sm_count * source.MANY_ITEMS
+    assert (first - 1) * row_items < 4 * sm_count * source.MANY_ITEMS
+
+
+def test_few_tokens_make_more_programs_than_the_gpu_has_multiprocessors():
+    assert source.many_from(1024, 132) > 512
+    for name in KERNELS:
+        tokens, columns = source.tile(name, 1024, many=False)
+        assert triton.cdiv(512, tokens) * triton.cdiv(1024, columns) > 132

@@ -1,0 +1,122 @@
+"""layout=auto: who is asked first, what names mean, and what an op writes instead."""
+
+from itertools import product
+
+import pytest
+
+from kvexp.errors import ConfigError
+from kvexp.layout.selection import ALIASES, LAYERS_INSIDE, NAMES, OURS, TWINS, VLLMS, Selection, select
+from tests import composed
+from tests.law import DIFFKV, FLASH, PAGED
+
+NOBODY = "no variable names a layout and connector=none asks for none"
+
+
+def test_the_names_are_those_of_the_layouts_in_conf():
+    assert sorted(NAMES) == composed.options("layout")
+
+
+def test_nobody_s_wish_is_nhd():
+    assert select(FLASH, {}) == Selection("NHD", NOBODY)
+
+
+@pytest.mark.parametrize("connector", composed.options("connector"))
+def test_a_connector_s_wish_is_its_own(connector):
+    wish = {"nixl": "HND", "mooncake": "HND"}.get(connector)
+    made = composed.experiment("layout=auto", f"connector={connector}")
+    assert made.layout.name == (wish or "NHD")
+    asks = f"connector={connector} asks for {wish}"
+    none = f"no variable names a layout and connector={connector} asks for none"
+    assert made.layout_reason == (asks if wish else none)
+
+
+@pytest.mark.parametrize(
+    ("environ", "layout", "reason"),
+    [
+        ({OURS: "HND_packed", VLLMS: "NHD"}, "HND_packed", f"{OURS}=HND_packed"),
+        ({OURS: "NHD"}, "NHD", f"{OURS}=NHD"),
+        ({VLLMS: "NHD"}, "NHD", f"{VLLMS}=NHD"),
+        ({OURS: "", VLLMS: "NHD"}, "NHD", f"{VLLMS}=NHD"),
+        ({OURS: "", VLLMS: ""}, "HND", "connector=nixl asks for HND"),
+        ({}, "HND", "connector=nixl asks for HND"),
+    ],
+)
+def test_our_variable_comes_before_vllms_before_the_connector(environ, layout, reason):
+    assert select(FLASH, environ, "nixl", "HND") == Selection(layout, reason)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_variable_takes_every_layout(name):
+    assert select(FLASH, {OURS: name}) == Selection(name, f"{OURS}={name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("NHD", "NHD"), ("HND", "HND"), ("LBNHC", "NHD_packed"), ("BLNHC", "NHD_packed"),
+     ("LBHNC", "HND_packed"), ("BLHNC", "HND_packed")],
+)  # fmt: skip
+def test_vllms_names_are_of_its_packed_caches(name, layout):
+    assert select(FLASH, {VLLMS: name}) == Selection(layout, f"{VLLMS}={name}")
+
+
+def test_every_alias_is_of_a_layout():
+    assert set(ALIASES.values()) <= set(NAMES)
+    assert not set(ALIASES) & set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("variable", "valid"),
+    [
+        (OURS, "NHD, HND, NHD_packed, HND_packed, head_major"),
+        (VLLMS, "NHD, HND, LBNHC, LBHNC, BLNHC, BLHNC"),
+    ],
+)
+class TestAnUnknownName:
+    def sentence(self, variable, value):
+        with pytest.raises(ConfigError) as raised:
+            select(FLASH, {variable: value})
+        return str(raised.value)
+
+    @pytest.mark.parametrize("value", ["nhd", "NDH", "%s", " NHD", "auto"])
+    def test_is_refused_with_the_valid_ones(self, variable, valid, value):
+        assert self.sentence(variable, value) == (f"{variable}={value} is not a layout; it can be {valid}")
+
+    @pytest.mark.parametrize("value", LAYERS_INSIDE)
+    def test_of_vllm_that_has_no_layout_here_says_why(self, variable, valid, value):
+        assert self.sentence(variable, value) == (
+            f"{variable}={value} puts blocks or layers inside heads; it can be {valid}"
+        )
+
+
+def test_each_variable_keeps_to_its_own_names():
+    for variable, value in ((OURS, "LBNHC"), (VLLMS, "NHD_packed"), (VLLMS, "head_major")):
+        with pytest.raises(ConfigError, match=f"{variable}={value} is not a layout"):
+            select(FLASH, {variable: value})
+
+
+class TestTwins:
+    @pytest.mark.parametrize(("wish", "twin"), [("NHD", "NHD_packed"), ("HND", "HND_packed")])
+    def test_diffkv_takes_the_packed_one(self, wish, twin):
+        assert select(DIFFKV, {OURS: wish}) == Selection(
+            twin, f"{OURS}={wish}; {twin} is what reshape_and_cache_flash_diffkv writes for {wish}"
+        )
+
+    @pytest.mark.parametrize("wish", [name for name in NAMES if name != "head_major"])
+    def test_reshape_and_cache_takes_head_major(self, wish):
+        assert select(PAGED, {OURS: wish}) == Selection(
+            "head_major", f"{OURS}={wish}; head_major is what reshape_and_cache writes for {wish}"
+        )
+
+    def test_what_an_op_writes_itself_needs_none(self):
+        for op, layout in composed.pairs():
+            assert select(op, {OURS: layout}) == Selection(layout, f"{OURS}={layout}")
+
+    def test_are_what_the_op_writes(self):
+        for op, layout in ((op, twin) for op, twins in TWINS.items() for twin in twins.values()):
+            assert (op, layout) in composed.pairs()
+
+    @pytest.mark.parametrize("op", composed.options("op"))
+    def test_leave_no_op_without_a_layout_whatever_an_engine_would_say(self, op):
+        for variable, names in ((VLLMS, ("NHD", "HND", *ALIASES)), (OURS, ("NHD", "HND"))):
+            for name, wish in product(("", *names), (None, "HND")):
+                assert (op, select(op, {variable: name}, "some", wish).layout) in composed.pairs()

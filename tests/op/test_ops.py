@@ -1,0 +1,182 @@
+"""What every op of conf/ owes: which cases it takes, which bytes it moves, what it hands over."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from kvexp.errors import Unsupported
+from kvexp.impl import make
+from kvexp.op import FP8, cache_item_bytes
+from tests import composed, law, tiny
+from tests.law import DIFFKV, FLASH, PAGED
+
+OPS = {name: make(composed.choice("op", name)) for name in composed.options("op")}
+LAYOUTS = {name: make(composed.choice("layout", name)) for name in composed.options("layout")}
+
+
+@pytest.fixture(params=list(OPS))
+def op(request):
+    return OPS[request.param]
+
+
+def checked(op, item_bytes=2, layout=None, **changed):
+    """The sentence of a refusal, or nothing."""
+    layout = layout or composed.layout_of(op.name)
+    case = replace(tiny.case(op=op.name, layout=layout, num_tokens=16), **changed)
+    try:
+        op.check(case, LAYOUTS[layout], item_bytes)
+    except Unsupported as refusal:
+        return str(refusal)
+    return ""
+
+
+def test_an_op_goes_by_its_yaml_s_name():
+    assert {name: op.name for name, op in OPS.items()} == {name: name for name in OPS}
+
+
+def test_ops_write_the_layouts_that_have_their_planes():
+    written = {
+        name: {layout for layout in LAYOUTS if not checked(op, layout=layout)} for name, op in OPS.items()
+    }
+    assert written == {
+        FLASH: {"NHD", "HND", "NHD_packed", "HND_packed"},
+        DIFFKV: {"NHD_packed", "HND_packed"},
+        PAGED: {"head_major"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("op", "layout", "sentence"),
+    [
+        (
+            FLASH, "head_major",
+            "op=reshape_and_cache_flash writes planes of [num_blocks, block_size, num_heads, head_size], "
+            "which layout=head_major has not; try layout=NHD",
+        ),
+        *(
+            (DIFFKV, layout,
+             "op=reshape_and_cache_flash_diffkv writes K and V side by side in one cache, which "
+             f"layout={layout} is not; try layout=NHD_packed")
+            for layout in ("NHD", "HND", "head_major")
+        ),
+        *(
+            (PAGED, layout,
+             f"op=reshape_and_cache writes head-major planes, which layout={layout} has not; "
+             "try layout=head_major")
+            for layout in ("NHD", "HND", "NHD_packed", "HND_packed")
+        ),
+    ],
+)  # fmt: skip
+def test_a_layout_of_other_planes_is_refused_with_one_that_would_do(op, layout, sentence):
+    assert checked(OPS[op], layout=layout) == sentence
+    assert not checked(OPS[op], layout=sentence.rpartition("layout=")[2])
+
+
+@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+@pytest.mark.parametrize("dtype", law.WIDE)
+def test_wide_rows_go_into_every_cache(op, dtype, kv_cache_dtype):
+    item_bytes = law.DTYPES[dtype].itemsize
+    for scale in ["per_tensor"] if kv_cache_dtype == "auto" else composed.options("scale"):
+        assert not checked(op, item_bytes, dtype=dtype, kv_cache_dtype=kv_cache_dtype, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", FP8)
+def test_eight_bit_rows_go_into_a_cache_of_their_kind_alone(op, dtype):
+    assert not checked(op, 1, dtype=dtype, kv_cache_dtype=dtype)
+    for kv_cache_dtype in {"auto", *FP8} - {dtype}:
+        assert checked(op, 1, dtype=dtype, kv_cache_dtype=kv_cache_dtype) == (
+            f"dtype={dtype} goes into a cache of its own kind, kv_cache_dtype={dtype}, not {kv_cache_dtype}"
+        )
+
+
+def test_a_scale_that_nothing_reads_has_no_meaning(op):
+    assert checked(op, scale="per_head") == (
+        "kv_cache_dtype=auto reads no scale, so scale=per_head has no meaning"
+    )
+    for dtype in FP8:
+        assert checked(op, 1, dtype=dtype, kv_cache_dtype=dtype, scale="per_head") == (
+            f"dtype={dtype} is stored unscaled, so scale=per_head has no meaning"
+        )
+
+
+@pytest.mark.parametrize("name", [FLASH, PAGED])
+def test_heads_of_two_sizes_are_diffkv_s_alone(name):
+    assert checked(OPS[name], head_size_v=16) == f"op={name} writes K and V of one head size, not 32 and 16"
+    assert not checked(OPS[DIFFKV], head_size_v=16)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", FP8)
+class TestFp8:
+    def test_takes_heads_of_whole_sixteens(self, op, kv_cache_dtype):
+        sentence = f"head_size 24 is not a multiple of 16, which kv_cache_dtype={kv_cache_dtype} needs"
+        assert checked(op, kv_cache_dtype=kv_cache_dtype, head_size=24, head_size_v=24) == sentence
+        assert not checked(op, kv_cache_dtype=kv_cache_dtype, head_size=48, head_size_v=48)
+
+    def test_looks_at_a_value_head_too(self, op, kv_cache_dtype):
+        if op.name == DIFFKV:
+            found = checked(op, kv_cache_dtype=kv_cache_dtype, head_size_v=40)
+            assert (
+                found == f"head_size 40 is not a multiple of 16, which kv_cache_dtype={kv_cache_dtype} needs"
+            )
+
+
+@pytest.mark.parametrize("name", [FLASH, DIFFKV])
+def test_any_head_size_is_copied_into_flash_planes(name):
+    assert not checked(OPS[name], head_size=45, head_size_v=45)
+
+
+@pytest.mark.parametrize(("item_bytes", "x"), [(2, 8), (4, 4)])
+def test_reshape_and_cache_takes_whole_pieces_of_sixteen_bytes(item_bytes, x):
+    op = OPS[PAGED]
+    for head_size in range(1, 65):
+        found = checked(op, item_bytes, head_size=head_size, head_size_v=head_size)
+        assert found == (head_size % x > 0) * (
+            f"head_size {head_size} is not a multiple of {x}, the cache items of 16 bytes, which "
+            "op=reshape_and_cache needs"
+        )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kv_cache_dtype", "read", "written"),
+    [("half", "auto", 2, 2), ("float", "auto", 4, 4), ("half", "fp8_e4m3", 2, 1), ("float", "fp8_e5m2", 4, 1),
+     ("fp8_e5m2", "fp8_e5m2", 1, 1)],
+)  # fmt: skip
+class TestBytesMoved:
+    def test_are_rows_and_slots_read_and_rows_written(self, op, dtype, kv_cache_dtype, read, written):
+        case = tiny.case(op=op.name, num_tokens=16, kv_cache_dtype=kv_cache_dtype, head_size_v=48)
+        items = 16 * 2 * (32 + 48)
+        moved = op.bytes_moved(case, law.DTYPES[dtype].itemsize)
+        assert moved == (items * read + 16 * 8, items * written)
+
+    def test_count_the_slots_of_padding_and_no_rows_of_it(self, op, dtype, kv_cache_dtype, read, written):
+        case = tiny.case(op=op.name, num_tokens=16, kv_cache_dtype=kv_cache_dtype, padding=0.25)
+        items = 12 * 2 * (32 + 32)
+        moved = op.bytes_moved(case, law.DTYPES[dtype].itemsize)
+        assert moved == (items * read + 16 * 8, items * written)
+
+    def test_count_no_extra_tokens(self, op, dtype, kv_cache_dtype, read, written):
+        chosen = {"op": op.name, "num_tokens": 16, "kv_cache_dtype": kv_cache_dtype}
+        item_bytes = law.DTYPES[dtype].itemsize
+        bare = op.bytes_moved(tiny.case(**chosen), item_bytes)
+        assert op.bytes_moved(tiny.case(**chosen, extra_tokens=9), item_bytes) == bare
+
+
+def test_a_cache_item_is_the_source_s_or_one_byte():
+    assert [cache_item_bytes(kind, 4) for kind in ("auto", *FP8)] == [4, 1, 1]
+
+
+def test_the_call_gets_what_the_op_takes_and_the_slots_that_are_given(op):
+    caches = ("kv_cache",) if op.name == DIFFKV else ("key_cache", "value_cache")
+    names = ("key", "value", *caches, "kv_cache_dtype", "k_scale", "v_scale")
+    tensors = SimpleNamespace(**{name: name for name in names})
+    impl = SimpleNamespace(name="echo", **{op.name: lambda *arguments: arguments})
+    assert op.bind(impl, tensors, "these slots") == (
+        "key", "value", *caches, "these slots", "kv_cache_dtype", "k_scale", "v_scale",
+    )  # fmt: skip
+
+
+def test_an_implementation_without_it_is_refused(op):
+    with pytest.raises(Unsupported) as raised:
+        op.bind(SimpleNamespace(name="other"), None, None)
+    assert str(raised.value) == f"impl=other has no {op.name}"

@@ -1,0 +1,71 @@
+"""docs/support.md says what the code says, and what a run comes to is what it says."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvexp import pipeline
+from tests import composed, support, tiny
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
+
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets where there is no GPU")
+
+
+def test_the_page_is_what_the_code_says():
+    assert PAGE.read_text("utf-8") == support.text(), "write it: python -m tests.support > docs/support.md"
+
+
+def test_the_page_knows_every_option():
+    text = support.text()
+    for group in support.GROUPS:
+        for option in composed.options(group):
+            assert f"`{option}`" in text
+    assert set(support.IMPLS) == set(composed.options("impl"))
+
+
+def test_each_sentence_is_there_once_and_each_number_has_one():
+    *_, refusals = support.text().partition("## What is refused")
+    lines = [line.partition(". ") for line in refusals.splitlines() if line[:1].isdigit()]
+    assert [int(number) for number, _, _ in lines] == list(range(1, len(lines) + 1))
+    assert max(Counter(sentence for _, _, sentence in lines).values()) == 1
+    for number, _, _ in lines:
+        assert f"[{number}]" in support.text()
+    assert f"[{len(lines) + 1}]" not in support.text()
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 0), (8, 9)])
+def test_triton_converts_below_nine_on_no_gpu(capability):
+    major, minor = capability
+    assert support.triton_refuses(capability).endswith(f"; this GPU has {major}.{minor}")
+
+
+@interpreted
+@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("impl", support.IMPLS)
+def test_every_combination_comes_to_what_the_page_says(impl, op):
+    """Each is verified byte for byte, or skipped with exactly that reason."""
+    seen: Counter[str] = Counter()
+    for kind in support.kinds(op):
+        made = tiny.curve(impl=impl, num_tokens=(1, 19), **asdict(kind))
+        points = list(pipeline.run(made, {}))
+        assert [point.case.num_tokens for point in points] == [1, 19]
+        for point in points:
+            assert (point.status, point.reason) == support.on_cpu(impl, kind), (impl, kind)
+            seen[point.status] += 1
+    verified = {"cuda": 0, "torch": 17, "triton": 5}[impl]
+    layouts = sum(pair[0] == op for pair in composed.pairs())
+    # 3 types copied as they are, 3 converted to 2 formats by 2 scales, 2 of 8 bits: at one of two tokens.
+    assert seen["verified"] == 2 * layouts * verified
+    assert seen.total() == 2 * len(list(support.kinds(op)))
+
+
+@interpreted
+def test_fp8_comes_to_what_fp8_e4m3_does():
+    for impl in support.IMPLS:
+        chosen = [tiny.curve(impl=impl, kv_cache_dtype=name) for name in ("fp8", "fp8_e4m3")]
+        one, other = ([(p.status, p.reason, p.case) for p in pipeline.run(made, {})] for made in chosen)
+        assert one == other

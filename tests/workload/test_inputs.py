@@ -1,0 +1,128 @@
+"""Rows: how key and value lie in memory, and what they hold."""
+
+import pytest
+import torch
+
+from kvexp.cli.typed import WORDS
+from kvexp.workload import build, inputs
+from tests import composed, law, tiny
+
+DTYPES = composed.options("dtype")
+
+
+def places(held, rows):
+    """The item of the inputs' memory that each element of `rows` is."""
+    return torch.arange(held.inputs.numel()).as_strided(rows.shape, rows.stride(), rows.storage_offset())
+
+
+def test_the_command_line_has_the_kinds_that_are_there():
+    assert WORDS["rows"] == inputs.KINDS
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", inputs.KINDS)
+def test_all_elements_have_places_of_their_own(rows, dtype):
+    chosen = {"rows": rows, "num_query_heads": 3, "head_size_v": 48, "extra_tokens": 2}
+    with tiny.memory(dtype=dtype, kv_cache_dtype="auto", layout="NHD_packed", **chosen) as held:
+        assert held.inputs.dtype == law.DTYPES[dtype]
+        assert held.rows.key.shape == (52, 2, 32)
+        assert held.rows.value.shape == (52, 2, 48)
+        assert held.inputs.numel() == inputs.items(held.largest)
+        every = torch.cat([places(held, plane).flatten() for plane in (held.rows.key, held.rows.value)])
+        assert len(every.unique()) == held.rows.key.numel() + held.rows.value.numel()
+        for plane in (held.rows.key, held.rows.value):
+            assert plane.stride()[1:] == (plane.shape[2], 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_contiguous_rows_are_two_aligned_tensors(dtype):
+    with tiny.memory(dtype=dtype) as held:
+        for plane in (held.rows.key, held.rows.value):
+            assert plane.is_contiguous()
+            assert plane.data_ptr() % 16 == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_misaligned_rows_begin_one_item_past_an_aligned_address(dtype):
+    with tiny.memory(dtype=dtype, rows="misaligned") as held:
+        for plane in (held.rows.key, held.rows.value):
+            assert plane.is_contiguous()
+            assert plane.data_ptr() % 16 == plane.itemsize
+
+
+def test_qkv_rows_are_views_of_a_tensor_of_query_key_and_value_heads():
+    with tiny.memory(rows="qkv", num_query_heads=5) as held:
+        fused = held.inputs.view(50, 5 + 2 + 2, 32)
+        for plane, heads in ((held.rows.key, fused[:, 5:7]), (held.rows.value, fused[:, 7:])):
+            assert plane.data_ptr() == heads.data_ptr()
+            assert (plane.shape, plane.stride()) == (heads.shape, heads.stride())
+
+
+def test_a_value_head_of_another_size_has_its_place_in_the_fused_row():
+    with tiny.memory(op=law.DIFFKV, rows="qkv", num_query_heads=3, head_size_v=16) as held:
+        fused = held.inputs.view(50, 3 * 32 + 2 * 32 + 2 * 16)
+        assert torch.equal(held.rows.key.flatten(1), fused[:, 96:160])
+        assert torch.equal(held.rows.value.flatten(1), fused[:, 160:])
+
+
+@pytest.mark.parametrize("rows", inputs.KINDS)
+def test_a_point_has_the_first_rows_of_the_curves(rows):
+    with tiny.memory(rows=rows) as held:
+        one, most = (build(tiny.case(rows=rows, num_tokens=n), held, 1) for n in (1, 50))
+        assert one.key.shape == (1, 2, 32)
+        assert most.value.shape == (50, 2, 32)
+        assert torch.equal(one.value[0], most.value[0])
+        assert one.key.data_ptr() == most.key.data_ptr()
+
+
+def test_extra_tokens_are_rows_behind_the_last_one():
+    chosen = {"extra_tokens": 3, "num_tokens": (1, 7)}
+    with tiny.memory(**chosen) as held:
+        for num_tokens in (1, 7):
+            tensors = build(tiny.case(**chosen | {"num_tokens": num_tokens}), held, 1)
+            assert len(tensors.key) == len(tensors.value) == num_tokens + 3
+            assert tensors.slot_mappings.shape == (1, num_tokens)
+
+
+def test_rows_are_no_more_than_the_slots_and_the_extra_ones():
+    with tiny.memory(num_tokens=(1, 100000)) as held:
+        assert held.rows.key.shape == (128, 2, 32)
+    with tiny.memory(num_tokens=(1, 100000), extra_tokens=5) as held:
+        assert held.rows.value.shape == (133, 2, 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", inputs.KINDS)
+def test_rows_are_normal_numbers_keys_unlike_values_gaps_included(rows, dtype):
+    with tiny.memory(dtype=dtype, kv_cache_dtype="auto", rows=rows) as held:
+        numbers = held.inputs.float()
+        assert abs(float(numbers.std()) - 1) < 0.1
+        assert abs(float(numbers.mean())) < 0.1
+        assert not torch.equal(held.rows.key.float(), held.rows.value.float())
+
+
+@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("dtype", law.WIDE)
+class TestScales:
+    def test_of_a_tensor_put_its_largest_at_64(self, dtype, rows):
+        with tiny.memory(dtype=dtype, kv_cache_dtype="fp8", rows=rows) as held:
+            tensors = build(tiny.case(dtype=dtype, kv_cache_dtype="fp8", rows=rows), held, 1)
+            for plane, scale in ((held.rows.key, tensors.k_scale), (held.rows.value, tensors.v_scale)):
+                assert (scale.shape, scale.dtype) == ((), torch.float32)
+                assert scale == plane.float().abs().max() / 64
+
+    def test_of_heads_put_the_largest_of_each_at_64(self, dtype, rows):
+        chosen = {"dtype": dtype, "kv_cache_dtype": "fp8", "rows": rows, "scale": "per_head", "num_heads": 3}
+        with tiny.memory(**chosen) as held:
+            tensors = build(tiny.case(**chosen), held, 1)
+            for plane, scale in ((held.rows.key, tensors.k_scale), (held.rows.value, tensors.v_scale)):
+                assert scale.is_contiguous()
+                assert scale.dtype == torch.float32
+                assert torch.equal(scale, plane.float().abs().amax(dim=(0, 2)) / 64)
+                assert len(scale.unique()) > 1
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_rows_that_are_stored_unscaled_have_scales_of_one(dtype):
+    with tiny.memory(dtype=dtype, kv_cache_dtype=dtype) as held:
+        assert held.scales.flatten().tolist() == [1.0, 1.0]

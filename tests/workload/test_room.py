@@ -1,0 +1,48 @@
+"""Room: whether a curve's tensors fit, and what would."""
+
+import psutil
+import pytest
+
+from kvexp.errors import Unsupported
+from kvexp.workload import inputs, room
+from tests import composed, tiny
+
+
+def refusal(monkeypatch, free, **chosen):
+    monkeypatch.setattr(room, "free_bytes", lambda device: free)
+    with pytest.raises(Unsupported) as raised, tiny.memory(**chosen):
+        pass
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("layout", composed.options("layout"))
+def test_what_is_needed_is_cache_inputs_slots_and_work(monkeypatch, layout, num_layers):
+    rows = num_layers * 1000 * 16 * 2 * (32 + 32) * 2
+    slots = 1000 * 16 * 32
+    needed = rows + slots + 50 * 2 * (32 + 32) * 2 + room.WORKING_BYTES
+    chosen = {"num_blocks": 1000, "layout": layout, "num_layers": num_layers}
+    monkeypatch.setattr(room, "free_bytes", lambda device: needed)
+    with tiny.memory(**chosen):
+        pass
+    assert refusal(monkeypatch, needed - 1, **chosen) == (
+        f"the cache of 1000 blocks and its inputs need {needed} bytes and cpu has {needed - 1} free: "
+        "workload.num_blocks=999 would fit"
+    )
+
+
+@pytest.mark.parametrize("rows", inputs.KINDS)
+def test_what_the_inputs_need_is_what_they_take(monkeypatch, rows):
+    chosen = {"rows": rows, "num_query_heads": 7, "extra_tokens": 9}
+    with tiny.memory(**chosen) as held:
+        input_bytes = held.inputs.numel() * held.inputs.itemsize
+    needed = 8 * (16 * 2 * (32 + 32) * 2 + 16 * 32) + input_bytes + room.WORKING_BYTES
+    assert f"need {needed} bytes" in refusal(monkeypatch, 0, **chosen)
+
+
+def test_nothing_is_advised_where_not_one_block_fits(monkeypatch):
+    assert refusal(monkeypatch, room.WORKING_BYTES).endswith(": no number of blocks would fit")
+
+
+def test_what_is_free_is_what_the_machine_can_give():
+    assert 0 < room.free_bytes("cpu") <= psutil.virtual_memory().total
