@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kvexp import __version__
-from kvexp.cli import catalogue
+from kvexp.cli import catalogue, commands
 from kvexp.errors import ConfigError, Terminated
 
 WRONG = 2
@@ -58,6 +58,8 @@ def say(text: str) -> None:
 
 
 def _command(argv: list[str]) -> int:
+    if argv and argv[0] in commands.names():
+        return commands.run(argv[0], argv[1:])
     if "--help" in argv or "-h" in argv:
         say(catalogue.text(catalogue.config_dirs(argv)))
         return 0

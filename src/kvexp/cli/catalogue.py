@@ -2,12 +2,13 @@
 
 import itertools
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from kvexp import __version__
+from kvexp.cli import commands
 
 GROUPS = (
     "op",
@@ -69,7 +70,17 @@ def defaults() -> dict[str, str]:
 
 def text(dirs: Sequence[Path]) -> str:
     """The whole `--help`."""
-    return _ABOUT.format(version=__version__, groups=_groups(dirs), keys=_keys())
+    return _ABOUT.format(
+        version=__version__, groups=_groups(dirs), keys=_keys(), commands=_commands(commands.names())
+    )
+
+
+def _commands(names: Mapping[str, str]) -> str:
+    """The section of the subcommands; nothing where there are none."""
+    width = max(map(len, names), default=0)
+    lines = [_entry(f"  {name:{width}}", comment) for name, comment in names.items()]
+    head = "Commands (python -m kvexp COMMAND --help says more)"
+    return "\n".join(["", head, *lines, ""]) if lines else ""
 
 
 def _groups(dirs: Sequence[Path]) -> str:
@@ -151,7 +162,7 @@ Groups and their options (* is the default)
 
 Keys (the options of a group have the same ones)
 {keys}
-
+{commands}
 Flags
   -m, --multirun           sweep; always on, there to be typed
   -cd, --config-dir DIR    a folder of your own options, laid out like conf/
