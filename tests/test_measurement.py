@@ -7,12 +7,14 @@ from kvexp.case import Case
 from kvexp.measurement import SCHEMA, STATUSES, Measurement, Statistics
 from tests import composed
 
-LATENCY = Statistics(2.0, 1.5, 2.5, 1.0, 2.1, 0.3, 20)
+LATENCY = Statistics(2.0, 1.9, 2.2, 1.5, 2.5, 1.0, 2.1, 0.3, 20)
 ENVIRONMENT = {"device_name": "a GPU", "sm_count": 132}
 COLUMNS = [
     "status",
     "reason",
     "latency_us",
+    "latency_us_low",
+    "latency_us_high",
     "latency_us_p20",
     "latency_us_p80",
     "latency_us_min",

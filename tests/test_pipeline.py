@@ -7,6 +7,7 @@ import pytest
 
 from kvexp import pipeline, timer
 from kvexp.errors import ConfigError
+from kvexp.estimate import summarise
 from kvexp.workload import inputs, patterns, room
 from tests import composed, tiny
 
@@ -105,7 +106,7 @@ class TestATimedPoint:
     def test_has_a_latency_of_all_its_samples_and_no_reason(self):
         for point in measured(**QUICK):
             assert (point.status, point.reason) == ("ok", "")
-            assert point.statistics == timer.summarise(point.samples_us)
+            assert point.statistics == summarise(point.samples_us)
             assert 3 <= len(point.samples_us) <= 5
             assert point.statistics.latency_us > 0
             assert point.copy_us > 0

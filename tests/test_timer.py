@@ -1,6 +1,5 @@
 import math
 import statistics
-from dataclasses import asdict
 from itertools import chain, repeat
 
 import numpy as np
@@ -8,7 +7,8 @@ import pytest
 
 from kvexp import timer
 from kvexp.errors import ConfigError, Unsupported
-from kvexp.timer import Replay, Rule, check_timer, collect, median_standard_error, summarise, wall_clock
+from kvexp.estimate import median_standard_error
+from kvexp.timer import Replay, Rule, check_timer, collect, wall_clock
 
 NEVER = Rule(warmup=0, min_samples=20, max_samples=1000, relative_error=0.0, max_seconds=math.inf)
 NOISE = (1.0, 9.0, 5.0, 2.0, 8.0, 4.0, 7.0, 3.0, 6.0)
@@ -102,68 +102,6 @@ class TestItsOptions:
         assert str(raised.value) == (
             "timer has no min_sample; it has max_samples, max_seconds, min_samples, relative_error, warmup"
         )
-
-
-class TestTheMedianSStandardError:
-    @pytest.mark.parametrize("count", [20, 21, 50, 200])
-    @pytest.mark.parametrize(
-        "draw",
-        [
-            lambda generator, size: generator.normal(10.0, 1.0, size),
-            lambda generator, size: generator.exponential(1.0, size),
-            lambda generator, size: generator.uniform(0.0, 1.0, size),
-        ],
-        ids=["normal", "exponential", "uniform"],
-    )
-    def test_is_the_spread_of_medians_of_such_samples(self, draw, count):
-        sets = draw(np.random.default_rng(0), (3000, count))
-        spread = np.median(sets, axis=1).std()
-        estimates = [median_standard_error(samples) for samples in sets[:500].tolist()]
-        assert np.mean(estimates) == pytest.approx(spread, rel=0.15)
-
-    def test_does_not_depend_on_the_order(self):
-        samples = [*NOISE] * 3
-        assert median_standard_error(samples) == median_standard_error(sorted(samples))
-
-    def test_scales_and_shifts_with_the_samples(self):
-        error = median_standard_error([*NOISE] * 3)
-        assert median_standard_error([4 * x + 7 for x in NOISE] * 3) == pytest.approx(4 * error)
-
-    def test_of_equal_samples_is_zero(self):
-        assert median_standard_error([3.0] * 20) == 0.0
-
-    def test_is_not_moved_by_a_few_outliers(self):
-        samples = [*NOISE] * 5
-        assert median_standard_error([*samples[:-2], 1e9, 1e9]) == pytest.approx(
-            median_standard_error(samples), rel=0.5
-        )
-
-    @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
-    def test_of_a_handful_is_within_their_range(self, count):
-        samples = list(NOISE[:count])
-        assert 0 <= median_standard_error(samples) <= max(samples) - min(samples)
-
-
-class TestSummary:
-    @pytest.mark.parametrize("count", [2, 3, 20, 101])
-    def test_is_numpy_s(self, count):
-        samples = np.random.default_rng(count).exponential(3.0, count)
-        assert asdict(summarise(samples.tolist())) == {
-            "latency_us": np.median(samples),
-            "latency_us_p20": np.percentile(samples, 20),
-            "latency_us_p80": np.percentile(samples, 80),
-            "latency_us_min": samples.min(),
-            "latency_us_mean": samples.mean(),
-            "latency_us_std": samples.std(ddof=1),
-            "samples": count,
-        }
-
-    def test_of_one_sample_has_no_spread(self):
-        found = summarise([3.5])
-        assert (found.latency_us, found.latency_us_std, found.samples) == (3.5, 0.0, 1)
-
-    def test_is_of_python_s_own_numbers(self):
-        assert {type(value) for value in asdict(summarise([1.0, 2.0])).values()} == {float, int}
 
 
 class TestWallClock:

@@ -41,6 +41,8 @@ class Statistics:
 
     Attributes:
         latency_us: Median.
+        latency_us_low: Lower end of the median's 95 % interval; None of fewer than 6 samples.
+        latency_us_high: Upper end.
         latency_us_p20: 20th percentile.
         latency_us_p80: 80th percentile.
         latency_us_min: Smallest sample.
@@ -50,6 +52,8 @@ class Statistics:
     """
 
     latency_us: float
+    latency_us_low: float | None
+    latency_us_high: float | None
     latency_us_p20: float
     latency_us_p80: float
     latency_us_min: float

@@ -17,6 +17,7 @@ import torch
 from kvexp import ceiling, mode, replicas, timer
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
+from kvexp.estimate import summarise
 from kvexp.experiment import Experiment
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
@@ -232,7 +233,7 @@ def _timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: 
 
 
 def _statistics(timing: Timing) -> Statistics:
-    statistics = timer.summarise(timing.samples_us)
+    statistics = summarise(timing.samples_us)
     if statistics.latency_us <= 0:
         raise KvexpError("the latency is below what the timer resolves")
     return statistics
@@ -248,7 +249,7 @@ def _copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: 
         calls[0]()
         long, short = _replays(case, calls, plan)
         timing = _timing(curve, case, long, short, plan)
-        medians.append(timer.summarise(timing.samples_us).latency_us)
+        medians.append(summarise(timing.samples_us).latency_us)
     ceiling.restore(curve.memory, written, len(calls))
     return min(medians)
 
@@ -258,7 +259,7 @@ def _empty_kernel_us(curve: Curve, case: Case) -> float:
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
     long, short = _replays(case, [call], plan)
-    return timer.summarise(_timing(curve, case, long, short, plan).samples_us).latency_us
+    return summarise(_timing(curve, case, long, short, plan).samples_us).latency_us
 
 
 def _sweep(l2_bytes: int, device: str) -> Call:

@@ -9,22 +9,17 @@ A sample never contains a compilation, a graph launch or the host's pace:
   contains the replay's launch and the synchronisation; it is there to repeat what other tools report.
 """
 
-import math
 import statistics as stats
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 
 from kvexp.errors import ConfigError, Unsupported
+from kvexp.estimate import median_standard_error
 from kvexp.experiment import Scalar
-from kvexp.measurement import Statistics
 from kvexp.op import Call
-
-Z99 = 2.5758
-"""Normal quantile of the order statistics that give the median's standard error."""
 
 FIRST_SPIN_CYCLES = 400_000
 LAST_SPIN_CYCLES = 1 << 28
@@ -115,35 +110,8 @@ def collect(
     return tuple(samples)
 
 
-def median_standard_error(samples: Sequence[float]) -> float:
-    """The standard error of the median from order statistics, whatever the distribution.
-
-    The distance between the order statistics that bracket the median with 99 % confidence, over twice that
-    normal quantile (McKean and Schrader, Communications in Statistics B 13, 1984).
-    """
-    ordered = sorted(samples)
-    n = len(ordered)
-    low = max(1, round((n + 1) / 2 - Z99 * math.sqrt(n / 4)))
-    return (ordered[n - low] - ordered[low - 1]) / (2 * Z99)
-
-
 def _settled(samples: Sequence[float], relative_error: float) -> bool:
     return median_standard_error(samples) <= relative_error * stats.median(samples)
-
-
-def summarise(samples_us: Sequence[float]) -> Statistics:
-    """Median, percentiles, extremes, mean and spread of the samples."""
-    values = np.asarray(samples_us, dtype=np.float64)
-    p20, median, p80 = np.percentile(values, (20, 50, 80))
-    return Statistics(
-        latency_us=float(median),
-        latency_us_p20=float(p20),
-        latency_us_p80=float(p80),
-        latency_us_min=float(values.min()),
-        latency_us_mean=float(values.mean()),
-        latency_us_std=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        samples=len(values),
-    )
 
 
 def wall_clock(replay: Replay, rule: Rule, on_gpu: bool) -> Timing:
