@@ -13,11 +13,19 @@ from kvexp.errors import Unsupported
 from kvexp.experiment import Choice, Experiment
 from kvexp.impl import make
 
+PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
+"""Implementations that are others', measured where they are installed."""
+
 
 def options(group: str) -> list[str]:
     """The names of a group's options; of layouts without `auto`, which is one of the others."""
     names = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
     return [name for name in names if (group, name) != ("layout", "auto")]
+
+
+def implementations() -> list[str]:
+    """Our own: those that hold the whole contract; a peer may refuse or be wrong."""
+    return [name for name in options("impl") if name not in PEERS]
 
 
 def formats() -> list[str]:

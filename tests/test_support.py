@@ -24,7 +24,7 @@ def test_the_page_knows_every_option():
     for group in support.GROUPS:
         for option in composed.options(group):
             assert f"`{option}`" in text
-    assert set(support.IMPLS) == set(composed.options("impl"))
+    assert set(support.IMPLS) == set(composed.implementations())
 
 
 def test_each_sentence_is_there_once_and_each_number_has_one():

@@ -16,7 +16,10 @@ BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 TOKENS = (1, 2, 7, 31, 32, 33, 42, 512)
 
 
-@pytest.fixture(params=[*composed.options("impl"), *(f"library/{name}" for name in composed.options("impl"))])
+IMPLS = composed.implementations()
+
+
+@pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
 def impl(request):
     return request.param
 
@@ -72,7 +75,7 @@ class TestContractOnGpu(Contract):
         assert torch.equal(posed.storage, expected)
 
 
-@pytest.mark.parametrize("impl", composed.options("impl"))
+@pytest.mark.parametrize("impl", composed.implementations())
 @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
 @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
 def test_byte_offsets_pass_two_to_the_32(impl, op, layout, kv_cache_dtype):
@@ -108,7 +111,7 @@ def test_cuda_writes_every_number_and_size_of_heads(op, layout, head_size):
 @pytest.mark.parametrize("fp8", FORMATS)
 @pytest.mark.parametrize("dtype", ["half", "bfloat16"])
 @pytest.mark.parametrize("scale", [1.0, 0.37, 3e-5, 7e4, 1e-38])
-@pytest.mark.parametrize("impl", composed.options("impl"))
+@pytest.mark.parametrize("impl", composed.implementations())
 def test_every_sixteen_bit_value_is_quantised_as_the_oracle_does(impl, dtype, scale, fp8):
     every = torch.arange(-(2**15), 2**15, device=DEVICE, dtype=torch.int32).to(torch.int16)
     rows = every.view(law.DTYPES[dtype]).view(64, 8, 128)

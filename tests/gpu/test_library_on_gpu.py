@@ -13,7 +13,7 @@ from tests.gpu import host_time
 from tests.law import DIFFKV, FLASH
 
 DEVICE = "cuda:0"
-IMPLS = composed.options("impl")
+IMPLS = composed.implementations()
 
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 

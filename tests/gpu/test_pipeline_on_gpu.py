@@ -29,7 +29,7 @@ def measured(*overrides, **sizes):
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
 @pytest.mark.parametrize(("op", "layout"), composed.pairs())
-@pytest.mark.parametrize("impl", composed.options("impl"))
+@pytest.mark.parametrize("impl", composed.implementations())
 def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, layout, mode):
     for point in measured(f"impl={impl}", f"op={op}", f"layout={layout}", f"mode={mode}"):
         assert point.status == "ok", point.reason
@@ -47,7 +47,7 @@ def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, layout, mod
 @pytest.mark.parametrize(
     "chosen", ["kv_cache_dtype=fp8 scale=per_head", "kv_cache_dtype=fp8_e5m2 dtype=fp8_e5m2"]
 )
-@pytest.mark.parametrize("impl", composed.options("impl"))
+@pytest.mark.parametrize("impl", composed.implementations())
 def test_fp8_is_measured_too(impl, chosen, op):
     for point in measured(f"impl={impl}", f"op={op}", *chosen.split()):
         assert point.status == "ok", point.reason

@@ -7,7 +7,7 @@ from tests.contract import Contract
 
 # Triton interprets where there is no GPU; where there is one it is under test there.
 NOT_ON_CPU = {"cuda", "triton"} if torch.cuda.is_available() else {"cuda"}
-ON_CPU = [name for name in composed.options("impl") if name not in NOT_ON_CPU]
+ON_CPU = [name for name in composed.implementations() if name not in NOT_ON_CPU]
 
 
 @pytest.fixture(params=ON_CPU)

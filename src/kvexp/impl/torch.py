@@ -1,20 +1,32 @@
 """torch: the ops as indexed assignment; what every machine can run, and what a port is compared with."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kvexp.op import Call
 from kvexp.quantize import quantize
 
+Planes = list[tuple[Tensor, Tensor, Tensor | None]]
+"""Rows, the cache that they go to, and what fp8 divides by."""
+
 
 class Torch:
-    """The ops written with torch alone. Nothing synchronises, so CUDA graphs can capture it."""
+    """The ops written with torch alone. Nothing synchronises, so CUDA graphs can capture it.
+
+    Args:
+        device: `cuda:N` or `cpu`.
+        compile: The call is compiled by torch.compile before it is verified and timed.
+    """
 
     name = "torch"
     untimed = ""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, compile: bool = False) -> None:
         self.device = device
+        self.compile = compile
 
     def reshape_and_cache_flash(
         self,
@@ -31,16 +43,14 @@ class Torch:
         num_blocks, block_size = key_cache.shape[:2]
         planes = [(key, _items(key_cache), k_scale), (value, _items(value_cache), v_scale)]
 
-        def call() -> None:
-            if not slot_mapping.shape[0]:
-                return
+        def write(planes: Planes) -> None:
             token, slot, some = _destinations(slot_mapping, num_blocks * block_size)
             block, offset = slot // block_size, slot % block_size
             for rows, cache, scale in planes:
                 data = _data(rows, token, cache, kv_cache_dtype, scale)
                 cache[block, offset] = torch.where(some, data, cache[0, 0])
 
-        return call
+        return self._call(write, planes, slot_mapping)
 
     def reshape_and_cache_flash_diffkv(
         self,
@@ -74,9 +84,7 @@ class Torch:
         num_blocks, _, _, block_size = value_cache.shape
         planes = [(key, _items(key_cache), k_scale), (value, _items(value_cache), v_scale)]
 
-        def call() -> None:
-            if not slot_mapping.shape[0]:
-                return
+        def write(planes: Planes) -> None:
             token, slot, some = _destinations(slot_mapping, num_blocks * block_size)
             block, offset = slot // block_size, slot % block_size
             for rows, cache, scale in planes:
@@ -85,7 +93,27 @@ class Torch:
                 shaped = data.view(-1, *there.shape)
                 cache[block, :, :, offset] = torch.where(some, shaped, there)
 
+        return self._call(write, planes, slot_mapping)
+
+    def _call(self, write: Callable[[Planes], None], planes: Planes, slot_mapping: Tensor) -> Call:
+        """The write of all planes, compiled or not; nothing happens for no tokens."""
+        if not slot_mapping.shape[0]:
+            return _nothing
+        if not self.compile:
+            return functools.partial(write, planes)
+        # Each plane by itself: torch.compile does not take two caches inside one allocation (torch 2.13).
+        compiled = torch.compile(write, fullgraph=True, dynamic=False)
+        key_plane, value_plane = planes
+
+        def call() -> None:
+            compiled([key_plane])
+            compiled([value_plane])
+
         return call
+
+
+def _nothing() -> None:
+    """The call for no tokens."""
 
 
 def _items(cache: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""flashinfer: FlashInfer's append_paged_kv_cache, where it is installed; a peer, never a dependency."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kvexp.errors import Unsupported
+from kvexp.op import Call
+
+HEAD_SIZES = (64, 128, 256, 512)
+ELEMENTS = 8
+"""Elements of one thread."""
+MOST_THREADS = 1024
+
+
+class FlashInfer:
+    """`flashinfer.append_paged_kv_cache` as a writer of slots.
+
+    FlashInfer thinks in sequences and their pages. One sequence whose pages are all blocks in order has its
+    position p in slot p, so the slots are the positions; the page table is made outside the timed call.
+    """
+
+    name = "flashinfer"
+    untimed = ""
+
+    def __init__(self, device: str) -> None:
+        try:
+            import flashinfer
+        except ImportError as error:
+            raise Unsupported(
+                f"impl=flashinfer needs the package flashinfer, which cannot be imported: {error}"
+            ) from error
+        self.append: Any = flashinfer.append_paged_kv_cache
+
+    def reshape_and_cache_flash(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        kv_cache_dtype: str,
+        k_scale: Tensor | None,
+        v_scale: Tensor | None,
+    ) -> Call:
+        """`op.reshape_and_cache_flash` bound to these tensors."""
+        num_tokens = slot_mapping.shape[0]
+        _check(key, slot_mapping, kv_cache_dtype)
+        num_blocks, block_size = key_cache.shape[:2]
+        heads_inside = key_cache.stride(1) >= key_cache.stride(2)
+        order = (0, 1, 2, 3) if heads_inside else (0, 2, 1, 3)
+        ints: Any = {"dtype": torch.int32, "device": key.device}
+        arguments = (
+            key[:num_tokens],
+            value[:num_tokens],
+            torch.zeros(num_tokens, **ints),
+            slot_mapping.int(),
+            (key_cache.permute(order), value_cache.permute(order)),
+            torch.arange(num_blocks, **ints),
+            torch.tensor([0, num_blocks], **ints),
+            torch.tensor([block_size], **ints),
+        )
+        append = self.append
+        kv_layout = "NHD" if heads_inside else "HND"
+
+        def call() -> None:
+            append(*arguments, kv_layout=kv_layout)
+
+        return call
+
+
+def _check(key: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> None:
+    """Returns when FlashInfer takes such a call.
+
+    Raises:
+        Unsupported: It does not.
+    """
+    _, num_heads, head_size = key.shape
+    if kv_cache_dtype != "auto":
+        raise Unsupported(f"impl=flashinfer copies and has no kv_cache_dtype={kv_cache_dtype}")
+    if head_size not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        raise Unsupported(f"impl=flashinfer takes the head sizes {sizes}, not {head_size}")
+    threads = head_size // ELEMENTS * num_heads
+    if threads > MOST_THREADS:
+        raise Unsupported(
+            f"impl=flashinfer gives a token {threads} threads for {num_heads} heads x {head_size}, "
+            f"more than the {MOST_THREADS} that a block may have"
+        )
+    if slot_mapping.shape[0] and int(slot_mapping.min()) < 0:
+        raise Unsupported("impl=flashinfer has no padding slots")

@@ -1,0 +1,60 @@
+"""vllm: vLLM's own CUDA ops, where vLLM is installed; a peer to measure against, never a dependency."""
+
+from typing import Any
+
+from torch import Tensor
+
+from kvexp.errors import Unsupported
+from kvexp.op import Call
+
+WARP = 32
+
+
+class Vllm:
+    """The ops of `vllm._custom_ops`. They go through the same verification as everyone's."""
+
+    name = "vllm"
+    untimed = ""
+
+    def __init__(self, device: str) -> None:
+        try:
+            from vllm import _custom_ops
+        except ImportError as error:
+            raise Unsupported(
+                f"impl=vllm needs the package vllm, which cannot be imported: {error}"
+            ) from error
+        self.ops: Any = _custom_ops
+
+    def reshape_and_cache(self, *arguments: Any) -> Call:
+        """`op.reshape_and_cache` bound to these arguments."""
+        return _bound(self.ops.reshape_and_cache, arguments)
+
+    def reshape_and_cache_flash(self, *arguments: Any) -> Call:
+        """`op.reshape_and_cache_flash` bound to these arguments."""
+        key, _, key_cache, *_ = arguments
+        _, num_heads, head_size = key.shape
+        heads_are_adjacent = key_cache.stride(2) == head_size
+        if num_heads * head_size < WARP and not heads_are_adjacent:
+            raise Unsupported(
+                f"impl=vllm never returns for rows of {num_heads * head_size} elements, fewer than {WARP}, "
+                "whose heads lie apart in the cache"
+            )
+        return _bound(self.ops.reshape_and_cache_flash, arguments)
+
+
+def _bound(function: Any, arguments: tuple[Any, ...]) -> Call:
+    key, slot_mapping = arguments[0], arguments[4]
+    if key.itemsize == 1:
+        raise Unsupported("impl=vllm stores no rows that are 8-bit floats already")
+    if not slot_mapping.shape[0]:
+        # vLLM's launch of no tokens is an error.
+        return _nothing
+
+    def call(_alive: tuple[Tensor | str | None, ...] = arguments) -> None:
+        function(*arguments)
+
+    return call
+
+
+def _nothing() -> None:
+    """The call for no tokens."""

@@ -1,0 +1,214 @@
+"""Peers, played by stand-ins with the signatures that they publish: what they get wrong is said."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+
+from kvexp import pipeline
+from tests import composed, law, tiny
+from tests.law import DIFFKV, FLASH, PAGED
+
+FEW = (3, 16)
+
+
+def module(monkeypatch, name, **contents):
+    """A module of that name, and its parents, are there to be imported."""
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        made = ModuleType(".".join(parts[:end]))
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        if end > 1:
+            setattr(sys.modules[".".join(parts[: end - 1])], parts[end - 1], made)
+    for key, value in contents.items():
+        setattr(sys.modules[name], key, value)
+
+
+def outcomes(impl, **chosen):
+    """Status and reason of each point, timed by nobody."""
+    made = tiny.curve(impl=impl, num_tokens=FEW, **chosen)
+    return [(point.status, point.reason) for point in pipeline.run(made, {})]
+
+
+def right(op):
+    """What the op asks for, by our torch implementation."""
+    written = law.implementation("torch", "cpu")
+
+    def function(*arguments):
+        getattr(written, op)(*arguments)()
+
+    return function
+
+
+def flash_or_head_major(*arguments):
+    """vLLM's Triton launcher: the cache's dims say which op is meant."""
+    right(PAGED if arguments[2].dim() == 5 else FLASH)(*arguments)
+
+
+def few_chunks(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale):
+    """A kernel of 512 threads without a loop, one piece of 16 bytes each: the rest is never written."""
+    pieces = key_cache.shape[1] * key_cache.shape[2]
+    heads = key.shape[1] * min(pieces, 512) // pieces
+    caches = key_cache[:, :heads], value_cache[:, :heads]
+    right(PAGED)(key[:, :heads], value[:, :heads], *caches, slot_mapping, kv_cache_dtype, k_scale, v_scale)
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    module(
+        monkeypatch,
+        "vllm._custom_ops",
+        reshape_and_cache=few_chunks,
+        reshape_and_cache_flash=right(FLASH),
+    )
+
+
+@pytest.fixture
+def vllm_triton(monkeypatch):
+    module(
+        monkeypatch,
+        "vllm.v1.attention.ops.triton_reshape_and_cache_flash",
+        triton_reshape_and_cache_flash=flash_or_head_major,
+        triton_reshape_and_cache_flash_diffkv=right(DIFFKV),
+    )
+
+
+@pytest.fixture
+def flashinfer(monkeypatch):
+    module(monkeypatch, "flashinfer", append_paged_kv_cache=append_paged_kv_cache)
+
+
+def append_paged_kv_cache(
+    append_key,
+    append_value,
+    batch_indices,
+    positions,
+    paged_kv_cache,
+    kv_indices,
+    kv_indptr,
+    kv_last_page_len,
+    kv_layout="NHD",
+):
+    """FlashInfer's, token by token, from what its documentation says of each argument."""
+    ints = (batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
+    assert {tensor.dtype for tensor in ints} == {torch.int32}
+    page_size = paged_kv_cache[0].shape[1 if kv_layout == "NHD" else 2]
+    for token, (batch, position) in enumerate(zip(batch_indices, positions, strict=True)):
+        page = int(kv_indices[int(kv_indptr[int(batch)]) + int(position) // page_size])
+        entry = int(position) % page_size
+        for cache, rows in zip(paged_kv_cache, (append_key, append_value), strict=True):
+            place = cache[page, entry] if kv_layout == "NHD" else cache[page, :, entry]
+            place.copy_(rows[token])
+
+
+VERIFIED = [("verified", "timer=none: not timed")] * len(FEW)
+
+
+@pytest.mark.usefixtures("vllm")
+class TestVllm:
+    @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed"])
+    def test_that_is_right_is_said_to_be(self, layout, kv_cache_dtype):
+        assert outcomes("vllm", layout=layout, kv_cache_dtype=kv_cache_dtype) == VERIFIED
+
+    def test_that_is_right_for_few_heads_is_wrong_for_many(self):
+        """512 pieces of 16 bytes are 4096 elements of bfloat16: of 128 heads x 128, a quarter."""
+        assert outcomes("vllm", op=PAGED) == VERIFIED
+        for status, reason in outcomes("vllm", op=PAGED, num_heads=128, head_size=128):
+            assert status == "incorrect"
+            assert reason.startswith("75 % of the ")
+
+    def test_has_no_diffkv(self):
+        assert outcomes("vllm", op=DIFFKV) == [("skipped", f"impl=vllm has no {DIFFKV}")] * 2
+
+    def test_is_not_asked_for_what_never_returns(self):
+        sentence = (
+            "impl=vllm never returns for rows of 16 elements, fewer than 32, "
+            "whose heads lie apart in the cache"
+        )
+        chosen = {"num_heads": 2, "head_size": 8, "layout": "HND"}
+        assert outcomes("vllm", **chosen) == [("skipped", sentence)] * 2
+
+    def test_is_not_given_what_it_does_not_take(self):
+        sentence = "impl=vllm stores no rows that are 8-bit floats already"
+        chosen = {"dtype": "fp8_e4m3", "kv_cache_dtype": "fp8"}
+        assert outcomes("vllm", **chosen) == [("skipped", sentence)] * 2
+
+
+@pytest.mark.usefixtures("vllm_triton")
+class TestVllmTriton:
+    @pytest.mark.parametrize(("op", "layout"), composed.pairs())
+    def test_that_is_right_is_said_to_be(self, op, layout):
+        assert outcomes("vllm_triton", op=op, layout=layout) == VERIFIED
+
+    def test_that_takes_e5m2_for_e4m3_is_incorrect(self, monkeypatch):
+        def always_e4m3(*arguments):
+            key, value, key_cache, value_cache, slots, _, k_scale, v_scale = arguments
+            right(FLASH)(key, value, key_cache, value_cache, slots, "fp8_e4m3", k_scale, v_scale)
+
+        launchers = sys.modules["vllm.v1.attention.ops.triton_reshape_and_cache_flash"]
+        monkeypatch.setattr(launchers, "triton_reshape_and_cache_flash", always_e4m3)
+        assert {status for status, _ in outcomes("vllm_triton", kv_cache_dtype="fp8_e5m2")} == {"incorrect"}
+        assert outcomes("vllm_triton", kv_cache_dtype="fp8_e4m3") == VERIFIED
+
+    def test_of_an_older_vllm_lies_elsewhere_and_has_no_diffkv(self, monkeypatch):
+        monkeypatch.delitem(sys.modules, "vllm.v1.attention.ops.triton_reshape_and_cache_flash")
+        module(
+            monkeypatch,
+            "vllm.attention.ops.triton_reshape_and_cache_flash",
+            triton_reshape_and_cache_flash=flash_or_head_major,
+        )
+        assert outcomes("vllm_triton") == VERIFIED
+        sentence = (
+            "impl=vllm_triton has no triton_reshape_and_cache_flash_diffkv in the vLLM that is installed"
+        )
+        assert outcomes("vllm_triton", op=DIFFKV) == [("skipped", sentence)] * 2
+
+
+@pytest.mark.usefixtures("flashinfer")
+class TestFlashInfer:
+    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed", "HND_packed"])
+    def test_that_is_right_is_said_to_be(self, layout):
+        assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
+
+    @pytest.mark.parametrize(
+        ("chosen", "sentence"),
+        [
+            ({"head_size": 96}, "impl=flashinfer takes the head sizes 64, 128, 256, 512, not 96"),
+            (
+                {"head_size": 128, "num_heads": 128},
+                "impl=flashinfer gives a token 2048 threads for 128 heads x 128, "
+                "more than the 1024 that a block may have",
+            ),
+            (
+                {"head_size": 64, "kv_cache_dtype": "fp8"},
+                "impl=flashinfer copies and has no kv_cache_dtype=fp8_e4m3",
+            ),
+            ({"head_size": 64, "padding": 0.5}, "impl=flashinfer has no padding slots"),
+            ({"head_size": 64, "op": PAGED}, "impl=flashinfer has no reshape_and_cache"),
+        ],
+    )
+    def test_refuses_what_it_cannot(self, chosen, sentence):
+        assert outcomes("flashinfer", **chosen) == [("skipped", sentence)] * 2
+
+
+@pytest.mark.parametrize("impl", ["vllm", "vllm_triton", "flashinfer"])
+def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(impl, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("vllm", "flashinfer")]:
+        monkeypatch.delitem(sys.modules, name)
+    package = impl.partition("_")[0]
+    monkeypatch.setitem(sys.modules, package, None)
+    for status, reason in outcomes(impl):
+        assert status == "skipped"
+        assert reason.startswith(f"impl={impl} needs the package {package}")
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_torch_compile_is_verified_as_everyone_is(kv_cache_dtype):
+    assert outcomes("torch_compile", kv_cache_dtype=kv_cache_dtype) == VERIFIED
+
+
+def test_the_peers_are_those_that_say_so():
+    ours = {name for name in composed.options("impl") if name not in composed.PEERS}
+    assert ours == set(composed.implementations()) == {"cuda", "torch", "triton"}
