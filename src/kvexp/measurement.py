@@ -35,6 +35,18 @@ ENVIRONMENT = (
 """The columns about the machine and the software; None where something does not apply or is unknown."""
 
 
+MACHINE = (
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "temperature_c",
+    "power_w",
+    "memory_used_bytes",
+    "other_processes",
+    "throttled",
+)
+"""The columns about the GPU while the point was timed; None where nobody looked, or it does not say."""
+
+
 @dataclass(frozen=True)
 class Statistics:
     """The latency of one call over its samples, in microseconds.
@@ -80,6 +92,7 @@ class Measurement:
         empty_kernel_us: An empty kernel's time.
         started_at: When the point was begun, ISO 8601 with the UTC offset.
         samples_us: The raw samples; kept beside the row, in samples.jsonl.
+        machine: The columns named by MACHINE.
         environment: The columns named by ENVIRONMENT, read in the measuring process.
     """
 
@@ -95,6 +108,7 @@ class Measurement:
     empty_kernel_us: float | None = None
     started_at: str = ""
     samples_us: tuple[float, ...] = field(default=(), repr=False)
+    machine: dict[str, Any] = field(default_factory=dict, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +148,8 @@ class Measurement:
             "cache_state": self.cache_state,
             "started_at": self.started_at,
             **asdict(self.case),
+            **dict.fromkeys(MACHINE),
+            **self.machine,
             **dict.fromkeys(ENVIRONMENT),
             **self.environment,
             "schema": SCHEMA,

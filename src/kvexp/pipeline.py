@@ -21,6 +21,7 @@ from kvexp.estimate import summarise
 from kvexp.experiment import Experiment
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
+from kvexp.machine import Machine, columns
 from kvexp.measurement import Measurement, Statistics, Status
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule, Timing
@@ -51,6 +52,7 @@ class Curve:
         l2_bytes: The GPU's L2; None on a CPU.
         evict: Sweeps the L2 by reading.
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
+        machine: The GPU to look at while it measures.
     """
 
     op: Op
@@ -61,6 +63,7 @@ class Curve:
     l2_bytes: int | None
     evict: Call | None
     empty_kernel_us: float | None
+    machine: Machine
 
 
 def run(experiment: Experiment, environment: dict[str, Any]) -> Iterator[Measurement]:
@@ -75,7 +78,8 @@ def run(experiment: Experiment, environment: dict[str, Any]) -> Iterator[Measure
     """
     cases = list(experiment.cases())
     with ExitStack() as stack:
-        curve = attempt(lambda: _open(experiment, cases, stack))
+        machine = Machine(environment.get("device_uuid"))
+        curve = attempt(lambda: _open(experiment, cases, stack, machine))
         for case in cases:
             started_at = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
             outcome = curve if isinstance(curve, Failure) else _tried(curve, case)
@@ -104,7 +108,7 @@ def attempt(work: Callable[[], T]) -> T | Failure:
         return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack) -> Curve:
+def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machine: Machine) -> Curve:
     """The parts of the curve; what is refused for all its points is refused here."""
     largest = max(cases, key=lambda case: case.num_tokens)
     source: torch.dtype = getattr(torch, str(experiment.dtype.options["torch_dtype"]))
@@ -133,6 +137,7 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack) -> Cu
         l2_bytes=l2_bytes,
         evict=_sweep(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
+        machine=machine,
     )
     if not _timed(curve, largest) or largest.timer != "cuda_event":
         return curve
@@ -174,7 +179,9 @@ def measured(curve: Curve, case: Case) -> Measurement:
         return Measurement(case, "verified", curve.impl.untimed or "timer=none: not timed")
     if short:
         verify(short.run, tensors, min(short.calls, plan.mappings))
+    before = curve.machine.look()
     timing = _timing(curve, case, long, short, plan)
+    after = curve.machine.look()
     verify_again(long.run, tensors, plan.mappings)
     return Measurement(
         case=case,
@@ -187,6 +194,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
         copy_us=_copy_us(curve, case, plan, read, written),
         empty_kernel_us=curve.empty_kernel_us,
         samples_us=timing.samples_us,
+        machine=columns(before, after),
     )
 
 

@@ -168,3 +168,13 @@ def test_a_call_that_is_right_once_is_not_timed():
     for point in pipeline.run(lazy.resolved("cuda:0"), environment.read("cuda:0")):
         assert point.status == "incorrect"
         assert point.statistics is None
+
+
+def test_the_gpu_is_watched_while_it_measures():
+    for point in measured("impl=cuda"):
+        row = point.row()
+        assert row["sm_clock_mhz"] > 100
+        assert row["memory_clock_mhz"] > 100
+        assert 0 < row["temperature_c"] < 120
+        assert row["power_w"] > 10
+        assert isinstance(row["throttled"], str)
