@@ -32,6 +32,7 @@ SIZES = [
     (3, 40, 64, 16),
     (2, 64, 128, 16),
     (2, 128, 128, 16),
+    (4, 1, 16, 16),
 ]
 # Each list of types once with each other: source, cache, scale.
 TYPES = [

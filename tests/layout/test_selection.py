@@ -42,7 +42,7 @@ def test_a_connector_s_wish_is_its_own(connector):
     ],
 )
 def test_our_variable_comes_before_vllms_before_the_connector(environ, layout, reason):
-    assert select(FLASH, environ, "nixl", "HND") == Selection(layout, reason)
+    assert select(FLASH, environ, "connector=nixl", "HND") == Selection(layout, reason)
 
 
 @pytest.mark.parametrize("name", NAMES)

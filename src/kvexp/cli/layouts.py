@@ -34,7 +34,7 @@ def resolve(
         return dict(config), dict(choices), CHOSEN
     wish = config["connector"].get("layout")
     connector = choices.get("connector") or "none"
-    chosen = selection.select(choices.get("op") or "", environ, connector, wish)
+    chosen = selection.select(choices.get("op") or "", environ, f"connector={connector}", wish)
     file = next((f for d in folders if (f := d / "layout" / f"{chosen.layout}.yaml").is_file()), None)
     if file is None:
         raise ConfigError(f"layout=auto means {chosen.layout} ({chosen.reason}), which has no YAML")

@@ -37,14 +37,14 @@ class Selection(NamedTuple):
 
 
 def select(
-    op: str, environ: Mapping[str, str], connector: str = "none", wish: str | None = None
+    op: str, environ: Mapping[str, str], connector: str = "connector=none", wish: str | None = None
 ) -> Selection:
     """The layout that `auto` means.
 
     Args:
         op: The op that will write the cache.
         environ: The environment.
-        connector: The KV-transfer connector's name.
+        connector: The KV-transfer connector as the reason is to name it.
         wish: The layout that it asks for; None where it asks for none.
 
     Raises:
@@ -62,8 +62,8 @@ def _found(environ: Mapping[str, str], connector: str, wish: str | None) -> Sele
         if value := environ.get(variable):
             return Selection(_named(variable, value), f"{variable}={value}")
     if wish is not None:
-        return Selection(wish, f"connector={connector} asks for {wish}")
-    return Selection(DEFAULT, f"no variable names a layout and connector={connector} asks for none")
+        return Selection(wish, f"{connector} asks for {wish}")
+    return Selection(DEFAULT, f"no variable names a layout and {connector} asks for none")
 
 
 def _named(variable: str, value: str) -> str:
