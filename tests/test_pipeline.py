@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from dataclasses import replace
 from itertools import product
 
@@ -8,6 +9,7 @@ import pytest
 from kvexp import pipeline, timer
 from kvexp.errors import ConfigError
 from kvexp.estimate import summarise
+from kvexp.measurement import SECONDS
 from kvexp.workload import inputs, patterns, room
 from tests import composed, tiny
 
@@ -103,6 +105,21 @@ class TestAnErrorOfAPoint:
 
 
 class TestATimedPoint:
+    def test_says_where_its_time_went(self):
+        begin = time.perf_counter()
+        points = list(measured(**QUICK))
+        whole = time.perf_counter() - begin
+        for point in points:
+            assert sorted(point.seconds) == sorted(SECONDS)
+            assert min(point.seconds.values()) > 0
+            # A sample is one replay of all calls.
+            calls = point.replicas * sum(point.samples_us) / 1e6
+            assert point.seconds["timing_s"] >= 0.9 * calls
+        own = sum(
+            seconds for point in points for part, seconds in point.seconds.items() if part != "curve_setup_s"
+        )
+        assert own + points[0].seconds["curve_setup_s"] < whole
+
     def test_has_a_latency_of_all_its_samples_and_no_reason(self):
         for point in measured(**QUICK):
             assert (point.status, point.reason) == ("ok", "")

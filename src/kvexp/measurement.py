@@ -47,6 +47,11 @@ MACHINE = (
 """The columns about the GPU while the point was timed; None where nobody looked, or it does not say."""
 
 
+SECONDS = ("curve_setup_s", "setup_s", "verify_s", "timing_s", "ceiling_s")
+"""The columns about where the time went: the curve's set-up (allocation, inputs, poison), which all of its
+points share, then the point's own set-up (tensors, compilation, capture), checks, samples, and ceiling."""
+
+
 @dataclass(frozen=True)
 class Statistics:
     """The latency of one call over its samples, in microseconds.
@@ -93,6 +98,7 @@ class Measurement:
         started_at: When the point was begun, ISO 8601 with the UTC offset.
         samples_us: The raw samples; kept beside the row, in samples.jsonl.
         machine: The columns named by MACHINE.
+        seconds: The columns named by SECONDS; a part that was not come to is None in the row.
         environment: The columns named by ENVIRONMENT, read in the measuring process.
     """
 
@@ -109,6 +115,7 @@ class Measurement:
     started_at: str = ""
     samples_us: tuple[float, ...] = field(default=(), repr=False)
     machine: dict[str, Any] = field(default_factory=dict, repr=False)
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -148,6 +155,8 @@ class Measurement:
             "cache_state": self.cache_state,
             "started_at": self.started_at,
             **asdict(self.case),
+            **dict.fromkeys(SECONDS),
+            **self.seconds,
             **dict.fromkeys(MACHINE),
             **self.machine,
             **dict.fromkeys(ENVIRONMENT),

@@ -6,16 +6,18 @@ allocate the curve's cache -> build the case's tensors -> bind the calls -> prep
 
 import datetime
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import torch
 
-from kvexp import ceiling, mode, replicas, timer
+from kvexp import curve as curves
+from kvexp import mode, timer
 from kvexp.case import Case
+from kvexp.curve import Curve
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.estimate import summarise
 from kvexp.experiment import Experiment
@@ -24,9 +26,9 @@ from kvexp.layout import Layout
 from kvexp.machine import Machine, columns
 from kvexp.measurement import Measurement, Statistics, Status
 from kvexp.op import Call, Op
-from kvexp.timer import Replay, Rule, Timing
+from kvexp.timer import Rule, Timing
 from kvexp.verify import poison, restore, verify, verify_again
-from kvexp.workload import Memory, Tensors, allocate, build, patterns
+from kvexp.workload import Tensors, allocate, build, patterns
 
 T = TypeVar("T")
 
@@ -37,33 +39,6 @@ class Failure:
 
     status: Status
     reason: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What all points of a curve share.
-
-    Attributes:
-        op: What is written.
-        impl: Who writes it.
-        memory: The cache and the inputs.
-        rule: When to stop sampling.
-        item_bytes: Bytes of a source item.
-        l2_bytes: The GPU's L2; None on a CPU.
-        evict: Sweeps the L2 by reading.
-        empty_kernel_us: An empty kernel's time in a graph; None where there is none.
-        machine: The GPU to look at while it measures.
-    """
-
-    op: Op
-    impl: Impl
-    memory: Memory
-    rule: Rule
-    item_bytes: int
-    l2_bytes: int | None
-    evict: Call | None
-    empty_kernel_us: float | None
-    machine: Machine
 
 
 def run(experiment: Experiment, environment: dict[str, Any]) -> Iterator[Measurement]:
@@ -79,13 +54,16 @@ def run(experiment: Experiment, environment: dict[str, Any]) -> Iterator[Measure
     cases = list(experiment.cases())
     with ExitStack() as stack:
         machine = Machine(environment.get("device_uuid"))
-        curve = attempt(lambda: _open(experiment, cases, stack, machine))
+        opening = Seconds()
+        with opening.of("curve_setup_s"):
+            curve = attempt(lambda: _open(experiment, cases, stack, machine))
         for case in cases:
             started_at = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
             outcome = curve if isinstance(curve, Failure) else _tried(curve, case)
             if isinstance(outcome, Failure):
                 outcome = Measurement(case, outcome.status, outcome.reason)
-            yield replace(outcome, started_at=started_at, environment=environment)
+            seconds = {**opening, **outcome.seconds}
+            yield replace(outcome, started_at=started_at, environment=environment, seconds=seconds)
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
@@ -135,13 +113,13 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machi
         rule=rule,
         item_bytes=source.itemsize,
         l2_bytes=l2_bytes,
-        evict=_sweep(l2_bytes, largest.device) if l2_bytes else None,
+        evict=curves.sweep(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
     )
-    if not _timed(curve, largest) or largest.timer != "cuda_event":
+    if not curves.timed(curve, largest) or largest.timer != "cuda_event":
         return curve
-    return replace(curve, empty_kernel_us=_empty_kernel_us(curve, largest))
+    return replace(curve, empty_kernel_us=curves.empty_kernel_us(curve, largest))
 
 
 @functools.cache
@@ -167,22 +145,30 @@ def measured(curve: Curve, case: Case) -> Measurement:
         IncorrectResult: The calls wrote wrong bytes.
     """
     patterns.check(case)
+    seconds = Seconds()
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = _plan(curve, case, read, written)
-    tensors = build(case, curve.memory, plan.mappings)
-    bound = [curve.op.bind(curve.impl, tensors, slots) for slots in tensors.slot_mappings]
-    if case.mode == "cudagraph":
-        _warm_up(bound[0], tensors)
-    long, short = _replays(case, bound, plan)
-    verify(long.run, tensors, plan.mappings)
-    if not _timed(curve, case):
-        return Measurement(case, "verified", curve.impl.untimed or "timer=none: not timed")
-    if short:
-        verify(short.run, tensors, min(short.calls, plan.mappings))
-    before = curve.machine.look()
-    timing = _timing(curve, case, long, short, plan)
-    after = curve.machine.look()
-    verify_again(long.run, tensors, plan.mappings)
+    plan = curves.plan(curve, case, read, written)
+    with seconds.of("setup_s"):
+        tensors = build(case, curve.memory, plan.mappings)
+        bound = [curve.op.bind(curve.impl, tensors, slots) for slots in tensors.slot_mappings]
+        if case.mode == "cudagraph":
+            _warm_up(bound[0], tensors)
+        long, short = curves.replays(case, bound, plan)
+    with seconds.of("verify_s"):
+        verify(long.run, tensors, plan.mappings)
+        if short:
+            verify(short.run, tensors, min(short.calls, plan.mappings))
+    if not curves.timed(curve, case):
+        reason = curve.impl.untimed or "timer=none: not timed"
+        return Measurement(case, "verified", reason, seconds=seconds)
+    with seconds.of("timing_s"):
+        before = curve.machine.look()
+        timing = curves.timing(curve, case, long, short, plan)
+        after = curve.machine.look()
+    with seconds.of("verify_s"):
+        verify_again(long.run, tensors, plan.mappings)
+    with seconds.of("ceiling_s"):
+        copy_us = curves.copy_us(curve, case, plan, read, written)
     return Measurement(
         case=case,
         status="ok",
@@ -191,31 +177,23 @@ def measured(curve: Curve, case: Case) -> Measurement:
         replicas=plan.calls,
         cache_state=plan.cache_state,
         host_us=timing.host_us,
-        copy_us=_copy_us(curve, case, plan, read, written),
+        copy_us=copy_us,
         empty_kernel_us=curve.empty_kernel_us,
         samples_us=timing.samples_us,
         machine=columns(before, after),
+        seconds=seconds,
     )
 
 
-def _timed(curve: Curve, case: Case) -> bool:
-    return case.timer != "none" and not curve.impl.untimed
+class Seconds(dict[str, float]):
+    """Where a point's time goes: seconds by part."""
 
-
-def _plan(curve: Curve, case: Case, read: int, written: int) -> replicas.Plan:
-    if not _timed(curve, case):
-        return replicas.ONCE
-    if curve.l2_bytes is None:
-        return replicas.cpu_plan(case.mappings, read + written)
-    if case.timer == "wall_clock":
-        return replace(replicas.ONCE, cache_state="warm")
-    return replicas.gpu_plan(
-        case.mappings,
-        read + written,
-        written,
-        curve.l2_bytes,
-        graph=case.mode == "cudagraph",
-    )
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """What happens inside is added to the part."""
+        begin = time.perf_counter()
+        yield
+        self[part] = self.get(part, 0.0) + time.perf_counter() - begin
 
 
 def _warm_up(call: Call, tensors: Tensors) -> None:
@@ -225,57 +203,8 @@ def _warm_up(call: Call, tensors: Tensors) -> None:
     restore(tensors, 1)
 
 
-def _replays(case: Case, bound: Sequence[Call], plan: replicas.Plan) -> tuple[Replay, Replay | None]:
-    calls = list(islice(cycle(bound), plan.calls))
-    long = Replay(mode.prepare(case.mode, calls), plan.calls)
-    if not plan.short_calls:
-        return long, None
-    return long, Replay(mode.prepare(case.mode, calls[: plan.short_calls]), plan.short_calls)
-
-
-def _timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: replicas.Plan) -> Timing:
-    if case.timer == "wall_clock" or short is None:
-        return timer.wall_clock(long, curve.rule, on_gpu=case.device != "cpu")
-    evict = curve.evict if plan.evict else None
-    return timer.cuda_event(long, short, evict, curve.rule, eager=case.mode == "no_graph")
-
-
 def _statistics(timing: Timing) -> Statistics:
     statistics = summarise(timing.samples_us)
     if statistics.latency_us <= 0:
         raise KvexpError("the latency is below what the timer resolves")
     return statistics
-
-
-def _copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int) -> float | None:
-    """Median time of the fastest copy that reads and writes as many bytes, measured as the op was."""
-    medians = []
-    for unroll in ceiling.unrolls(case.device, written):
-        calls = ceiling.copy_calls(curve.memory, case.num_tokens, read, written, plan.mappings, unroll)
-        if not calls:
-            return None
-        calls[0]()
-        long, short = _replays(case, calls, plan)
-        timing = _timing(curve, case, long, short, plan)
-        medians.append(summarise(timing.samples_us).latency_us)
-    ceiling.restore(curve.memory, written, len(calls))
-    return min(medians)
-
-
-def _empty_kernel_us(curve: Curve, case: Case) -> float:
-    call = ceiling.empty_call(case.device)
-    call()
-    plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
-    long, short = _replays(case, [call], plan)
-    return summarise(_timing(curve, case, long, short, plan).samples_us).latency_us
-
-
-def _sweep(l2_bytes: int, device: str) -> Call:
-    """Reads more than twice the L2, so that what was in it is evicted and no dirty line is left."""
-    memory = torch.ones(replicas.COLD_FACTOR * l2_bytes // 8 + 1, dtype=torch.int64, device=device)
-    total = torch.empty((), dtype=torch.int64, device=device)
-
-    def sweep() -> None:
-        torch.sum(memory, dim=0, out=total)
-
-    return sweep
