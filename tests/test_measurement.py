@@ -29,6 +29,7 @@ COLUMNS = [
     "bytes_moved",
     "replicas",
     "cache_state",
+    "inputs_state",
     "started_at",
     "op",
     "impl",

@@ -242,3 +242,14 @@ def test_every_row_is_strict_json():
     wrong = [*measured(how="wrong.Idle"), *measured(how="wrong.Raising")]
     for point in (*measured(**QUICK), *measured(impl="cuda"), *wrong):
         assert json.loads(json.dumps(point.row(), allow_nan=False)) == point.row()
+
+
+@pytest.mark.parametrize("chosen", [{"cache": "cold"}, {"inputs": "cold"}, {"cache": "hot"}])
+def test_a_state_of_the_l2_is_a_gpu_s(chosen):
+    state = {"cache": "auto", "inputs": "hot", **chosen}
+    for point in measured(timer="wall_clock", rule=chosen):
+        assert point.status == "skipped"
+        assert point.reason == (
+            f"timer.cache={state['cache']} timer.inputs={state['inputs']} needs a GPU and timer=cuda_event; "
+            "elsewhere they are auto and hot"
+        )

@@ -1,13 +1,15 @@
-from itertools import product
+from itertools import cycle, islice, product
 
 import pytest
 
+from kvexp.errors import Unsupported
 from kvexp.replicas import (
     COLD_FACTOR,
     FEWEST_CALLS,
     MOST_EAGER_CALLS,
     MOST_GRAPH_CALLS,
     ONCE,
+    Plan,
     cpu_plan,
     gpu_plan,
 )
@@ -54,6 +56,47 @@ class TestOnAGpu:
         for tokens, slots, *_, plan in cases():
             if slots // tokens >= FEWEST_CALLS:
                 assert plan.cache_state == "cold"
+
+    def test_cold_slots_that_cannot_be_are_refused_when_they_are_asked_for(self):
+        with pytest.raises(Unsupported) as raised:
+            gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="cold")
+        assert str(raised.value) == (
+            "timer.cache=cold needs slots for 4 calls that share none, and the cache has them for 1; "
+            "take more workload.num_blocks or timer.cache=hot"
+        )
+        assert gpu_plan(4, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="cold").cache_state == "cold"
+
+    def test_hot_slots_are_the_same_in_every_call_and_stay_in_the_l2(self):
+        plan = gpu_plan(1000, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="hot")
+        assert (plan.cache_state, plan.mappings, plan.evict) == ("hot", 1, False)
+        assert plan.calls >= FEWEST_CALLS
+
+    @pytest.mark.parametrize("cache", ["auto", "hot"])
+    def test_cold_inputs_are_evicted_before_each_replay_or_by_one_another(self, cache):
+        for tokens, slots, row, l2 in product(TOKENS, SLOTS, ROW_BYTES, L2):
+            if tokens > slots:
+                continue
+            written = tokens * row
+            read = written + 8 * tokens
+            plan = gpu_plan(slots // tokens, read + written, written, l2, True, cache, "cold")
+            assert plan.inputs_state == "cold"
+            assert plan.evict
+            assert 1 <= plan.windows <= plan.calls
+            if plan.windows < plan.calls:
+                assert plan.windows * read > COLD_FACTOR * l2
+
+    def test_hot_inputs_are_one_call_s(self):
+        assert {(plan.windows, plan.inputs_state) for *_, plan in cases()} == {(1, "hot")}
+
+    @pytest.mark.parametrize(("mappings", "windows"), [(1, 1), (6, 1), (1, 6), (6, 4), (4, 6), (5, 5)])
+    @pytest.mark.parametrize("calls", [1, 3, 6, 17])
+    def test_the_last_call_on_a_mapping_says_whose_rows_it_holds(self, mappings, windows, calls):
+        plan = Plan(calls, 0, mappings, "cold", True, windows, "cold")
+        held = {}
+        bound = [(i % mappings, i % windows) for i in range(max(mappings, windows))]
+        for mapping, window in islice(cycle(bound), calls):
+            held[mapping] = window
+        assert plan.last_windows(calls) == [held[mapping] for mapping in sorted(held)]
 
     def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
         plan = gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True)

@@ -23,7 +23,13 @@ SLOT_BYTES = 8
 
 
 def copy_calls(
-    memory: Memory, num_tokens: int, read: int, written: int, count: int, unroll: int
+    memory: Memory,
+    num_tokens: int,
+    read: int,
+    written: int,
+    count: int,
+    unroll: int,
+    windows: int = 1,
 ) -> Sequence[Call]:
     """Copies that read and write these bytes, each to the next place of the cache's memory.
 
@@ -32,8 +38,9 @@ def copy_calls(
         num_tokens: Tokens of the op's call; each copy reads as many slots, and its own.
         read: Bytes that one copy reads: the slots', and a multiple of `written`.
         written: Bytes that one copy writes.
-        count: Different copies that are wanted; fewer come where the cache holds fewer.
+        count: Different places to write that are wanted; fewer come where the cache holds fewer.
         unroll: Vectors that a thread moves on a GPU.
+        windows: Different places of the inputs to read from, on a GPU.
 
     Returns:
         The calls; none when one copy is less than a vector or more than the cache, or on a CPU when it would
@@ -41,7 +48,8 @@ def copy_calls(
     """
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
     step = -(-written // VECTOR) * VECTOR
-    places = [storage[i * step : i * step + written] for i in range(min(count, storage.numel() // step))]
+    count = min(count, storage.numel() // step)
+    places = [storage[i * step : i * step + written] for i in range(count)]
     reads = (read - SLOT_BYTES * num_tokens) // written
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
@@ -51,7 +59,13 @@ def copy_calls(
     # Whole vectors of slots, each copy its own.
     stride = num_tokens + num_tokens % 2
     slots = [memory.slots[i * stride :][:num_tokens] for i in range(len(places))]
-    return [_gpu_copy(memory, reads, *each, unroll) for each in zip(slots, places, strict=True)]
+    source = memory.inputs.view(torch.uint8)
+    apart = -(-reads * written // VECTOR) * VECTOR
+    windows = min(windows, source.numel() // apart)
+    return [
+        _gpu_copy(source[i % windows * apart :], reads, slots[i % count], places[i % count], unroll)
+        for i in range(max(count, windows) if count else 0)
+    ]
 
 
 def unrolls(device: str, written: int) -> tuple[int, ...]:
@@ -73,11 +87,11 @@ def empty_call(device: str) -> Call:
     return _bound("empty", 1, 1, 1, torch.device(device), ())
 
 
-def _gpu_copy(memory: Memory, reads: int, slots: Tensor, place: Tensor, unroll: int) -> Call:
+def _gpu_copy(source: Tensor, reads: int, slots: Tensor, place: Tensor, unroll: int) -> Call:
     writes = place.numel() // VECTOR
     extras = slots.numel() * SLOT_BYTES // VECTOR
     grid = -(-writes // (THREADS * unroll))
-    tensors = (memory.inputs, slots, place)
+    tensors = (source, slots, place)
     return _bound("copy", grid, unroll, reads, place.device, tensors, writes, extras)
 
 

@@ -1,6 +1,7 @@
 """What the points of a curve share, and how a point's calls are replayed and timed on it."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
@@ -8,12 +9,27 @@ import torch
 
 from kvexp import ceiling, mode, replicas, timer
 from kvexp.case import Case
+from kvexp.errors import Unsupported
 from kvexp.estimate import summarise
 from kvexp.impl import Impl
 from kvexp.machine import Machine
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule, Timing
 from kvexp.workload import Memory
+from kvexp.workload.inputs import window_rows
+
+
+@dataclass(frozen=True)
+class L2State:
+    """What a call is to find in the GPU's L2.
+
+    Attributes:
+        cache: `timer.cache`: its slots are to be `cold` or `hot`; `auto` is cold where that can be.
+        inputs: `timer.inputs`: its keys and values are to be `cold` or `hot`.
+    """
+
+    cache: str
+    inputs: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Curve:
         impl: Who writes it.
         memory: The cache and the inputs.
         rule: When to stop sampling.
+        l2_state: What the L2 is to hold.
         item_bytes: Bytes of a source item.
         l2_bytes: The GPU's L2; None on a CPU.
         evict: Sweeps the L2 by reading.
@@ -36,6 +53,7 @@ class Curve:
     impl: Impl
     memory: Memory
     rule: Rule
+    l2_state: L2State
     item_bytes: int
     l2_bytes: int | None
     evict: Call | None
@@ -49,20 +67,47 @@ def timed(curve: Curve, case: Case) -> bool:
 
 
 def plan(curve: Curve, case: Case, read: int, written: int) -> replicas.Plan:
-    """How many calls a replay of the point holds, and through how many slot mappings they walk."""
+    """How many calls a replay of the point holds, and what they walk through.
+
+    Raises:
+        Unsupported: What was asked of the L2 cannot be.
+    """
     if not timed(curve, case):
         return replicas.ONCE
-    if curve.l2_bytes is None:
+    return _timed_plan(case, read, written, curve.l2_bytes, curve.l2_state)
+
+
+def least_rows(
+    cases: Sequence[Case], op: Op, item_bytes: int, l2_bytes: int | None, l2_state: L2State
+) -> int:
+    """Rows of keys and values that the calls of all points walk through; 0 where one call's will do."""
+    if l2_state.inputs != "cold" or l2_bytes is None:
+        return 0
+    rows = 0
+    for case in cases:
+        with suppress(Unsupported):  # said again, of that point, when it is measured
+            moved = op.bytes_moved(case, item_bytes)
+            windows = _timed_plan(case, *moved, l2_bytes, l2_state).windows
+            rows = max(rows, windows * window_rows(case, item_bytes))
+    return rows
+
+
+def _timed_plan(
+    case: Case, read: int, written: int, l2_bytes: int | None, l2_state: L2State
+) -> replicas.Plan:
+    on_events = l2_bytes is not None and case.timer == "cuda_event"
+    if not on_events and l2_state != L2State("auto", "hot"):
+        raise Unsupported(
+            f"timer.cache={l2_state.cache} timer.inputs={l2_state.inputs} needs a GPU and timer=cuda_event; "
+            "elsewhere they are auto and hot"
+        )
+    if l2_bytes is None:
         return replicas.cpu_plan(case.mappings, read + written)
-    if case.timer == "wall_clock":
+    if not on_events:
         return replace(replicas.ONCE, cache_state="warm")
-    return replicas.gpu_plan(
-        case.mappings,
-        read + written,
-        written,
-        curve.l2_bytes,
-        graph=case.mode == "cudagraph",
-    )
+    graph = case.mode == "cudagraph"
+    cache, inputs = l2_state.cache, l2_state.inputs
+    return replicas.gpu_plan(case.mappings, read + written, written, l2_bytes, graph, cache, inputs)
 
 
 def replays(case: Case, bound: Sequence[Call], plan: replicas.Plan) -> tuple[Replay, Replay | None]:
@@ -86,7 +131,9 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
     """Median time of the fastest copy that reads and writes as many bytes, measured as the op was."""
     medians = []
     for unroll in ceiling.unrolls(case.device, written):
-        calls = ceiling.copy_calls(curve.memory, case.num_tokens, read, written, plan.mappings, unroll)
+        calls = ceiling.copy_calls(
+            curve.memory, case.num_tokens, read, written, plan.mappings, unroll, plan.windows
+        )
         if not calls:
             return None
         calls[0]()

@@ -91,7 +91,10 @@ class Measurement:
         statistics: The latency; only `ok` has one.
         bytes_moved: Bytes that one call must read and write once.
         replicas: Calls in the replay that was timed.
-        cache_state: `cold` when every call of the replay writes slots that are not in the L2, else `warm`.
+        cache_state: `cold` when every call of the replay writes slots that are not in the L2, `hot` when all
+            write the same, else `warm`.
+        inputs_state: `hot` when every call of the replay reads the same keys and values, `cold` when each
+            reads some that are not in the L2.
         host_us: The host's time for one eager call, in `no_graph` mode on a GPU.
         copy_us: A copy kernel's time at the same numbers of bytes read and written.
         empty_kernel_us: An empty kernel's time.
@@ -109,6 +112,7 @@ class Measurement:
     bytes_moved: int | None = None
     replicas: int | None = None
     cache_state: str | None = None
+    inputs_state: str | None = None
     host_us: float | None = None
     copy_us: float | None = None
     empty_kernel_us: float | None = None
@@ -153,6 +157,7 @@ class Measurement:
             "bytes_moved": self.bytes_moved,
             "replicas": self.replicas,
             "cache_state": self.cache_state,
+            "inputs_state": self.inputs_state,
             "started_at": self.started_at,
             **asdict(self.case),
             **dict.fromkeys(SECONDS),

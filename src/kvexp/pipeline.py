@@ -90,7 +90,9 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machi
     """The parts of the curve; what is refused for all its points is refused here."""
     largest = max(cases, key=lambda case: case.num_tokens)
     source: torch.dtype = getattr(torch, str(experiment.dtype.options["torch_dtype"]))
-    rule = Rule.from_options(dict(experiment.timer.options))
+    options = dict(experiment.timer.options)
+    l2_state = curves.L2State(str(options.pop("cache")), str(options.pop("inputs")))
+    rule = Rule.from_options(options)
     impl: Impl = make(experiment.impl, device=largest.device)
     op: Op = make(experiment.op)
     layout: Layout = make(experiment.layout)
@@ -103,14 +105,16 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machi
         device = torch.device(largest.device)
         stack.enter_context(torch.cuda.device(device))
         stack.enter_context(torch.cuda.stream(_stream(device)))
-    memory = stack.enter_context(allocate(largest, layout, source))
-    poison(memory.cache)
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
+    rows = curves.least_rows(cases, op, source.itemsize, l2_bytes, l2_state)
+    memory = stack.enter_context(allocate(largest, layout, source, rows))
+    poison(memory.cache)
     curve = Curve(
         op=op,
         impl=impl,
         memory=memory,
         rule=rule,
+        l2_state=l2_state,
         item_bytes=source.itemsize,
         l2_bytes=l2_bytes,
         evict=curves.sweep(l2_bytes, largest.device) if l2_bytes else None,
@@ -149,15 +153,21 @@ def measured(curve: Curve, case: Case) -> Measurement:
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
     plan = curves.plan(curve, case, read, written)
     with seconds.of("setup_s"):
-        tensors = build(case, curve.memory, plan.mappings)
-        bound = [curve.op.bind(curve.impl, tensors, slots) for slots in tensors.slot_mappings]
+        tensors = build(case, curve.memory, plan.mappings, plan.windows)
+        bound = [
+            curve.op.bind(
+                curve.impl, tensors.window(i % plan.windows), tensors.slot_mappings[i % plan.mappings]
+            )
+            for i in range(max(plan.mappings, plan.windows))
+        ]
         if case.mode == "cudagraph":
             _warm_up(bound[0], tensors)
         long, short = curves.replays(case, bound, plan)
     with seconds.of("verify_s"):
-        verify(long.run, tensors, plan.mappings)
+        verify(long.run, tensors, plan.mappings, plan.last_windows(long.calls))
         if short:
-            verify(short.run, tensors, min(short.calls, plan.mappings))
+            written_last = plan.last_windows(short.calls)
+            verify(short.run, tensors, len(written_last), written_last)
     if not curves.timed(curve, case):
         reason = curve.impl.untimed or "timer=none: not timed"
         return Measurement(case, "verified", reason, seconds=seconds)
@@ -166,7 +176,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
         timing = curves.timing(curve, case, long, short, plan)
         after = curve.machine.look()
     with seconds.of("verify_s"):
-        verify_again(long.run, tensors, plan.mappings)
+        verify_again(long.run, tensors, plan.mappings, plan.last_windows(long.calls))
     with seconds.of("ceiling_s"):
         copy_us = curves.copy_us(curve, case, plan, read, written)
     return Measurement(
@@ -176,6 +186,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
         bytes_moved=read + written,
         replicas=plan.calls,
         cache_state=plan.cache_state,
+        inputs_state=plan.inputs_state,
         host_us=timing.host_us,
         copy_us=copy_us,
         empty_kernel_us=curve.empty_kernel_us,

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from kvexp.errors import Unsupported
+
 MOST_GRAPH_CALLS = 2000
 """More nodes cost more in capture than they tell."""
 
@@ -25,15 +27,29 @@ class Plan:
         calls: Calls of the long replay.
         short_calls: Calls of the short replay, whose time is subtracted; 0 where none is needed.
         mappings: Slot mappings that the calls walk through, none sharing a slot with another.
-        cache_state: `cold` or `warm`; None on a CPU, whose caches are not watched.
+        cache_state: `cold`, `hot` (every call writes the same slots) or `warm` (the cache is too small for
+            either); None on a CPU, whose caches are not watched.
         evict: The L2 is swept by reading before each replay.
+        windows: Different keys and values that the calls walk through.
+        inputs_state: `hot` (every call reads the same rows) or `cold`; None on a CPU.
     """
 
     calls: int
     short_calls: int
     mappings: int
-    cache_state: Literal["cold", "warm"] | None
+    cache_state: Literal["cold", "hot", "warm"] | None
     evict: bool
+    windows: int = 1
+    inputs_state: Literal["cold", "hot"] | None = None
+
+    def last_windows(self, calls: int) -> list[int]:
+        """For each slot mapping that so many calls of the replay write, the window written last."""
+        period = max(self.mappings, self.windows)
+        last: dict[int, int] = {}
+        for call in range(calls):
+            place = call % period
+            last[place % self.mappings] = place % self.windows
+        return [last[mapping] for mapping in range(len(last))]
 
 
 ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, evict=False)
@@ -52,11 +68,19 @@ def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
     return Plan(calls, 0, min(calls, distinct), None, False)
 
 
-def gpu_plan(distinct: int, bytes_moved: int, bytes_written: int, l2_bytes: int, graph: bool) -> Plan:
-    """A replay long against the clock's resolution, whose calls write slots that are not in the L2.
+def gpu_plan(
+    distinct: int,
+    bytes_moved: int,
+    bytes_written: int,
+    l2_bytes: int,
+    graph: bool,
+    cache: str = "auto",
+    inputs: str = "hot",
+) -> Plan:
+    """A replay long against the clock's resolution, whose calls find the L2 as they are to find it.
 
     A read sweep before each replay evicts what the replay before it wrote; inside a replay a slot occurs
-    once, or again only after more than twice the L2 was written.
+    once, or again only after more than twice the L2 was written, and the rows of cold inputs alike.
 
     Args:
         distinct: Slot mappings that share no slot; see `Case.mappings`.
@@ -64,15 +88,41 @@ def gpu_plan(distinct: int, bytes_moved: int, bytes_written: int, l2_bytes: int,
         bytes_written: Bytes of the slots that one call writes.
         l2_bytes: Size of the GPU's L2.
         graph: The calls are captured in a CUDA graph.
+        cache: `cold`, `hot`, or `auto`: cold where the cache has the slots for it.
+        inputs: `hot` or `cold`.
+
+    Raises:
+        Unsupported: Cold slots were asked for and the cache has too few.
     """
     most = MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS
     expected_us = 1.0 + bytes_moved / 3e6
     long_enough = math.ceil(GPU_REPLAY_US / expected_us)
     to_be_cold = COLD_FACTOR * l2_bytes // bytes_written + 1
-    calls = max(FEWEST_CALLS, min(most, max(long_enough, to_be_cold)))
-    mappings = min(calls, distinct)
-    if mappings < calls and distinct < to_be_cold:
-        if distinct < FEWEST_CALLS:
-            return Plan(calls, calls // 4, mappings, "warm", evict=False)
-        calls = mappings
-    return Plan(calls, calls // 4, mappings, "cold", evict=True)
+    wanted = long_enough if cache == "hot" else max(long_enough, to_be_cold)
+    calls = max(FEWEST_CALLS, min(most, wanted))
+    mappings = 1
+    state: Literal["cold", "hot", "warm"] = "hot"
+    if cache != "hot":
+        mappings, state = min(calls, distinct), "cold"
+        if mappings < calls and distinct < to_be_cold:
+            if distinct >= FEWEST_CALLS:
+                calls = mappings
+            elif cache == "cold":
+                raise Unsupported(
+                    f"timer.cache=cold needs slots for {FEWEST_CALLS} calls that share none, and the cache "
+                    f"has them for {distinct}; take more workload.num_blocks or timer.cache=hot"
+                )
+            else:
+                state = "warm"
+    windows = 1
+    if inputs == "cold":
+        windows = min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1)
+    return Plan(
+        calls=calls,
+        short_calls=calls // 4,
+        mappings=mappings,
+        cache_state=state,
+        evict=state == "cold" or inputs == "cold",
+        windows=windows,
+        inputs_state="cold" if inputs == "cold" else "hot",
+    )

@@ -5,7 +5,7 @@ the contract asks for, poisons those slots again, and scans the whole cache: any
 was written without being asked for. So after a right call the cache is all poison again.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,13 +36,14 @@ def restore(tensors: Tensors, mappings: int) -> None:
             tensors.cache.layout.scatter(_items(plane), chunk, poisoned)
 
 
-def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
+def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()) -> None:
     """Runs the call on the poisoned cache and returns when the law holds; the cache is all poison again.
 
     Args:
         run: Writes the rows of `tensors` to the slots of its first `mappings` slot mappings.
         tensors: The case's tensors; its cache is all poison.
         mappings: How many slot mappings the call walks through.
+        windows: For each of them, whose rows it holds in the end; those of the first window by default.
 
     Raises:
         IncorrectResult: Wrong bytes in a written slot, a changed byte elsewhere in the cache, or changed
@@ -53,8 +54,12 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
         if not tensors.unchanged():
             tensors.memory.fill()
             raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
-        _check_rows("key_cache", tensors, tensors.key, tensors.key_cache, tensors.k_scale, mappings)
-        _check_rows("value_cache", tensors, tensors.value, tensors.value_cache, tensors.v_scale, mappings)
+        slots = tensors.written_slots(mappings)
+        for window in sorted({*windows}) or [0]:
+            own = torch.tensor([w == window for w in windows or [0] * mappings], device=slots.device)
+            seen, written = tensors.window(window), slots[own]
+            _check_rows("key_cache", seen, seen.key, seen.key_cache, seen.k_scale, written)
+            _check_rows("value_cache", seen, seen.value, seen.value_cache, seen.v_scale, written)
         restore(tensors, mappings)
         _check_untouched(tensors.cache)
     except IncorrectResult:
@@ -62,7 +67,9 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
         raise
 
 
-def verify_again(run: Callable[[], None], tensors: Tensors, mappings: int) -> None:
+def verify_again(
+    run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()
+) -> None:
     """Returns when what ran since the last check, and one run more, hold the law as well.
 
     Raises:
@@ -71,16 +78,15 @@ def verify_again(run: Callable[[], None], tensors: Tensors, mappings: int) -> No
     try:
         restore(tensors, mappings)
         _check_untouched(tensors.cache)
-        verify(run, tensors, mappings)
+        verify(run, tensors, mappings, windows)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
 
 
 def _check_rows(
-    name: str, tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, mappings: int
+    name: str, tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
 ) -> None:
-    slots = tensors.written_slots(mappings)
     wrong = torch.zeros((), dtype=torch.int64, device=slots.device)
     total = 0
     for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):

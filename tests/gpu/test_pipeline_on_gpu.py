@@ -178,3 +178,33 @@ def test_the_gpu_is_watched_while_it_measures():
         assert 0 < row["temperature_c"] < 120
         assert row["power_w"] > 10
         assert isinstance(row["throttled"], str)
+
+
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+def test_every_state_of_the_l2_is_right_and_said(impl, mode):
+    for cache in ("cold", "hot"):
+        for inputs in ("cold", "hot"):
+            chosen = (f"timer.cache={cache}", f"timer.inputs={inputs}")
+            for point in measured(f"impl={impl}", f"mode={mode}", *chosen):
+                assert point.status == "ok", point.reason
+                assert (point.cache_state, point.inputs_state) == (cache, inputs)
+
+
+def test_cold_slots_and_cold_inputs_each_cost_time():
+    """1024 tokens x 8 heads: 4 MB read and 4 MB written, which stay in any L2 when they may."""
+    took = {
+        (cache, inputs): measured(
+            "impl=cuda", f"timer.cache={cache}", f"timer.inputs={inputs}", tokens="workload.num_tokens=1024"
+        )[0].statistics.latency_us
+        for cache in ("cold", "hot")
+        for inputs in ("cold", "hot")
+    }
+    assert took["cold", "cold"] > 1.05 * took["hot", "hot"]
+    assert took["hot", "cold"] > 1.02 * took["hot", "hot"]
+
+
+def test_cold_slots_that_cannot_be_are_refused():
+    for point in measured("impl=cuda", "timer.cache=cold", workload="tiny", tokens="workload.num_tokens=50"):
+        assert point.status == "skipped"
+        assert "timer.cache=cold needs slots for 4 calls" in point.reason

@@ -23,6 +23,7 @@ FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), 
 TIMER_WHOLE = {"warmup": 1, "min_samples": 2, "max_samples": 2}
 """The timer's whole numbers and the least of each; a standard deviation wants two samples."""
 TIMER_REAL = ("relative_error", "max_seconds")
+TIMER_WORDS = {"cache": ("auto", "cold", "hot"), "inputs": ("hot", "cold")}
 
 WORDS = {
     "slots": ("random", "contiguous", "reversed", "decode", "prefill"),
@@ -122,14 +123,15 @@ def _data(group: str, name: str, config: Config) -> Choice:
 
 
 def _timer(name: str, config: Config) -> Choice:
-    check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL])
+    check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
     whole = {key: _whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
     real = {key: _positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
+    words = {key: _word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
     if whole["max_samples"] < whole["min_samples"]:
         raise ConfigError(
             f"timer.max_samples {whole['max_samples']} is below timer.min_samples {whole['min_samples']}"
         )
-    return Choice(name, options={**whole, **real})
+    return Choice(name, options={**whole, **real, **words})
 
 
 def _workload(name: str, config: Config) -> WorkloadSpec:

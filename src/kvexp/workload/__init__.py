@@ -5,7 +5,7 @@ The cache and the inputs are allocated once per curve, for its largest `num_toke
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ class Tensors:
         memory: The curve's memory, which these are views of.
         slot_mappings: int64 `[mappings, num_tokens]`; no slot but that of padding occurs twice, and each
             mapping begins at a multiple of 16 bytes, as a tensor of its own would.
+        windows: Different inputs that the calls may be given; `key` and `value` are those of the first.
         kept: The tokens that are no padding, int64 ascending; None when none is.
         checksum: Of the slot mappings, where they are no view of the curve's slots.
     """
@@ -64,6 +65,7 @@ class Tensors:
     value: Tensor
     memory: "Memory"
     slot_mappings: Tensor
+    windows: int = 1
     kept: Tensor | None = None
     checksum: int = 0
 
@@ -107,6 +109,14 @@ class Tensors:
         """int64 `[mappings, written_tokens]`: the slots of the first mappings without padding."""
         chosen = self.slot_mappings[:mappings]
         return chosen if self.kept is None else chosen[:, self.kept]
+
+    def window(self, index: int) -> "Tensors":
+        """The same with the inputs of another window."""
+        if index == 0:
+            return self
+        first = index * inputs.window_rows(self.case, self.key.itemsize)
+        rows = slice(first, first + len(self.key))
+        return replace(self, key=self.memory.rows.key[rows], value=self.memory.rows.value[rows])
 
     def unchanged(self) -> bool:
         """Whether inputs, slots and scales are as they were made."""
@@ -166,8 +176,14 @@ class Memory:
 
 
 @contextmanager
-def allocate(largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Memory]:
+def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int = 0) -> Iterator[Memory]:
     """The memory of a curve whose largest point is `largest`; given back at the end.
+
+    Args:
+        largest: The point with the most tokens.
+        layout: Of the cache.
+        source: Type of keys and values.
+        least_rows: Rows of keys and of values, where the largest point needs fewer.
 
     Raises:
         Unsupported: The memory does not fit the device.
@@ -176,7 +192,7 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Mem
     # Neither the first layer nor the last where there are three: a write into a neighbour is seen.
     planes = layout.planes(largest, item_bytes, layer=largest.num_layers // 2)
     cache_bytes = planes.items * item_bytes
-    room.check(largest, cache_bytes, inputs.items(largest) * source.itemsize)
+    room.check(largest, cache_bytes, inputs.items(largest, least_rows) * source.itemsize)
     device = torch.device(largest.device)
     item = source if largest.kv_cache_dtype == "auto" else torch.uint8
     storage = torch.empty(cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
@@ -186,7 +202,7 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Mem
     memory = Memory(
         largest=largest,
         cache=cache,
-        rows=inputs.make(largest, source, device),
+        rows=inputs.make(largest, source, device, least_rows),
         slots=torch.empty(largest.num_slots, dtype=torch.int64, device=device),
         scales=torch.empty(
             (2, largest.num_heads if largest.scale == "per_head" else 1), dtype=torch.float32, device=device
@@ -199,8 +215,8 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Mem
         torch.cuda.empty_cache()
 
 
-def build(case: Case, memory: Memory, mappings: int) -> Tensors:
-    """The tensors of one case with `mappings` slot mappings that share no slot.
+def build(case: Case, memory: Memory, mappings: int, windows: int = 1) -> Tensors:
+    """The tensors of one case with `mappings` slot mappings that share no slot, and so many inputs.
 
     Raises:
         Unsupported: `num_tokens` exceeds the slots of the cache.
@@ -219,6 +235,7 @@ def build(case: Case, memory: Memory, mappings: int) -> Tensors:
         value=memory.rows.value[: case.num_tokens + case.extra_tokens],
         memory=memory,
         slot_mappings=of_curve[:, : case.num_tokens],
+        windows=windows,
         kept=kept,
         checksum=0 if kept is None else checksum(of_curve[:, : case.num_tokens].reshape(-1)),
     )

@@ -1,5 +1,6 @@
 """How key and value lie in memory before the call."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,9 @@ from kvexp.case import Case
 KINDS = ("contiguous", "qkv", "misaligned")
 """contiguous: each its own tensor; qkv: views of a fused tensor of query, key and value heads;
 misaligned: each begins one item past an aligned address."""
+
+ALIGNED_BYTES = 16
+"""The widest access of one thread."""
 
 ALIGNED_ITEMS = 64
 """Items that a plane's begin is rounded up to; 64 bytes and more, whatever the type."""
@@ -40,30 +44,38 @@ class Rows:
             part.copy_(torch.randn(part.shape, generator=generator, device=part.device))
 
 
-def items(case: Case) -> int:
+def items(case: Case, least_rows: int = 0) -> int:
     """Items of the inputs' memory for a curve whose largest point is `case`."""
-    _, _, total = _places(case)
+    _, _, total = _places(case, num_rows(case, least_rows))
     return total
 
 
-def make(case: Case, source: torch.dtype, device: torch.device) -> Rows:
+def make(case: Case, source: torch.dtype, device: torch.device, least_rows: int = 0) -> Rows:
     """Inputs for a curve whose largest point is `case`; their contents are not set."""
-    (key_at, key_stride), (value_at, value_stride), total = _places(case)
+    count, heads = num_rows(case, least_rows), case.num_heads
+    (key_at, key_stride), (value_at, value_stride), total = _places(case, count)
     flat = torch.empty(total, dtype=source, device=device)
-    count, heads = num_rows(case), case.num_heads
     key = flat.as_strided((count, heads, case.head_size), (key_stride, case.head_size, 1), key_at)
     value = flat.as_strided((count, heads, case.head_size_v), (value_stride, case.head_size_v, 1), value_at)
     return Rows(flat, key, value)
 
 
-def num_rows(case: Case) -> int:
-    """Rows that the largest call is given; no call has more tokens than there are slots."""
-    return min(case.num_tokens, case.num_slots) + case.extra_tokens
+def num_rows(case: Case, least_rows: int = 0) -> int:
+    """Rows that the largest call is given, or more; no call has more tokens than there are slots."""
+    return max(least_rows, min(case.num_tokens, case.num_slots) + case.extra_tokens)
 
 
-def _places(case: Case) -> tuple[tuple[int, int], tuple[int, int], int]:
+def window_rows(case: Case, item_bytes: int) -> int:
+    """Rows from one call's inputs to the next one's, where each call has its own: all are aligned alike."""
+    (_, key_stride), (_, value_stride), _ = _places(case, 0)
+    pieces = (ALIGNED_BYTES // math.gcd(ALIGNED_BYTES, s * item_bytes) for s in (key_stride, value_stride))
+    multiple = max(pieces)
+    return -(-(case.num_tokens + case.extra_tokens) // multiple) * multiple
+
+
+def _places(case: Case, count: int) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Begin and row stride of key and of value, and the items of both, in items."""
-    count, heads = num_rows(case), case.num_heads
+    heads = case.num_heads
     key_row, value_row = heads * case.head_size, heads * case.head_size_v
     if case.rows == "qkv":
         key_at = case.num_query_heads * case.head_size
