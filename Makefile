@@ -20,7 +20,7 @@ export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint test-gpu ui clean
+.PHONY: help setup run test lint test-gpu profile ui clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,9 @@ lint: $(READY)  ## Check style, formatting, types and who imports whom
 test-gpu: $(READY)  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu needs an NVIDIA GPU that torch can use, and this machine has none; make test needs none.")'
 	$(BIN)/python -m pytest tests/gpu
+
+profile: $(READY)  ## Print the ncu command for ARGS="impl=cuda workload.num_tokens=1024" and the like
+	@echo "ncu --profile-from-start off --target-processes all --set full $(BIN)/python -m kvexp timer=profile tracking=none $(ARGS)"
 
 ui: $(READY)  ## Show the tracked runs at http://127.0.0.1:5000 (PORT=... for another port)
 	@test -f "$(MLRUNS)/mlflow.db" || { echo "There are no runs yet ($(MLRUNS)/mlflow.db is missing): make run makes some." >&2; exit 2; }

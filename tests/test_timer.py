@@ -132,10 +132,11 @@ def test_a_cpu_has_the_host_s_clock(name):
     assert check_timer(name, "cpu") is None
 
 
-def test_a_cpu_has_no_cuda_events():
+@pytest.mark.parametrize("name", ["cuda_event", "profile"])
+def test_a_cpu_has_none_of_cuda_s(name):
     with pytest.raises(Unsupported) as raised:
-        check_timer("cuda_event", "cpu")
-    assert str(raised.value) == "timer=cuda_event needs a GPU; on device=cpu use timer=wall_clock"
+        check_timer(name, "cpu")
+    assert str(raised.value) == f"timer={name} needs a GPU; on device=cpu use timer=wall_clock"
 
 
 def test_a_gpu_has_cuda_events():

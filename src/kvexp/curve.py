@@ -18,6 +18,12 @@ from kvexp.timer import Replay, Rule, Timing
 from kvexp.workload import Memory
 from kvexp.workload.inputs import window_rows
 
+UNTIMED = {
+    "none": "timer=none: not timed",
+    "profile": "timer=profile: run for a profiler, not timed",
+}
+"""Timers without a clock, and what a point says of it."""
+
 
 @dataclass(frozen=True)
 class L2State:
@@ -63,7 +69,7 @@ class Curve:
 
 def timed(curve: Curve, case: Case) -> bool:
     """Whether the point is to be timed once it is verified."""
-    return case.timer != "none" and not curve.impl.untimed
+    return case.timer not in UNTIMED and not curve.impl.untimed
 
 
 def plan(curve: Curve, case: Case, read: int, written: int) -> replicas.Plan:

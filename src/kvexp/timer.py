@@ -22,6 +22,9 @@ from kvexp.experiment import Scalar
 from kvexp.op import Call
 
 FIRST_SPIN_CYCLES = 400_000
+PROFILED_CALLS = 10
+"""Calls that a profiler is shown; ncu replays each many times."""
+
 LAST_SPIN_CYCLES = 1 << 28
 """Some 0.15 s: the host queues no replay for longer than that."""
 
@@ -78,10 +81,22 @@ def check_timer(timer: str, device: str) -> None:
     """Returns when the device has the clock.
 
     Raises:
-        Unsupported: CUDA events were asked for on a CPU.
+        Unsupported: CUDA events, or calls for CUDA's profilers, were asked for on a CPU.
     """
-    if timer == "cuda_event" and not device.startswith("cuda"):
-        raise Unsupported(f"timer=cuda_event needs a GPU; on device={device} use timer=wall_clock")
+    if timer in ("cuda_event", "profile") and not device.startswith("cuda"):
+        raise Unsupported(f"timer={timer} needs a GPU; on device={device} use timer=wall_clock")
+
+
+def profile(calls: Sequence[Call], name: str) -> None:
+    """The calls ran one by one while a profiler was told to look, in an NVTX range of that name."""
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    torch.cuda.nvtx.range_push(name)
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    torch.cuda.nvtx.range_pop()
+    torch.cuda.profiler.stop()
 
 
 def collect(

@@ -208,3 +208,14 @@ def test_cold_slots_that_cannot_be_are_refused():
     for point in measured("impl=cuda", "timer.cache=cold", workload="tiny", tokens="workload.num_tokens=50"):
         assert point.status == "skipped"
         assert "timer.cache=cold needs slots for 4 calls" in point.reason
+
+
+@pytest.mark.parametrize("impl", composed.implementations())
+def test_what_a_profiler_is_shown_is_right_and_not_timed(impl, monkeypatch):
+    shown = []
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: shown.append("start"))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: shown.append("stop"))
+    points = measured(f"impl={impl}", "timer=profile")
+    for point in points:
+        assert (point.status, point.reason) == ("verified", "timer=profile: run for a profiler, not timed")
+    assert shown == ["start", "stop"] * len(points)
