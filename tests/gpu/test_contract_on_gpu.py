@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,3 +142,18 @@ def test_conversion_without_the_instruction_gives_the_same_codes(op, fp8):
         posed.bind(software)()
         assert torch.equal(posed.storage, expected)
         assert quantize(rows, fp8, posed.k_scale).unique().numel() > 200
+
+
+@pytest.mark.parametrize("group_tokens", [1, 2, 8, 32])
+@pytest.mark.parametrize("fp8", ["auto", "fp8_e4m3"])
+def test_groups_of_any_size_hold_the_law(group_tokens, fp8):
+    choice = replace(composed.choice("impl", "cuda"), options={"group_tokens": group_tokens})
+    impl = make(choice, device=DEVICE)
+    for num_tokens in (1, 5, 33, 512):
+        posed = law.problem(
+            DEVICE, law.shuffled(num_tokens, 1024 * 16), op=PAGED, num_heads=5, num_blocks=1024,
+            kv_cache_dtype=fp8,
+        )  # fmt: skip
+        expected = posed.expected()
+        posed.bind(impl)()
+        assert torch.equal(posed.storage, expected)

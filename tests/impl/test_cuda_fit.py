@@ -15,7 +15,8 @@ ODD = 1 + 2 * 2 * 64
 def specialised(monkeypatch):
     """The specialisation of a problem, as a launcher would compile it."""
     impl = object.__new__(Cuda)
-    impl.device, impl.arch, impl.software_fp8 = torch.device("cuda:0"), "sm_90", False
+    impl.device, impl.arch = torch.device("cuda:0"), "sm_90"
+    impl.software_fp8, impl.group_tokens = False, None
     seen = []
     monkeypatch.setattr(
         Launcher, "__init__", lambda self, spec, num_slots, *_: seen.append((spec, num_slots))

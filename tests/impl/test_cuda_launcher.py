@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kvexp import jit
+from kvexp.errors import ConfigError
 from kvexp.impl.cuda import Cuda, launcher
 from kvexp.impl.cuda.launcher import MOST_CTAS, MOST_THREADS, grid
 from kvexp.impl.cuda.spec import THREADS
@@ -18,7 +19,8 @@ STREAMS = (11, 22)
 def impl():
     """The implementation as it is made on a GPU."""
     made = object.__new__(Cuda)
-    made.device, made.arch, made.software_fp8 = torch.device("cuda:3"), "sm_90", False
+    made.device, made.arch = torch.device("cuda:3"), "sm_90"
+    made.software_fp8, made.group_tokens = False, None
     return made
 
 
@@ -139,6 +141,11 @@ def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
     assert [macros["WIDE_INDEX"] for macros in loaded] == [0, 1]
 
 
+def test_groups_that_are_no_power_of_two_are_refused():
+    with pytest.raises(ConfigError, match=r"impl\.group_tokens must be a power of two from 1 to 32, not 3"):
+        Cuda("cuda:0", group_tokens=3)
+
+
 def test_the_software_conversion_is_an_option(impl, loaded):
     impl.software_fp8 = True
     law.problem("cpu", [5], kv_cache_dtype="fp8_e4m3").bind(impl)
@@ -164,3 +171,16 @@ class TestTheGrid:
         posed = law.problem("cpu", law.shuffled(33, 128), num_heads=3, head_size=120)
         posed.bind(impl)()
         assert launched[0][1].grid == (-(-33 * 3 * 120 // 8 // THREADS), 1, 1)
+
+    @pytest.mark.parametrize(
+        ("asked", "tokens", "group"), [(None, 33, 16), (1, 33, 1), (4, 33, 4), (32, 9, 16)]
+    )
+    def test_has_groups_of_as_many_tokens_as_are_asked_for(self, impl, launched, asked, tokens, group):
+        impl.group_tokens = asked
+        posed = law.problem("cpu", law.shuffled(tokens, 128), op=law.PAGED, num_heads=3, head_size=128)
+        posed.bind(impl)()
+        _, config, _, *arguments = launched[0]
+        num_tokens, shift, _ = arguments[7:]
+        assert (num_tokens, 1 << shift) == (tokens, group)
+        threads = -(-tokens // group) * group * 3 * 128 // 8
+        assert config.grid[0] == -(-threads // THREADS)

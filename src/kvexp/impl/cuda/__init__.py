@@ -1,11 +1,12 @@
 """cuda: CUDA C++ kernels, compiled with NVRTC for the sizes at hand, launched on torch's current stream."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvexp.errors import Unsupported
+from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.cuda import fit
 from kvexp.impl.cuda.launcher import Launcher
 from kvexp.op import Call
@@ -17,12 +18,16 @@ class Cuda:
     Args:
         device: `cuda:N`.
         software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
+        group_tokens: Tokens that neighbouring lanes of `reshape_and_cache` take, a power of two up to 32;
+            None leaves it to the kernel. Many suit slots that follow one another, 1 suits scattered ones.
     """
 
     name = "cuda"
     untimed = ""
 
-    def __init__(self, device: str, software_fp8: bool = False) -> None:
+    def __init__(self, device: str, software_fp8: bool = False, group_tokens: int | None = None) -> None:
+        if group_tokens not in (None, 1, 2, 4, 8, 16, 32):
+            raise ConfigError(f"impl.group_tokens must be a power of two from 1 to 32, not {group_tokens!r}")
         if not device.startswith("cuda"):
             none = "this machine has none" if not torch.cuda.is_available() else "device=cpu is not"
             raise Unsupported(
@@ -37,6 +42,7 @@ class Cuda:
             ) from error
         self.device = torch.device(device)
         self.software_fp8 = software_fp8
+        self.group_tokens = group_tokens
         major, minor = torch.cuda.get_device_capability(self.device)
         self.arch = f"sm_{major}{minor}"
 
@@ -104,6 +110,7 @@ class Cuda:
             key_cache, value_cache = caches
             num_slots = value_cache.shape[0] * value_cache.shape[3]
             spec = fit.head_major(key, value, key_cache, value_cache, items)
+            spec = replace(spec, group_tokens=self.group_tokens)
             return Launcher(spec, num_slots, self.device.index, self.arch)
         head_size = key.shape[2]
         packed = op == "reshape_and_cache_flash_diffkv"

@@ -149,6 +149,7 @@ class HeadMajor:
         key_vec: Elements of one store into the key cache.
         row_strides: Items from one row to the next, of key and of value.
         block_strides: Items from one block to the next, of the key cache and of the value cache.
+        group_tokens: Tokens that neighbouring lanes take, a power of two; None for as many as fill a sector.
         wide_index: The flat index needs 64 bits.
     """
 
@@ -160,6 +161,7 @@ class HeadMajor:
     key_vec: int
     row_strides: tuple[int, int]
     block_strides: tuple[int, int]
+    group_tokens: int | None = None
     wide_index: bool = False
 
     kernel = "reshape_and_cache"
@@ -171,7 +173,8 @@ class HeadMajor:
 
     def group_shift(self, num_tokens: int) -> int:
         """The logarithm of the tokens of a group: as many as fill a sector with items of V, or fewer."""
-        return min(SECTOR_BYTES // self.items.cache_bytes, _next_power_of_two(num_tokens)).bit_length() - 1
+        most = self.group_tokens or SECTOR_BYTES // self.items.cache_bytes
+        return min(most, _next_power_of_two(num_tokens)).bit_length() - 1
 
     def threads(self, num_tokens: int) -> int:
         """Threads that a call for so many tokens needs; the last group counts whole."""
