@@ -1,6 +1,5 @@
 """torch: the ops as indexed assignment; what every machine can run, and what a port is compared with."""
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -9,8 +8,11 @@ from torch import Tensor
 from kvexp.op import Call
 from kvexp.quantize import quantize
 
-Planes = list[tuple[Tensor, Tensor, Tensor | None]]
+Plane = tuple[Tensor, Tensor, Tensor | None]
 """Rows, the cache that they go to, and what fp8 divides by."""
+
+Store = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""`store(cache, data, block, offset, some)` writes the data, or what is there already where there is none."""
 
 
 class Torch:
@@ -26,7 +28,10 @@ class Torch:
 
     def __init__(self, device: str, compile: bool = False) -> None:
         self.device = device
-        self.compile = compile
+        # One function for all calls: their tensors are its arguments, so that they share one compilation.
+        self._write = torch.compile(_write, fullgraph=True, dynamic=False) if compile else _write
+        # Each plane by itself: torch.compile refuses some caches that share an allocation (torch 2.13).
+        self._planes_at_once = 1 if compile else 2
 
     def reshape_and_cache_flash(
         self,
@@ -40,17 +45,10 @@ class Torch:
         v_scale: Tensor | None,
     ) -> Call:
         """`op.reshape_and_cache_flash` bound to these tensors."""
-        num_blocks, block_size = key_cache.shape[:2]
-        planes = [(key, _items(key_cache), k_scale), (value, _items(value_cache), v_scale)]
-
-        def write(planes: Planes) -> None:
-            token, slot, some = _destinations(slot_mapping, num_blocks * block_size)
-            block, offset = slot // block_size, slot % block_size
-            for rows, cache, scale in planes:
-                data = _data(rows, token, cache, kv_cache_dtype, scale)
-                cache[block, offset] = torch.where(some, data, cache[0, 0])
-
-        return self._call(write, planes, slot_mapping)
+        planes = [(key, key_cache, k_scale), (value, value_cache, v_scale)]
+        return self._call(
+            planes, slot_mapping, key_cache.shape[0], key_cache.shape[1], kv_cache_dtype, _flash
+        )
 
     def reshape_and_cache_flash_diffkv(
         self,
@@ -82,34 +80,53 @@ class Torch:
     ) -> Call:
         """`op.reshape_and_cache` bound to these tensors."""
         num_blocks, _, _, block_size = value_cache.shape
-        planes = [(key, _items(key_cache), k_scale), (value, _items(value_cache), v_scale)]
+        planes = [(key, key_cache, k_scale), (value, value_cache, v_scale)]
+        return self._call(planes, slot_mapping, num_blocks, block_size, kv_cache_dtype, _head_major)
 
-        def write(planes: Planes) -> None:
-            token, slot, some = _destinations(slot_mapping, num_blocks * block_size)
-            block, offset = slot // block_size, slot % block_size
-            for rows, cache, scale in planes:
-                data = _data(rows, token, cache, kv_cache_dtype, scale)
-                there = cache[0, :, :, 0]
-                shaped = data.view(-1, *there.shape)
-                cache[block, :, :, offset] = torch.where(some, shaped, there)
-
-        return self._call(write, planes, slot_mapping)
-
-    def _call(self, write: Callable[[Planes], None], planes: Planes, slot_mapping: Tensor) -> Call:
-        """The write of all planes, compiled or not; nothing happens for no tokens."""
+    def _call(
+        self,
+        planes: list[Plane],
+        slot_mapping: Tensor,
+        num_blocks: int,
+        block_size: int,
+        kv_cache_dtype: str,
+        store: Store,
+    ) -> Call:
+        """The write of all planes; nothing happens for no tokens."""
         if not slot_mapping.shape[0]:
             return _nothing
-        if not self.compile:
-            return functools.partial(write, planes)
-        # Each plane by itself: torch.compile does not take two caches inside one allocation (torch 2.13).
-        compiled = torch.compile(write, fullgraph=True, dynamic=False)
-        key_plane, value_plane = planes
+        items = [(rows, _items(cache), scale) for rows, cache, scale in planes]
+        parts = [items[i : i + self._planes_at_once] for i in range(0, len(items), self._planes_at_once)]
+        write = self._write
 
         def call() -> None:
-            compiled([key_plane])
-            compiled([value_plane])
+            for part in parts:
+                write(part, slot_mapping, num_blocks * block_size, block_size, kv_cache_dtype, store)
 
         return call
+
+
+def _write(
+    planes: list[Plane],
+    slot_mapping: Tensor,
+    num_slots: int,
+    block_size: int,
+    kv_cache_dtype: str,
+    store: Store,
+) -> None:
+    token, slot, some = _destinations(slot_mapping, num_slots)
+    block, offset = slot // block_size, slot % block_size
+    for rows, cache, scale in planes:
+        store(cache, _data(rows, token, cache, kv_cache_dtype, scale), block, offset, some)
+
+
+def _flash(cache: Tensor, data: Tensor, block: Tensor, offset: Tensor, some: Tensor) -> None:
+    cache[block, offset] = torch.where(some, data, cache[0, 0])
+
+
+def _head_major(cache: Tensor, data: Tensor, block: Tensor, offset: Tensor, some: Tensor) -> None:
+    there = cache[0, :, :, 0]
+    cache[block, :, :, offset] = torch.where(some, data.view(-1, *there.shape), there)
 
 
 def _nothing() -> None:
