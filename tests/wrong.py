@@ -156,6 +156,23 @@ class Lazy(Torch):
         return call
 
 
+class Sly(Torch):
+    """Right where a slot looks as if it were about to be checked, wrong where it was written before."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
+        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
+        first = int(slots[0])
+
+        def call():
+            place = key_cache.view(torch.uint8)[first // key_cache.shape[1], first % key_cache.shape[1]]
+            poisoned = bool((place == 0xA5).all())
+            right()
+            if not poisoned:
+                place.zero_()
+
+        return call
+
+
 class Careless(Torch):
     """Right the first time; later calls write to every slot besides."""
 

@@ -61,7 +61,7 @@ def copy_calls(
     slots = [memory.slots[i * stride :][:num_tokens] for i in range(len(places))]
     source = memory.inputs.view(torch.uint8)
     apart = -(-reads * written // VECTOR) * VECTOR
-    windows = min(windows, source.numel() // apart)
+    windows = max(1, min(windows, source.numel() // apart))
     return [
         _gpu_copy(source[i % windows * apart :], reads, slots[i % count], places[i % count], unroll)
         for i in range(max(count, windows) if count else 0)

@@ -15,7 +15,7 @@ from kvexp.impl import Impl
 from kvexp.machine import Machine
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule, Timing
-from kvexp.workload import Memory
+from kvexp.workload import Memory, patterns
 from kvexp.workload.inputs import window_rows
 
 UNTIMED = {
@@ -92,6 +92,7 @@ def least_rows(
     rows = 0
     for case in cases:
         with suppress(Unsupported):  # said again, of that point, when it is measured
+            patterns.check(case)
             moved = op.bytes_moved(case, item_bytes)
             windows = _timed_plan(case, *moved, l2_bytes, l2_state).windows
             rows = max(rows, windows * window_rows(case, item_bytes))
@@ -110,7 +111,8 @@ def _timed_plan(
     if l2_bytes is None:
         return replicas.cpu_plan(case.mappings, read + written)
     if not on_events:
-        return replace(replicas.ONCE, cache_state="warm")
+        # One call, again and again: the same slots and the same rows.
+        return replace(replicas.ONCE, cache_state="hot", inputs_state="hot")
     graph = case.mode == "cudagraph"
     cache, inputs = l2_state.cache, l2_state.inputs
     return replicas.gpu_plan(case.mappings, read + written, written, l2_bytes, graph, cache, inputs)
@@ -147,16 +149,21 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
         found = timing(curve, case, long, short, plan)
         medians.append(summarise(found.samples_us).latency_us)
     ceiling.restore(curve.memory, written, len(calls))
-    return min(medians)
+    return _resolved(min(medians))
 
 
-def empty_kernel_us(curve: Curve, case: Case) -> float:
+def empty_kernel_us(curve: Curve, case: Case) -> float | None:
     """Median time of a kernel that does nothing, launched as the case's calls are."""
     call = ceiling.empty_call(case.device)
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
     long, short = replays(case, [call], plan)
-    return summarise(timing(curve, case, long, short, plan).samples_us).latency_us
+    return _resolved(summarise(timing(curve, case, long, short, plan).samples_us).latency_us)
+
+
+def _resolved(median_us: float) -> float | None:
+    """The median, or None where a difference of replays is below what the clock resolves."""
+    return median_us if median_us > 0 else None
 
 
 def sweep(l2_bytes: int, device: str) -> Call:

@@ -22,10 +22,15 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 def cache_dir() -> Path:
-    """`$KVEXP_CACHE_DIR`, else `kvexp` in the user's cache folder."""
+    """`$KVEXP_CACHE_DIR`, else `kvexp` in the user's cache folder, else a folder for temporary files."""
     if chosen := os.environ.get("KVEXP_CACHE_DIR"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvexp"
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "kvexp"
+    try:
+        return Path.home() / ".cache" / "kvexp"
+    except RuntimeError:  # a container's user without a home
+        return Path(tempfile.gettempdir()) / f"kvexp-{os.getuid()}"
 
 
 def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:

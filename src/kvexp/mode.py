@@ -22,7 +22,7 @@ def prepare(mode: str, calls: Sequence[Call]) -> Call:
     """One call that makes all of `calls`, in order, on the current stream.
 
     For `cudagraph` the calls are captured, not run: one of them must have run before, so that nothing is
-    compiled or loaded for the first time inside the capture. They differ in their slots alone.
+    compiled or loaded for the first time inside the capture. They differ in their slots and inputs alone.
 
     Args:
         mode: `cudagraph` or `no_graph`.

@@ -65,6 +65,8 @@ def run(experiment: Experiment, environment: dict[str, Any]) -> Iterator[Measure
                 outcome = Measurement(case, outcome.status, outcome.reason)
             seconds = {**opening, **outcome.seconds}
             yield replace(outcome, started_at=started_at, environment=environment, seconds=seconds)
+        # The stack gives the memory back, which nobody may hold any more.
+        del curve
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
@@ -180,7 +182,10 @@ def measured(curve: Curve, case: Case) -> Measurement:
         timing = curves.timing(curve, case, long, short, plan)
         after = curve.machine.look()
     with seconds.of("verify_s"):
-        verify_again(long.run, tensors, plan.mappings, plan.last_windows(long.calls))
+        windows = plan.last_windows(long.calls)
+        # A sample ends with the short replay, which writes the first mappings once more.
+        again = plan.last_windows(short.calls) if short else []
+        verify_again(long.run, tensors, plan.mappings, windows, [*again, *windows[len(again) :]])
     with seconds.of("ceiling_s"):
         copy_us = curves.copy_us(curve, case, plan, read, written)
     return Measurement(

@@ -54,12 +54,7 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Se
         if not tensors.unchanged():
             tensors.memory.fill()
             raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
-        slots = tensors.written_slots(mappings)
-        for window in sorted({*windows}) or [0]:
-            own = torch.tensor([w == window for w in windows or [0] * mappings], device=slots.device)
-            seen, written = tensors.window(window), slots[own]
-            _check_rows("key_cache", seen, seen.key, seen.key_cache, seen.k_scale, written)
-            _check_rows("value_cache", seen, seen.value, seen.value_cache, seen.v_scale, written)
+        _check_written(tensors, mappings, windows)
         restore(tensors, mappings)
         _check_untouched(tensors.cache)
     except IncorrectResult:
@@ -68,20 +63,42 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Se
 
 
 def verify_again(
-    run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()
+    run: Callable[[], None],
+    tensors: Tensors,
+    mappings: int,
+    windows: Sequence[int] = (),
+    left: Sequence[int] = (),
 ) -> None:
     """Returns when what ran since the last check, and one run more, hold the law as well.
+
+    Args:
+        run: See `verify`.
+        tensors: See `verify`; its cache is as the timed runs left it.
+        mappings: See `verify`.
+        windows: See `verify`.
+        left: For each mapping, whose rows the timed runs left in it; those of the first window by default.
 
     Raises:
         IncorrectResult: A call that was right at first was not right later.
     """
     try:
+        _check_written(tensors, mappings, left)
         restore(tensors, mappings)
         _check_untouched(tensors.cache)
         verify(run, tensors, mappings, windows)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
+
+
+def _check_written(tensors: Tensors, mappings: int, windows: Sequence[int]) -> None:
+    """Every mapping holds the rows of its window; of the first one where none is named."""
+    slots = tensors.written_slots(mappings)
+    for window in sorted({*windows}) or [0]:
+        own = torch.tensor([w == window for w in windows or [0] * mappings], device=slots.device)
+        seen, written = tensors.window(window), slots[own]
+        _check_rows("key_cache", seen, seen.key, seen.key_cache, seen.k_scale, written)
+        _check_rows("value_cache", seen, seen.value, seen.value_cache, seen.v_scale, written)
 
 
 def _check_rows(

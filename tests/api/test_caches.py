@@ -75,6 +75,8 @@ def test_layers_share_each_block():
     [
         ({"layout": "XYZ"}, "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, head_major"),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
+        ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
+        ({"kv_cache_dtype": "fp8", "head_size": 24}, "head_size 24 is not a multiple of 16, as fp8 needs"),
         ({"head_size": 1.5}, "head_size must be a positive whole number, not 1.5"),
         (
             {"kv_cache_dtype": "int4"},
@@ -99,6 +101,18 @@ def test_a_layout_is_selected_as_an_engine_would(monkeypatch):
     assert kvexp.select_layout(environ={}).layout == "NHD"
     assert kvexp.select_layout(environ={}, wish="HND").layout == "HND"
     assert kvexp.select_layout("reshape_and_cache_flash_diffkv", environ={}).layout == "NHD_packed"
+
+
+def test_what_is_asked_of_a_selection_is_checked():
+    with pytest.raises(ValueError, match="layout 'XYZ' is not one of NHD"):
+        kvexp.select_layout(environ={}, wish="XYZ")
+    with pytest.raises(ValueError, match=r"op must be one of reshape_and_cache, .*, not 'nonsense'"):
+        kvexp.select_layout("nonsense", environ={})
+
+
+def test_a_cache_has_a_type_that_an_op_writes():
+    with pytest.raises(TypeError, match=r"dtype must be one of float16, .*, not torch\.float64"):
+        kvexp.allocate("NHD", **SIZES, dtype=torch.float64)
 
 
 def test_an_unknown_name_in_the_environment_is_a_value_error():

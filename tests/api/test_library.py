@@ -93,6 +93,17 @@ class TestRows:
             "key must have adjacent heads of contiguous elements, not the strides (256, 128, 1)",
         )
 
+    def test_must_be_the_numbers_in_their_memory(self, op):
+        posed = law.problem("cpu", SLOTS, op=op)
+        assert_refused(
+            replace(posed, key=torch._neg_view(posed.key)),
+            ValueError,
+            "key must be the numbers that lie in its memory, not a view of their negatives",
+        )
+        freed = posed.value.clone()
+        freed.untyped_storage().resize_(0)
+        assert_refused(replace(posed, value=freed), ValueError, "value has no memory")
+
     def test_must_be_of_a_type_that_is_cached(self, op):
         posed = law.problem("cpu", SLOTS, op=op)
         assert_refused(
@@ -206,8 +217,33 @@ class TestCaches:
         assert_refused(
             replace(posed, key_cache=shared),
             ValueError,
-            "key_cache must have memory for each slot, and is expanded",
+            "key_cache must have memory of its own for each element, not the strides (0, 128, 64, 1)",
         )
+
+    def test_must_not_have_elements_that_overlap(self):
+        posed = law.problem("cpu", [3, 7], num_blocks=4, num_heads=2, head_size=32)
+        overlapping = torch.zeros(4096, dtype=torch.bfloat16).as_strided((4, 16, 2, 32), (8, 8, 8, 1))
+        assert_refused(
+            replace(posed, key_cache=overlapping, value_cache=overlapping.clone()),
+            ValueError,
+            "key_cache must have memory of its own for each element, not the strides (8, 8, 8, 1)",
+        )
+
+    @pytest.mark.parametrize("sizes", [{"num_blocks": 0}, {"block_size": 0, "num_blocks": 2}])
+    def test_without_a_slot_are_not_written(self, op, sizes):
+        posed = law.problem("cpu", [], op=op)
+        shape = {"num_blocks": 8, "block_size": 16, **sizes}
+        blocks, size = shape["num_blocks"], shape["block_size"]
+        shapes = {
+            FLASH: [(blocks, size, 2, 64)] * 2,
+            DIFFKV: [(blocks, size, 2, 128)],
+            PAGED: [(blocks, 2, 8, size, 8), (blocks, 2, 64, size)],
+        }[op]
+        caches = [torch.zeros(one, dtype=torch.bfloat16) for one in shapes]
+        names = ("kv_cache",) if op == DIFFKV else ("key_cache", "value_cache")
+        empty = dict(zip(names, caches, strict=True))
+        called(replace(posed, **empty, slot_mapping=torch.tensor([0, 3]), key=torch.ones(2, 2, 64).bfloat16(),
+                       value=torch.ones(2, 2, 64).bfloat16()))  # fmt: skip
 
     def test_must_have_the_items_of_their_kind(self, op):
         posed = law.problem("cpu", SLOTS, op=op)
@@ -308,6 +344,11 @@ class TestWords:
         sentence = "impl='cuda' needs tensors on a GPU, and key is on cpu"
         assert_refused(law.problem("cpu", SLOTS, op=op), ValueError, sentence, impl="cuda")
 
+    def test_fp8_heads_come_in_sixteens_whatever_they_come_from(self):
+        posed = law.problem("cpu", SLOTS, dtype="fp8_e4m3", kv_cache_dtype="fp8", head_size=24)
+        sentence = "key must have heads of a multiple of 16 elements for fp8, not 24"
+        assert_refused(law.without_scales(posed), ValueError, sentence)
+
     def test_fp8_heads_come_in_sixteens(self, op):
         posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", head_size=24)
         if op != PAGED:
@@ -365,6 +406,13 @@ class TestTorch:
         expected = posed.expected()
         with torch.inference_mode():
             called(posed)
+        assert torch.equal(posed.storage, expected)
+
+    def test_runs_it_on_a_cache_that_was_made_in_inference_mode(self, op):
+        with torch.inference_mode():
+            posed = law.problem("cpu", SLOTS, op=op)
+        expected = posed.expected()
+        called(posed)
         assert torch.equal(posed.storage, expected)
 
     def test_records_no_gradient_through_a_cache(self, op):

@@ -171,3 +171,27 @@ def test_a_call_of_a_known_kind_is_not_validated_anew(impl, monkeypatch):
     expected = other.expected()
     called(other, impl)
     assert torch.equal(other.storage, expected)
+
+
+@pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (1, 0), (0, 1)])
+@pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])
+@pytest.mark.parametrize("op", composed.options("op"))
+def test_misaligned_tensors_are_only_slower_whatever_was_called_before(impl, op, rows, caches):
+    """Aligned ones first, and each call twice, so that the second is one of a known kind."""
+    called(law.problem(DEVICE, law.shuffled(9, 128), op=op), impl)
+    for _ in range(2):
+        posed = law.problem(DEVICE, law.shuffled(9, 128), op=op)
+        names = ("kv_cache",) if op == DIFFKV else ("key_cache", "value_cache")
+        offsets = {"key": rows[0], "value": rows[1], **dict(zip(names, caches, strict=False))}
+        moved = {name: off_by(getattr(posed, name), off) for name, off in offsets.items()}
+        called(posed, "torch")
+        called(replace(posed, **moved), impl)
+        for name in names:
+            assert torch.equal(moved[name], getattr(posed, name))
+
+
+def off_by(tensor, items):
+    """The same numbers and strides, so many items past an aligned address."""
+    size = tensor.untyped_storage().nbytes() // tensor.itemsize
+    flat = torch.empty(size + items, dtype=tensor.dtype, device=tensor.device)
+    return flat.as_strided(tensor.shape, tensor.stride(), items).copy_(tensor)

@@ -212,3 +212,8 @@ def test_torch_compile_is_verified_as_everyone_is(kv_cache_dtype):
 def test_the_peers_are_those_that_say_so():
     ours = {name for name in composed.options("impl") if name not in composed.PEERS}
     assert ours == set(composed.implementations()) == {"cuda", "torch", "triton"}
+
+
+def test_torch_compile_takes_more_sizes_than_torch_compiles_of_a_function_by_itself():
+    made = tiny.curve(impl="torch_compile", num_tokens=tuple(range(1, 12)))
+    assert {point.status for point in pipeline.run(made, {})} == {"verified"}

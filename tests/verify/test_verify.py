@@ -5,7 +5,7 @@ import torch
 
 from kvexp.errors import IncorrectResult
 from kvexp.quantize import quantize
-from kvexp.verify import POISON, poison, restore, verify, verify_again
+from kvexp.verify import POISON, _items, poison, restore, verify, verify_again
 from kvexp.workload import GUARD_BYTES, build
 from tests import law, places, tiny
 from tests.places import MAPPINGS, TOTAL, free_slot, point, reason, spoilt
@@ -119,10 +119,21 @@ def test_a_changed_input_is_found_and_made_anew(name):
 def test_what_the_timed_calls_left_is_looked_at(tensors):
     places.write(tensors)
     verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
+    places.write(tensors)
     tensors.cache.storage[-1] ^= 1
     with pytest.raises(IncorrectResult, match="right at first, but not while it was timed: a byte outside"):
         verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
     assert tensors.cache.storage.unique().tolist() == [POISON]
+
+
+def test_wrong_rows_that_the_timed_calls_left_are_found_though_the_last_run_is_right(tensors):
+    places.write(tensors)
+    slots = tensors.written_slots(1).reshape(-1)[:1]
+    verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
+    places.write(tensors)
+    tensors.cache.layout.scatter(_items(tensors.value_cache), slots, 0)
+    with pytest.raises(IncorrectResult, match=r"not while it was timed: .* written to value_cache are wrong"):
+        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
 
 
 def test_what_a_call_raises_is_not_hidden():

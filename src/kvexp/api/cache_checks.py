@@ -9,8 +9,8 @@ from kvexp.layout.head_major import PIECE_BYTES
 
 
 def lies(tensor: Tensor, strides: Sequence[int | None]) -> bool:
-    """Whether it has these strides; None is any, and so is the stride of a dim of one element."""
-    return all(
+    """Whether it has these strides; None is any, and so is the stride of a dim of one element, or of none."""
+    return not tensor.numel() or all(
         size == 1 or wanted is None or stride == wanted
         for size, stride, wanted in zip(tensor.shape, tensor.stride(), strides, strict=True)
     )
@@ -94,5 +94,12 @@ CACHES: dict[str, Callable[..., int]] = {
 
 
 def _check_own_memory(name: str, cache: Tensor) -> None:
-    if any(not stride and size > 1 for size, stride in zip(cache.shape, cache.stride(), strict=True)):
-        raise ValueError(f"{name} must have memory for each slot, and is expanded")
+    if not cache.numel():
+        return
+    reach = 0
+    for stride, size in sorted(zip(cache.stride(), cache.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise ValueError(
+                f"{name} must have memory of its own for each element, not the strides {cache.stride()}"
+            )
+        reach += (size - 1) * stride if size > 1 else 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvexp.api import checks
+from kvexp.api.cache_checks import CACHES, short
 from kvexp.errors import ConfigError
 from kvexp.layout import Layout, Plane, selection
 from kvexp.layout.selection import Selection
@@ -22,6 +23,9 @@ CLASSES = {
     "HND_packed": "kvexp.layout.hnd_packed.HNDPacked",
     "head_major": "kvexp.layout.head_major.HeadMajor",
 }
+
+
+OPS = tuple(CACHES)
 
 
 class KVCache(NamedTuple):
@@ -84,6 +88,10 @@ def select_layout(
     """
     try:
         found = os.environ if environ is None else environ
+        if op not in OPS:
+            raise ValueError(f"op must be one of {', '.join(OPS)}, not {op!r}")
+        if wish is not None:
+            _layout(wish)
         return selection.select(op, found, "the connector", wish)
     except ConfigError as error:
         raise ValueError(str(error)) from error
@@ -151,9 +159,16 @@ def allocate_layers(
     value_size = head_size if head_size_v is None else head_size_v
     sizes = _Sizes(num_blocks, block_size, num_heads, head_size, value_size, num_layers)
     for name, size in vars(sizes).items():
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a positive whole number, not {size!r}")
-    item = dtype if checks.resolved_format(kv_cache_dtype) == "auto" else torch.uint8
+    if dtype not in checks.SOURCES:
+        raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype}")
+    item = dtype
+    if checks.resolved_format(kv_cache_dtype) != "auto":
+        item = torch.uint8
+        for size in (head_size, value_size):
+            if size % checks.FP8_MULTIPLE:
+                raise ValueError(f"head_size {size} is not a multiple of {checks.FP8_MULTIPLE}, as fp8 needs")
     if made.shape == "head_major" and head_size % (16 // item.itemsize):
         raise ValueError(
             f"head_size {head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"

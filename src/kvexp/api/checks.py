@@ -90,11 +90,11 @@ def valid(op: str, arguments: Sequence[Any]) -> Valid:
     if op != "reshape_and_cache_flash_diffkv" and value.shape[2] != key.shape[2]:
         raise ValueError(f"value must have heads of {key.shape[2]} elements as key has, not {value.shape[2]}")
     num_slots = cache_checks.CACHES[op](key, value, *caches)
-    if resolved == "auto" or key.itemsize == 1:
-        _check_scale_types(k_scale=k_scale, v_scale=v_scale)
-    else:
+    if resolved != "auto":
         _check_fp8(key, value)
-        _check_scales(key, k_scale, v_scale)
+        if key.itemsize > 1:
+            _check_scales(key, k_scale, v_scale)
+    _check_memory(tensors)
     return Valid(
         (key, value, *caches, slot_mapping, resolved, k_scale, v_scale), num_tokens, num_slots, key.device
     )
@@ -120,9 +120,19 @@ def _check_tensors(tensors: dict[str, Any], key: Any) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
+        if tensor.is_neg():
+            raise ValueError(
+                f"{name} must be the numbers that lie in its memory, not a view of their negatives"
+            )
     for name, tensor in tensors.items():
         if tensor.device != key.device:
             raise ValueError(f"{name} must be on {key.device} as key is, not on {tensor.device}")
+
+
+def _check_memory(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.numel() and not tensor.data_ptr() and tensor.device.type != "meta":
+            raise ValueError(f"{name} has no memory")
 
 
 def _check_slot_mapping(slot_mapping: Tensor) -> int:

@@ -195,12 +195,15 @@ def _first(
     call = checks.valid(op, arguments)
     if check_slots:
         checks.slots(call)
+    if not call.num_slots:
+        return None
     if impl == "cuda" and call.device.type != "cuda":
         raise ValueError(f"impl='cuda' needs tensors on a GPU, and key is on {call.device}")
     made = implementation(impl, str(call.device))
     try:
         if call.device.type != "cuda" or not hasattr(made, "launcher"):
-            with torch.no_grad():
+            # Caches may have been made in inference mode or outside it.
+            with torch.inference_mode():
                 getattr(made, op)(*call.arguments)()
             return None
         launcher = made.launcher(op, *call.arguments)
@@ -208,6 +211,8 @@ def _first(
         raise ValueError(f"impl={impl!r} cannot do this call: {refusal}") from refusal
     kind = Kind(tensors, call, launcher)
     kind.launch(*call.addresses)
+    if check_slots:
+        return None
     known.remember((impl, arguments[-3], call.num_tokens, len(tensors)), kind, tensors)
     return None
 

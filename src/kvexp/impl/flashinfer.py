@@ -18,7 +18,8 @@ class FlashInfer:
     """`flashinfer.append_paged_kv_cache` as a writer of slots.
 
     FlashInfer thinks in sequences and their pages. One sequence whose pages are all blocks in order has its
-    position p in slot p, so the slots are the positions; the page table is made outside the timed call.
+    position p in slot p, so the slots are the positions. The page table, and the slots as 32-bit positions,
+    are made outside the timed call, as an engine that speaks of positions has them.
     """
 
     name = "flashinfer"
@@ -32,6 +33,7 @@ class FlashInfer:
                 f"impl=flashinfer needs the package flashinfer, which cannot be imported: {error}"
             ) from error
         self.append: Any = flashinfer.append_paged_kv_cache
+        self._pages: dict[tuple[int, torch.device], Tensor] = {}
 
     def reshape_and_cache_flash(
         self,
@@ -57,7 +59,7 @@ class FlashInfer:
             torch.zeros(num_tokens, **ints),
             slot_mapping.int(),
             (key_cache.permute(order), value_cache.permute(order)),
-            torch.arange(num_blocks, **ints),
+            self._all_pages(num_blocks, key.device),
             torch.tensor([0, num_blocks], **ints),
             torch.tensor([block_size], **ints),
         )
@@ -68,6 +70,14 @@ class FlashInfer:
             append(*arguments, kv_layout=kv_layout)
 
         return call
+
+    def _all_pages(self, num_blocks: int, device: torch.device) -> Tensor:
+        """int32 `[num_blocks]`: every block, in order; one for all calls."""
+        pages = self._pages.get((num_blocks, device))
+        if pages is None:
+            pages = torch.arange(num_blocks, dtype=torch.int32, device=device)
+            self._pages[num_blocks, device] = pages
+        return pages
 
 
 def _check(key: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> None:

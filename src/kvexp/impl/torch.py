@@ -15,6 +15,9 @@ Store = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 """`store(cache, data, block, offset, some)` writes the data, or what is there already where there is none."""
 
 
+MOST_COMPILATIONS = 1 << 16
+
+
 class Torch:
     """The ops written with torch alone. Nothing synchronises, so CUDA graphs can capture it.
 
@@ -28,8 +31,13 @@ class Torch:
 
     def __init__(self, device: str, compile: bool = False) -> None:
         self.device = device
-        # One function for all calls: their tensors are its arguments, so that they share one compilation.
-        self._write = torch.compile(_write, fullgraph=True, dynamic=False) if compile else _write
+        self._write = _write
+        if compile:
+            # One function for all calls: their tensors are its arguments, so that they share a compilation.
+            # Each size and type has one of its own, more than torch allows a function by default.
+            torch._dynamo.config.recompile_limit = MOST_COMPILATIONS
+            torch._dynamo.config.accumulated_recompile_limit = MOST_COMPILATIONS
+            self._write = torch.compile(_write, fullgraph=True, dynamic=False)
         # Each plane by itself: torch.compile refuses some caches that share an allocation (torch 2.13).
         self._planes_at_once = 1 if compile else 2
 
@@ -93,7 +101,7 @@ class Torch:
         store: Store,
     ) -> Call:
         """The write of all planes; nothing happens for no tokens."""
-        if not slot_mapping.shape[0]:
+        if not slot_mapping.shape[0] or not num_blocks * block_size:
             return _nothing
         items = [(rows, _items(cache), scale) for rows, cache, scale in planes]
         parts = [items[i : i + self._planes_at_once] for i in range(0, len(items), self._planes_at_once)]

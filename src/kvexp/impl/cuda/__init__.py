@@ -11,6 +11,8 @@ from kvexp.impl.cuda import fit
 from kvexp.impl.cuda.launcher import Launcher
 from kvexp.op import Call
 
+GROUPS = (1, 2, 4, 8, 16, 32)
+
 
 class Cuda:
     """The ops in CUDA C++; sizes are compile-time constants, one cubin each, cached on disk.
@@ -26,7 +28,8 @@ class Cuda:
     untimed = ""
 
     def __init__(self, device: str, software_fp8: bool = False, group_tokens: int | None = None) -> None:
-        if group_tokens not in (None, 1, 2, 4, 8, 16, 32):
+        known = group_tokens is None or (isinstance(group_tokens, int) and group_tokens in GROUPS)
+        if not known or group_tokens is True:
             raise ConfigError(f"impl.group_tokens must be a power of two from 1 to 32, not {group_tokens!r}")
         if not device.startswith("cuda"):
             none = "this machine has none" if not torch.cuda.is_available() else "device=cpu is not"
@@ -93,8 +96,8 @@ class Cuda:
     def launcher(self, op: str, *arguments: Any) -> Launcher:
         """What launches the op for every call whose tensors are of these kinds.
 
-        The calls may differ in the number of tokens and in the addresses, as long as `address & 15`
-        is the same. Nothing is compiled yet.
+        The calls may differ in the number of tokens and in the addresses, as long as the last four bits of
+        key's or value's, and of the caches', are the same. Nothing is compiled yet.
 
         Args:
             op: Its name.

@@ -45,7 +45,10 @@ def head_major(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tenso
         block_size=value_cache.shape[3],
         items=items,
         source_vec=widest_vector(chunk, chunk, (source, alignment(source, row_strides, key, value))),
-        key_vec=widest_vector(chunk, chunk, (cache, alignment(cache, (key_block_stride,), key_cache))),
+        # The value cache counts too: a launcher is found again by what both addresses have in common.
+        key_vec=widest_vector(
+            chunk, chunk, (cache, alignment(cache, (key_block_stride,), key_cache, value_cache))
+        ),
         row_strides=row_strides,
         block_strides=(key_block_stride, value_block_stride),
     )

@@ -1,0 +1,107 @@
+"""Calls that are found to be of a known kind, with a launcher that only says that it was asked."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvexp.api import checks
+from kvexp.api.kinds import MOST_ALIKE, Kind, Known
+from kvexp.impl.cuda import Cuda
+from tests import law
+from tests.law import DIFFKV, FLASH, PAGED
+
+OPS = (FLASH, DIFFKV, PAGED)
+
+
+class Launcher:
+    def prepare(self, num_tokens):
+        return lambda *addresses: None
+
+
+@pytest.fixture(autouse=True)
+def no_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: torch.no_grad())
+
+
+def tensors(posed):
+    return (posed.key, posed.value, *posed.caches, posed.slot_mapping)
+
+
+def kind(posed):
+    return Kind(tensors(posed), checks.valid(posed.op, posed.arguments), Launcher())
+
+
+def apart(posed, rows, caches):
+    """The same call with key and value, and each cache, so many items past an aligned address."""
+
+    def moved(tensor, off):
+        flat = torch.empty(
+            off + 64 + tensor.untyped_storage().nbytes() // tensor.itemsize, dtype=tensor.dtype
+        )
+        off += -flat.data_ptr() % 16 // tensor.itemsize
+        return flat.as_strided(tensor.shape, tensor.stride(), off)
+
+    names = ("kv_cache",) if posed.op == DIFFKV else ("key_cache", "value_cache")
+    changed = dict(zip(("key", "value"), rows, strict=True)) | dict(zip(names, caches, strict=False))
+    return replace(posed, **{name: moved(getattr(posed, name), off) for name, off in changed.items()})
+
+
+@pytest.mark.parametrize("op", OPS)
+class TestAKind:
+    def test_knows_the_call_that_it_was_made_from_and_others_like_it(self, op):
+        posed = law.problem("cpu", [3, 1, 7], op=op)
+        assert kind(posed).check(*tensors(posed))
+        assert kind(posed).check(*tensors(law.problem("cpu", [9, 2, -1], op=op)))
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"slots": [3, 1]},
+            {"num_heads": 3},
+            {"head_size": 128},
+            {"num_blocks": 9},
+            {"block_size": 32},
+            {"num_layers": 2},
+            {"dtype": "half"},
+        ],
+        ids=str,
+    )
+    def test_does_not_know_a_call_of_other_sizes_strides_or_types(self, op, other):
+        known = kind(law.problem("cpu", [3, 1, 7], op=op))
+        chosen = {"slots": [3, 1, 7], **other}
+        assert not known.check(*tensors(law.problem("cpu", chosen.pop("slots"), op=op, **chosen)))
+
+    @pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (4, 4), (1, 4)])
+    @pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])
+    def test_of_one_alignment_leads_to_one_kernel(self, op, rows, caches):
+        """Whatever else a launcher would look at in an address is among the bits that a kind compares."""
+        impl = object.__new__(Cuda)
+        impl.device, impl.arch = torch.device("cuda:0"), "sm_90"
+        impl.software_fp8, impl.group_tokens = False, None
+        made = {}
+        for swap in (False, True):
+            ends = (rows[::-1], caches[::-1]) if swap else (rows, caches)
+            posed = apart(law.problem("cpu", [3, 1, 7], op=op), *ends)
+            found = kind(posed)
+            spec = impl.launcher(op, *posed.arguments).plan.__wrapped__.args[0]
+            made.setdefault((found.rows_at, found.caches_at), set()).add(spec)
+        assert {len(specs) for specs in made.values()} == {1}
+
+
+def test_one_tensor_for_key_and_value_is_not_remembered():
+    posed = law.problem("cpu", [3, 1, 7])
+    posed.value = posed.key
+    known = Known()
+    known.remember(("cuda", "auto", 3, 5), kind(posed), tensors(posed))
+    assert known == {}
+
+
+def test_the_oldest_of_too_many_kinds_goes():
+    known, made = Known(), []
+    for blocks in range(1, MOST_ALIKE + 3):
+        posed = law.problem("cpu", [3], num_blocks=blocks)
+        made.append(kind(posed))
+        known.remember(("cuda", "auto", 1, 5), made[-1], tensors(posed))
+    assert known["cuda", "auto", 1, 5] == made[-MOST_ALIKE:]
