@@ -6,6 +6,8 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Overrides for `make run`, for example ARGS="impl=torch workload=llama3_8b".
 ARGS ?= experiment=quickstart
+# What `make report` shows; the last sweep where it is empty.
+SWEEPS ?=
 # Port and folder of `make ui`.
 PORT ?= 5000
 MLRUNS ?= mlruns
@@ -20,10 +22,10 @@ export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint test-gpu profile ui clean
+.PHONY: help setup run report resume doctor test test-reliability lint test-gpu profile ui clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## Make .venv with kvexp and its tools; nothing to do when it is up to date
 
@@ -36,8 +38,21 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY)  ## Measure: experiment=quickstart, or what ARGS="..." says
 	@$(BIN)/python -m kvexp $(ARGS)
 
+report: $(READY)  ## Make a page of the last sweep, or of SWEEPS="multirun/... ..."
+	@$(BIN)/python -m kvexp report $(SWEEPS)
+
+# ARGS= is passed where it was typed: alone, resume=true repeats what the last sweep was typed with.
+resume: $(READY)  ## Continue the last sweep; what is right in it is not measured again
+	@$(BIN)/python -m kvexp resume=true $(if $(filter file,$(origin ARGS)),,$(ARGS))
+
+doctor: $(READY)  ## Say what this machine can run, and why not
+	@$(BIN)/python -m kvexp doctor
+
 test: $(READY)  ## Run the tests that need no GPU
 	$(BIN)/python -m pytest tests --ignore=tests/gpu --numprocesses=$(JOBS)
+
+test-reliability: $(READY)  ## Run the tests of faults, the long ones too: 50 kills, 24 writers (minutes)
+	$(BIN)/python -m pytest tests/reliability -m "slow or not slow" --numprocesses=$(JOBS)
 
 lint: $(READY)  ## Check style, formatting, types and who imports whom
 	$(BIN)/ruff check

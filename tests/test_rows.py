@@ -4,7 +4,7 @@ import pytest
 
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
-from kvexp.rows import RowFile, curves, labels, last_sweep, make_folder, read
+from kvexp.rows import RowFile, curves, identity, labels, last_sweep, make_folder, newest, read
 
 
 def row(**columns):
@@ -82,6 +82,43 @@ def test_a_line_that_is_no_row_is_named_in_one_sentence(tmp_path, line, complain
     with pytest.raises(KvexpError, match=complaint) as raised:
         read(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"status": "great"}, "status 'great' is none of ok, verified, skipped, incorrect, failed"),
+        ({"status": ["ok"]}, "is none of ok"),
+        ({"num_tokens": "2"}, "num_tokens cannot be '2'"),
+        ({"num_tokens": True}, "num_tokens cannot be True"),
+        ({"latency_us": "fast"}, "latency_us cannot be 'fast'"),
+        ({"impl": None}, "impl cannot be None"),
+        ({"surprise": {"nested": 1}}, "surprise must be one value"),
+    ],
+)
+def test_a_column_that_no_row_can_have_is_named_in_one_sentence(tmp_path, columns, complaint):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(**columns)) + "\n")
+    with pytest.raises(KvexpError, match="line 1: ") as raised:
+        read(tmp_path)
+    assert complaint in str(raised.value)
+
+
+def test_a_torn_line_is_cut_off_with_a_word_when_its_file_is_continued(tmp_path, torn):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + '\n{"status": "o')
+    RowFile(tmp_path, torn.append)
+    assert torn == [f"{tmp_path / 'rows.jsonl'}, line 2: the last line is not whole and was left out"]
+
+
+def test_the_identity_of_a_point_leaves_out_its_outcome_and_its_labels():
+    one = row(impl="torch", torch="2.13.0", impl_hash="a", workload="tiny", latency_us=1.0)
+    assert identity(one) == identity(one | {"workload": "mine", "latency_us": 2.0, "status": "failed"})
+    for column, value in (("impl", "cuda"), ("torch", "2.14.0"), ("impl_hash", "b"), ("num_tokens", 4)):
+        assert identity(one) != identity(one | {column: value})
+
+
+def test_of_several_tries_of_a_point_the_newest_counts():
+    first, other, again = row(status="failed"), row(num_tokens=4), row(status="ok")
+    assert newest([first, other, again]) == [again, other]
 
 
 def test_jobs_are_read_in_numeric_order(tmp_path):

@@ -11,13 +11,14 @@ import torch
 from kvexp import rows, sweep, tracking
 from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.progress import Progress
+from kvexp.settings import SweepSettings
 from kvexp.sweep import Job, exit_code
 from kvexp.tracking import TrackingSettings
 from kvexp.worker import Worker
 from tests import composed
 
-UNTRACKED = TrackingSettings("none", None, "kvexp")
-TRACKED = TrackingSettings("local", "sqlite:////nowhere/mlflow.db", "kvexp")
+UNTRACKED = SweepSettings(TrackingSettings("none", None, "kvexp"))
+TRACKED = SweepSettings(TrackingSettings("local", "sqlite:////nowhere/mlflow.db", "kvexp"))
 COMMAND = "python -m kvexp workload=tiny"
 
 
@@ -35,10 +36,10 @@ class Tracker:
         if what in self.trouble:
             raise TrackingError("the store at memory:// is out of reach")
 
-    def start_sweep(self, sweep_id, command):
+    def start_sweep(self, sweep_id, command, resumes=False):
         self._take("start", sweep_id, command)
 
-    def log_curve(self, folder, experiment, rows):
+    def log_curve(self, folder, target, rows):
         self._take("curve", folder.name, [row["num_tokens"] for row in rows])
 
     def end_sweep(self, status):
@@ -198,8 +199,8 @@ class TestASweep:
         one, tracker, pids = jobs("torch"), tracked(Tracker()), []
         started = Worker.__init__
 
-        def start(self, requested):
-            started(self, requested)
+        def start(self, *arguments):
+            started(self, *arguments)
             pids.append(self._process.pid)
 
         monkeypatch.setattr(Worker, "__init__", start)
@@ -257,7 +258,7 @@ class TestTracking:
 
     def test_to_a_store_that_cannot_be_made_costs_one_line(self, jobs, tmp_path, capfd):
         (tmp_path / "file").write_text("no folder")
-        store = TrackingSettings("local", f"sqlite:///{tmp_path}/file/mlflow.db", "kvexp")
+        store = SweepSettings(TrackingSettings("local", f"sqlite:///{tmp_path}/file/mlflow.db", "kvexp"))
         (one,) = jobs("torch")
         assert sweep.run([one], store, COMMAND) == 0
         assert statuses(one) == ["verified"] * 4

@@ -12,7 +12,8 @@ import torch
 from kvexp import environment
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.measurement import Measurement
-from kvexp.worker import Worker
+from kvexp.rows import identity
+from kvexp.worker import Inline, Worker
 from tests import composed
 
 ROOT = str(Path(__file__).parents[1])
@@ -73,8 +74,8 @@ class TestAProcess:
     def test_gives_the_rows_that_the_pipeline_gives(self, shared):
         (row, samples_us), *_ = shared.run(curve())
         (case, *_) = curve().cases()
-        at = {"started_at": row["started_at"]}
-        expected = Measurement(case, "verified", "timer=none: not timed", environment=shared.environment)
+        at = {key: value for key, value in row.items() if key == "started_at" or key.endswith("_s")}
+        expected = Measurement(case, "verified", "timer=none: not timed", environment=shared.columns)
         assert row == expected.row() | at
         assert samples_us == []
 
@@ -106,6 +107,47 @@ class TestAProcess:
         made = Worker("cpu")
         made.close()
         assert not made.alive
+
+    def test_names_the_sources_of_the_implementation_before_it_measures(self, shared):
+        shared.open(curve())
+        assert len(shared.impl_hash) == 16
+        assert [row["impl_hash"] for row, _ in shared.points([3])] == [shared.impl_hash]
+        before = shared.impl_hash
+        shared.open(curve(how="Idle"))
+        assert list(shared.points([])) == []
+        assert shared.impl_hash != before
+
+    def test_measures_only_the_points_that_are_wanted(self, shared):
+        for wanted in ([16, 3], [], [50]):
+            shared.open(curve())
+            assert [row["num_tokens"] for row, _ in shared.points(wanted)] == wanted
+        assert statuses(shared, curve()) == ["verified"] * 4
+
+    def test_that_does_not_start_in_time_is_given_up(self, monkeypatch):
+        monkeypatch.setattr("kvexp.worker.START_SECONDS", 0.01)
+        with Worker("cpu") as slow:
+            with pytest.raises(WorkerDied, match=r"did not start within 0\.01 s, so its process was killed"):
+                slow.wait()
+            assert not slow.alive
+
+
+class TestThisVeryProcess:
+    def test_gives_the_rows_that_a_process_of_its_own_gives(self, shared):
+        inline = Inline("cpu")
+        inline.wait()
+        inline.open(curve())
+        found = [row for row, _ in inline.points([1, 50])]
+        shared.open(curve())
+        for here, there in zip(found, [row for row, _ in shared.points([1, 50])], strict=True):
+            assert identity(here) == identity(there)
+            assert list(here) == list(there)
+
+    def test_raises_what_is_wrong_on_every_machine(self):
+        inline = Inline("cpu")
+        inline.wait()
+        inline.open(curve(how="Deadly", by="exit", threads=3))
+        with pytest.raises(ConfigError, match="takes no option 'threads'"):
+            list(inline.points([1]))
 
 
 class TestADeadProcess:
@@ -149,7 +191,8 @@ def test_the_process_ends_with_its_parent():
     parent = """
 import os, signal, sys
 from kvexp.experiment import Experiment
-from kvexp.worker import Worker
+from kvexp.rows import identity
+from kvexp.worker import Inline, Worker
 
 worker = Worker("cpu")
 worker.wait()
@@ -179,11 +222,11 @@ def _wait_for_the_end_of(pid):
 
 def test_the_child_s_side_speaks_lines_of_strict_json():
     done = subprocess.run(
-        [sys.executable, "-m", "kvexp.worker", "cpu"],
-        input=curve("workload.num_tokens=[1,3]").to_json() + "\n\n\n",
+        [sys.executable, "-m", "kvexp.child", "cpu"],
+        input=curve("workload.num_tokens=[1,3]").to_json() + "\n[1, 3]\n\n\n",
         capture_output=True,
         text=True,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["event"] for answer in answers] == ["ready", "point", "point", "end"]
+    assert [answer["event"] for answer in answers] == ["ready", "curve", "point", "point", "end"]
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,7 +1,8 @@
 """kvexp: experiments on the kernels that write keys and values into a paged KV cache.
 
 As a library: `from kvexp import reshape_and_cache_flash` and its sisters, described in `kvexp.api`. They are
-looked up when they are asked for, so that `import kvexp` imports no torch.
+looked up when they are asked for, so that `import kvexp` imports no torch. `kvexp.load` reads finished
+sweeps into a pandas DataFrame and imports no torch either.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
         select_layout,
         stride_order,
     )
+    from kvexp.export import load
 
 __all__ = [
     "KVCache",
     "__version__",
     "allocate",
     "allocate_layers",
+    "load",
     "reshape_and_cache",
     "reshape_and_cache_flash",
     "reshape_and_cache_flash_diffkv",
@@ -36,6 +39,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "load":
+        from kvexp.export import load
+
+        return load
     from kvexp import api
 
     return getattr(api, name)

@@ -42,7 +42,15 @@ class ResultsError(KvexpError):
 
 
 class TrackingError(KvexpError):
-    """The tracking store is out of reach or unusable."""
+    """The tracking store is out of reach or unusable.
+
+    Attributes:
+        unreachable: Whether it did not answer, so that asking it again only costs time.
+    """
+
+    def __init__(self, message: str, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.unreachable = unreachable
 
 
 class Terminated(KeyboardInterrupt):

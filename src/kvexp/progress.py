@@ -44,6 +44,7 @@ class Progress:
         self._first_tried: float | None = None
         self._tried = 0
         self._done = 0
+        self._there = 0
         self._label = ""
         self._last = ""
         self._outcomes: Counter[str] = Counter()
@@ -67,6 +68,17 @@ class Progress:
             self._live.stop()
         taken = _duration(self._clock() - self._begun)
         self._print(f"{self._done}/{self.total_points} points in {taken}")
+
+    @property
+    def done(self) -> int:
+        """Points that are done, those that were there before included."""
+        return self._done
+
+    def there(self, count: int) -> None:
+        """So many more points of the curve were right before the sweep began."""
+        self._done += count
+        self._there += count
+        self._draw()
 
     def curve(self, label: str) -> None:
         """The next points belong to the curve `label`."""
@@ -111,11 +123,14 @@ class Progress:
             self._live.update(line, refresh=True)
 
     def _finish_curve(self) -> None:
-        if self._outcomes and not self._live:
+        if (self._outcomes or self._there) and not self._live:
             counts = ", ".join(f"{self._outcomes[s]} {s}" for s in STATUSES if self._outcomes[s])
+            if self._there:
+                counts += ", " * bool(counts) + f"{self._there} there already"
             taken = _duration(self._clock() - self._curve_begun)
             self._print(f"{self._done}/{self.total_points}  {self._label}: {counts} in {taken}")
         self._outcomes.clear()
+        self._there = 0
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -8,13 +8,15 @@ multirun/ holds the sweeps'.
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from kvexp import jsonl
 from kvexp.case import Case
 from kvexp.errors import KvexpError
-from kvexp.measurement import SCHEMA
+from kvexp.measurement import SCHEMA, STATUSES, Statistics
 
 Row = Mapping[str, Any]
 
@@ -25,6 +27,15 @@ _NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "scale", "device", "mode"
 _OTHERS = [name for name in Case.__dataclass_fields__ if name not in (*_NAMES, "num_tokens", "layout_reason")]
 CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
+
+IDENTITY = (
+    *(column.name for column in fields(Case) if column.compare),
+    *("impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"),
+)
+"""The columns that say which point a row is of: what was measured, and what can change its outcome."""
+Identity = tuple[Any, ...]
+RIGHT = ("ok", "verified")
+"""The statuses of a point that need not be tried again."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,25 +61,27 @@ class RowFile:
 
     Args:
         folder: The job's folder; made when it is missing.
+        on_torn: Told, in one sentence, of a last line that was cut off since its writer could not finish it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_torn: Callable[[str], None] = _log.warning) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for name in (SAMPLES, ROWS):
-            _mend(folder / name)
+            jsonl.mend(folder / name, on_torn)
 
     def append(self, row: Row, samples_us: Sequence[float] = ()) -> None:
         """The row is on the disk, its samples before it: a row without its samples cannot exist.
 
         Raises:
             ValueError: A number is NaN or infinite; nothing is written then.
+            OSError: The row cannot be written; those before it are whole.
         """
         line = json.dumps(dict(row), allow_nan=False)
         if samples_us:
             samples = {"num_tokens": row["num_tokens"], "samples_us": list(samples_us)}
-            _write_line(self.folder / SAMPLES, json.dumps(samples, allow_nan=False))
-        _write_line(self.folder / ROWS, line)
+            jsonl.append(self.folder / SAMPLES, json.dumps(samples, allow_nan=False))
+        jsonl.append(self.folder / ROWS, line)
 
 
 def read(path: Path, on_torn: Callable[[str], None] = _log.warning) -> list[dict[str, Any]]:
@@ -87,7 +100,17 @@ def read(path: Path, on_torn: Callable[[str], None] = _log.warning) -> list[dict
         files = [path]
     else:
         raise KvexpError(f"{path} does not exist; give a {ROWS} file or a folder that holds some")
-    return [row for file in files for row in _read_file(file, on_torn)]
+    return [_row(file, number, row) for file in files for number, row in jsonl.read(file, on_torn)]
+
+
+def identity(row: Row) -> Identity:
+    """Which point a row is of: equal for two rows when nothing that can change their outcome differs."""
+    return tuple(row.get(column) for column in IDENTITY)
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """One row for each point, the last of several tries; in the order of the first tries."""
+    return list({identity(row): row for row in rows}.values())
 
 
 def last_sweep(root: Path) -> Path | None:
@@ -135,69 +158,39 @@ def word(row: Row, column: str) -> str:
     return f"{column}={value}"
 
 
-def _write_line(file: Path, line: str) -> None:
-    with file.open("ab") as handle:
-        handle.write(line.encode() + b"\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+def _row(file: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    """The object, which is a row of this schema.
 
-
-def _mend(file: Path) -> None:
-    """The file ends with a newline: a line that a killed writer left unfinished is cut off.
-
-    Without this the next row would be glued to the torn one, and both would be lost.
+    Raises:
+        KvexpError: It is none, or a column has a value that no row can have.
     """
-    if not file.exists():
-        return
-    with file.open("r+b") as handle:
-        content = handle.read()
-        tail = content[content.rfind(b"\n") + 1 :]
-        if not tail:
-            return
-        if _is_object(tail):
-            handle.write(b"\n")
-        else:
-            handle.truncate(len(content) - len(tail))
+    where = f"{file}, line {number}"
+    if row.get("schema") != SCHEMA:
+        raise KvexpError(f"{where}: schema {row.get('schema')!r}, but this kvexp reads schema {SCHEMA}")
+    if row.get("status") not in STATUSES:
+        raise KvexpError(f"{where}: status {row.get('status')!r:.80} is none of {', '.join(STATUSES)}")
+    if "num_tokens" not in row:
+        raise KvexpError(f"{where}: a row names its num_tokens, and this one does not")
+    for column, value in row.items():
+        kind = _KINDS.get(column)
+        if kind and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise KvexpError(f"{where}: {column} cannot be {value!r:.80}")
+        if isinstance(value, dict | list):
+            raise KvexpError(f"{where}: {column} must be one value, not {value!r:.80}")
+    return row
 
 
-def _read_file(file: Path, on_torn: Callable[[str], None]) -> list[dict[str, Any]]:
-    # Split on the newline byte alone: str.splitlines would also break at U+2028 inside a string.
-    lines = file.read_bytes().split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = _loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                on_torn(f"{file}, line {number}: the last line is not whole and was left out")
-                break
-            raise KvexpError(f"{file}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise KvexpError(f"{file}, line {number}: a row is a JSON object, not {line[:40]!r}")
-        if row.get("schema") != SCHEMA:
-            raise KvexpError(
-                f"{file}, line {number}: schema {row.get('schema')!r}, but this kvexp reads schema {SCHEMA}"
-            )
-        rows.append(row)
-    return rows
+def _kinds() -> dict[str, Any]:
+    """The type of each column that others compute with or look up by; a measured number may be missing."""
+    case = {column.name: column.type for column in fields(Case)}
+    numbers = {column.name: int | float | None for column in fields(Statistics)}
+    others = ("gb_per_s", "host_us", "copy_us", "copy_fraction", "empty_kernel_us")
+    real = {name: int | float for name, kind in case.items() if kind is float}
+    texts = {"reason": str, "started_at": str}
+    return case | real | numbers | dict.fromkeys(others, int | float | None) | texts
 
 
-def _loads(line: bytes) -> Any:
-    """The value of one line of strict JSON; ValueError for anything else, NaN included."""
-    return json.loads(line.decode(), parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(_loads(line), dict)
-    except ValueError:
-        return False
+_KINDS = _kinds()
 
 
 def _numeric(path: Path) -> list[tuple[bool, int, str]]:

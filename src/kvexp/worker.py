@@ -1,29 +1,33 @@
-"""One measuring process per device, reused until it dies, so that a crash costs one curve.
+"""Who measures, as the parent sees it: a process that may crash or hang, or, for a debugger, this very one.
 
-Parent and child speak JSON lines. The child says `ready`, with its device and environment, and ends if
-the machine lacks the device. Then, for each experiment it is sent, it says `point` for each point and `end`.
-After each `point` it waits for the parent's word to go on, so that nothing that the parent does with a row
-runs beside a measurement. The child ends when its pipe closes.
+The process is reused from curve to curve until it dies, so that a crash costs one curve. What is said over
+the pipe is in `kvexp.child`, which the parent never imports unless it measures itself.
 """
 
 import contextlib
-import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 
-LAST_WORDS_BYTES = 2000
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
+LAST_WORDS_BYTES = 4000
+START_SECONDS = 300.0
+"""Patience with the start of the process and the import of libraries, whatever a point may take."""
+END_SECONDS = 10.0
+"""Patience with a process that was told to end; one that a driver holds in the kernel is left behind."""
+
+Point = tuple[dict[str, Any], Sequence[float]]
+"""A row and its raw samples in microseconds."""
 
 
 class Worker:
@@ -34,20 +38,25 @@ class Worker:
         device: The device as it was resolved, once `wait` was called; a missing one as it was asked for.
         environment: The machine's columns, once `wait` was called.
         refusal: Why the machine cannot measure on that device; empty when it can.
+        impl_hash: The hash of the sources of the implementation that was opened last.
     """
 
-    def __init__(self, requested: str) -> None:
+    def __init__(self, requested: str, timeout_s: float | None = None) -> None:
         self.requested = requested
         self.device = ""
         self.environment: dict[str, Any] = {}
         self.refusal = ""
+        self.impl_hash: str | None = None
+        self._timeout_s = timeout_s
+        self._heard = b""
+        self._given_up = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvexp.worker", requested],
+            [sys.executable, "-m", "kvexp.child", requested],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
+            bufsize=0,
             # Ctrl-C reaches the parent alone, which ends the child.
             start_new_session=True,
         )
@@ -66,7 +75,12 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether the process can take another experiment."""
-        return self._process.poll() is None
+        return not self._given_up and self._process.poll() is None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a row of this process says besides its case and its outcome."""
+        return {**self.environment, "impl_hash": self.impl_hash}
 
     def wait(self) -> None:
         """The process is ready: `device` and `environment` are known.
@@ -76,22 +90,32 @@ class Worker:
             WorkerDied: The process ended.
         """
         if not self.device:
-            answer = self._receive()
+            answer = self._receive(START_SECONDS, "the measuring process did not start")
             self.device, self.environment = answer["device"], answer["environment"]
             self.refusal = answer["refusal"]
         if self.refusal:
             raise Unsupported(self.refusal)
 
-    def run(self, experiment: Experiment) -> Iterator[tuple[dict[str, Any], list[float]]]:
-        """The row and the raw samples of each point, as each is measured.
+    def open(self, experiment: Experiment) -> None:
+        """The process has the curve, resolved for its device, and `impl_hash` is known.
+
+        Raises:
+            WorkerDied: The process ended.
+        """
+        self.impl_hash = None
+        self._send(experiment.to_json())
+        self.impl_hash = self._receive(START_SECONDS, "the implementation was not found")["impl_hash"]
+
+    def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
+        """The row and the raw samples of those points of the opened curve, as each is measured.
 
         Raises:
             ConfigError: The experiment is wrong whatever the machine.
-            WorkerDied: The process ended before the curve did.
+            WorkerDied: The process ended before the curve did, or a point did not end in time.
         """
-        self._send(experiment.to_json())
+        self._send(json.dumps(list(num_tokens)))
         while True:
-            answer = self._receive()
+            answer = self._receive(self._timeout_s, "the point did not end")
             match answer["event"]:
                 case "point":
                     yield answer["row"], answer["samples_us"]
@@ -101,11 +125,17 @@ class Worker:
                 case "end":
                     return
 
+    def run(self, experiment: Experiment) -> Iterator[Point]:
+        """Every point of the curve; see `open` and `points`."""
+        self.open(experiment)
+        yield from self.points(experiment.workload.num_tokens)
+
     def close(self) -> None:
         """The process has ended and its memory is free."""
         with contextlib.suppress(OSError):
             self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             if pipe:
                 with contextlib.suppress(OSError):
@@ -113,92 +143,100 @@ class Worker:
 
     def _send(self, line: str) -> None:
         assert self._process.stdin
+        left = line.encode() + b"\n"
         try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
+            while left:
+                left = left[self._process.stdin.write(left) or 0 :]
         except OSError as error:
             raise self._died() from error
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, timeout_s: float | None, late: str) -> dict[str, Any]:
+        """The next answer; a process that is silent for longer is ended with the words of `late`."""
         assert self._process.stdout
-        line = self._process.stdout.readline()
-        if not line.endswith("\n"):
-            raise self._died()
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        pipe = self._process.stdout.fileno()
+        while b"\n" not in self._heard:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not select.select([pipe], [], [], left)[0]:
+                raise self._hung(f"{late} within {timeout_s:g} s, so its process was killed")
+            heard = os.read(pipe, 1 << 20)
+            if not heard:
+                raise self._died()
+            self._heard += heard
+        line, _, self._heard = self._heard.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def _hung(self, what: str) -> WorkerDied:
+        self._given_up = True
+        # It writes down where it is, and ends; a call that is stuck in a driver may ignore all but a kill.
+        with contextlib.suppress(OSError):
+            self._process.send_signal(signal.SIGUSR1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait(END_SECONDS)
+        return WorkerDied(what + self._last_words())
+
     def _died(self) -> WorkerDied:
-        code = self._process.wait()
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return self._hung("the measuring process closed its pipe and was killed")
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        return WorkerDied(f"the measuring process {how}{self._last_words()}")
+
+    def _last_words(self) -> str:
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, self._errors.tell() - LAST_WORDS_BYTES))
         words = self._errors.read().decode(errors="replace").strip()
-        return WorkerDied(f"the measuring process {how}" + (f"; its last words:\n{words}" * bool(words)))
+        return f"; its last words:\n{words}" if words else ""
 
 
-def _child(requested: str) -> None:
-    """The child's side: answers experiments until its input closes."""
-    _end_with_parent()
-    # What libraries print must not come between the lines of the protocol.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    from kvexp import environment
+class Inline:
+    """A worker without a process: a breakpoint stops where it stands, and a crash or a hang ends everything.
 
-    try:
-        device = environment.resolve_device(requested)
-    except Unsupported as refusal:
-        columns = environment.read(None)
-        _say(out, event="ready", device=requested, environment=columns, refusal=str(refusal))
-        return
-    if device == "cpu":
-        # Before any kernel's module is imported: Triton reads it when it decorates.
-        os.environ["TRITON_INTERPRET"] = "1"
-    columns = environment.read(device)
-    _say(out, event="ready", device=device, environment=columns, refusal="")
-    for line in sys.stdin:
-        _answer(out, Experiment.from_json(line), columns)
+    The attributes and methods are those of `Worker`; there is no time limit.
+    """
 
+    alive = True
 
-def _end_with_parent() -> None:
-    """On Linux the kernel ends this process when its parent is gone, even in the middle of a measurement."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    def __init__(self, requested: str) -> None:
+        self.requested = requested
+        self.device = ""
+        self.environment: dict[str, Any] = {}
+        self.refusal = ""
+        self.impl_hash: str | None = None
+        self._experiment: Experiment | None = None
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a row says besides its case and its outcome."""
+        return {**self.environment, "impl_hash": self.impl_hash}
 
-def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> None:
-    from kvexp import pipeline
+    def wait(self) -> None:
+        """`device` and `environment` are known; raises Unsupported as `Worker.wait` does."""
+        from kvexp import child
 
-    try:
-        for measurement in pipeline.run(experiment, columns):
-            _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
-            if not sys.stdin.readline():
-                # The parent is gone: nobody is left to measure for.
-                sys.exit()
-            if measurement.status == "failed" and experiment.device != "cpu":
-                _end_if_poisoned()
-    except ConfigError as error:
-        _say(out, event="config_error", message=str(error))
-    else:
-        _say(out, event="end")
+        if not self.device:
+            self.device, self.environment, self.refusal = child.ready(self.requested)
+        if self.refusal:
+            raise Unsupported(self.refusal)
 
+    def open(self, experiment: Experiment) -> None:
+        """The curve is the one to measure, and `impl_hash` is known."""
+        from kvexp import child
 
-def _end_if_poisoned() -> None:
-    """A CUDA error that poisons the process ends it: each later call would fail with the first's error."""
-    import torch
+        self._experiment, self.impl_hash = experiment, child.impl_hash(experiment)
 
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError as error:
-        print(f"CUDA is unusable after: {error}", file=sys.stderr)  # noqa: T201  # the last words
-        sys.stderr.flush()
-        os._exit(1)
+    def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
+        """Those points of the opened curve; raises ConfigError as `Worker.points` does."""
+        from kvexp import child
 
+        assert self._experiment
+        for measurement in child.measured(self._experiment, list(num_tokens), self.columns):
+            yield measurement.row(), measurement.samples_us
 
-def _say(out: IO[str], **answer: Any) -> None:
-    out.write(json.dumps(answer, allow_nan=False) + "\n")
-    out.flush()
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        _child(sys.argv[1])
+    def close(self) -> None:
+        """Nothing is left to end."""

@@ -7,6 +7,7 @@ import pytest
 
 from kvexp import cli, sweep
 from kvexp.layout.selection import OURS, VLLMS
+from kvexp.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
 
@@ -18,9 +19,15 @@ class Outcome:
     out: str = ""
     err: str = ""
     jobs: Sequence[sweep.Job] = ()
-    tracking: TrackingSettings | None = None
+    settings: SweepSettings | None = None
     command: str = ""
     folders: list[Path] = field(default_factory=list)
+
+    @property
+    def tracking(self) -> TrackingSettings:
+        """Where it would have been tracked."""
+        assert self.settings
+        return self.settings.tracking
 
 
 Typed = Callable[..., Outcome]
@@ -47,8 +54,8 @@ def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def type_in(*argv: str) -> Outcome:
         outcome = Outcome()
 
-        def measured(jobs: Sequence[sweep.Job], tracking: TrackingSettings, command: str) -> int:
-            outcome.jobs, outcome.tracking, outcome.command = jobs, tracking, command
+        def measured(jobs: Sequence[sweep.Job], settings: SweepSettings, command: str) -> int:
+            outcome.jobs, outcome.settings, outcome.command = jobs, settings, command
             return 0
 
         monkeypatch.setattr(sweep, "run", measured)

@@ -127,6 +127,8 @@ def test_options_are_numbers_of_one_kind_whatever_was_typed(typed):
         "max_samples",
         "relative_error",
         "max_seconds",
+        "cache",
+        "inputs",
     }
 
 

@@ -48,15 +48,21 @@ def test_help_and_typos_import_nothing_heavy(tmp_path, line):
 # A sweep of one curve that needs neither a device nor time: its row is made up.
 MADE_UP = """
 import sys
-from kvexp import sweep
+from kvexp import measuring
 from kvexp.cli import main
 from kvexp.measurement import Measurement
 
-def points(experiment, workers):
-    yield Measurement(next(experiment.cases()), "verified", "made up").row(), ()
+class MadeUp:
+    there = ()
 
-sweep._points = points
-sweep._Workers.start = lambda *_: None
+    def __init__(self, experiment, *_):
+        self.experiment = experiment
+
+    def points(self):
+        yield Measurement(next(self.experiment.cases()), "verified", "made up").row(), ()
+
+measuring.begin = MadeUp
+measuring.Workers.start = lambda *_: None
 sys.argv = ["kvexp", "tracking=none", *sys.argv[1:]]
 main()
 """

@@ -15,7 +15,7 @@ def logged(tracker, sweep, job, measure, experiment, request):
     tracker.start_sweep(request.node.name, "python -m kvexp impl=cuda layout=HND")
     rows = measure("skipped", "skipped")
     folder = job(rows)
-    tracker.log_curve(folder, experiment, rows)
+    tracker.log_curve(folder, experiment.impl.target, rows)
     tracker.end_sweep("FINISHED")
     return sweep(request.node.name)
 
@@ -82,7 +82,7 @@ def test_rows_samples_and_configuration_are_artifacts(logged, client, store):
 def test_a_curve_with_a_wrong_point_is_a_failed_run(tracker, sweep, job, measure, experiment, status):
     rows = measure(status)
     tracker.start_sweep(f"wrong {status}", "")
-    tracker.log_curve(job(rows), experiment, rows)
+    tracker.log_curve(job(rows), experiment.impl.target, rows)
     tracker.end_sweep("FAILED")
     parent, child = sweep(f"wrong {status}")
     assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
@@ -98,14 +98,14 @@ def test_a_curve_that_does_not_arrive_whole_is_a_failed_run(
     tracker.start_sweep("full", "")
     monkeypatch.setattr(tracker._client, "log_artifact", full)
     with pytest.raises(TrackingError, match="No space left"):
-        tracker.log_curve(job(measure()), experiment, measure())
+        tracker.log_curve(job(measure()), experiment.impl.target, measure())
     assert sweep("full")[1].info.status == "FAILED"
 
 
 def test_a_curve_without_any_right_point_has_no_latency(tracker, sweep, job, measure, experiment):
     rows = measure(*["skipped"] * 16)
     tracker.start_sweep("nothing", "")
-    tracker.log_curve(job(rows), experiment, rows)
+    tracker.log_curve(job(rows), experiment.impl.target, rows)
     tracker.end_sweep("FINISHED")
     _, child = sweep("nothing")
     assert child.info.status == "FINISHED"
@@ -118,7 +118,7 @@ def test_a_curve_with_more_metrics_than_one_batch_arrives_whole(
 ):
     rows = [row | {"num_tokens": 100 * n + row["num_tokens"]} for n in range(9) for row in measure()]
     tracker.start_sweep("long", "")
-    tracker.log_curve(job(rows), experiment, rows)
+    tracker.log_curve(job(rows), experiment.impl.target, rows)
     tracker.end_sweep("FINISHED")
     _, child = sweep("long")
     assert len(client.get_metric_history(child.info.run_id, "latency_us")) == len(rows)
@@ -128,7 +128,7 @@ def test_a_curve_with_more_metrics_than_one_batch_arrives_whole(
 def test_two_sweeps_of_one_process_are_apart(tracker, sweep, job, measure, experiment):
     for number, sweep_id in enumerate(("one", "two")):
         tracker.start_sweep(sweep_id, "")
-        tracker.log_curve(job(measure(), number), experiment, measure())
+        tracker.log_curve(job(measure(), number), experiment.impl.target, measure())
         tracker.end_sweep("FINISHED")
     assert [run.info.run_name for run in sweep("two")] == ["two", "cuda HND bfloat16 seed"]
 

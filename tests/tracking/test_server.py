@@ -64,7 +64,7 @@ def test_the_ui_shows_a_local_sweeps_runs_and_their_artifacts(
     rows = measure()
     folder = job(rows)
     tracker.start_sweep("local", "")
-    tracker.log_curve(folder, experiment, rows)
+    tracker.log_curve(folder, experiment.impl.target, rows)
     tracker.end_sweep("FINISHED")
     run_id = sweep("local")[1].info.run_id
 
@@ -85,7 +85,7 @@ def test_a_sweep_sent_to_a_server_arrives_whole(server, client, job, measure, ex
     folder = job(rows)
     tracker = connect(settings("server", server, None, "on the server", {}))
     tracker.start_sweep("sent", "")
-    tracker.log_curve(folder, experiment, rows)
+    tracker.log_curve(folder, experiment.impl.target, rows)
     tracker.end_sweep("FAILED")
 
     found = client.get_experiment_by_name("on the server")

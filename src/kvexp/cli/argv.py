@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from kvexp.cli import catalogue
+from kvexp.cli.typed import SWEEP
 from kvexp.errors import ConfigError
 
 
@@ -186,6 +187,8 @@ def _check_sweep(text: str, override: Override, measures: bool) -> None:
         )
     if key.partition(".")[0] == "tracking":
         raise ConfigError(f"{text!r} is refused: a sweep is tracked in one place; choose one value")
+    if key in SWEEP:
+        raise ConfigError(f"{text!r} is refused: {key} is one for a whole sweep; choose one value")
 
 
 def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:

@@ -1,19 +1,27 @@
-"""The folder that Hydra makes before it composes."""
+"""The folders that Hydra makes before anything is measured."""
 
 from pathlib import Path
 
+from kvexp import locks
+from kvexp.folder import COMMAND, LOCK
+
 
 def forget(folder: Path) -> None:
-    """A sweep's folder that holds only what Hydra wrote is gone, and the empty folders above it.
+    """A folder that holds only what was written before any row is gone, and the empty folders above it.
 
     Args:
-        folder: Absolute; one that holds anything else, or the current folder, stays as it is.
+        folder: A sweep's or a curve's, absolute; one that holds anything else, or the current folder, stays
+            as it is.
     """
     here = Path.cwd()
     if not folder.is_dir() or folder == here or folder in here.parents:
         return
     files = [path for path in folder.rglob("*") if not path.is_dir()]
-    if not all(path.name == "multirun.yaml" or path.parent.name == ".hydra" for path in files):
+    if not all(
+        path.name in ("multirun.yaml", COMMAND, LOCK) or path.parent.name == ".hydra" for path in files
+    ):
+        return
+    if locks.holder(folder / LOCK):
         return
     for file in files:
         file.unlink()

@@ -17,13 +17,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.cli import WRONG, catalogue, layouts, presets, say, typed
+from kvexp import folder as sweep_folder
+from kvexp.cli import WRONG, catalogue, how, layouts, presets, resume, say, typed
 from kvexp.cli.argv import CommandLine, ordered
 from kvexp.cli.folders import forget
 from kvexp.cli.sentences import COMPOSING, sentence
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.rows import ROWS, make_folder
+from kvexp.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, settings, shown
 
 MANY = 10
@@ -33,11 +35,12 @@ MANY = 10
 class Curves:
     """The task that Hydra calls once per job: it measures nothing, it collects."""
 
-    def __init__(self, line: CommandLine) -> None:
+    def __init__(self, line: CommandLine, resumes: bool = False) -> None:
         self.line = line
+        self.resumes = resumes
         self.right: list[tuple[Experiment, Path, tuple[str, ...]]] = []
         self.wrong: list[tuple[str, str]] = []
-        self.tracking: set[TrackingSettings] = set()
+        self.settings: set[SweepSettings] = set()
 
     def __call__(self, config: DictConfig) -> None:
         """The job's curve is among the right or the wrong ones."""
@@ -49,7 +52,8 @@ class Curves:
             folders = [Path(source.path) for source in job.runtime.config_sources if source.schema == "file"]
             resolved = layouts.resolve(values, job.runtime.choices, folders, os.environ)
             experiment = typed.experiment(*resolved[:2], overrides, resolved[2])
-            self.tracking.add(self._tracking(job.runtime.choices["tracking"], values["tracking"]))
+            tracking = self._tracking(job.runtime.choices["tracking"], values["tracking"])
+            self.settings.add(how.settings(values, tracking, self.resumes))
         except ConfigError as error:
             self.wrong.append((" ".join(overrides), str(error)))
         else:
@@ -66,8 +70,8 @@ class Curves:
             raise ConfigError(self._what_is_wrong())
         if not self.right:
             raise ConfigError("what was typed matches no option, so there is nothing to measure")
-        if len(self.tracking) > 1:
-            raise ConfigError("the curves of a sweep are tracked in one place; choose one")
+        if len(self.settings) > 1:
+            raise ConfigError("the curves of a sweep are run and tracked in one way; choose one")
         self._check_twins()
         self._check_folders()
 
@@ -123,10 +127,17 @@ class _Refused(BaseException):
 
 
 class SweepStart(Callback):
-    """What is said, checked and remembered before the first job is composed."""
+    """What is said, checked and remembered before the first job is composed.
+
+    Args:
+        resumes: Whether rows in the sweep's folder are meant; new curves then have numbers of their own.
+    """
+
+    def __init__(self, resumes: bool = False) -> None:
+        self.resumes = resumes
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """The sweep's folder is there and has no rows; a long wait is announced.
+        """The sweep's folder is there, with no rows unless it resumes; a long wait is announced.
 
         Hydra writes each job's configuration before its task is called: in a folder with rows it would
         replace the one that they were measured with.
@@ -136,7 +147,7 @@ class SweepStart(Callback):
             folder = Path(config.hydra.sweep.dir)
         except COMPOSING as error:
             raise _Refused(sentence(error)) from error
-        if any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}")):
+        if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
             raise _Refused(_HOLDS_ROWS.format(folder))
         try:
             make_folder(folder)
@@ -153,10 +164,11 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: Something typed is wrong; nothing was measured, and no file is left.
     """
-    line = ordered(argv)
-    curves = Curves(line)
+    typed_line = ordered(argv)
+    line, resumed = resume.begun(typed_line)
+    curves = Curves(line, resumed is not None)
     try:
-        code = _compose(line, curves)
+        code = _compose(resume.placed(line, resumed), curves)
         if code or not line.measures:
             return code
         curves.check()
@@ -171,8 +183,19 @@ def run(argv: Sequence[str]) -> int:
 def _measure(curves: Curves, command: str) -> int:
     from kvexp import sweep  # here, since what only prints or is wrong does without
 
-    jobs = [sweep.Job(*curve) for curve in curves.right]
-    return sweep.run(jobs, curves.tracking.pop(), shown(command))
+    flags = [flag for flag in curves.line.flags if flag != "--multirun"]
+    jobs = [
+        sweep.Job(experiment, folder, (*flags, *overrides)) for experiment, folder, overrides in curves.right
+    ]
+    home = jobs[0].folder.parent
+    sweep_folder.write_command(home, curves.line.overrides, flags)
+    try:
+        return sweep.run(jobs, curves.settings.pop(), shown(command))
+    finally:
+        for job in jobs:
+            # A curve whose points were all there already has only what Hydra wrote.
+            if curves.resumes:
+                forget(job.folder)
 
 
 def _compose(line: CommandLine, curves: Curves) -> int:

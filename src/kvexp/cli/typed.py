@@ -14,6 +14,9 @@ from kvexp.experiment import Choice, Experiment, Scalar, WorkloadSpec
 
 Config = Mapping[str, Any]
 
+SWEEP = ("resume", "timeout_s", "fail_fast", "isolation")
+"""The keys that say how a sweep is run; they are one for all of its curves and change no point."""
+
 CODE = ("op", "impl", "layout")
 """Groups whose YAML names a class."""
 
@@ -54,7 +57,7 @@ def experiment(
         ConfigError: A key is unknown, missing, of the wrong type or out of range.
     """
     groups = [group for group in GROUPS if group != "experiment"]
-    check_keys("", config, [*groups, "device"])
+    check_keys("", config, [*groups, "device", *SWEEP])
     names = {group: choices.get(group) or "" for group in groups}
     for group in groups:
         if not names[group] or not isinstance(config[group], Mapping):
@@ -125,8 +128,8 @@ def _data(group: str, name: str, config: Config) -> Choice:
 def _timer(name: str, config: Config) -> Choice:
     check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
     whole = {key: _whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
-    real = {key: _positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
-    words = {key: _word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
+    real = {key: positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
+    words = {key: word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
     if whole["max_samples"] < whole["min_samples"]:
         raise ConfigError(
             f"timer.max_samples {whole['max_samples']} is below timer.min_samples {whole['min_samples']}"
@@ -139,7 +142,7 @@ def _workload(name: str, config: Config) -> WorkloadSpec:
     check_keys("workload", config, known)
     sizes = ("num_heads", "head_size", "head_size_v", "block_size", "num_layers", "num_query_heads")
     named: dict[str, Any] = {key: _whole(f"workload.{key}", config[key]) for key in sizes}
-    named |= {key: _word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
+    named |= {key: word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
     spec = WorkloadSpec(
         **named,
         name=name,
@@ -184,7 +187,12 @@ def _whole(key: str, value: Any, least: int = 1, most: int = MOST_TOKENS) -> int
     return value
 
 
-def _positive(key: str, value: Any) -> float:
+def positive(key: str, value: Any) -> float:
+    """The value as a number above zero.
+
+    Raises:
+        ConfigError: It is none.
+    """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value <= 0:
         raise ConfigError(f"{key} must be a positive number, not {shown(value)}")
@@ -198,7 +206,12 @@ def _fraction(key: str, value: Any) -> float:
     return float(value)
 
 
-def _word(key: str, value: Any, words: Sequence[str]) -> str:
+def word(key: str, value: Any, words: Sequence[str]) -> str:
+    """The value, which is one of the words.
+
+    Raises:
+        ConfigError: It is not.
+    """
     if value not in words:
         *others, last = words
         raise ConfigError(f"{key} must be {', '.join(others)} or {last}, not {shown(value)}")

@@ -8,12 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from kvexp.errors import ConfigError, TrackingError
-
-if TYPE_CHECKING:
-    from kvexp.experiment import Experiment
 
 KINDS = ("local", "server", "none")
 
@@ -21,9 +18,10 @@ KINDS = ("local", "server", "none")
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # With MLflow's own 7 retries of 120 s a server that is away holds one call for minutes.
+    # With MLflow's own 7 retries of 120 s a server that is away holds one call for minutes; like this it
+    # costs at most 12 s, and the sweep does not ask a second time.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
 }
 
 
@@ -51,11 +49,20 @@ class Tracker(Protocol):
 
     uri: str
 
-    def start_sweep(self, sweep_id: str, command: str) -> None:
-        """The sweep has its parent run."""
+    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False) -> None:
+        """The sweep has its parent run: its earlier one, where it resumes and that is there."""
 
-    def log_curve(self, folder: Path, experiment: "Experiment", rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve's rows are a finished child run of the sweep; `folder` is its job's."""
+    def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The curve's rows are a finished child run of the sweep.
+
+        Args:
+            folder: The job's.
+            target: The dotted path of the implementation's class.
+            rows: What `folder` holds.
+        """
+
+    def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
+        """The curves' folders that no whole run of the sweep is of; runs that are not whole are deleted."""
 
     def end_sweep(self, status: str) -> None:
         """The parent run has ended as `FINISHED`, `FAILED` or `KILLED`."""

@@ -1,39 +1,31 @@
 """Rows in MLflow: a parent run for the sweep, a child run for each curve.
 
-The only file that imports MLflow; only `kvexp.tracking.connect` imports it, which quiets MLflow
-first. Runs are addressed by their ids: no active run that one job could leak into the next, and no
-tracking URI in the environment that a child process could inherit.
+Only `kvexp.tracking.connect` imports this, after it has quieted MLflow. Runs are addressed by their
+ids: no active run that one job could leak into the next, and no tracking URI in the environment that a
+child process could inherit.
 """
 
-import fcntl
-import logging
 import os
 import socket
-import sqlite3
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import requests
-import sqlalchemy.exc
-from alembic.util.exc import CommandError
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
-from kvexp.errors import KvexpError, TrackingError
-from kvexp.rows import ROWS, SAMPLES, Row, make_folder
-from kvexp.tracking import curve, shown, sqlite_file
-
-if TYPE_CHECKING:
-    from kvexp.experiment import Experiment
+from kvexp.rows import ROWS, SAMPLES, Row
+from kvexp.tracking import curve, shown
+from kvexp.tracking.host import alive, started
+from kvexp.tracking.store import border, hush, ready, unreachable
 
 _BATCH = 1000  # entities of one log_batch, params included: mlflow.utils.validation
-_LOCK_SECONDS = 60.0
+_PAGE = 1000  # runs of one answer
+_WHOLE = "kvexp.whole"
+"""The tag that a curve's run gets last: without it the run is what an interrupted send has left."""
 
 
 class MlflowTracker:
@@ -53,21 +45,26 @@ class MlflowTracker:
         self._sweep_id = ""
         self._parent_id = ""
         self._curves: list[Row] = []
-        self._points: Counter[str] = Counter()
-        _hush()
-        with self._border():
-            self._client, self._experiment_id = _ready(uri, experiment)
+        hush()
+        with border(self.uri):
+            self._client, self._experiment_id = ready(uri, experiment)
 
-    def start_sweep(self, sweep_id: str, command: str) -> None:
+    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False) -> None:
         """The sweep has its parent run; runs that died on this host are closed first."""
         tags = {**self._tags(sweep_id), "command": command, "kvexp": __version__}
-        with self._border():
+        with border(self.uri):
             self._close_stale_runs()
-            run = self._client.create_run(self._experiment_id, tags=tags, run_name=sweep_id)
-        self._sweep_id, self._parent_id = sweep_id, run.info.run_id
-        self._curves, self._points = [], Counter()
+            earlier = self._parents(sweep_id) if resumes else []
+            if earlier:
+                self._parent_id = earlier[0].info.run_id
+                self._client.update_run(self._parent_id, status="RUNNING")
+                self._client.log_batch(self._parent_id, tags=[RunTag(*tag) for tag in tags.items()])
+            else:
+                run = self._client.create_run(self._experiment_id, tags=tags, run_name=sweep_id)
+                self._parent_id = run.info.run_id
+        self._sweep_id, self._curves = sweep_id, []
 
-    def log_curve(self, folder: Path, experiment: "Experiment", rows: Sequence[Row]) -> None:
+    def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
         """The curve's rows are a finished child run of the sweep; a curve without rows has none."""
         if not rows:
             return
@@ -75,12 +72,10 @@ class MlflowTracker:
             **self._tags(self._sweep_id),
             "mlflow.parentRunId": self._parent_id,
             "kvexp.curve": f"{self._sweep_id}/{folder.name}",
-            "impl_target": experiment.impl.target,
+            "impl_target": target,
             **curve.tags(rows),
         }
-        counts = curve.counts(rows)
-        wrong = counts["points_incorrect"] + counts["points_failed"]
-        with self._border():
+        with border(self.uri):
             run = self._client.create_run(
                 self._experiment_id,
                 start_time=min(curve.milliseconds(row) for row in rows),
@@ -90,28 +85,79 @@ class MlflowTracker:
             try:
                 self._log_numbers(run.info.run_id, rows)
                 self._log_files(run.info.run_id, folder)
-            except BaseException:
-                # Nothing else would end it; a store that is away says so a second time in vain.
-                with suppress(Exception):
-                    self._client.set_terminated(run.info.run_id, "FAILED")
+                self._client.set_tag(run.info.run_id, _WHOLE, "true")
+            except (MlflowException, requests.RequestException) as error:
+                if not unreachable(error):
+                    self._abandon(run.info.run_id)
                 raise
+            except BaseException:
+                self._abandon(run.info.run_id)
+                raise
+            wrong = curve.status(rows) in ("incorrect", "failed")
             self._client.set_terminated(run.info.run_id, "FAILED" if wrong else "FINISHED")
             if not self._curves:
                 self._tag_parent(rows)
         self._curves.append(rows[0])
-        self._points.update({key: int(value) for key, value in counts.items()})
 
     def end_sweep(self, status: str) -> None:
         """The parent run has ended, with the points of all its curves counted."""
         now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, 0) for key, value in self._points.items()]
-        with self._border():
+        with border(self.uri):
+            runs = self._whole(self._sweep_id).values()
+            counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in curve.counts([])}
+            metrics = [Metric(key, value, now, 0) for key, value in counts.items() if runs]
             self._client.log_batch(self._parent_id, metrics=metrics)
             self._client.set_terminated(self._parent_id, status)
 
+    def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
+        """The curves' folders that the store has no whole run of; runs that are not whole are deleted."""
+        with border(self.uri):
+            self._close_stale_runs()
+            whole = self._whole(sweep_id)
+            kept = {run.info.run_id for run in whole.values()}
+            for run in self._runs(sweep_id):
+                if "mlflow.parentRunId" in run.data.tags and run.info.run_id not in kept:
+                    self._client.delete_run(run.info.run_id)
+        return [folder for folder in folders if f"{sweep_id}/{folder.name}" not in whole]
+
+    def _abandon(self, run_id: str) -> None:
+        """Nothing else would end the run of a curve that did not arrive whole."""
+        with suppress(Exception):
+            self._client.set_terminated(run_id, "FAILED")
+
+    def _runs(self, sweep_id: str) -> list[Run]:
+        """Every run of the sweep, the oldest first."""
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                f"tags.`kvexp.sweep` = '{sweep_id}'",
+                max_results=_PAGE,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _parents(self, sweep_id: str) -> list[Run]:
+        return [run for run in self._runs(sweep_id) if "mlflow.parentRunId" not in run.data.tags]
+
+    def _whole(self, sweep_id: str) -> dict[str, Run]:
+        """The run of each curve that arrived whole, by the curve's name."""
+        runs = reversed(self._runs(sweep_id))
+        return {run.data.tags["kvexp.curve"]: run for run in runs if _WHOLE in run.data.tags}
+
     def _tags(self, sweep_id: str) -> dict[str, str]:
         """What every run carries, so that its sweep can be found and its death be noticed."""
-        return {"kvexp.sweep": sweep_id, "kvexp.pid": str(os.getpid()), "host": self._host}
+        return {
+            "kvexp.sweep": sweep_id,
+            "kvexp.pid": str(os.getpid()),
+            "kvexp.pid_started": started(os.getpid()),
+            "host": self._host,
+        }
 
     def _tag_parent(self, rows: Sequence[Row]) -> None:
         """The sweep's machine and versions, known once its first curve is measured."""
@@ -145,103 +191,6 @@ class MlflowTracker:
         running = f"attributes.status = 'RUNNING' and tags.host = '{self._host}'"
         for run in self._client.search_runs([self._experiment_id], running):
             pid = run.data.tags.get("kvexp.pid", "")
-            if pid.isdecimal() and not _alive(int(pid)):
+            since = run.data.tags.get("kvexp.pid_started")
+            if pid.isdecimal() and not alive(int(pid), since):
                 self._client.set_terminated(run.info.run_id, "KILLED")
-
-    @contextmanager
-    def _border(self) -> Iterator[None]:
-        """Whatever goes wrong in MLflow and below is a TrackingError of one sentence."""
-        try:
-            yield
-        except (
-            MlflowException,
-            KvexpError,
-            sqlalchemy.exc.SQLAlchemyError,
-            sqlite3.Error,
-            CommandError,
-            requests.RequestException,
-            ImportError,  # a database's driver that is not installed
-            OSError,
-        ) as error:
-            # The drivers' messages hold newlines, and the address with its password.
-            message = shown(" ".join(str(error).split()))
-            raise TrackingError(f"the tracking store {self.uri} cannot be used: {message[:500]}") from error
-
-
-def _ready(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client of a store that holds the experiment, and the experiment's id."""
-    file = sqlite_file(uri)
-    if file is None:
-        client = MlflowClient(tracking_uri=uri)
-        return client, _experiment(client, experiment, None)
-    make_folder(file.parent)
-    _check_database(file)
-    # Two processes that make MLflow's tables in one new sqlite file at once destroy it.
-    with _locked(file.parent / ".lock"):
-        client = MlflowClient(tracking_uri=uri)
-        return client, _experiment(client, experiment, (file.parent / "artifacts").as_uri())
-
-
-def _check_database(file: Path) -> None:
-    """Returns when the file is missing or a database: MLflow retries anything else for minutes, silently.
-
-    Raises:
-        KvexpError: It is no file, or cannot be read and written.
-        sqlite3.Error: It is no database.
-    """
-    if not file.exists():
-        return
-    if not file.is_file():
-        raise KvexpError(f"{file} is a folder")
-    if not os.access(file, os.R_OK | os.W_OK):
-        raise KvexpError(f"{file} cannot be read and written")
-    with closing(sqlite3.connect(file)) as database:
-        database.execute("pragma user_version")
-
-
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name, artifact_location=artifacts)
-        except MlflowException:
-            # On a server another sweep may have been faster; what else went wrong shows again.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """This process alone is inside, of all that lock the same file; a killed one leaves no lock."""
-    patience = time.monotonic() + _LOCK_SECONDS
-    with file.open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise TimeoutError(f"another process has held {file} for {_LOCK_SECONDS:.0f} s") from None
-                time.sleep(0.05)
-        yield
-
-
-def _hush() -> None:
-    """MLflow's, alembic's and urllib3's notes stay silent: what matters arrives as an exception."""
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

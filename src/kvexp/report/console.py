@@ -1,8 +1,7 @@
-"""Rows to tables on the console."""
+"""Rows to a table on the console."""
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,15 +9,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.report.outcomes import outcomes, unique
+from kvexp.report.words import number
 from kvexp.rows import curves, labels
 
 Row = Mapping[str, Any]
 
 _DASH = "–"
 _PIPE_WIDTH = 1000
-_MOST_NAMES = 8
-# The order of the other outcomes: what needs attention stands last, above the prompt.
-_OTHERS = ("skipped", "verified", "incorrect", "failed")
 
 
 class _Pipe(Console):
@@ -43,17 +41,6 @@ def summary(rows: Sequence[Row], console: Console) -> None:
     for caption in _captions(rows):
         console.print(Text(caption, style="dim"), soft_wrap=not console.is_terminal)
     _print_reasons(grouped, names, console)
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all of a longer whole number: `1.26`, `70.7`, `6,245`."""
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    if value >= 9.995:
-        return f"{value:.1f}"
-    if value >= 0.9995:
-        return f"{value:.2f}"
-    return f"{value:.3g}"
 
 
 def _table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
@@ -95,7 +82,7 @@ def _optional(row: Row, column: str) -> str:
 def _captions(rows: Sequence[Row]) -> list[str]:
     """The machine and whose clock, once for each combination that was measured."""
     measured = [row for row in rows if row["status"] in ("ok", "verified")]
-    return _unique(
+    return unique(
         f"{row.get('device_name') or row.get('device')}, mode {row.get('mode')}, "
         f"timer {row.get('timer')}, {row.get('op')}"
         for row in measured
@@ -104,27 +91,16 @@ def _captions(rows: Sequence[Row]) -> list[str]:
 
 def _print_reasons(grouped: Sequence[Sequence[Row]], names: Sequence[str], console: Console) -> None:
     """Every reason once and whole, with the curves and the number of points that share it."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, curve in zip(names, grouped, strict=True):
-        for row in curve:
-            if row["status"] != "ok":
-                found[row["status"], row["reason"]].append(name)
     # On a terminal rich wraps; in a pipe a line stays a line, so that grep finds it whole.
     soft_wrap = not console.is_terminal
-    for (status, reason), points in sorted(found.items(), key=lambda item: _OTHERS.index(item[0][0])):
-        first, *rest = reason.splitlines() or [""]
-        plural = "" if len(points) == 1 else "s"
-        heading = f"{_listed(_unique(points))}: {len(points)} point{plural}: {first}"
-        console.print(Text.assemble((f"{status:<11}", _STYLES[status]), heading), soft_wrap=soft_wrap)
+    for outcome in outcomes(grouped, names):
+        first, *rest = outcome.reason.splitlines() or [""]
+        heading = f"{outcome.whose}: {outcome.count}: {first}"
+        console.print(
+            Text.assemble((f"{outcome.status:<11}", _STYLES[outcome.status]), heading), soft_wrap=soft_wrap
+        )
         for line in rest:
             _print_indented(line, console)
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The names of a few curves; of many the first ones, and how many more."""
-    if len(names) <= _MOST_NAMES:
-        return ", ".join(names)
-    return f"{', '.join(names[: _MOST_NAMES // 2])} and {len(names) - _MOST_NAMES // 2} more curves"
 
 
 def _print_indented(line: str, console: Console) -> None:
@@ -135,7 +111,3 @@ def _print_indented(line: str, console: Console) -> None:
 
 
 _STYLES = {"skipped": "yellow", "verified": "green", "incorrect": "bold red", "failed": "bold red"}
-
-
-def _unique(words: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(words))

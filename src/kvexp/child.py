@@ -1,0 +1,136 @@
+"""The measuring process: `python -m kvexp.child DEVICE` answers experiments until its input closes.
+
+It speaks JSON lines. It says `ready`, with its device and environment, and ends if the machine lacks the
+device. For each experiment it is sent it says `curve`, with the hash of the implementation's sources, and
+waits for a list of the `num_tokens` to measure. It says `point` for each of them and waits for the parent's
+word to go on, so that nothing that the parent does with a row runs beside a measurement; then `end`.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from kvexp.errors import ConfigError, Unsupported
+from kvexp.experiment import Experiment
+from kvexp.measurement import Measurement
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+OOM_SCORE_ADJ = "500"
+"""Of -1000 to 1000: when the host runs out of memory, the kernel ends this process and not the parent."""
+
+
+def ready(requested: str) -> tuple[str, dict[str, Any], str]:
+    """The device that was meant, the machine's columns, and why it cannot be used; empty when it can."""
+    from kvexp import environment
+
+    try:
+        device = environment.resolve_device(requested)
+    except Unsupported as refusal:
+        return requested, environment.read(None), str(refusal)
+    if device == "cpu":
+        # Before any kernel's module is imported: Triton reads it when it decorates.
+        os.environ["TRITON_INTERPRET"] = "1"
+    return device, environment.read(device), ""
+
+
+def impl_hash(experiment: Experiment) -> str | None:
+    """The hash of the implementation's sources; None where there are none to read."""
+    from kvexp import pipeline, sources
+
+    # A package that cannot even be imported is an outcome of its points, not of this.
+    found = pipeline.attempt(lambda: sources.impl_hash(experiment.impl.target))
+    return found if isinstance(found, str) else None
+
+
+def measured(experiment: Experiment, num_tokens: list[int], columns: dict[str, Any]) -> Iterator[Measurement]:
+    """Those points of the curve, as each is measured.
+
+    Raises:
+        ConfigError: The experiment is wrong whatever the machine.
+    """
+    from kvexp import pipeline
+
+    if num_tokens:
+        workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
+        yield from pipeline.run(replace(experiment, workload=workload), columns)
+
+
+def serve(requested: str) -> None:
+    """Every experiment on the standard input is answered."""
+    _end_in_good_order()
+    # What libraries print must not come between the lines of the protocol.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    device, columns, refusal = ready(requested)
+    _say(out, event="ready", device=device, environment=columns, refusal=refusal)
+    if refusal:
+        return
+    for line in sys.stdin:
+        _answer(out, Experiment.from_json(line), columns)
+
+
+def _end_in_good_order() -> None:
+    """This process never outlives its parent, ends before it when memory is short, and says where it was."""
+    faulthandler.enable()
+    # The parent's way to ask a process that hangs, perhaps in a call of C, for its last words; then it ends.
+    faulthandler.register(signal.SIGUSR1, chain=True)
+    if sys.platform == "linux":
+        # Even in the middle of a measurement.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
+
+
+def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> None:
+    digest = impl_hash(experiment)
+    _say(out, event="curve", impl_hash=digest)
+    wanted = _heard()
+    try:
+        for measurement in measured(experiment, json.loads(wanted), {**columns, "impl_hash": digest}):
+            _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
+            _heard()
+            if measurement.status == "failed" and experiment.device != "cpu":
+                _end_if_poisoned()
+    except ConfigError as error:
+        _say(out, event="config_error", message=str(error))
+    else:
+        _say(out, event="end")
+
+
+def _heard() -> str:
+    """The parent's next line; the process ends when the parent is gone: nobody is left to measure for."""
+    line = sys.stdin.readline()
+    if not line:
+        sys.exit()
+    return line
+
+
+def _end_if_poisoned() -> None:
+    """A CUDA error that poisons the process ends it: each later call would fail with the first's error."""
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        print(f"CUDA is unusable after: {error}", file=sys.stderr)  # noqa: T201  # the last words
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _say(out: IO[str], **answer: Any) -> None:
+    out.write(json.dumps(answer, allow_nan=False) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        serve(sys.argv[1])

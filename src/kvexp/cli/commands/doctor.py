@@ -1,0 +1,109 @@
+"""Says what this machine can run and why not, each line with what would help.
+
+Exit code 1 when something is missing that the defaults (impl=cuda workload=seed) need.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvexp import locks, tracking
+from kvexp.cli import say
+from kvexp.cli.commands._parser import Parser
+from kvexp.errors import ConfigError, KvexpError
+from kvexp.folder import LOCK
+from kvexp.tracking.host import check_database
+
+PATIENCE_S = 300
+LEAST_FREE_BYTES = 10**9
+"""A sweep of a thousand curves with all its samples and runs takes less."""
+MARKS = {"ok": "ok", "without": "–", "no": "NO"}
+
+Finding = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when the defaults can run here, else 1.
+
+    Raises:
+        ConfigError: What was typed is wrong.
+    """
+    parser = Parser("kvexp doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    found = [*_libraries(), _store(), _disk(), *_sweeps()]
+    width = max(len(finding["what"]) for finding in found)
+    for finding in found:
+        fix = f"; {finding['fix']}" if finding["fix"] else ""
+        say(f"{MARKS[finding['state']]:3} {finding['what']:{width}}  {finding['said']}{fix}\n")
+    missing = [finding["what"] for finding in found if finding["state"] == "no"]
+    if missing:
+        say(f"The defaults cannot run here: {', '.join(missing)}. experiment=quickstart runs what can.\n")
+    return 1 if missing else 0
+
+
+def _libraries() -> Iterator[Finding]:
+    """What the process that may import and break everything says, and how it ended where it broke."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvexp.checkup"], capture_output=True, text=True, timeout=PATIENCE_S
+        )
+    except subprocess.TimeoutExpired:
+        yield _found(
+            "libraries", "no", f"gave no answer within {PATIENCE_S} s", "look at the GPU with nvidia-smi"
+        )
+        return
+    for line in done.stdout.splitlines():
+        try:
+            finding = json.loads(line)
+        except ValueError:
+            continue  # what a library printed
+        if isinstance(finding, dict) and finding.keys() == _found("", "", "").keys():
+            yield finding
+    if done.returncode:
+        words = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        yield _found(
+            "libraries", "no", f"the check ended with {done.returncode} ({words[:200]})", "make setup"
+        )
+
+
+def _store() -> Finding:
+    """The store that `tracking=local` would use; nothing is made."""
+    try:
+        uri = tracking.settings("local", None, None, "kvexp", os.environ).uri or ""
+        file = tracking.sqlite_file(uri)
+        if file is None:
+            return _found("MLflow store", "without", f"{tracking.shown(uri)}, not asked")
+        check_database(file)
+    except (ConfigError, KvexpError, sqlite3.Error) as error:
+        return _found("MLflow store", "no", str(error), "tracking.uri=sqlite:////ELSEWHERE/mlflow.db")
+    holder = locks.holder(file.parent / LOCK)
+    state = f"in use by {holder}" if holder else "ready" if file.exists() else "made by the first sweep"
+    return _found("MLflow store", "ok", f"{file}, {state}")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    said = f"{free / 1e9:.1f} GB are free in {Path.cwd()}"
+    if not os.access(Path.cwd(), os.W_OK):
+        return _found("disk", "no", f"{Path.cwd()} cannot be written to", "hydra.sweep.dir=ELSEWHERE")
+    if free < LEAST_FREE_BYTES:
+        return _found("disk", "no", said, f"make {LEAST_FREE_BYTES / 1e9:.0f} GB of room")
+    return _found("disk", "ok", said)
+
+
+def _sweeps() -> Iterator[Finding]:
+    """The sweeps below multirun/ that are at work now."""
+    for file in sorted(Path("multirun").glob(f"*/*/{LOCK}")):
+        if holder := locks.holder(file):
+            yield _found("sweep", "without", f"{file.parent} is measured by {holder}", "wait for it")
+
+
+def _found(what: str, state: str, said: str, fix: str = "") -> Finding:
+    return {"what": what, "state": state, "said": said, "fix": fix}

@@ -1,0 +1,50 @@
+"""The points of finished sweeps as CSV, parquet or JSON, one row for each."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvexp import export, results
+from kvexp.cli.commands._parser import SWEEPS, Parser
+from kvexp.errors import ConfigError, KvexpError
+from kvexp.rows import make_folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0, the file is written.
+
+    Raises:
+        ConfigError: A sweep or the file cannot be used, or the format is not clear.
+    """
+    parser = Parser("kvexp export", description=__doc__)
+    parser.add_argument("sweeps", nargs="*", type=Path, metavar="SWEEP", help=SWEEPS)
+    parser.add_argument(
+        "--format", choices=export.FORMATS, help="default: what the file's name ends with, or csv"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: stdout, but not for parquet")
+    typed = parser.parse_args(argv)
+    kind = typed.format or _kind(typed.output)
+    if kind == "parquet" and typed.output is None:
+        raise ConfigError("export: --format parquet is no text; name a file with --output")
+    content = export.content(results.read(typed.sweeps, Path("multirun")), kind)
+    if typed.output is None:
+        sys.stdout.write(content.decode())
+        return 0
+    try:
+        make_folder(typed.output.parent)
+        typed.output.write_bytes(content)
+    except (KvexpError, OSError) as error:
+        raise ConfigError(f"export: cannot write {typed.output}: {error}") from error
+    sys.stdout.write(f"{typed.output}\n")
+    return 0
+
+
+def _kind(output: Path | None) -> str:
+    if output is None:
+        return "csv"
+    kind = output.suffix.removeprefix(".")
+    if kind not in export.FORMATS:
+        raise ConfigError(
+            f"export: {output} says no format; let it end with .{', .'.join(export.FORMATS)}, or add --format"
+        )
+    return kind

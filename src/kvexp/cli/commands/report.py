@@ -1,0 +1,49 @@
+"""An HTML page and a Markdown twin of finished sweeps: figures, tables, and the findings in words."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvexp import results
+from kvexp.cli.commands._parser import SWEEPS, Parser
+from kvexp.errors import ConfigError, KvexpError
+from kvexp.rows import last_sweep, make_folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0, the page is written.
+
+    Raises:
+        ConfigError: A sweep or a folder cannot be used.
+    """
+    parser = Parser("kvexp report", description=__doc__)
+    parser.add_argument("sweeps", nargs="*", type=Path, metavar="SWEEP", help=SWEEPS)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where report.html and report.md go; default: the sweep's folder",
+    )
+    parser.add_argument(
+        "--figures", type=Path, metavar="DIR", help="also write every figure as PNG and SVG there"
+    )
+    typed = parser.parse_args(argv)
+    last = last_sweep(Path("multirun"))
+    rows = results.read(typed.sweeps, Path("multirun"))
+    from kvexp.report.written import write  # here, since it takes matplotlib a second to import
+
+    try:
+        for folder in filter(None, (typed.output, typed.figures)):
+            make_folder(folder)
+        page = write(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
+    except (KvexpError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    sys.stdout.write(f"{page}\n{page.with_suffix('.md')}\n")
+    return 0
+
+
+def _own_folder(sweeps: Sequence[Path]) -> Path:
+    """The folder of a single sweep, else report/ here."""
+    if len(sweeps) > 1:
+        return Path("report")
+    return sweeps[0] if sweeps[0].is_dir() else sweeps[0].parent

@@ -1,0 +1,51 @@
+"""Sends to MLflow what a store that was away has missed, each curve once.
+
+DIR is a sweep's folder or one that holds several; by default multirun/ here, as the store is mlruns/ here.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvexp import tracking
+from kvexp.cli import say
+from kvexp.cli.commands._parser import Parser
+from kvexp.errors import TrackingError
+from kvexp.tracking.sync import sync
+
+NOT_SENT = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when everything is in the store, 1 when something could not be sent.
+
+    Raises:
+        ConfigError: What was typed is wrong, or there is no sweep.
+    """
+    typed = _parsed(argv)
+    kind = "server" if typed.to and not typed.to.startswith("sqlite") else "local"
+    settings = tracking.settings(kind, typed.to, None, typed.experiment, os.environ)
+    try:
+        done = sync(typed.dir, settings, _note)
+    except TrackingError as error:
+        _note(f"kvexp: {error}; what is on disk stays, so sync again later")
+        return NOT_SENT
+    left = f", {done.refused} left out" if done.refused else ""
+    say(f"{done.sent} curves sent, {done.there} were there{left}: {tracking.shown(settings.uri or '')}\n")
+    return NOT_SENT if done.refused else 0
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("kvexp sync", description=__doc__)
+    parser.add_argument("dir", nargs="?", type=Path, default=Path("multirun"), metavar="DIR")
+    parser.add_argument(
+        "--to", metavar="ADDRESS", help="the store; else MLFLOW_TRACKING_URI, else mlruns/ here"
+    )
+    parser.add_argument("--experiment", default="kvexp", help="the MLflow experiment's name (default: kvexp)")
+    return parser.parse_args(argv)
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,43 @@
+"""A comparison as a table on the console."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvexp.compare import WORST_FIRST, Point
+from kvexp.report import number
+
+_PIPE_WIDTH = 1000
+_STYLES = {"broken": "bold red", "missing": "red", "slower": "red", "ambiguous": "yellow", "faster": "green"}
+_DASH = "–"
+
+
+def show(points: Sequence[Point]) -> None:
+    """The points are printed in their order, and how many got which verdict."""
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width of its own: every cell stays whole
+        console = Console(file=sys.stdout, width=_PIPE_WIDTH, color_system=None)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("curve", overflow="fold")
+    for column in ("num_tokens", "baseline (µs)", "candidate (µs)", "ratio", "between"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for point in points:
+        table.add_row(Text(point.word, _STYLES.get(point.word, "")), Text(point.label), *_cells(point))
+    console.print(table)
+    counts = Counter(point.word for point in points)
+    console.print(", ".join(f"{counts[word]} {word}" for word in WORST_FIRST if counts[word]))
+
+
+def _cells(point: Point) -> tuple[str | Text, ...]:
+    times = (_DASH if time is None else number(time) for time in (point.baseline_us, point.candidate_us))
+    ratio, between = _DASH, _DASH
+    if point.verdict:
+        ratio = f"{point.verdict.ratio:.3f}"
+        between = f"{point.verdict.low:.3f}{_DASH}{point.verdict.high:.3f}"
+    return f"{point.num_tokens:,}", *times, ratio, between, Text(point.note)

@@ -1,0 +1,103 @@
+"""The points of one curve, whatever becomes of the process that measures them."""
+
+import datetime
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from kvexp.errors import Unsupported, WorkerDied
+from kvexp.experiment import Experiment
+from kvexp.measurement import Measurement, Status
+from kvexp.rows import Identity, identity
+from kvexp.settings import SweepSettings
+from kvexp.worker import Inline, Point, Worker
+
+
+class Workers:
+    """The one measuring process, replaced when it died or another device is asked for."""
+
+    def __init__(self, settings: SweepSettings) -> None:
+        self._settings = settings
+        self._worker: Worker | Inline | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No process is left."""
+        if self._worker:
+            self._worker.close()
+
+    def start(self, device: str) -> Worker | Inline:
+        """A live process for the device; perhaps not ready yet."""
+        worker = self._worker
+        if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
+            if worker:
+                worker.close()
+            inline = self._settings.isolation == "inline"
+            worker = Inline(device) if inline else Worker(device, self._settings.timeout_s)
+            self._worker = worker
+        return worker
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A curve that is about to be measured.
+
+    Attributes:
+        experiment: The curve, resolved where the device is known.
+        worker: Who measures it.
+        wanted: The `num_tokens` that are to be tried.
+        there: The points that are not, since they are right already.
+        end: The status and the reason of every point, where nothing can be measured.
+    """
+
+    experiment: Experiment
+    worker: Worker | Inline
+    wanted: Sequence[int]
+    there: Sequence[Identity] = ()
+    end: tuple[Status, str] | None = None
+
+    def points(self) -> Iterator[Point]:
+        """The points in order; those that a dead process or a missing device leaves are rows too.
+
+        Raises:
+            ConfigError: The curve is wrong whatever the machine.
+        """
+        if self.end:
+            yield from self.left(0, *self.end)
+            return
+        tried = 0
+        try:
+            for point in self.worker.points(self.wanted):
+                yield point
+                tried += 1
+        except WorkerDied as death:
+            yield from self.left(tried, "failed", str(death))
+
+    def left(self, tried: int, status: Status, reason: str) -> Iterator[Point]:
+        """The wanted points after the first `tried`, which nobody measured."""
+        now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
+        for case in self.experiment.cases():
+            if case.num_tokens in self.wanted[tried:]:
+                columns = self.worker.columns
+                yield Measurement(case, status, reason, started_at=now, environment=columns).row(), ()
+
+
+def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) -> Begun:
+    """The curve is with its worker, and the points whose identity is among the `done` are left out."""
+    worker = workers.start(experiment.device)
+    every = list(experiment.workload.num_tokens)
+    try:
+        worker.wait()
+        experiment = experiment.resolved(worker.device)
+        worker.open(experiment)
+    except Unsupported as refusal:
+        return Begun(experiment, worker, every, end=("skipped", str(refusal)))
+    except WorkerDied as death:
+        return Begun(experiment, worker, every, end=("failed", str(death)))
+    points = {case.num_tokens: identity({**asdict(case), **worker.columns}) for case in experiment.cases()}
+    there = [point for point in points.values() if point in done]
+    return Begun(experiment, worker, [n for n, point in points.items() if point not in done], there)

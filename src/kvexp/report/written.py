@@ -1,0 +1,34 @@
+"""The report as files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvexp.report import page, pictures
+from kvexp.report.content import content
+
+Row = Mapping[str, Any]
+
+
+def write(rows: Sequence[Row], folder: Path, figures: Path | None = None) -> Path:
+    """report.html and report.md are in the folder, and the figures in theirs.
+
+    Args:
+        rows: As `kvexp.results.read` gives them.
+        folder: Made where it is missing.
+        figures: Where every figure goes as PNG and SVG; the Markdown then shows them.
+
+    Returns:
+        The page.
+    """
+    said = content(rows)
+    drawn = pictures.drawn(said)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "report.html"
+    file.write_text(page.html(said, drawn), "utf-8")
+    base = os.path.relpath(figures, folder) if figures else ""
+    file.with_suffix(".md").write_text(page.markdown(said, drawn, base), "utf-8")
+    if figures:
+        pictures.save(said, drawn, figures)
+    return file

@@ -1,0 +1,123 @@
+"""What sweeps have left on disk, found by path: rows with their sweep and the command that repeats them."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvexp import rows
+from kvexp.errors import ConfigError, KvexpError
+
+Row = Mapping[str, Any]
+
+SWEEP, COMMAND = "sweep", "command"
+"""The two columns that a row has here besides its own."""
+
+_GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "timer", "device", "workload")
+_SIZES = (
+    *("num_heads", "head_size", "head_size_v", "block_size", "num_blocks", "num_layers", "slots", "padding"),
+    *("padding_at", "rows", "num_query_heads", "extra_tokens", "seed"),
+)
+_CONFIGS = (".hydra", "config")  # Hydra's own, and what MLflow keeps of it
+
+TOGETHER = {
+    "impl": ("impl_options",),
+    "workload": _SIZES,
+    "num_heads": ("num_query_heads",),
+    "head_size": ("head_size_v",),
+    "timer": ("timer_options",),
+}
+"""The columns that come with a choice: another implementation has other options."""
+
+
+def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
+    """The rows of every path, each file once; where no path is given those of the last sweep.
+
+    Args:
+        paths: Sweeps' folders, jobs' folders, files of rows, or folders that hold several sweeps.
+        multirun: Where the last sweep is looked for.
+
+    Raises:
+        ConfigError: A path is missing or holds no rows, a file is not one of rows, or there is no sweep.
+    """
+    if not paths:
+        last = rows.last_sweep(multirun)
+        if last is None:
+            raise ConfigError(
+                f"there is no sweep below {multirun}; give the folder of one, or measure one first"
+            )
+        paths = [last]
+    files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
+    return [row for file in files for row in _rows(file)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; give a sweep's folder or a {rows.ROWS} file")
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.rglob(rows.ROWS), key=_numeric)
+    if not files:
+        raise ConfigError(
+            f"{path} holds no {rows.ROWS}; give a sweep's folder, such as multirun/<date>/<time>"
+        )
+    return files
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    job = file.parent
+    sweep = job.parent if job.name.isdecimal() else job
+    try:
+        if file.suffix == ".parquet":
+            return _exported(file)
+        found = rows.newest(rows.read(file))  # of a point that was tried again the last try
+    except KvexpError as error:
+        raise ConfigError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as rows: {error}") from error
+    known = {SWEEP: "/".join(sweep.parts[-2:]), COMMAND: _command(job, found)}
+    return [{**row, **known} for row in found]
+
+
+def _exported(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file that `kvexp export` wrote; what is missing in it is None, as in a row."""
+    import pandas  # here, since few read such a file
+
+    made = pandas.read_parquet(file)
+    if not {"status", "num_tokens", SWEEP, COMMAND} <= set(made.columns):
+        raise ConfigError(f"{file} is no file of rows; kvexp export writes one")
+    records = made.astype(object).where(made.notna(), None).to_dict("records")
+    return [{str(column): value for column, value in record.items()} for record in records]
+
+
+def _command(job: Path, found: Sequence[Row]) -> str:
+    """What repeats the curve: the overrides that Hydra kept, else everything that its rows say."""
+    kept = next(filter(Path.is_file, (job / folder / "overrides.yaml" for folder in _CONFIGS)), None)
+    if kept:
+        overrides = [str(override) for override in yaml.safe_load(kept.read_text("utf-8")) or []]
+    elif found:
+        overrides = _overrides(found)
+    else:
+        return ""
+    return shlex.join(["python", "-m", "kvexp", *overrides])
+
+
+def _overrides(found: Sequence[Row]) -> list[str]:
+    first = found[0]
+    chosen = [f"{group}={first[group]}" for group in _GROUPS if first.get(group) not in (None, "")]
+    for group in ("impl", "timer"):
+        options: dict[str, Any] = json.loads(first.get(f"{group}_options") or "{}")
+        chosen += [f"{group}.{name}={option}" for name, option in options.items()]
+    if first.get("workload"):
+        chosen += [f"workload.{name}={first[name]}" for name in _SIZES if first.get(name) is not None]
+        tokens = ",".join(str(row["num_tokens"]) for row in found)
+        chosen.append(f"workload.num_tokens=[{tokens}]")
+    return chosen
+
+
+def _numeric(path: Path) -> list[tuple[bool, int, str]]:
+    """A sort key under which job 10 comes after job 9."""
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts]

@@ -1,0 +1,76 @@
+"""A sweep's tracker whose first trouble is said once; from then on there is none, and the sweep goes on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kvexp import tracking
+from kvexp.errors import TrackingError
+from kvexp.tracking import Tracker, TrackingSettings, sync
+
+LATER = "the sweep goes on untracked, its rows are on disk, and kvexp sync sends them later"
+
+
+class Guarded:
+    """The tracker of one sweep, or of none.
+
+    Args:
+        settings: Where to track.
+        home: The sweep's folder; its last two names, date and time, are the sweep's name.
+        command: What was typed.
+        resumes: Whether the sweep was begun before; what the store has missed of it is sent then.
+        say: Told of trouble, in one sentence.
+    """
+
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        home: Path,
+        command: str,
+        resumes: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._say = say
+        self._tracker: Tracker | None = None
+        try:
+            self._tracker = tracking.connect(settings)
+            if self._tracker:
+                self._start(self._tracker, home, command, resumes)
+        except TrackingError as error:
+            self._give_up(error)
+
+    def _start(self, tracker: Tracker, home: Path, command: str, resumes: bool) -> None:
+        sweep_id = "/".join(home.parts[-2:])
+        missing = tracker.missing(sweep_id, sync.curves(home)) if resumes else []
+        tracker.start_sweep(sweep_id, command, resumes)
+        sync.catch_up(tracker, missing, self._say)
+
+    def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The curve is in the store."""
+        if self._tracker:
+            try:
+                self._tracker.log_curve(folder, target, rows)
+            except TrackingError as error:
+                self._give_up(error)
+
+    def end(self, status: str) -> None:
+        """The sweep's run has ended with this status."""
+        if self._tracker:
+            try:
+                self._tracker.end_sweep(status)
+            except TrackingError as error:
+                self._give_up(error)
+
+    def say_where(self) -> None:
+        """Says where the runs are."""
+        if self._tracker:
+            self._say(f"tracked in {self._tracker.uri}")
+
+    def _give_up(self, error: TrackingError) -> None:
+        tracker, self._tracker = self._tracker, None
+        self._say(f"kvexp: {error}; {LATER}")
+        if tracker and not error.unreachable:
+            # Its run would stay open until the next start; a store that is away would only cost time again.
+            with suppress(TrackingError):
+                tracker.end_sweep("FAILED")

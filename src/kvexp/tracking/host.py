@@ -1,0 +1,50 @@
+"""What this host knows without MLflow: whether a process lives, and whether a file can be a store."""
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+
+from kvexp.errors import KvexpError
+
+_BUSY_SECONDS = 5.0
+
+
+def check_database(file: Path) -> None:
+    """Returns when the file is missing or a database: MLflow retries anything else for minutes, silently.
+
+    Raises:
+        KvexpError: It is no file, or cannot be read and written.
+        sqlite3.Error: It is no database.
+    """
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise KvexpError(f"{file} is a folder")
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise KvexpError(f"{file} cannot be read and written")
+    with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as database:
+        database.execute("select count(*) from sqlite_master")
+        # What a process that wrote would wait for: a lock of another one, or a file system that is read-only.
+        database.execute("begin immediate")
+
+
+def started(pid: int) -> str:
+    """When the process was started, in seconds since 1970; empty when there is none that lives."""
+    try:
+        process = psutil.Process(pid)
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        return "" if ended else f"{process.create_time():.0f}"
+    except psutil.Error:
+        return ""
+
+
+def alive(pid: int, since: str | None) -> bool:
+    """Whether the process lives on; another one that was given its number later is not it."""
+    now = started(pid)
+    if not now or not since:
+        return bool(now)
+    # A clock that is set moves both ends of psutil's sum, hence the second.
+    return abs(float(now) - float(since)) <= 1

@@ -1,0 +1,94 @@
+"""MLflow's store, made ready once by one process, and its errors as one sentence."""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+import sqlalchemy.exc
+from alembic.util.exc import CommandError
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from kvexp.errors import KvexpError, TrackingError
+from kvexp.locks import locked
+from kvexp.rows import make_folder
+from kvexp.tracking import shown, sqlite_file
+from kvexp.tracking.host import check_database
+
+# Making MLflow's tables takes seconds; many processes that start at once do so one after another.
+_LOCK_SECONDS = 120.0
+
+
+@contextmanager
+def border(uri: str) -> Iterator[None]:
+    """Whatever goes wrong in MLflow and below is a TrackingError of one sentence.
+
+    Args:
+        uri: The store's address as it may be shown.
+    """
+    try:
+        yield
+    except (
+        MlflowException,
+        KvexpError,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        CommandError,
+        requests.RequestException,
+        ImportError,  # a database's driver that is not installed
+        ValueError,  # a variable of MLflow's in the environment that is no number
+        OSError,
+    ) as error:
+        # The drivers' messages hold newlines, and the address with its password.
+        message = shown(" ".join(str(error).split()))
+        raise TrackingError(
+            f"the tracking store {uri} cannot be used: {message[:500]}", unreachable(error)
+        ) from error
+
+
+def ready(uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """A client of a store that holds the experiment, and the experiment's id."""
+    file = sqlite_file(uri)
+    if file is None:
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment(client, experiment, None)
+    make_folder(file.parent)
+    # Two processes that make MLflow's tables in one new sqlite file at once destroy it.
+    with locked(file.parent / ".lock", _LOCK_SECONDS):
+        check_database(file)
+        client = MlflowClient(tracking_uri=uri)
+        return client, _experiment(client, experiment, (file.parent / "artifacts").as_uri())
+
+
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifact_location=artifacts)
+        except MlflowException:
+            # On a server another sweep may have been faster; what else went wrong shows again.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether a server did not answer; MLflow wraps what requests raised."""
+    chain = (error, error.__cause__, error.__context__)
+    if any(isinstance(link, requests.ConnectionError | requests.Timeout) for link in chain):
+        return True
+    said = str(error)
+    return isinstance(error, MlflowException) and "API request to" in said and "endpoint" not in said
+
+
+def hush() -> None:
+    """MLflow's, alembic's and urllib3's notes stay silent: what matters arrives as an exception."""
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,125 @@
+"""Rows on disk that the store has not: each curve is sent once, however often a try was broken off."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from kvexp import folder as sweep_folder
+from kvexp import tracking
+from kvexp.errors import ConfigError, KvexpError, TrackingError
+from kvexp.rows import ROWS, read
+from kvexp.tracking import Tracker, TrackingSettings, curve
+
+_LARGEST_CONFIG_BYTES = 1 << 20
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Sent:
+    """What came of a sync, in curves.
+
+    Attributes:
+        sent: Sent now.
+        there: In the store already.
+        refused: Left out, since they hold what are no rows, or since their sweep is still at work.
+    """
+
+    sent: int = 0
+    there: int = 0
+    refused: int = 0
+
+
+def sync(root: Path, settings: TrackingSettings, say: Say) -> Sent:
+    """Every curve of the sweeps at or below `root` is in the store.
+
+    Args:
+        root: A sweep's folder, or one that holds sweeps' folders.
+        settings: The store.
+        say: Told of each sweep that was sent or left out, in one line.
+
+    Raises:
+        ConfigError: There is no sweep.
+        TrackingError: The store is out of reach; what was sent whole before stays there.
+    """
+    sweeps = _sweeps(root)
+    if not sweeps:
+        raise ConfigError(f"{root} holds no sweep with a {ROWS}; give multirun/ or a sweep's folder")
+    store = tracking.connect(settings)
+    if store is None:
+        raise ConfigError("tracking=none is no store to send to; choose local or server")
+    total = Sent()
+    for home in sweeps:
+        try:
+            with sweep_folder.hold(home):
+                _send(home, store, total, say)
+        except TimeoutError as error:
+            say(f"{home}: left out, since its sweep is at work ({error})")
+            total.refused += len(curves(home))
+        except OSError as error:
+            raise TrackingError(f"{home} cannot be locked ({error.strerror}), so it is not sent") from error
+    return total
+
+
+def catch_up(store: Tracker, missing: Sequence[Path], say: Say) -> list[str]:
+    """The curves in these folders are in the store, in the sweep that it has started; the status of each."""
+    statuses = []
+    for job in missing:
+        try:
+            rows = read(job, say)
+        except KvexpError as error:
+            say(f"left out: {error}")
+            continue
+        if rows:
+            store.log_curve(job, _target(job), rows)
+            statuses.append(curve.status(rows))
+    return statuses
+
+
+def curves(home: Path) -> list[Path]:
+    """The curves' folders of a sweep that hold rows, in order."""
+    return sorted((file.parent for file in home.glob(f"*/{ROWS}")), key=_number)
+
+
+def _send(home: Path, store: Tracker, total: Sent, say: Say) -> None:
+    sweep_id, folders = "/".join(home.parts[-2:]), curves(home)
+    missing = store.missing(sweep_id, folders)
+    total.there += len(folders) - len(missing)
+    if not missing:
+        return
+    store.start_sweep(sweep_id, _command(home), resumes=True)
+    statuses = catch_up(store, missing, say)
+    store.end_sweep("FAILED" if {"incorrect", "failed"} & set(statuses) else "FINISHED")
+    total.sent += len(statuses)
+    total.refused += len(missing) - len(statuses)
+    say(f"{home}: sent {len(statuses)} of {len(folders)} curves")
+
+
+def _sweeps(root: Path) -> list[Path]:
+    """The folders of sweeps that hold rows, the oldest first."""
+    return sorted({file.resolve().parent.parent for file in root.rglob(ROWS)}) if root.is_dir() else []
+
+
+def _number(job: Path) -> tuple[int, str]:
+    return (int(job.name) if job.name.isdecimal() else -1), job.name
+
+
+def _command(home: Path) -> str:
+    """What the sweep was typed as; empty where its folder does not say."""
+    try:
+        overrides, flags = sweep_folder.read_command(home)
+    except ConfigError:
+        return ""
+    return tracking.shown(" ".join(["python", "-m", "kvexp", *flags, *overrides]))
+
+
+def _target(job: Path) -> str:
+    """The class that measured, as text for a tag; it is looked up nowhere."""
+    try:
+        with (job / ".hydra" / "config.yaml").open("rb") as handle:
+            content = yaml.safe_load(handle.read(_LARGEST_CONFIG_BYTES))
+        return str(content["impl"]["_target_"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, RecursionError):
+        return ""

@@ -1,0 +1,136 @@
+"""Whether two latencies differ: the one rule by which a report, a comparison and a gate say faster or slower.
+
+Two kinds of noise stand between two measurements of the same code. Within a process the samples scatter: the
+interval of the median says how far. Between processes (other addresses, other clocks) the median itself
+moves, and no single process can see that. So a difference is told only where the intervals stay apart by more
+than two processes were seen to differ.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, variance
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+Word = Literal["faster", "slower", "same", "ambiguous"]
+
+MANY_TOKENS = 512
+GPU_MANY, GPU_FEW, CPU = 0.02, 0.05, 0.20
+"""How far the medians of two processes differ on a GPU, from MANY_TOKENS on and below, and on a CPU.
+
+The GPU's are rounded up from two sweeps of `experiment=seed_flash` on an H200, whose medians differ by at
+most 1.4 % from 512 tokens on and 3.9 % below. The CPU's is from five runs of `impl=torch layout=NHD
+workload=quickstart` on a shared machine of 2 threads: at 8 tokens 88 to 106 µs.
+"""
+
+ENOUGH = 3
+"""Processes a side from which on their own scatter is used."""
+PRIOR = 4
+"""Degrees of freedom that what was measured before counts for: as many as of two sides of three processes."""
+CONFIDENCE = 0.995
+"""Of the interval of a ratio: on simulated equal ones 0.3 % are then called faster or slower, not 0.5 %."""
+_TWO_OF_A_KIND = 1.96 * math.sqrt(2)
+"""The difference that 95 % of pairs stay below, in standard deviations of one."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a candidate's latency stands to a baseline's.
+
+    Attributes:
+        word: `faster` or `slower` where the difference exceeds both kinds of noise, `same` where it is
+            certain to be smaller than the second kind, else `ambiguous`.
+        ratio: The candidate's median over the baseline's.
+        low: The least ratio that the intervals of the two medians allow.
+        high: The greatest.
+    """
+
+    word: Word
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as the baseline the candidate is."""
+        return 1 / self.ratio
+
+    @property
+    def strength(self) -> float:
+        """How strongly a map colours it, from 0.2 for the least to 1 for half as fast again or more."""
+        return 0.2 + 0.8 * min(1.0, abs(math.log(self.ratio)) / math.log(1.5))
+
+
+def between_processes(row: Row) -> float:
+    """By which part two processes differ that measure this same point."""
+    if str(row.get("device", "")).startswith("cpu"):
+        return CPU
+    return GPU_MANY if row["num_tokens"] >= MANY_TOKENS else GPU_FEW
+
+
+def interval(row: Row) -> tuple[float, float]:
+    """The 95 % interval of the median in µs; of a row without one its 20th and 80th percentiles."""
+    for low, high in (("latency_us_low", "latency_us_high"), ("latency_us_p20", "latency_us_p80")):
+        if row.get(low) is not None and row.get(high) is not None:
+            return row[low], row[high]
+    return row["latency_us"], row["latency_us"]
+
+
+def judge(baseline: Row, candidate: Row, tolerance: float | None = None) -> Verdict:
+    """The verdict on two `ok` rows, each from one process.
+
+    Args:
+        baseline: What the candidate is compared with.
+        candidate: The other one.
+        tolerance: The part by which two processes differ; by default what was measured.
+    """
+    noise = between_processes(baseline) if tolerance is None else tolerance
+    (base_low, base_high), (low, high) = interval(baseline), interval(candidate)
+    ratio, least, most = candidate["latency_us"] / baseline["latency_us"], low / base_high, high / base_low
+    return Verdict(word(least, most, noise), ratio, least, most)
+
+
+def judge_processes(
+    baseline: Sequence[Row], candidate: Sequence[Row], tolerance: float | None = None
+) -> Verdict:
+    """The verdict on `ok` rows of one point, of which each comes from a process of its own.
+
+    From ENOUGH processes a side on, their scatter says how far processes differ. Since a few scatter little
+    or much by chance, what was measured before counts as PRIOR further degrees of freedom: a moderated
+    t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer it is the rule of `judge`,
+    on each side's middle process.
+    """
+    if min(len(baseline), len(candidate)) < ENOUGH:
+        return judge(_middle(baseline), _middle(candidate), tolerance)
+    noise = between_processes(baseline[0]) if tolerance is None else tolerance
+    before, now = ([math.log(row["latency_us"]) for row in side] for side in (baseline, candidate))
+    freedom = len(before) + len(now) - 2
+    squares = variance(before) * (len(before) - 1) + variance(now) * (len(now) - 1)
+    spread = (squares + PRIOR * (noise / _TWO_OF_A_KIND) ** 2) / (freedom + PRIOR)
+    reach = _quantile(freedom + PRIOR) * math.sqrt(spread * (1 / len(before) + 1 / len(now)))
+    middle = mean(now) - mean(before)
+    low, high = math.exp(middle - reach), math.exp(middle + reach)
+    if low <= 1 <= high:
+        inside = low * (1 + noise) >= 1 and high <= 1 + noise
+        return Verdict("same" if inside else "ambiguous", math.exp(middle), low, high)
+    return Verdict("slower" if low > 1 else "faster", math.exp(middle), low, high)
+
+
+def _middle(rows: Sequence[Row]) -> Row:
+    return sorted(rows, key=lambda row: row["latency_us"])[(len(rows) - 1) // 2]
+
+
+def _quantile(freedom: float) -> float:
+    from scipy.stats import t  # here, since it takes a second to import
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def word(low: float, high: float, noise: float) -> Word:
+    """What a ratio between `low` and `high` says where `noise` is not to be told from nothing."""
+    if high * (1 + noise) < 1:
+        return "faster"
+    if low > 1 + noise:
+        return "slower"
+    return "same" if low * (1 + noise) >= 1 and high <= 1 + noise else "ambiguous"

@@ -1,0 +1,75 @@
+"""`kvexp doctor` in a process of its own: what is missing is a line with what would help."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kvexp import folder as sweep_folder
+
+
+@pytest.fixture
+def doctor(tmp_path):
+    """Runs it in an empty folder; gives the process and its lines by what they are about."""
+
+    def run(**environment):
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "KVEXP_"))
+        }
+        command = [sys.executable, "-m", "kvexp", "doctor"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=kept | environment, capture_output=True, text=True, timeout=300
+        )
+        assert "Traceback" not in done.stderr
+        *lines, _ = [line for line in done.stdout.splitlines() if line] + [""]
+        return done, {line[4:].split("  ")[0].strip(): line for line in lines}
+
+    return run
+
+
+def test_it_says_what_is_there_and_leaves_nothing_behind(doctor, tmp_path):
+    _, lines = doctor()
+    assert lines["torch"].startswith(f"ok  torch         {torch.__version__}, built ")
+    assert {"driver", "NVRTC", "triton", "CUDA headers", "MLflow store", "disk", "vllm"} <= set(lines)
+    assert "made by the first sweep" in lines["MLflow store"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_defaults_cannot_run_and_each_line_says_what_would_help(doctor):
+    done, lines = doctor()
+    assert done.returncode == 1
+    assert "or measure impl=torch workload=tiny" in lines["GPU"]
+    assert "install driver 580 or newer" in lines["driver"]
+    assert "The defaults cannot run here: GPU, driver." in done.stdout
+
+
+def test_a_library_that_takes_its_process_down_is_a_line(doctor, tmp_path):
+    broken = tmp_path / "broken" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("import os\nos.write(2, b'no symbol\\n')\nos._exit(9)\n")
+    done, lines = doctor(PYTHONPATH=str(broken.parent))
+    assert done.returncode == 1
+    assert lines["libraries"].startswith("NO  libraries")
+    assert "the check ended with 9 (no symbol); make setup" in lines["libraries"]
+
+
+def test_a_store_that_cannot_be_used_is_a_line(doctor, tmp_path):
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").write_text("no database " * 1000)
+    done, lines = doctor()
+    assert done.returncode == 1
+    assert lines["MLflow store"].startswith("NO  MLflow store")
+    assert "not a database" in lines["MLflow store"]
+
+
+def test_a_sweep_that_is_at_work_is_a_line(doctor, tmp_path):
+    home = tmp_path / "multirun" / "2026-11-21" / "10-00-00-000000"
+    home.mkdir(parents=True)
+    with sweep_folder.hold(home):
+        _, lines = doctor()
+    assert f"is measured by process {os.getpid()}" in lines["sweep"]
+    _, lines = doctor()
+    assert "sweep" not in lines

@@ -1,0 +1,111 @@
+"""`resume=` composes into an earlier sweep's folder: whose, with what, and under which numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvexp.rows import RowFile
+from tests.test_rows import row
+
+
+@pytest.fixture
+def sweep(elsewhere):
+    """Makes a sweep's folder with rows in some curves' folders, and what it was typed with."""
+
+    def made(*overrides, name="2026-11-21/10-00-00-000000", numbers=(0, 1), flags=()):
+        home = elsewhere / "multirun" / name
+        home.mkdir(parents=True)
+        for number in numbers:
+            RowFile(home / str(number)).append(row())
+        (home / "command.json").write_text(json.dumps({"overrides": overrides, "flags": flags}))
+        return home
+
+    return made
+
+
+def test_alone_it_repeats_what_the_last_sweep_was_typed_with(typed, sweep):
+    sweep("impl=triton", name="2026-11-20/10-00-00-000000")
+    home = sweep("impl=torch", "layout=NHD,HND", "workload=tiny")
+    outcome = typed("resume=true")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [(job.experiment.impl.name, job.experiment.layout.name) for job in outcome.jobs] == [
+        ("torch", "NHD"),
+        ("torch", "HND"),
+    ]
+    assert outcome.settings.resumes
+    assert {job.folder.parent for job in outcome.jobs} == {home}
+
+
+def test_beside_other_overrides_it_says_where(typed, sweep):
+    home = sweep("impl=torch", "workload=tiny")
+    outcome = typed("impl=triton", f"resume={home.relative_to(Path.cwd())}", "-m", "workload=tiny")
+    assert [(job.experiment.impl.name, job.folder) for job in outcome.jobs] == [("triton", home / "2")]
+
+
+def test_new_curves_never_take_a_number_that_was_used(typed, sweep):
+    sweep("impl=torch", "layout=NHD,HND", numbers=(0, 9, 10))
+    assert [job.folder.name for job in typed("resume=true").jobs] == ["11", "12"]
+
+
+def test_a_sweep_that_was_killed_before_its_first_row_is_resumed_too(typed, sweep):
+    home = sweep("impl=torch", numbers=())
+    assert [job.folder for job in typed("resume=true").jobs] == [home / "0"]
+
+
+def test_where_there_is_nothing_to_resume_it_is_a_fresh_sweep_and_a_word(typed):
+    outcome = typed("resume=true", "impl=torch")
+    assert outcome.code == 0
+    assert outcome.err == "kvexp: there is no sweep below multirun/ to resume, so this is a fresh one\n"
+    assert not outcome.settings.resumes
+    assert [job.folder.name for job in outcome.jobs] == ["0"]
+
+
+@pytest.mark.parametrize("value", ["false", "null"])
+def test_false_resumes_nothing(typed, sweep, value):
+    home = sweep("impl=triton")
+    outcome = typed(f"resume={value}", "impl=torch")
+    assert [job.experiment.impl.name for job in outcome.jobs] == ["torch"]
+    assert outcome.jobs[0].folder.parent != home
+
+
+def test_what_a_curve_is_repeated_with_says_nothing_of_resuming(typed, sweep):
+    sweep("impl=torch", "layout=NHD,HND", "hydra.sweep.dir=elsewhere", "resume=true")
+    assert [job.words for job in typed("resume=true").jobs] == [
+        ("impl=torch", "layout=NHD"),
+        ("impl=torch", "layout=HND"),
+    ]
+
+
+def test_a_curve_of_a_preset_is_repeated_by_the_preset_and_its_own_choices(typed):
+    first, *_ = typed("experiment=quickstart", "impl=torch,cuda", "--config-dir", ".").jobs
+    assert sorted(first.words) == ["--config-dir=.", "experiment=quickstart", "impl=torch", "layout=NHD"]
+    (alone,) = typed(*first.words).jobs
+    assert alone.experiment == first.experiment
+
+
+def test_another_folder_beside_it_is_refused(typed, sweep):
+    sweep("impl=torch")
+    outcome = typed("resume=true", "impl=torch", "hydra.sweep.dir=elsewhere")
+    assert outcome.code == 2
+    assert "hydra.sweep.dir is refused beside resume=" in outcome.err
+
+
+def test_a_folder_with_a_quote_and_a_blank_is_a_folder(typed, sweep):
+    home = sweep("impl=torch", name="2026-11-21/it's one")
+    outcome = typed("resume=true")
+    assert outcome.err == ""
+    assert [job.folder for job in outcome.jobs] == [home / "2"]
+
+
+def test_how_a_sweep_is_run_is_typed_and_has_defaults(typed):
+    usual = typed("impl=torch").settings
+    assert (usual.timeout_s, usual.fail_fast, usual.isolation, usual.resumes) == (
+        600.0,
+        False,
+        "process",
+        False,
+    )
+    other = typed("impl=torch", "timeout_s=2.5", "fail_fast=true", "isolation=inline").settings
+    assert (other.timeout_s, other.fail_fast, other.isolation) == (2.5, True, "inline")
+    assert typed("impl=torch", "timeout_s=null").settings.timeout_s is None

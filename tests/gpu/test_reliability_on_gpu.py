@@ -1,0 +1,71 @@
+"""An illegal access, a lack of memory or a kernel without end on a GPU costs one curve."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvexp import rows, sweep
+from kvexp.settings import SweepSettings
+from kvexp.tracking import TrackingSettings
+from tests import composed
+
+TOKENS = "workload.num_tokens=[1,16,64]"
+UNTRACKED = TrackingSettings("none", None, "kvexp")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """The measuring process finds tests.gpu.faulty."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    """Sweeps a class of tests.gpu.faulty between two curves of ours; gives the rows of the three."""
+
+    def swept(name, timeout_s=120.0):
+        good = composed.experiment("impl=cuda", "workload=quickstart", TOKENS, "timer=none", "mode=no_graph")
+        bad = replace(good, impl=replace(good.impl, name=name.lower(), target=f"tests.gpu.faulty.{name}"))
+        home = tmp_path / "2026-11-21" / "10-00-00-000000"
+        jobs = [sweep.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate((good, bad, good))]
+        assert sweep.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
+        return [rows.read(job.folder) for job in jobs]
+
+    return swept
+
+
+def check_others(before, after):
+    """The curves around the wrong one are right, in whichever process."""
+    for curve in (before, after):
+        assert [row["status"] for row in curve] == ["verified"] * 3
+
+
+def test_an_illegal_access_fails_its_curve_and_the_next_has_a_fresh_process(outcome):
+    before, bad, after = outcome("Wild")
+    check_others(before, after)
+    assert [row["status"] for row in bad] == ["verified", "failed", "failed"]
+    assert "illegal memory access" in bad[1]["reason"]
+    assert "illegal memory access" in bad[2]["reason"]
+
+
+def test_a_device_assert_fails_its_curve_and_the_next_has_a_fresh_process(outcome):
+    before, bad, after = outcome("Asserting")
+    check_others(before, after)
+    assert [row["status"] for row in bad] == ["verified", "failed", "failed"]
+    assert "assert" in bad[1]["reason"]
+
+
+def test_memory_that_the_gpu_has_not_fails_its_points_and_no_others(outcome):
+    before, bad, after = outcome("Greedy")
+    check_others(before, after)
+    assert [row["status"] for row in bad] == ["verified", "failed", "failed"]
+    assert "out of memory" in bad[1]["reason"]
+
+
+def test_a_kernel_without_end_is_killed_and_the_gpu_is_free_again(outcome):
+    before, bad, after = outcome("Endless", timeout_s=20.0)
+    check_others(before, after)
+    assert [row["status"] for row in bad] == ["verified", "failed", "failed"]
+    assert bad[1]["reason"].startswith("the point did not end within 20 s, so its process was killed")

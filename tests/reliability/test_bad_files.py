@@ -1,0 +1,179 @@
+"""What lies in a result's folder is data from outside: refused in one sentence, and never run."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kvexp import folder as sweep_folder
+from kvexp import jsonl, rows
+from kvexp.errors import KvexpError
+from kvexp.measurement import SCHEMA
+from tests.reliability.conftest import ROOT
+
+SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
+WHOLE = {"status": "ok", "num_tokens": 2, "impl": "torch", "latency_us": 1.5, "schema": SCHEMA}
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
+)
+changed = st.builds(
+    lambda column, value: WHOLE | {column: value}, st.sampled_from([*rows.CURVE, *WHOLE]), values
+)
+lines = st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    values.map(lambda value: json.dumps(value).encode()),
+    changed.map(lambda row: json.dumps(row).encode()),
+    st.just(json.dumps(WHOLE).encode()),
+)
+contents = st.lists(lines, max_size=4).map(b"\n".join)
+
+
+def attempt(work):
+    """What the work gives, and no complaint; or None, and what it complains of."""
+    try:
+        return work(), ""
+    except KvexpError as error:
+        return None, str(error)
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=contents)
+def test_a_file_of_rows_is_read_or_refused_in_one_sentence(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "fuzzed.jsonl"
+    file.write_bytes(content)
+    found, complaint = attempt(lambda: rows.read(file, lambda _: None))
+    assert "\n" not in complaint
+    assert (str(file) in complaint) == (found is None)
+    for row in found or ():
+        assert row["schema"] == SCHEMA
+        hash(rows.identity(row))
+    rows.curves(found or [])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=lines)
+def test_a_kept_command_line_is_texts_or_refused_in_one_sentence(tmp_path_factory, content):
+    home = tmp_path_factory.getbasetemp() / "fuzzed"
+    home.mkdir(exist_ok=True)
+    (home / sweep_folder.COMMAND).write_bytes(content)
+    found, complaint = attempt(lambda: sweep_folder.read_command(home))
+    assert "\n" not in complaint
+    assert (str(home) in complaint) == (found is None)
+    assert all(isinstance(text, str) for texts in found or () for text in texts)
+
+
+def test_brackets_without_end_and_lines_without_end_are_refused(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b"[" * 200_000 + b"\n{}\n")
+    with pytest.raises(KvexpError, match=r"line 1: not JSON .nested too deeply"):
+        rows.read(file)
+    monkeypatch.setattr(jsonl, "LONGEST_BYTES", 1000)
+    file.write_bytes(b'{"reason": "' + b"x" * 2000)
+    with pytest.raises(KvexpError, match="line 1: longer than the 1000 bytes"):
+        rows.read(file)
+
+
+@pytest.fixture
+def half(place):
+    """A sweep's folder whose last two points are missing."""
+    assert place.run(*SWEEP).returncode == 0
+    (home,) = place.sweeps
+    file = home / "0" / "rows.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2]))
+    return home
+
+
+class Trap:
+    """A pickle of this makes a file where it is loaded."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("sprung"),)
+
+
+def test_nothing_in_a_resumed_folder_is_run(place, half):
+    trap = half / "0" / ".hydra" / "config.pickle"
+    trap.write_bytes(pickle.dumps(Trap()))
+    (half / "config.pkl").write_bytes(pickle.dumps(Trap()))
+    for name in ("config.yaml", "overrides.yaml"):
+        (half / "0" / ".hydra" / name).write_text("impl:\n  _target_: os.mkdir\n  path: sprung\n")
+    (half / "multirun.yaml").write_text(
+        "hydra:\n  callbacks:\n    x:\n      _target_: os.mkdir\n      path: sprung\n"
+    )
+    assert place.run("resume=true").returncode == 0
+    assert not (place.folder / "sprung").exists()
+    assert len(place.rows()) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "flags", "complaint"),
+    [
+        (["impl._target_=os.mkdir"], [], "only YAML files name classes"),
+        (["+hydra.callbacks.x._target_=os.mkdir"], [], "type the whole command again"),
+        (["hydra.searchpath=[file:///tmp/evil]"], [], "type the whole command again"),
+        (["--experimental-rerun=config.pickle"], [], "is no override"),
+        (["--config-dir=my_conf"], [], "is no override"),
+        (["impl=torch"], ["--config-dir=my_conf"], "was typed with --config-dir=my_conf; type that beside"),
+        (["impl=../../my_conf/impl/idle"], [], "unknown impl"),
+        (["impl=/tmp/evil"], [], "impl"),
+        ("impl=torch", [], "is no command line"),
+        ([["impl=torch"]], [], "is no command line"),
+        (["impl=tornch"], [], "unknown impl 'tornch'"),
+    ],
+)
+def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, flags, complaint):
+    home = place.folder / "multirun" / "2026-01-01" / "00-00-00-000000"
+    home.mkdir(parents=True)
+    (home / "command.json").write_text(json.dumps({"overrides": overrides, "flags": flags}))
+    done = place.run("resume=true")
+    assert done.returncode == 2
+    assert done.stderr.startswith("kvexp: ")
+    assert done.stderr.count("\n") == 1
+    assert complaint in done.stderr
+    assert not list(home.glob("*/rows.jsonl"))
+
+
+@pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "1", None])
+def test_a_sweep_of_another_schema_is_not_resumed(place, half, schema):
+    file = half / "0" / "rows.jsonl"
+    row = json.loads(file.read_text().splitlines()[0]) | {"schema": schema}
+    file.write_text(json.dumps(row) + "\n")
+    done = place.run("resume=true")
+    assert done.returncode == 2
+    assert f"this kvexp reads schema {SCHEMA}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_kernel_is_measured_again(place, half):
+    source = place.folder / "my_kernels.py"
+    shutil.copy(ROOT / "src" / "kvexp" / "impl" / "torch.py", source)
+    (place.folder / "my_conf" / "impl" / "mine.yaml").write_text("# Mine.\n_target_: my_kernels.Torch\n")
+    words = ("impl=mine", *SWEEP[1:], "--config-dir", "my_conf")
+    assert place.run(*words).returncode == 0
+    assert "4 there already" in place.run(*words, "resume=true").stderr
+    source.write_text(source.read_text() + "\n# Faster.\n")
+    done = place.run("resume=true", "--config-dir", "my_conf")
+    assert done.returncode == 0, done.stderr
+    assert "there already" not in done.stderr
+    found = [row["impl_hash"] for row in rows.read(place.sweeps[-1])]
+    assert found == [found[0]] * 4 + [found[-1]] * 4
+    assert found[0] != found[-1]
+    assert len(list(place.sweeps[-1].glob("*/rows.jsonl"))) == 2
+
+
+def test_the_caches_entries_are_the_owners_alone(tmp_path, monkeypatch):
+    from kvexp import jit
+
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
+    entry = jit.cache_dir() / "x.cubin"
+    jit._write(entry, b"code")
+    assert [path.stat().st_mode & 0o077 for path in (entry, entry.parent)] == [0, 0]
+    assert jit._read(entry) == b"code"
+    entry.write_bytes(entry.read_bytes()[:-1] + b"!")
+    assert jit._read(entry) is None

@@ -1,0 +1,51 @@
+"""A disk that is full stops the sweep with that message; what was measured before is whole and is resumed."""
+
+import subprocess
+from dataclasses import replace
+
+from kvexp.rows import identity
+from tests.reliability import limits
+
+TOKENS = "workload.num_tokens=[" + ",".join(str(number) for number in range(1, 41)) + "]"
+SWEEP = ("impl=torch", "workload=tiny", TOKENS, "timer=none", "device=cpu", "tracking=none")
+
+
+def check_stopped(done, place, why):
+    """The sweep stopped at that, and said how many rows are whole; so many are."""
+    assert done.returncode == 1, done.stderr
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("kvexp: ")]
+    rows = place.rows()
+    assert 0 < len(rows) < 40
+    assert f"rows.jsonl ({why}), so the sweep stops; the {len(rows)} rows before it are whole" in complaint
+    (file,) = place.sweeps[0].glob("*/rows.jsonl")
+    assert file.read_bytes().endswith(b"}\n")
+
+
+def check_resumed(place):
+    """The rest is measured, and nothing twice."""
+    done = place.run("resume=true")
+    assert done.returncode == 0, done.stderr
+    assert len(place.rows()) == len({identity(row) for row in place.rows()}) == 40
+
+
+def test_a_write_that_is_cut_short_leaves_no_piece_of_a_row(place):
+    done = place.run(*SWEEP, preexec_fn=limits.small_files(20_000))
+    check_stopped(done, place, "File too large")
+    check_resumed(place)
+
+
+def test_a_full_disk_stops_the_sweep_and_resuming_completes_it_when_there_is_room(place, small_disk):
+    disk = small_disk(100_000)
+    there = replace(place, folder=disk)
+    check_stopped(there.run(*SWEEP), there, "No space left on device")
+    subprocess.run(["mount", "-o", "remount,size=1000000", str(disk)], check=True)
+    check_resumed(there)
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_sentence(place, small_disk):
+    there = replace(place, folder=small_disk(4096))
+    done = there.run(*SWEEP)
+    assert done.returncode == 2
+    assert done.stderr.startswith("kvexp: ")
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr

@@ -1,0 +1,114 @@
+"""A sweep that is killed at any moment leaves whole rows and no process, and resuming it completes it."""
+
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+from kvexp.rows import RIGHT, identity
+
+SWEEP = (
+    *("impl=torch", "layout=NHD,HND", "dtype=half,bfloat16,float", "workload=tiny", "device=cpu"),
+    *("timer.relative_error=1e-9", "timer.max_samples=1000000", "timer.max_seconds=0.05", "tracking=none"),
+)
+POINTS = 24
+
+
+def ended(process):
+    """Returns when a process that is no child of this one has ended."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    poll = select.poll()
+    poll.register(handle, select.POLLIN)
+    gone = poll.poll(30_000)
+    os.close(handle)
+    assert gone, f"process {process.pid} lives on"
+
+
+def killed(place, words, after_s):
+    """Whether kvexp was still at work after so many seconds: if so it was killed, its children too."""
+    process = place.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(after_s)
+    except subprocess.TimeoutExpired:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        for child in children:
+            ended(child)
+        return True
+    assert process.returncode == 0
+    return False
+
+
+def check_whole(place):
+    """Each line but the last of each file is an object."""
+    for file in place.folder.glob("multirun/*/*/*/*.jsonl"):
+        *lines, last = file.read_bytes().split(b"\n")
+        assert all(isinstance(json.loads(line), dict) for line in lines)
+        assert last == b"" or not last.endswith(b"}")
+
+
+def survives(place, kills, seed):
+    """So many kills at random moments, each followed by a resume, leave what an undisturbed sweep leaves."""
+    draw = random.Random(seed)
+    begin = time.monotonic()
+    assert place.run(*SWEEP).returncode == 0
+    seconds = time.monotonic() - begin
+    (reference,) = place.sweeps
+    wanted = {identity(row) for row in place.rows() if row["status"] in RIGHT}
+    assert len(wanted) == POINTS
+    reference.rename(place.folder / "reference")
+    words = SWEEP
+    for _ in range(kills):
+        if not killed(place, words, draw.uniform(0, seconds)):
+            words = SWEEP  # It was done before it was to be killed: the next one begins anew.
+            continue
+        check_whole(place)
+        words = (*SWEEP, "resume=true") if place.sweeps else SWEEP
+    last = place.run("resume=true") if place.sweeps else place.run(*SWEEP)
+    assert last.returncode == 0, last.stderr
+    newest = place.sweeps[-1]
+    rows = [row for row in place.rows() if row["status"] in RIGHT]
+    found = Counter(identity(json.loads(line)) for line in _lines(newest))
+    assert set(found) == wanted
+    assert set(found.values()) == {1}
+    assert len(rows) % len(wanted) == 0
+
+
+def _lines(sweep):
+    for file in sweep.glob("*/rows.jsonl"):
+        for line in file.read_text().splitlines():
+            if line.endswith("}"):
+                yield line
+
+
+def test_ten_kills_at_random_moments_lose_and_repeat_nothing(place):
+    survives(place, 10, seed=6)
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments_lose_and_repeat_nothing(place):
+    survives(place, 50, seed=60)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code):
+    process = place.start(*SWEEP)
+    first = process.stderr.readline()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, "torch" in first) == (code, True)
+    assert f"rows: {place.sweeps[0]}" in err
+    assert 4 <= len(place.rows()) < POINTS
+    assert place.run("resume=true").returncode == 0
+    assert len(place.rows()) == len({identity(row) for row in place.rows()}) == POINTS

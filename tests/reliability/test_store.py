@@ -1,0 +1,221 @@
+"""A store that is new, busy, locked, read-only, full, broken or away costs a warning and nothing else."""
+
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kvexp.errors import TrackingError
+from kvexp.tracking import connect, settings
+from kvexp.tracking.guard import Guarded
+from tests.reliability import limits
+
+SWEEP = ("impl=torch", "layout=NHD,HND", "workload=tiny", "timer=none", "device=cpu")
+WRITER = """
+import sys
+from kvexp import tracking
+
+found = tracking.settings("local", sys.argv[1], None, "kvexp", {})
+sys.stdin.readline()
+tracker = tracking.connect(found)
+for number in range(int(sys.argv[3])):
+    tracker.start_sweep(f"{sys.argv[2]} {number}", "")
+    tracker.end_sweep("FINISHED")
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store that is ready: making MLflow's tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    connect(settings("local", f"sqlite:///{folder}/mlflow.db", None, "kvexp", {}))
+    return folder
+
+
+@pytest.fixture
+def database(store, place):
+    """A copy of that store where kvexp is typed."""
+    copy = shutil.copytree(store, place.folder / "mlruns")
+    return Path(copy) / "mlflow.db"
+
+
+def runs(uri):
+    """Every run of the store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'kvexp'")
+    return client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def write_at_once(uri, processes, sweeps):
+    """So many processes, let go together, have each stored so many sweeps; what they said."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, uri, str(number), str(sweeps)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=300)[1] for process in started]
+
+
+def check_untracked(done, place, complaint):
+    """The sweep is whole, and the store cost it one line."""
+    assert done.returncode == 0, done.stderr
+    assert len(place.rows()) == 8
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("kvexp: ")]
+    assert complaint in line
+    assert "kvexp sync sends them later" in line
+
+
+def test_sixteen_processes_that_start_at_once_on_a_missing_store_all_end_with_their_runs_stored(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert write_at_once(uri, 16, 1) == [""] * 16
+    found = runs(uri)
+    assert sorted(run.info.run_name for run in found) == sorted(f"{number} 0" for number in range(16))
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_twenty_four_writers_on_one_store_lose_nothing(database):
+    uri = f"sqlite:///{database}"
+    assert write_at_once(uri, 24, 10) == [""] * 24
+    found = runs(uri)
+    assert len({run.info.run_name for run in found}) == len(found) == 240
+    assert {run.info.status for run in found} == {"FINISHED"}
+
+
+def test_a_locked_database_costs_a_warning(place, database):
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("begin exclusive")
+        check_untracked(place.run(*SWEEP), place, "database is locked")
+    assert runs(f"sqlite:///{database}") == []
+
+
+def test_a_read_only_database_costs_a_warning(place, database):
+    database.chmod(0o444)
+    database.parent.chmod(0o555)
+    try:
+        done = place.run(*SWEEP, preexec_fn=limits.obey_permissions)
+    finally:
+        database.parent.chmod(0o755)
+    check_untracked(done, place, "cannot be")
+
+
+def test_a_database_with_garbage_in_its_middle_costs_a_warning(place, database):
+    content = bytearray(database.read_bytes())
+    content[4096:] = b"\xa5" * (len(content) - 4096)
+    database.write_bytes(content)
+    check_untracked(place.run(*SWEEP), place, "cannot be used")
+
+
+def test_a_full_disk_under_the_database_costs_a_warning(place, database, small_disk):
+    moved = small_disk(database.stat().st_size + 16384) / "mlflow.db"
+    shutil.copy(database, moved)
+    done = place.run(*SWEEP, f"tracking.uri=sqlite:///{moved}")
+    check_untracked(done, place, "cannot be used")
+
+
+def test_a_server_that_never_answers_costs_fifteen_seconds_at_most():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begin = time.monotonic()
+        with pytest.raises(TrackingError) as raised:
+            connect(settings("server", address, None, "kvexp", {}))
+        assert raised.value.unreachable
+        assert time.monotonic() - begin < 15
+
+
+def test_a_server_that_refuses_every_connection_costs_a_warning(place):
+    done = place.run(*SWEEP, "tracking=server", "tracking.uri=http://127.0.0.1:9")
+    check_untracked(done, place, "cannot be used")
+
+
+def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
+    asked, said = [], []
+
+    class Lost:
+        uri = "http://away"
+
+        def start_sweep(self, *_):
+            asked.append("start")
+
+        def log_curve(self, *_):
+            asked.append("curve")
+            raise TrackingError("no answer", unreachable=True)
+
+        def end_sweep(self, _):
+            asked.append("end")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kvexp.tracking.connect", lambda _: Lost())
+        guarded = Guarded(settings("none", None, None, "kvexp", {}), tmp_path, "", False, said.append)
+    for _ in range(3):
+        guarded.log_curve(tmp_path, "", [])
+    guarded.end("FINISHED")
+    guarded.say_where()
+    assert asked == ["start", "curve"]
+    assert len(said) == 1
+
+
+def test_a_variable_of_mlflows_that_is_no_number_costs_a_warning(place, monkeypatch):
+    monkeypatch.setattr(
+        type(place), "environment", place.environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "soon"}
+    )
+    done = place.run(*SWEEP, "tracking=server", "tracking.uri=http://127.0.0.1:9")
+    check_untracked(done, place, "MLFLOW_HTTP_REQUEST_TIMEOUT")
+
+
+def test_a_run_whose_number_another_process_has_now_is_closed(database):
+    uri = f"sqlite:///{database}"
+    tracker = connect(settings("local", uri, None, "kvexp", {}))
+    tracker.start_sweep("died", "")
+    (run,) = runs(uri)
+    # This very process lives, but it is not the one that was started then.
+    tracker._client.set_tag(run.info.run_id, "kvexp.pid_started", "1000000000")
+    tracker.start_sweep("next", "")
+    assert {run.info.run_name: run.info.status for run in runs(uri)} == {"died": "KILLED", "next": "RUNNING"}
+    tracker.end_sweep("FINISHED")
+
+
+def test_a_sweep_that_is_killed_and_resumed_has_one_run_a_sweep_and_each_row_in_one_child(place, database):
+    tokens = "workload.num_tokens=[1,2,3,4,5,6,7,8]"
+    slow = (
+        "timer=wall_clock",
+        "timer.relative_error=1e-9",
+        "timer.max_samples=1000000",
+        "timer.max_seconds=0.3",
+    )
+    words = [word for word in SWEEP if word != "timer=none"]
+    process = place.start(*words, tokens, *slow)
+    process.stderr.readline()
+    process.kill()
+    process.communicate()
+    (sweep,) = place.sweeps
+    assert [
+        run.info.status for run in runs(f"sqlite:///{database}") if "kvexp.curve" not in run.data.tags
+    ] == ["RUNNING"]
+    done = place.run("resume=true")
+    assert done.returncode == 0, done.stderr
+    found = runs(f"sqlite:///{database}")
+    (parent,) = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "/".join(sweep.parts[-2:])
+    assert parent.data.metrics["points_ok"] == 16
+    assert sum(run.data.metrics["points_ok"] for run in children) == 16
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}

@@ -1,0 +1,161 @@
+"""`kvexp sync` sends what the store has missed exactly once, however often it is broken off."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from contextlib import contextmanager
+
+import pytest
+from mlflow import MlflowClient
+
+from kvexp import folder as sweep_folder
+from kvexp.tracking import connect, settings
+
+SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
+CURVES = 24
+_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture
+def sweep(place):
+    """The folder of an untracked sweep of many curves: one that was measured, and copies of it."""
+    assert place.run(*SWEEP).returncode == 0
+    (home,) = place.sweeps
+    for number in range(1, CURVES):
+        shutil.copytree(home / "0", home / str(number))
+    return home
+
+
+@contextmanager
+def server(folder, port):
+    """MLflow's own server over a database in the folder."""
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/server.db",
+    ]
+    command += ["--artifacts-destination", str(folder / "files"), "--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("a") as log:
+        process = subprocess.Popen(
+            [*command, "--workers", "1"], stdout=log, stderr=log, cwd=folder, env=os.environ | quiet,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        while process.poll() is None and not _answers(f"http://127.0.0.1:{port}/health"):
+            pass
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process):
+    """The server and its workers are gone, without a chance to finish anything."""
+    try:
+        os.killpg(process.pid, 9)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def _answers(url):
+    try:
+        return _LOCAL.open(url, timeout=10).read()
+    except (urllib.error.URLError, OSError):
+        return None
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def curves(uri):
+    """How often each curve is in the store, and what the runs' statuses are."""
+    client = MlflowClient(tracking_uri=uri)
+    found = client.search_experiments(filter_string="name = 'kvexp'")
+    runs = client.search_runs([found[0].experiment_id], max_results=1000) if found else []
+    names = [run.data.tags["kvexp.curve"] for run in runs if "kvexp.curve" in run.data.tags]
+    return Counter(names), Counter(run.info.status for run in runs)
+
+
+def check_once(uri, sweep):
+    """Each curve is there once, and so is the sweep; nothing is still running."""
+    counts, statuses = curves(uri)
+    sweep_id = "/".join(sweep.parts[-2:])
+    assert counts == Counter(f"{sweep_id}/{number}" for number in range(CURVES))
+    assert statuses.total() == CURVES + 1
+    assert statuses["RUNNING"] == 0
+
+
+def wait_for_curves(uri, number, process):
+    """Returns when the store has so many curves' runs, whole or not, or the process has ended."""
+    while process.poll() is None:
+        if sum(curves(uri)[0].values()) >= number:
+            return
+
+
+def test_what_was_not_tracked_is_sent_once_and_never_again(place, sweep):
+    first, second = place.run("sync"), place.run("sync", str(sweep))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert first.stdout.startswith(f"{CURVES} curves sent, 0 were there: sqlite:///")
+    assert second.stdout.startswith(f"0 curves sent, {CURVES} were there")
+    check_once(f"sqlite:///{place.folder}/mlruns/mlflow.db", sweep)
+
+
+def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, sweep):
+    uri = f"sqlite:///{place.folder}/mlruns/mlflow.db"
+    connect(settings("local", uri, None, "kvexp", {}))
+    for number in (1, 9):
+        process = place.start("sync")
+        wait_for_curves(uri, number, process)
+        process.kill()
+        process.communicate()
+    done = place.run("sync")
+    assert done.returncode == 0, done.stderr
+    check_once(uri, sweep)
+
+
+def test_a_server_that_dies_in_the_middle_of_a_sync_gets_each_curve_once_when_it_is_back(
+    place, sweep, port, tmp_path
+):
+    address = f"http://127.0.0.1:{port}"
+    database = f"sqlite:///{tmp_path}/server.db"
+    with server(tmp_path, port) as process:
+        sending = place.start("sync", "--to", address)
+        wait_for_curves(database, 3, sending)
+        stop(process)
+        _, err = sending.communicate(timeout=60)
+    assert sending.returncode == 1
+    assert f"kvexp: the tracking store {address} cannot be used" in err
+    assert "sync again later" in err
+    assert 0 < sum(curves(database)[0].values()) < CURVES
+    with server(tmp_path, port):
+        done = place.run("sync", "--to", address)
+    assert done.returncode == 0, done.stderr
+    check_once(database, sweep)
+
+
+def test_a_sweep_that_is_at_work_is_left_out(place, sweep):
+    with sweep_folder.hold(sweep):
+        done = place.run("sync")
+    assert done.returncode == 1
+    assert f"{sweep}: left out, since its sweep is at work" in done.stderr
+
+
+def test_a_folder_without_a_sweep_and_a_flag_that_is_not_there_are_refused(place):
+    for words, complaint in ((["sync"], "holds no sweep"), (["sync", "--from", "x"], "--from")):
+        done = place.run(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("kvexp: ")
+        assert complaint in done.stderr

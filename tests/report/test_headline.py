@@ -1,0 +1,126 @@
+"""The headline says who is fastest where the intervals bear it, and nothing more."""
+
+from kvexp.report import headline
+from kvexp.report.contrasts import axes
+from kvexp.report.lines import machines
+from tests.measured import curve, row
+
+
+def said(*curves):
+    rows = [row for rows in curves for row in rows]
+    return [
+        f"{finding.between}: {finding.sentence}"
+        for machine in machines(rows)
+        for finding in headline.findings(axes(machine.lines))
+    ]
+
+
+def test_each_is_fastest_where_it_is_and_nobody_elsewhere():
+    cuda = curve({2: 1.00, 4: 1.0, 256: 8.0, 512: 10.0, 1024: 20.0}, impl="cuda")
+    triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.3, 1024: 21.0}, impl="triton")
+    assert said(cuda, triton) == [
+        "cuda or triton: cuda is fastest from 512 to 1,024 tokens, 1.03 to 1.05 times as fast as triton; "
+        "triton is fastest at 256 tokens, 1.14 times as fast as cuda; "
+        "no difference can be told from 2 to 4 tokens."
+    ]
+
+
+def test_equal_ones_are_equal_at_every_size():
+    curves = [curve({1: 2.0, 8: 3.0}, impl=impl) for impl in ("cuda", "triton")]
+    assert said(*curves) == ["cuda or triton: No difference can be told at every size from 1 to 8 tokens."]
+
+
+def test_those_that_share_the_lead_are_named():
+    curves = [curve({512: us}, impl=impl) for impl, us in (("a", 10.0), ("b", 10.1), ("c", 20.0))]
+    sentence = "a and b share the lead and no difference can be told between them at 512 tokens."
+    assert said(*curves) == [f"a, b or c: {sentence}"]
+
+
+def test_the_fastest_of_three_is_compared_with_the_next():
+    curves = [curve({1: us}, impl=impl) for impl, us in (("a", 10.0), ("b", 20.0), ("c", 40.0))]
+    assert said(*curves) == ["a, b or c: a is fastest at 1 token, 2.00 times as fast as the next."]
+
+
+def test_contexts_that_say_the_same_share_a_sentence():
+    curves = [
+        curve({8: us}, impl=impl, layout=layout)
+        for impl, us in (("cuda", 1.0), ("triton", 2.0))
+        for layout in ("NHD", "HND")
+    ]
+    assert said(*curves) == [
+        "cuda or triton, with NHD and with HND: cuda is fastest at 8 tokens, 2.00 times as fast as triton.",
+        "NHD or HND, with cuda and with triton: No difference can be told at 8 tokens.",
+    ]
+
+
+def test_of_many_contexts_the_count_comes_first():
+    curves = [
+        curve({8: us, 9: us}, impl=impl, num_heads=heads, block_size=heads)
+        for impl, us in (("cuda", 1.0), ("triton", 2.0))
+        for heads in (1, 2, 4, 8)
+    ]
+    assert said(*curves)[0] == "cuda or triton, over all: Of 8 points, cuda is fastest at 8."
+
+
+def test_the_count_says_where_no_fastest_one_can_be_told():
+    def curves(first):
+        return [
+            curve({8: us, 9: 3.0}, impl=impl, num_heads=heads)
+            for impl, us in (("cuda", first), ("triton", 3.0))
+            for heads in (1, 2, 4, 8)
+        ]
+
+    assert said(*curves(1.0))[0].endswith("cuda is fastest at 4; at 4 no fastest one can be told.")
+    assert said(*curves(3.0))[0].endswith("At none of 8 points can a fastest one be told.")
+
+
+def test_what_held_the_gpu_back_is_told():
+    rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
+    (machine,) = machines(rows)
+    assert headline.disturbances(machine) == [
+        "At 1 of 2 points the GPU's clocks were held down: sw_power_cap.",
+        "At 1 of 2 points other processes were on the GPU.",
+    ]
+    assert headline.disturbances(machines([row()])[0]) == []
+
+
+def test_those_that_differ_in_more_than_one_choice_are_not_compared():
+    assert said(curve({8: 1.0}), curve({8: 2.0}, impl="torch", mode="no_graph")) == []
+
+
+def test_other_sizes_are_another_task():
+    assert said(curve({8: 1.0}), curve({8: 2.0}, num_heads=16)) == []
+
+
+def test_another_gpu_host_or_driver_is_never_compared():
+    for other in ({"device_name": "NVIDIA H100"}, {"host": "i"}, {"driver": "590"}, {"device_uuid": "GPU-2"}):
+        assert said(curve({8: 1.0}), curve({8: 2.0}, impl="triton", **other)) == []
+
+
+def test_options_tell_implementations_apart():
+    one, two = ('{"num_warps":4,"tile":1}', '{"num_warps":8,"tile":1}')
+    rows = [curve({8: 1.0}, impl_options=one), curve({8: 2.0}, impl_options=two)]
+    assert said(*rows) == [
+        "num_warps=4 or num_warps=8: num_warps=4 is fastest at 8 tokens, 2.00 times as fast as num_warps=8."
+    ]
+
+
+def test_the_ceiling_names_who_comes_nearest():
+    (machine,) = machines(
+        [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
+    )
+    assert headline.ceiling(machine) == (
+        "Of a plain copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
+    )
+
+
+def test_without_a_copy_there_is_no_ceiling():
+    (machine,) = machines([row(copy_fraction=None)])
+    assert headline.ceiling(machine) == ""
+
+
+def test_the_rule_is_told_with_its_figures():
+    (machine,) = machines([row()])
+    assert "2 % (5 % below 512 tokens)" in headline.certainty(machine)
+    (machine,) = machines([row(device="cpu")])
+    assert "20 %" in headline.certainty(machine)

@@ -1,0 +1,62 @@
+"""Sweeps found by path, with what repeats each curve."""
+
+import json
+
+import pytest
+
+from kvexp import results
+from kvexp.errors import ConfigError
+from tests.measured import curve, refused, row, sweep
+
+
+def test_a_sweeps_rows_know_its_name_and_the_command_that_repeats_them(tmp_path):
+    folder = sweep(
+        tmp_path / "2026-11-21" / "10-00", [curve({1: 2.0, 2: 3.0}), curve({1: 4.0}, impl="triton")]
+    )
+    found = results.read([folder], tmp_path)
+    assert [row["impl"] for row in found] == ["cuda", "cuda", "triton"]
+    assert {row["sweep"] for row in found} == {"2026-11-21/10-00"}
+    assert found[2]["command"] == "python -m kvexp impl=triton 'workload.num_tokens=[1,2]'"
+
+
+def test_without_hydras_file_the_command_says_all_that_the_rows_say(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = curve({1: 2.0, 8: 3.0}, impl="triton", impl_options='{"num_warps":4}')
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = results.read([file], tmp_path)[0]["command"]
+    for words in ("impl=triton", "impl.num_warps=4", "workload.num_heads=8", "'workload.num_tokens=[1,8]'"):
+        assert words in command
+
+
+def test_the_last_sweep_is_read_where_none_is_named(tmp_path):
+    for day in ("2026-11-20", "2026-11-21"):
+        sweep(tmp_path / day / "10-00", [[row(host=day)]])
+    assert [row["host"] for row in results.read([], tmp_path)] == ["2026-11-21"]
+
+
+def test_a_folder_of_sweeps_gives_each_file_once(tmp_path):
+    first = sweep(tmp_path / "a" / "1", [[row()]])
+    sweep(tmp_path / "a" / "2", [[row()]])
+    assert [row["sweep"] for row in results.read([first, tmp_path], tmp_path)] == ["a/1", "a/2"]
+
+
+def test_jobs_come_in_their_numbers_order(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[row(seed=number)] for number in range(11)])
+    assert [row["seed"] for row in results.read([folder], tmp_path)] == list(range(11))
+
+
+def test_of_a_point_that_was_tried_again_the_last_try_counts(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[refused("failed", "boom"), row(7.0)]])
+    assert [row["latency_us"] for row in results.read([folder], tmp_path)] == [7.0]
+
+
+def test_what_is_no_sweep_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; give a sweep's folder"):
+        results.read([tmp_path / "gone"], tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no rows\.jsonl; give a sweep's folder"):
+        results.read([tmp_path], tmp_path)
+    with pytest.raises(ConfigError, match="there is no sweep below"):
+        results.read([], tmp_path)
+    (tmp_path / "rows.jsonl").write_text("[1]\n{}\n")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl, line 1"):
+        results.read([tmp_path], tmp_path)

@@ -1,0 +1,96 @@
+"""Faster and slower are said only beyond both kinds of noise."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from kvexp.verdict import interval, judge, judge_processes
+from tests.measured import row
+
+
+@pytest.mark.parametrize(
+    ("latency_us", "num_tokens", "word"),
+    [
+        (10.0, 512, "same"),
+        (10.1, 512, "same"),
+        (10.19, 512, "ambiguous"),
+        (10.3, 512, "slower"),
+        (9.7, 512, "faster"),
+        (10.3, 511, "same"),
+        (10.6, 511, "slower"),
+        (9.4, 511, "faster"),
+    ],
+)
+def test_a_gpu_needs_2_percent_between_the_intervals_and_5_below_512_tokens(latency_us, num_tokens, word):
+    assert judge(row(num_tokens=num_tokens), row(latency_us, num_tokens=num_tokens)).word == word
+
+
+def test_a_cpu_needs_20_percent():
+    assert judge(row(device="cpu"), row(11.9, device="cpu")).word == "same"
+    assert judge(row(device="cpu"), row(12.2, device="cpu")).word == "slower"
+
+
+def test_a_wide_interval_is_ambiguous_however_far_the_medians_are_apart():
+    wide = {"latency_us_low": 9.0, "latency_us_high": 30.0, "num_tokens": 1024}
+    assert judge(row(num_tokens=1024), row(20.0, **wide)).word == "ambiguous"
+
+
+def test_the_ratio_has_the_interval_that_both_medians_allow():
+    found = judge(row(10.0), row(20.0))
+    assert found.ratio == 2
+    assert found.low == pytest.approx(2 * 0.998 / 1.002)
+    assert found.high == pytest.approx(2 * 1.002 / 0.998)
+    assert found.speedup == 0.5
+
+
+def test_a_row_without_an_interval_is_judged_by_its_percentiles():
+    assert interval(row(10.0) | {"latency_us_low": None}) == (9.9, 10.1)
+    assert interval({"latency_us": 3.0}) == (3.0, 3.0)
+
+
+def test_a_tolerance_replaces_what_was_measured():
+    assert judge(row(), row(10.3), tolerance=0.01).word == "slower"
+
+
+def processes(chance, count, latency_us, tolerance):
+    """Rows of processes: 95 % of pairs differ by less than the tolerance, and samples scatter besides."""
+    size = 512 if tolerance < 0.05 else 64
+    made = []
+    for _ in range(count):
+        of_process = latency_us * math.exp(chance.gauss(0, tolerance / (1.96 * math.sqrt(2))))
+        made.append(row(of_process * math.exp(chance.gauss(0, 0.001)), num_tokens=size))
+    return made
+
+
+def words(change, tolerance):
+    """The verdicts on 1,000 comparisons of five processes with five."""
+    chance = random.Random(0)
+    return Counter(
+        judge_processes(
+            processes(chance, 5, 10.0, tolerance), processes(chance, 5, 10.0 * change, tolerance)
+        ).word
+        for _ in range(1000)
+    )
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 0.05])
+def test_of_1000_equal_ones_at_most_10_are_called_faster_or_slower(tolerance):
+    found = words(1.0, tolerance)
+    assert found["faster"] + found["slower"] <= 10
+
+
+@pytest.mark.parametrize(("change", "tolerance"), [(1.03, 0.02), (1.08, 0.05)])
+def test_of_1000_true_changes_at_least_950_are_found(change, tolerance):
+    assert words(change, tolerance)["slower"] >= 950
+    assert words(1 / change, tolerance)["faster"] >= 950
+
+
+def test_fewer_than_three_processes_are_judged_by_the_middle_one():
+    sides = [row(10.0), row(10.1)], [row(12.0), row(12.1), row(12.2)]
+    assert judge_processes(*sides) == judge(row(10.0), row(12.1))
+
+
+def test_processes_that_agree_by_chance_are_not_trusted_alone():
+    assert judge_processes([row(10.0)] * 3, [row(10.05)] * 3).word != "slower"
