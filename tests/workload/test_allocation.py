@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kvexp.verify import poison
-from kvexp.workload import GUARD_BYTES, NO_SLOT, build, checksum
+from kvexp.workload import GUARD_BYTES, NO_SLOT, build
+from kvexp.workload.checksum import checksum
 from tests import composed, tiny
 
 LAYOUTS = composed.options("layout")

@@ -14,12 +14,11 @@ from kvexp.case import Case
 from kvexp.layout import Layout, Plane
 from kvexp.op import cache_item_bytes
 from kvexp.workload import inputs, patterns, room
+from kvexp.workload.checksum import checksum
 from kvexp.workload.inputs import Rows
 
 GUARD_BYTES = 4096
 """Poisoned bytes before and after the cache, so that a write outside it is seen as well."""
-
-CHECKSUM_WORDS = 8 << 20
 
 NO_SLOT = -1
 """The slot of a padding token."""
@@ -239,17 +238,6 @@ def build(case: Case, memory: Memory, mappings: int, windows: int = 1) -> Tensor
         kept=kept,
         checksum=0 if kept is None else checksum(of_curve[:, : case.num_tokens].reshape(-1)),
     )
-
-
-def checksum(tensor: Tensor) -> int:
-    """A number that changes when a byte of a contiguous tensor does, or when words trade places."""
-    data = tensor.view(-1).view(torch.uint8)
-    whole = data.numel() // 8 * 8
-    total = data[whole:].sum(dtype=torch.int64)
-    for chunk in torch.split(data[:whole].view(torch.int64), CHECKSUM_WORDS):
-        odd = 2 * torch.arange(len(chunk), device=chunk.device) + 1
-        total = total * 31 + (chunk * odd).sum()
-    return int(total)
 
 
 def _view(items: Tensor, plane: Plane) -> Tensor:
