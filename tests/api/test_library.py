@@ -111,4 +111,4 @@ def test_importing_kvexp_imports_no_torch():
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'kvexp' has no attribute 'reshape'"):
-        kvexp.reshape  # noqa: B018
+        kvexp.reshape  # noqa: B018  # looking it up is the test
