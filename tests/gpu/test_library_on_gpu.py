@@ -144,11 +144,11 @@ def test_tensors_on_two_gpus_are_refused(impl):
         called(posed, impl)
 
 
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_an_eager_call_costs_the_host_less_than_two_launches(name):
-    """Its own launch, and less than one for finding out that it is valid, whatever the host."""
+@pytest.mark.parametrize(("name", "most_us"), [("cuda", 6.0), ("triton", 10.0)])
+def test_an_eager_call_costs_the_host_little(name, most_us):
+    """The targets; docs/log.md (k) has what an H200's host reached, which misses that of cuda."""
     parts = host_time.measured(name, law.problem(DEVICE, law.shuffled(32, 128), op=FLASH))
-    assert parts["call_us"] < 2 * parts["bound_us"], parts
+    assert parts["call_us"] <= most_us, parts
 
 
 def test_a_later_call_of_no_tensors_or_of_too_few_rows_is_still_refused(impl):
