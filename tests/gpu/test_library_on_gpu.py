@@ -187,7 +187,8 @@ def test_misaligned_tensors_are_only_slower_whatever_was_called_before(impl, op,
         called(posed, "torch")
         called(replace(posed, **moved), impl)
         for name in names:
-            assert torch.equal(moved[name], getattr(posed, name))
+            # As words: random caches hold NaN.
+            assert torch.equal(moved[name].view(torch.int16), getattr(posed, name).view(torch.int16))
 
 
 def off_by(tensor, items):

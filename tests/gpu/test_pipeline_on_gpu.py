@@ -128,7 +128,8 @@ def test_the_copy_reaches_most_of_the_memory_s_speed():
 
 def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
     good = experiment("impl=cuda")
-    wrong = replace(good, impl=replace(good.impl, name="wild", target="tests.wrong.Wild"))
+    torch_s = experiment("impl=torch")
+    wrong = replace(torch_s, impl=replace(torch_s.impl, name="wild", target="tests.wrong.Wild"))
     with Worker("cuda:0") as worker:
         worker.wait()
         points = worker.run(wrong.resolved("cuda:0"))

@@ -26,8 +26,11 @@ def outcome(tmp_path):
     """Sweeps a class of tests.gpu.faulty between two curves of ours; gives the rows of the three."""
 
     def swept(name, timeout_s=120.0):
-        good = composed.experiment("impl=cuda", "workload=quickstart", TOKENS, "timer=none", "mode=no_graph")
-        bad = replace(good, impl=replace(good.impl, name=name.lower(), target=f"tests.gpu.faulty.{name}"))
+        good, base = (
+            composed.experiment(impl, "workload=quickstart", TOKENS, "timer=none", "mode=no_graph")
+            for impl in ("impl=cuda", "impl=torch")
+        )
+        bad = replace(base, impl=replace(base.impl, name=name.lower(), target=f"tests.gpu.faulty.{name}"))
         home = tmp_path / "2026-11-21" / "10-00-00-000000"
         jobs = [sweep.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate((good, bad, good))]
         assert sweep.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1

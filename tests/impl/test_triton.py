@@ -112,9 +112,10 @@ class TestCompiledWithoutAGpu:
                 continue
             found = ptx(asked)
             assert not re.search(r"ld\.global\S*\.b16", found)
-            # 4096 items of K and of V for 128 threads, by eight: K, and V where its slots are consecutive.
+            # 4096 items of K and of V for 128 threads, by eight: K, and V where its slots are
+            # consecutive. One by one: V along tokens, and V along columns.
             assert len(re.findall(r"st\.global\S*\.v4\.b32", found)) == 2 * 4096 // 128 // 8
-            assert len(re.findall(r"st\.global\S*\.b16", found)) == 4096 // 128
+            assert len(re.findall(r"st\.global\S*\.b16", found)) == 2 * 4096 // 128
 
     def test_accesses_are_as_wide_as_the_alignment_allows(self, ptx):
         by_item, by_four = map(ptx, MISALIGNED)

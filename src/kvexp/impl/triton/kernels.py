@@ -91,12 +91,12 @@ def flash(
 
 
 @triton.jit
-def _flat(items, ROWS: tl.constexpr, TOKENS: tl.constexpr):
-    """`[ROWS, TOKENS]`, to which the items broadcast, as one dim: a warp's lanes are neighbouring tokens.
+def _flat(items, ROWS: tl.constexpr, LANES: tl.constexpr):
+    """`[ROWS, LANES]`, to which the items broadcast, as one dim: a warp's lanes run along the second.
 
     Triton's versions differ in which of two dims a warp runs along when neither has adjacent addresses.
     """
-    return tl.reshape(tl.broadcast_to(items, (ROWS, TOKENS)), (ROWS * TOKENS,))
+    return tl.reshape(tl.broadcast_to(items, (ROWS, LANES)), (ROWS * LANES,))
 
 
 @triton.jit
@@ -126,10 +126,11 @@ def _store_keys(
 
 @triton.jit
 def _store_values(
-    value,  # [COLUMNS, TOKENS], cache items
+    value,  # [TOKENS, COLUMNS], cache items
     value_cache_ptr,
     first_slot,
     slot,
+    followers,
     num_slots,
     value_block_stride,
     ROW_ITEMS: tl.constexpr,
@@ -138,22 +139,30 @@ def _store_values(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Stores X tokens' items of a column at once where the slots are consecutive, else item by item."""
+    """Stores X tokens' items of a column at once where the slots are aligned runs, else item by item.
+
+    Lanes run along tokens where most slots follow their neighbour's, so that they fill sectors; along columns
+    where not, so that they write neighbouring sectors.
+    """
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    in_row = (column < ROW_ITEMS)[:, None]
-    place = (column.to(tl.int64) * BLOCK_SIZE)[:, None]
-    strays = tl.sum((slot != first_slot + tl.arange(0, TOKENS)).to(tl.int32), 0)
+    in_row = column < ROW_ITEMS
+    place = column.to(tl.int64) * BLOCK_SIZE
     inside = (first_slot >= 0) & (first_slot <= num_slots - TOKENS)
-    if (strays == 0) & inside & (first_slot % X == 0):
+    row = (slot // BLOCK_SIZE) * value_block_stride + slot % BLOCK_SIZE
+    written = (slot >= 0) & (slot < num_slots)
+    if (followers == TOKENS - 1) & inside & (first_slot % X == 0):
         # Computed from one slot, so that the compiler sees which items are neighbours.
         run = first_slot // X * X + tl.arange(0, TOKENS)
         run_row = (run // BLOCK_SIZE) * value_block_stride + run % BLOCK_SIZE
-        tl.store(value_cache_ptr + (run_row[None, :] + place), value, mask=in_row)
+        tl.store(value_cache_ptr + (run_row[None, :] + place[:, None]), tl.trans(value), mask=in_row[:, None])
+    elif 2 * followers > TOKENS - 1:
+        along_tokens = _flat(row[None, :] + place[:, None], COLUMNS, TOKENS)
+        mask = _flat(written[None, :] & in_row[:, None], COLUMNS, TOKENS)
+        tl.store(value_cache_ptr + along_tokens, _flat(tl.trans(value), COLUMNS, TOKENS), mask=mask)
     else:
-        row = (slot // BLOCK_SIZE) * value_block_stride + slot % BLOCK_SIZE
-        scattered = _flat(row[None, :] + place, COLUMNS, TOKENS)
-        mask = _flat(((slot >= 0) & (slot < num_slots))[None, :] & in_row, COLUMNS, TOKENS)
-        tl.store(value_cache_ptr + scattered, _flat(value, COLUMNS, TOKENS), mask=mask)
+        along_columns = _flat(row[:, None] + place[None, :], TOKENS, COLUMNS)
+        mask = _flat(written[:, None] & in_row[None, :], TOKENS, COLUMNS)
+        tl.store(value_cache_ptr + along_columns, _flat(value, TOKENS, COLUMNS), mask=mask)
 
 
 @triton.jit
@@ -183,8 +192,8 @@ def head_major(
     """Writes the head-major caches; grid (ceil(num_tokens / TOKENS), ceil(ROW_ITEMS / COLUMNS)).
 
     Heads do not show in the places: X divides HEAD_SIZE, so column c of a row is item c % X of group c // X
-    of K's block, and row c of V's. Rows are read along columns and the caches written along tokens; what
-    turns a tile in between is the compiler, through shared memory.
+    of K's block, and row c of V's. Rows are read along columns and the caches written mostly along tokens;
+    what turns a tile in between is the compiler, through shared memory.
     """
     first_token = tl.program_id(0).to(tl.int64) * TOKENS
     token = first_token + tl.arange(0, TOKENS)
@@ -195,6 +204,9 @@ def head_major(
     value = tl.load(value_ptr + (token * value_stride)[:, None] + column[None, :], mask=here)
     slot = tl.load(slot_mapping_ptr + token, mask=token < num_tokens, other=-1)
     first_slot = tl.load(slot_mapping_ptr + first_token)
+    second = (token > first_token) & (token < num_tokens)
+    before = tl.load(slot_mapping_ptr + token - 1, mask=second, other=-1)
+    followers = tl.sum((second & (slot == before + 1)).to(tl.int32), 0)
 
     written = (slot >= 0) & (slot < num_slots)
     key = _cache_items(key, column, in_row, k_scale_ptr, key_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
@@ -203,6 +215,6 @@ def head_major(
         key, key_cache_ptr, slot, written, key_block_stride, ROW_ITEMS, BLOCK_SIZE, X, TOKENS, COLUMNS
     )
     _store_values(
-        tl.trans(value), value_cache_ptr, first_slot, slot, num_slots, value_block_stride, ROW_ITEMS,
+        value, value_cache_ptr, first_slot, slot, followers, num_slots, value_block_stride, ROW_ITEMS,
         BLOCK_SIZE, X, TOKENS, COLUMNS,
     )  # fmt: skip
