@@ -1,8 +1,13 @@
 """What a call launches: the kernel for its number of tokens, the grid, the arguments and the stream."""
 
-import cuda.core
+import ctypes
+import threading
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from cuda.bindings import driver
 
 from kvexp import jit
 from kvexp.errors import ConfigError
@@ -13,6 +18,8 @@ from tests import law
 
 OPS = [law.FLASH, law.DIFFKV, law.PAGED]
 STREAMS = (11, 22)
+HANDLES = {law.FLASH: 101, law.PAGED: 102}
+NUM_ARGUMENTS = {101: 9, 102: 10}
 
 
 @pytest.fixture
@@ -33,15 +40,27 @@ def loaded(monkeypatch):
         assert source.stem == name
         assert arch == "sm_90"
         seen.append(dict(macros))
-        return name
+        return SimpleNamespace(handle=HANDLES[name])
 
     monkeypatch.setattr(jit, "kernel", kernel)
+    monkeypatch.setattr(driver, "cuKernelGetFunction", lambda kernel: (driver.CUresult(0), int(kernel)))
     return seen
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the driver was asked to launch; the arguments as it reads them in memory."""
+
+    kernel: int
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    stream: int
+    arguments: tuple[int, ...]
 
 
 @pytest.fixture
 def launched(monkeypatch, loaded):
-    """Stream, configuration, kernel and arguments of each launch so far; torch's stream changes with each."""
+    """Each launch so far; torch's stream changes with each."""
     seen = []
     handles = iter(STREAMS * 10)
 
@@ -49,9 +68,16 @@ def launched(monkeypatch, loaded):
         assert index == 3
         return next(handles)
 
+    def launch(function, x, y, z, width, height, depth, shared_bytes, stream, parameters, extra):
+        assert (shared_bytes, extra) == (0, 0)
+        pointers = ctypes.cast(parameters, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)))
+        count = NUM_ARGUMENTS[function]
+        arguments = tuple(pointers[i].contents.value for i in range(count))
+        seen.append(Launch(function, (x, y, z), (width, height, depth), int(stream), arguments))
+        return (driver.CUresult.CUDA_SUCCESS,)
+
     monkeypatch.setattr(launcher, "raw_stream", current)
-    monkeypatch.setattr(launcher.Streams, "__missing__", lambda self, handle: handle)
-    monkeypatch.setattr(cuda.core, "launch", lambda *given: seen.append(given))
+    monkeypatch.setattr(driver, "cuLaunchKernel", launch)
     return seen
 
 
@@ -73,30 +99,29 @@ class TestALauncher:
         posed = law.problem("cpu", [3, 1, 7], op=op)
         posed.bind(impl)()
         impl.launcher(op, *posed.arguments).prepare(3)(*addresses(posed))
-        (_, bound, *with_call), (_, direct, *with_launcher) = launched
-        assert (bound.grid, bound.block) == (direct.grid, direct.block)
-        assert with_call == with_launcher
+        bound, direct = launched
+        assert bound == replace(direct, stream=bound.stream)
 
     def test_passes_the_addresses_the_sizes_and_the_slots(self, impl, launched, op):
         posed = law.problem("cpu", [3, 1, 7], op=op, kv_cache_dtype="fp8_e5m2", scale="per_head")
         posed.bind(impl)()
-        ((_, config, kernel, *arguments),) = launched
+        (found,) = launched
         sizes = {law.PAGED: (3, 2), law.FLASH: (48,), law.DIFFKV: (48,)}[op]
-        assert kernel == (law.PAGED if op == law.PAGED else law.FLASH)
-        assert tuple(arguments) == (*kernel_s(posed), *sizes, 8 * 16)
-        assert config.block == (THREADS, 1, 1)
+        assert found.kernel == HANDLES[law.PAGED if op == law.PAGED else law.FLASH]
+        assert found.arguments == (*kernel_s(posed), *sizes, 8 * 16)
+        assert found.block == (THREADS, 1, 1)
 
     def test_passes_no_address_for_a_scale_that_is_not_there(self, impl, launched, op):
         posed = law.without_scales(law.problem("cpu", [3], op=op))
         posed.bind(impl)()
-        assert launched[0][3:10] == kernel_s(posed)
-        assert launched[0][8:10] == (0, 0)
+        assert launched[0].arguments[:7] == kernel_s(posed)
+        assert launched[0].arguments[5:7] == (0, 0)
 
     def test_asks_for_torch_s_stream_at_each_call(self, impl, launched, op):
         call = law.problem("cpu", [3], op=op).bind(impl)
         call()
         call()
-        assert [stream for stream, *_ in launched] == list(STREAMS)
+        assert [launch.stream for launch in launched] == list(STREAMS)
 
     def test_serves_other_numbers_of_tokens_and_addresses(self, impl, launched, loaded, op):
         posed, other = law.problem("cpu", [3], op=op), law.problem("cpu", law.shuffled(100, 128), op=op)
@@ -104,9 +129,9 @@ class TestALauncher:
         made.prepare(1)(*addresses(posed))
         made.prepare(100)(*addresses(other))
         other.bind(impl)()
-        assert launched[0][3:10] == kernel_s(posed)
-        assert launched[1][3:] == launched[2][3:]
-        assert launched[1][1].grid == launched[2][1].grid
+        first, second, bound = launched
+        assert first.arguments[:7] == kernel_s(posed)
+        assert replace(second, stream=0) == replace(bound, stream=0)
         assert loaded == [loaded[0]] * 3
 
     def test_plans_a_number_of_tokens_once(self, impl, launched, loaded, op):
@@ -116,7 +141,7 @@ class TestALauncher:
         for _ in range(3):
             made.prepare(1)(*addresses(posed))
         assert len(loaded) == 1
-        assert launched[0][1] is launched[2][1]
+        assert len({replace(launch, stream=0) for launch in launched}) == 1
 
     def test_compiles_64_bits_for_the_calls_that_need_them_alone(self, impl, loaded, op):
         posed = law.problem("cpu", [3], op=op)
@@ -170,7 +195,7 @@ class TestTheGrid:
     def test_is_what_a_call_launches(self, impl, launched):
         posed = law.problem("cpu", law.shuffled(33, 128), num_heads=3, head_size=120)
         posed.bind(impl)()
-        assert launched[0][1].grid == (-(-33 * 3 * 120 // 8 // THREADS), 1, 1)
+        assert launched[0].grid == (-(-33 * 3 * 120 // 8 // THREADS), 1, 1)
 
     @pytest.mark.parametrize(
         ("asked", "tokens", "group"), [(None, 33, 16), (1, 33, 1), (4, 33, 4), (32, 9, 16)]
@@ -179,8 +204,59 @@ class TestTheGrid:
         impl.group_tokens = asked
         posed = law.problem("cpu", law.shuffled(tokens, 128), op=law.PAGED, num_heads=3, head_size=128)
         posed.bind(impl)()
-        _, config, _, *arguments = launched[0]
-        num_tokens, shift, _ = arguments[7:]
+        num_tokens, shift, _ = launched[0].arguments[7:]
         assert (num_tokens, 1 << shift) == (tokens, group)
         threads = -(-tokens // group) * group * 3 * 128 // 8
-        assert config.grid[0] == -(-threads // THREADS)
+        assert launched[0].grid[0] == -(-threads // THREADS)
+
+
+class TestADriverThatRefuses:
+    @pytest.fixture
+    def errors(self, monkeypatch, launched):
+        """Errors that the next launches end with, and the devices whose context was asked for."""
+        waiting, contexts, launch = [], [], driver.cuLaunchKernel
+        words = {driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS: b"an illegal memory access was encountered"}
+        monkeypatch.setattr(
+            driver, "cuLaunchKernel", lambda *given: (waiting.pop(0),) if waiting else launch(*given)
+        )
+        monkeypatch.setattr(driver, "cuGetErrorString", lambda error: (driver.CUresult(0), words[error]))
+        monkeypatch.setattr(torch.cuda, "set_device", contexts.append)
+        return waiting, contexts
+
+    def test_is_asked_again_in_a_thread_that_had_no_context(self, impl, launched, errors):
+        waiting, contexts = errors
+        waiting += [driver.CUresult.CUDA_ERROR_INVALID_CONTEXT] * 2
+        posed = law.problem("cpu", [3, 1, 7])
+        posed.bind(impl)()
+        assert contexts == [3]
+        assert [launch.arguments[:7] for launch in launched] == [kernel_s(posed)]
+
+    def test_is_quoted(self, impl, launched, errors):
+        waiting, _ = errors
+        waiting += [driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS] * 2
+        with pytest.raises(RuntimeError, match="CUDA error: an illegal memory access was encountered"):
+            law.problem("cpu", [3, 1, 7]).bind(impl)()
+        assert launched == []
+
+
+def test_threads_that_launch_at_once_do_not_share_arguments(impl, launched, monkeypatch):
+    """The driver is entered without Python's lock: here the first launch waits there for a second."""
+    posed, other = law.problem("cpu", [3, 1, 7]), law.problem("cpu", [3, 1, 7])
+    driver_s, entered, done = driver.cuLaunchKernel, threading.Event(), threading.Event()
+    monkeypatch.setattr(launcher, "raw_stream", lambda index: STREAMS[0])
+
+    def slow(*given):
+        if not entered.is_set():
+            entered.set()
+            assert done.wait(10)
+        return driver_s(*given)
+
+    monkeypatch.setattr(driver, "cuLaunchKernel", slow)
+    launch = impl.launcher(law.FLASH, *posed.arguments).prepare(3)
+    first = threading.Thread(target=launch, args=addresses(posed))
+    first.start()
+    assert entered.wait(10)
+    launch(*addresses(other))
+    done.set()
+    first.join()
+    assert [found.arguments[:7] for found in launched] == [kernel_s(other), kernel_s(posed)]

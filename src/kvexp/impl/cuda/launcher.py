@@ -1,6 +1,8 @@
 """From a specialisation to launches: what is done once for a number of tokens, and what for each call."""
 
+import ctypes
 import functools
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,11 @@ MOST_CTAS = 2**31 - 1
 
 PLANS = 4096
 """Numbers of tokens whose plans are kept; one more costs some microseconds, not a compilation."""
+
+NUM_ADDRESSES = 7
+"""Of key, value, two caches, slots and two scales."""
+
+ADDRESSES = struct.Struct(f"{NUM_ADDRESSES}Q")
 
 Launch = Callable[..., None]
 """`launch(*addresses)` queues the kernel on torch's current stream; nothing waits for it."""
@@ -37,7 +44,7 @@ class Launcher:
         value_at: Bytes from K of a head to its V where one cache holds both.
 
     Attributes:
-        plan: From a number of tokens to the launch configuration, the kernel, and the arguments that follow
+        plan: From a number of tokens to the grid's CTAs in x and y, the kernel, and the arguments that follow
             the addresses. Asking it compiles and loads what a call of so many tokens needs.
     """
 
@@ -68,40 +75,69 @@ class Launcher:
         return packed
 
 
-def _launch(device: int, config: Any, kernel: Any, sizes: tuple[int, ...]) -> Launch:
-    """Each name is a local: a launch costs the host some 4 us, and a look-up 0.05."""
-    from cuda.core import launch
-    from cuda.core._utils.cuda_utils import CUDAError
+def _launch(device: int, grid: tuple[int, int], kernel: Any, sizes: tuple[int, ...]) -> Launch:
+    """Queues with the driver's own function: cuda.core's takes up to 2 us more for the same launch.
 
-    current, streams = raw_stream, _streams(device)
+    Each name is a local: a launch costs the host some 4 us, and a look-up 0.05.
+    """
+    from cuda.bindings import driver
+
+    (function,) = _driver(device, driver.cuKernelGetFunction, driver.CUkernel(int(kernel.handle)))
+    launch, current, streams = driver.cuLaunchKernel, raw_stream, _streams(device)
+    pack, spare = ADDRESSES.pack_into, [_parameters(sizes)]
+    x, y = grid
 
     def launched(
         key: int, value: int, key_cache: int, value_cache: int, slots: int, k_scale: int, v_scale: int
     ) -> None:
-        stream = streams[current(device)]
         try:
-            launch(
-                stream, config, kernel, key, value, key_cache, value_cache, slots, k_scale, v_scale, *sizes
-            )
-        except CUDAError as error:
-            # A thread whose first word to CUDA this is has no context yet.
-            if "INVALID_CONTEXT" not in str(error):
-                raise
-            torch.cuda.set_device(device)
-            launch(
-                stream, config, kernel, key, value, key_cache, value_cache, slots, k_scale, v_scale, *sizes
-            )
+            parameters = spare.pop()
+        except IndexError:  # another thread is launching
+            parameters = _parameters(sizes)
+        words, pointers, _alive = parameters
+        pack(words, 0, key, value, key_cache, value_cache, slots, k_scale, v_scale)
+        stream = streams[current(device)]
+        (error,) = launch(function, x, y, 1, THREADS, 1, 1, 0, stream, pointers, 0)
+        if error:
+            _driver(device, launch, function, x, y, 1, THREADS, 1, 1, 0, stream, pointers, 0)
+        spare.append(parameters)
 
     return launched
 
 
+def _driver(device: int, call: Callable[..., tuple[Any, ...]], *arguments: Any) -> list[Any]:
+    """What a function of the driver gives; a thread that has no context yet gets the device's.
+
+    Raises:
+        RuntimeError: The driver's words.
+    """
+    from cuda.bindings import driver
+
+    error, *found = call(*arguments)
+    if error == driver.CUresult.CUDA_ERROR_INVALID_CONTEXT:
+        torch.cuda.set_device(device)
+        error, *found = call(*arguments)
+    if error:
+        _, words = driver.cuGetErrorString(error)
+        raise RuntimeError(f"CUDA error: {words.decode() if words else error}")
+    return found
+
+
+def _parameters(sizes: tuple[int, ...]) -> tuple[Any, int, Any]:
+    """Room for a launch's addresses and its sizes, and where the driver finds a pointer to each."""
+    words = (ctypes.c_uint64 * (NUM_ADDRESSES + len(sizes)))(*[0] * NUM_ADDRESSES, *sizes)
+    first = ctypes.addressof(words)
+    pointers = (ctypes.c_void_p * len(words))(*range(first, first + ctypes.sizeof(words), 8))
+    return words, ctypes.addressof(pointers), pointers
+
+
 class Streams(dict[int, Any]):
-    """torch's streams of one device as cuda.core's, by handle; torch owns them."""
+    """torch's streams of one device as the driver's, by handle; torch owns them."""
 
     def __missing__(self, handle: int) -> Any:
-        from cuda.core import Stream
+        from cuda.bindings import driver
 
-        self[handle] = Stream.from_handle(handle)
+        self[handle] = driver.CUstream(handle)
         return self[handle]
 
 
@@ -118,11 +154,10 @@ def grid(threads: int) -> tuple[int, int]:
     return -(-ctas // rows), rows
 
 
-def _plan(spec: Spec, num_slots: int, arch: str, num_tokens: int) -> tuple[Any, Any, tuple[int, ...]]:
-    from cuda.core import LaunchConfig
-
+def _plan(
+    spec: Spec, num_slots: int, arch: str, num_tokens: int
+) -> tuple[tuple[int, int], Any, tuple[int, ...]]:
     threads = spec.threads(num_tokens)
     fitting = replace(spec, wide_index=threads > MOST_THREADS)
     kernel = jit.kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, fitting.macros, arch)
-    config = LaunchConfig(grid=grid(threads), block=THREADS)
-    return config, kernel, (*spec.sizes(num_tokens), num_slots)
+    return grid(threads), kernel, (*spec.sizes(num_tokens), num_slots)

@@ -1,0 +1,27 @@
+// Counts where the division of convert.cuh differs from IEEE division.
+//
+// Macros: those of convert.cuh; THREADS of a CTA; SIGNIFICANDS of a source item.
+
+#include "convert.cuh"
+
+// All significands of a source item, from 1 to below 2, by all of a scale, one a thread; 2^23 threads.
+extern "C" __global__ void quotients(unsigned long long* wrong) {
+    const uint32_t thread = blockIdx.x * THREADS + threadIdx.x;
+    const Divisor by(__uint_as_float(0x3f800000 | thread));
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < SIGNIFICANDS; ++i) {
+        const float x = 1.0f + float(i) / float(SIGNIFICANDS);
+        found += __float_as_uint(by.quotient<true>(x)) != __float_as_uint(__fdiv_rn(x, by.scale));
+    }
+    if (found || !by.mild) atomicAdd(wrong, found + !by.mild);
+}
+
+// All 2^16 source items, one a thread, by each of the scales.
+extern "C" __global__ void codes(unsigned long long* wrong, const float* scales, int64_t num_scales) {
+    const uint32_t thread = blockIdx.x * THREADS + threadIdx.x;
+    const Chunk<2> item = {uint16_t(thread)};
+    for (int64_t i = 0; i < num_scales; ++i) {
+        const uint8_t right = uint8_t(fp8x2(__fdiv_rn(source_item(item, 0), scales[i]), 0.0f));
+        if (converted<1>(item, scales[i]).word[0] != right) atomicAdd(wrong, 1ull);
+    }
+}
