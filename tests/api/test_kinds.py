@@ -8,6 +8,8 @@ import torch
 from kvexp.api import checks
 from kvexp.api.kinds import MOST_ALIKE, Kind, Known
 from kvexp.impl.cuda import Cuda
+from kvexp.impl.cuda.launcher import Gpu
+from kvexp.impl.cuda.spec import Options
 from tests import law
 from tests.law import DIFFKV, FLASH, PAGED
 
@@ -78,8 +80,8 @@ class TestAKind:
     def test_of_one_alignment_leads_to_one_kernel(self, op, rows, caches):
         """Whatever else a launcher would look at in an address is among the bits that a kind compares."""
         impl = object.__new__(Cuda)
-        impl.device, impl.arch = torch.device("cuda:0"), "sm_90"
-        impl.software_fp8, impl.group_tokens = False, None
+        impl.device, impl.gpu = torch.device("cuda:0"), Gpu(0, "sm_90", 132)
+        impl.options = Options()
         made = {}
         for swap in (False, True):
             ends = (rows[::-1], caches[::-1]) if swap else (rows, caches)

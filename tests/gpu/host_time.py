@@ -28,7 +28,7 @@ def bare(posed):
     """The driver's function for the launch that impl=cuda makes, with everything ready."""
     impl = law.implementation("cuda", str(posed.key.device))
     num_tokens = posed.slot_mapping.shape[0]
-    (x, y), kernel, sizes = impl.launcher(posed.op, *posed.arguments).plan(num_tokens)
+    (x, y), cta_threads, kernel, sizes = impl.launcher(posed.op, *posed.arguments).plan(num_tokens)
     tensors = (
         posed.key,
         posed.value,
@@ -38,15 +38,15 @@ def bare(posed):
         posed.k_scale,
         posed.v_scale,
     )
-    words, pointers, alive = launcher._parameters(sizes)
+    parameters = words, pointers, _ = launcher._parameters(sizes)
     launcher.ADDRESSES.pack_into(words, 0, *(0 if item is None else item.data_ptr() for item in tensors))
     posed.bind(impl)()
     error, function = driver.cuKernelGetFunction(driver.CUkernel(int(kernel.handle)))
     assert not error
     launch, stream = driver.cuLaunchKernel, driver.CUstream(torch.cuda.current_stream().cuda_stream)
 
-    def call(_alive=alive):
-        launch(function, x, y, 1, launcher.THREADS, 1, 1, 0, stream, pointers, 0)
+    def call(_alive=(parameters, posed)):
+        launch(function, x, y, 1, cta_threads, 1, 1, 0, stream, pointers, 0)
 
     return call
 

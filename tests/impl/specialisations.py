@@ -15,6 +15,7 @@ SIZES = {
     "block_size": [1, 13, 16],
     "rows": ["packed", "a view of QKV"],
     "wide_index": [False, True],
+    "slot_first": [False, True],
 }
 FACTORS = {
     "flash": {
@@ -98,6 +99,7 @@ def _flash(row: Row) -> Flash:
         vec=row["vec"],
         row_strides=_row_strides(row, heads * head_size, heads * head_size_v),
         cache_strides=(block_stride, *inner),
+        slot_first=row["slot_first"],
         wide_index=row["wide_index"],
     )
 
@@ -114,6 +116,7 @@ def _head_major(row: Row) -> HeadMajor:
         key_vec=row["key_vec"],
         row_strides=_row_strides(row, heads * head_size, heads * head_size),
         block_strides=(row["layers"] * block, row["layers"] * block),
+        slot_first=row["slot_first"],
         wide_index=row["wide_index"],
     )
 

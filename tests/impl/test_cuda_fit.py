@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from kvexp.impl.cuda import Cuda
-from kvexp.impl.cuda.launcher import Launcher
+from kvexp.impl.cuda.launcher import Gpu, Launcher
+from kvexp.impl.cuda.spec import Options
 from tests import composed, law
 
 FLASH_LAYOUTS = ["NHD", "HND", "NHD_packed", "HND_packed"]
@@ -15,11 +16,11 @@ ODD = 1 + 2 * 2 * 64
 def specialised(monkeypatch):
     """The specialisation of a problem, as a launcher would compile it."""
     impl = object.__new__(Cuda)
-    impl.device, impl.arch = torch.device("cuda:0"), "sm_90"
-    impl.software_fp8, impl.group_tokens = False, None
+    impl.device, impl.gpu = torch.device("cuda:0"), Gpu(0, "sm_90", 132)
+    impl.options = Options()
     seen = []
     monkeypatch.setattr(
-        Launcher, "__init__", lambda self, spec, num_slots, *_: seen.append((spec, num_slots))
+        Launcher, "__init__", lambda self, spec, options, num_slots, *_: seen.append((spec, num_slots))
     )
 
     def of(posed):

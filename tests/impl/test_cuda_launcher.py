@@ -12,8 +12,9 @@ from cuda.bindings import driver
 from kvexp import jit
 from kvexp.errors import ConfigError
 from kvexp.impl.cuda import Cuda, launcher
-from kvexp.impl.cuda.launcher import MOST_CTAS, MOST_THREADS, grid
-from kvexp.impl.cuda.spec import THREADS
+from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, grid
+from kvexp.impl.cuda.spec import THREADS, Options
+from kvexp.impl.cuda.tuning import MOST_THREADS
 from tests import law
 
 OPS = [law.FLASH, law.DIFFKV, law.PAGED]
@@ -26,8 +27,8 @@ NUM_ARGUMENTS = {101: 9, 102: 10}
 def impl():
     """The implementation as it is made on a GPU."""
     made = object.__new__(Cuda)
-    made.device, made.arch = torch.device("cuda:3"), "sm_90"
-    made.software_fp8, made.group_tokens = False, None
+    made.device, made.gpu = torch.device("cuda:3"), Gpu(3, "sm_90", 132)
+    made.options = Options()
     return made
 
 
@@ -166,13 +167,38 @@ def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
     assert [macros["WIDE_INDEX"] for macros in loaded] == [0, 1]
 
 
-def test_groups_that_are_no_power_of_two_are_refused():
-    with pytest.raises(ConfigError, match=r"impl\.group_tokens must be a power of two from 1 to 32, not 3"):
-        Cuda("cuda:0", group_tokens=3)
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("group_tokens", 3, "a power of two from 1 to 32"),
+        ("group_tokens", True, "a power of two from 1 to 32"),
+        ("cta_threads", 100, "a multiple of 32 up to 1024"),
+        ("cta_threads", 2048, "a multiple of 32 up to 1024"),
+        ("slot_first", 1, "true, false or null"),
+    ],
+)
+def test_options_that_will_not_do_are_refused(name, value, words):
+    with pytest.raises(ConfigError, match=f"impl.{name} must be {words}, not {value}"):
+        Cuda("cuda:0", **{name: value})
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(
+        ConfigError, match="impl=cuda takes no option 'group'; its options are software_fp8, "
+    ):
+        Cuda("cuda:0", group=3)
+
+
+def test_options_reach_the_kernel_and_the_grid(impl, launched, loaded):
+    impl.options = Options(cta_threads=64, slot_first=True)
+    law.problem("cpu", law.shuffled(33, 128), num_heads=3, head_size=128).bind(impl)()
+    (found,) = launched
+    assert (found.grid[0], found.block[0]) == (-(-33 * 3 * 128 // 8 // 64), 64)
+    assert (loaded[0]["THREADS"], loaded[0]["SLOT_FIRST"]) == (64, 1)
 
 
 def test_the_software_conversion_is_an_option(impl, loaded):
-    impl.software_fp8 = True
+    impl.options = Options(software_fp8=True)
     law.problem("cpu", [5], kv_cache_dtype="fp8_e4m3").bind(impl)
     law.problem("cpu", [5]).bind(impl)
     assert ["SOFTWARE_FP8" in macros for macros in loaded] == [True, False]
@@ -181,13 +207,13 @@ def test_the_software_conversion_is_an_option(impl, loaded):
 class TestTheGrid:
     @pytest.mark.parametrize("threads", [1, THREADS - 1, THREADS, THREADS + 1, 12345, MOST_THREADS])
     def test_rounds_up_to_whole_ctas(self, threads):
-        x, y = grid(threads)
+        x, y = grid(threads, THREADS)
         assert y == 1
         assert 0 <= x * THREADS - threads < THREADS
 
     @pytest.mark.parametrize("ctas", [MOST_CTAS, MOST_CTAS + 1, 3 * MOST_CTAS - 5, 2**46 + 1])
     def test_has_rows_beyond_what_x_counts(self, ctas):
-        x, y = grid(ctas * THREADS)
+        x, y = grid(ctas * THREADS, THREADS)
         assert x <= MOST_CTAS
         assert y <= 65535
         assert 0 <= x * y - ctas < y
@@ -201,7 +227,7 @@ class TestTheGrid:
         ("asked", "tokens", "group"), [(None, 33, 16), (1, 33, 1), (4, 33, 4), (32, 9, 16)]
     )
     def test_has_groups_of_as_many_tokens_as_are_asked_for(self, impl, launched, asked, tokens, group):
-        impl.group_tokens = asked
+        impl.options = Options(group_tokens=asked)
         posed = law.problem("cpu", law.shuffled(tokens, 128), op=law.PAGED, num_heads=3, head_size=128)
         posed.bind(impl)()
         num_tokens, shift, _ = launched[0].arguments[7:]
@@ -260,3 +286,18 @@ def test_threads_that_launch_at_once_do_not_share_arguments(impl, launched, monk
     done.set()
     first.join()
     assert [found.arguments[:7] for found in launched] == [kernel_s(other), kernel_s(posed)]
+
+
+def test_tokens_that_fill_the_gpu_three_times_are_launched_with_their_slots_first(impl, loaded):
+    made = impl.launcher(law.FLASH, *law.problem("cpu", [5], num_heads=8, head_size=128).arguments)
+    filled = 3 * 132 * 2048 // 128
+    for num_tokens in (1, filled - 1, filled):
+        made.plan(num_tokens)
+    assert [macros["SLOT_FIRST"] for macros in loaded] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("asked", [{"kv_cache_dtype": "fp8"}, {"op": law.PAGED}])
+def test_threads_with_one_row_never_wait_for_their_slots(impl, loaded, asked):
+    posed = law.problem("cpu", [5], num_heads=8, head_size=128, **asked)
+    impl.launcher(posed.op, *posed.arguments).plan(2**20)
+    assert [macros["SLOT_FIRST"] for macros in loaded] == [0]

@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 import torch
 import triton
 
+from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import source
 from tests import law
 
@@ -99,19 +102,32 @@ class TestWhatALauncherCompiles:
         assert code.attrs[(0,)] == [["tt.divisibility", 16]]
 
 
+def kernel(name):
+    return source.Kernel(name, ("*i16",), (), (("FP8", 0), *([("X", 8)] if name == "head_major" else [])))
+
+
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("row_items", [16, 45, 92, 1024, 1920, 16384])
 def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, many):
-    tokens, columns = source.tile(name, row_items, many)
+    tokens, columns = source.tile(kernel(name), row_items, many)
     assert tokens.bit_count() == columns.bit_count() == 1
     assert columns < 2 * row_items
-    assert tokens * columns == (source.MANY_ITEMS if many else source.FEW_ITEMS)
+    assert tokens * columns == (4096 if many and name == "head_major" else 1024)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "fp8", "items"), [("*i8", 0, 2048), ("*i32", 0, 512), ("*bf16", 1, 1024), ("*fp32", 1, 1024)]
+)
+def test_a_thread_of_flash_has_sixteen_bytes_or_eight_items_that_become_fp8(pointer, fp8, items):
+    made = source.Kernel("flash", (pointer,), (), (("FP8", fp8),))
+    tokens, columns = source.tile(made, 128, many=True)
+    assert (tokens * columns, columns) == (items, 128)
 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_a_tile_of_head_major_holds_whole_accesses_both_ways(many):
-    tokens, columns = source.tile("head_major", 1024, many)
+    tokens, columns = source.tile(kernel("head_major"), 1024, many)
     assert tokens % 16 == columns % 16 == 0
 
 
@@ -119,12 +135,38 @@ def test_a_tile_of_head_major_holds_whole_accesses_both_ways(many):
 @pytest.mark.parametrize("row_items", [1, 45, 1024, 16384])
 def test_large_tiles_come_when_they_fill_the_gpu_four_times(row_items, sm_count):
     first = source.many_from(row_items, sm_count)
-    assert first * row_items >= 4 * sm_count * source.MANY_ITEMS
-    assert (first - 1) * row_items < 4 * sm_count * source.MANY_ITEMS
+    (items, _), _ = source.TILES
+    assert first * row_items >= 4 * sm_count * items
+    assert (first - 1) * row_items < 4 * sm_count * items
 
 
 def test_few_tokens_make_more_programs_than_the_gpu_has_multiprocessors():
     assert source.many_from(1024, 132) > 512
     for name in KERNELS:
-        tokens, columns = source.tile(name, 1024, many=False)
+        tokens, columns = source.tile(kernel(name), 1024, many=False)
         assert triton.cdiv(512, tokens) * triton.cdiv(1024, columns) > 132
+
+
+class TestOptions:
+    def test_say_the_tile_or_a_part_of_it(self):
+        tile = functools.partial(source.tile, kernel("flash"), 1024, True)
+        assert tile(source.Options(tile_tokens=2, tile_columns=64)) == (2, 64)
+        assert tile(source.Options(tile_columns=64)) == (1024 // 64, 64)
+        assert tile(source.Options(tile_tokens=8)) == (8, 1024)
+        assert tile(source.Options(tile_columns=4096, tile_tokens=1)) == (1, 4096)
+
+    @pytest.mark.parametrize("name", ["num_warps", "tile_tokens", "tile_columns"])
+    @pytest.mark.parametrize("value", [0, -1, 3, 8192, 1.0, True, "4"])
+    def test_that_are_no_powers_of_two_are_refused(self, name, value):
+        with pytest.raises(
+            ConfigError, match=rf"impl\.{name} must be a power of two up to .*, not {value!r}"
+        ):
+            source.Options(**{name: value})
+
+    def test_that_make_too_large_a_tile_are_refused(self):
+        with pytest.raises(ConfigError, match=r"tile_tokens times impl\.tile_columns must be at most 65536"):
+            source.Options(tile_tokens=4096, tile_columns=32)
+
+    def test_that_split_a_run_are_refused(self):
+        with pytest.raises(Unsupported, match="must hold whole runs of 8 items, and 4 do not"):
+            source.tile(kernel("head_major"), 1024, True, source.Options(tile_columns=4))

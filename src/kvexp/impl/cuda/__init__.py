@@ -1,17 +1,15 @@
 """cuda: CUDA C++ kernels, compiled with NVRTC for the sizes at hand, launched on torch's current stream."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kvexp.errors import ConfigError, Unsupported
+from kvexp.errors import Unsupported
 from kvexp.impl.cuda import fit
-from kvexp.impl.cuda.launcher import Launcher
+from kvexp.impl.cuda.launcher import Gpu, Launcher
+from kvexp.impl.cuda.tuning import checked
 from kvexp.op import Call
-
-GROUPS = (1, 2, 4, 8, 16, 32)
 
 
 class Cuda:
@@ -19,18 +17,14 @@ class Cuda:
 
     Args:
         device: `cuda:N`.
-        software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
-        group_tokens: Tokens that neighbouring lanes of `reshape_and_cache` take, a power of two up to 32;
-            None leaves it to the kernel. Many suit slots that follow one another, 1 suits scattered ones.
+        **options: See `spec.Options`.
     """
 
     name = "cuda"
     untimed = ""
 
-    def __init__(self, device: str, software_fp8: bool = False, group_tokens: int | None = None) -> None:
-        known = group_tokens is None or (isinstance(group_tokens, int) and group_tokens in GROUPS)
-        if not known or group_tokens is True:
-            raise ConfigError(f"impl.group_tokens must be a power of two from 1 to 32, not {group_tokens!r}")
+    def __init__(self, device: str, **options: Any) -> None:
+        self.options = checked(options)
         if not device.startswith("cuda"):
             none = "this machine has none" if not torch.cuda.is_available() else "device=cpu is not"
             raise Unsupported(
@@ -44,10 +38,8 @@ class Cuda:
                 f"impl=cuda needs the package cuda-core[cu13], which cannot be imported: {error}"
             ) from error
         self.device = torch.device(device)
-        self.software_fp8 = software_fp8
-        self.group_tokens = group_tokens
-        major, minor = torch.cuda.get_device_capability(self.device)
-        self.arch = f"sm_{major}{minor}"
+        of = torch.cuda.get_device_properties(self.device)
+        self.gpu = Gpu(self.device.index, f"sm_{of.major}{of.minor}", of.multi_processor_count)
 
     def reshape_and_cache(
         self,
@@ -108,23 +100,20 @@ class Cuda:
             for None, which launches on torch's current stream. The tensors' device must be the current one.
         """
         key, value, *caches, _, kv_cache_dtype, k_scale, _ = arguments
-        items = fit.items(key, kv_cache_dtype, k_scale, self.software_fp8)
+        items = fit.items(key, kv_cache_dtype, k_scale, self.options.software_fp8)
         if op == "reshape_and_cache":
             key_cache, value_cache = caches
             num_slots = value_cache.shape[0] * value_cache.shape[3]
             spec = fit.head_major(key, value, key_cache, value_cache, items)
-            spec = replace(spec, group_tokens=self.group_tokens)
-            return Launcher(spec, num_slots, self.device.index, self.arch)
+            return Launcher(spec, self.options, num_slots, self.gpu)
         head_size = key.shape[2]
         packed = op == "reshape_and_cache_flash_diffkv"
         if packed:
             caches = [caches[0][..., :head_size], caches[0][..., head_size:]]
         num_slots = caches[0].shape[0] * caches[0].shape[1]
         flash = fit.flash(key, value, caches[0], caches[1], items)
-        if packed:
-            value_at = head_size * items.cache_bytes
-            return Launcher(flash, num_slots, self.device.index, self.arch, value_at)
-        return Launcher(flash, num_slots, self.device.index, self.arch)
+        value_at = head_size * items.cache_bytes if packed else None
+        return Launcher(flash, self.options, num_slots, self.gpu, value_at)
 
     def _call(
         self, op: str, tensors: tuple[Tensor, ...], kv_cache_dtype: str, *scales: Tensor | None

@@ -4,16 +4,14 @@ import ctypes
 import functools
 import struct
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from kvexp import jit
-from kvexp.impl.cuda.spec import SOURCES, THREADS, Spec
-
-MOST_THREADS = 2**32 - 1
-"""Threads that a flat index of 32 bits counts."""
+from kvexp.impl.cuda.spec import SOURCES, Options, Spec
+from kvexp.impl.cuda.tuning import tuned
 
 MOST_CTAS = 2**31 - 1
 """CTAs of one row of a grid."""
@@ -33,26 +31,41 @@ Launch = Callable[..., None]
 raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """What a launch depends on of a GPU.
+
+    Attributes:
+        index: CUDA's number of it.
+        arch: `sm_90` and the like.
+        sm_count: Multiprocessors.
+    """
+
+    index: int
+    arch: str
+    sm_count: int
+
+
 class Launcher:
     """Launches one specialisation; good for every call whose tensors lead to it.
 
     Args:
         spec: The specialisation.
+        options: What the user fixed of it.
         num_slots: Slots of the cache.
-        device: Index of the tensors' device, which must be the current one.
-        arch: `sm_90` and the like.
+        gpu: The tensors' device, which must be the current one.
         value_at: Bytes from K of a head to its V where one cache holds both.
 
     Attributes:
-        plan: From a number of tokens to the grid's CTAs in x and y, the kernel, and the arguments that follow
-            the addresses. Asking it compiles and loads what a call of so many tokens needs.
+        plan: From a number of tokens to the grid's CTAs in x and y, a CTA's threads, the kernel, and the
+            arguments that follow the addresses. Asking it compiles and loads what such a call needs.
     """
 
     def __init__(
-        self, spec: Spec, num_slots: int, device: int, arch: str, value_at: int | None = None
+        self, spec: Spec, options: Options, num_slots: int, gpu: Gpu, value_at: int | None = None
     ) -> None:
-        self.plan = functools.lru_cache(PLANS)(functools.partial(_plan, spec, num_slots, arch))
-        self._device = device
+        self.plan = functools.lru_cache(PLANS)(functools.partial(_plan, spec, options, num_slots, gpu))
+        self._device = gpu.index
         self._value_at = value_at
 
     def prepare(self, num_tokens: int) -> Launch:
@@ -75,7 +88,9 @@ class Launcher:
         return packed
 
 
-def _launch(device: int, grid: tuple[int, int], kernel: Any, sizes: tuple[int, ...]) -> Launch:
+def _launch(
+    device: int, grid: tuple[int, int], cta_threads: int, kernel: Any, sizes: tuple[int, ...]
+) -> Launch:
     """Queues with the driver's own function: cuda.core's takes up to 2 us more for the same launch.
 
     Each name is a local: a launch costs the host some 4 us, and a look-up 0.05.
@@ -97,9 +112,9 @@ def _launch(device: int, grid: tuple[int, int], kernel: Any, sizes: tuple[int, .
         words, pointers, _alive = parameters
         pack(words, 0, key, value, key_cache, value_cache, slots, k_scale, v_scale)
         stream = streams[current(device)]
-        (error,) = launch(function, x, y, 1, THREADS, 1, 1, 0, stream, pointers, 0)
+        (error,) = launch(function, x, y, 1, cta_threads, 1, 1, 0, stream, pointers, 0)
         if error:
-            _driver(device, launch, function, x, y, 1, THREADS, 1, 1, 0, stream, pointers, 0)
+            _driver(device, launch, function, x, y, 1, cta_threads, 1, 1, 0, stream, pointers, 0)
         spare.append(parameters)
 
     return launched
@@ -147,17 +162,18 @@ def _streams(_device: int) -> Streams:
     return Streams()
 
 
-def grid(threads: int) -> tuple[int, int]:
+def grid(threads: int, cta_threads: int) -> tuple[int, int]:
     """CTAs in x and y, whole rows, for so many threads."""
-    ctas = -(-threads // THREADS)
+    ctas = -(-threads // cta_threads)
     rows = -(-ctas // MOST_CTAS)
     return -(-ctas // rows), rows
 
 
-def _plan(
-    spec: Spec, num_slots: int, arch: str, num_tokens: int
-) -> tuple[tuple[int, int], Any, tuple[int, ...]]:
-    threads = spec.threads(num_tokens)
-    fitting = replace(spec, wide_index=threads > MOST_THREADS)
-    kernel = jit.kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, fitting.macros, arch)
-    return grid(threads), kernel, (*spec.sizes(num_tokens), num_slots)
+Plan = tuple[tuple[int, int], int, Any, tuple[int, ...]]
+
+
+def _plan(spec: Spec, options: Options, num_slots: int, gpu: Gpu, num_tokens: int) -> Plan:
+    fitting = tuned(spec, options, num_tokens, gpu.sm_count)
+    kernel = jit.kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, fitting.macros, gpu.arch)
+    ctas = grid(fitting.threads(num_tokens), fitting.cta_threads)
+    return ctas, fitting.cta_threads, kernel, (*fitting.sizes(num_tokens), num_slots)

@@ -17,7 +17,7 @@
 // item of V has a sector of its own, and a warp turns its chunks first, so that neighbouring lanes write neighbouring
 // items of one token: four sectors of a line at once instead of one. With BOTH a thread moves the same chunk of K and
 // of V, else one chunk of either. A thread reads in pieces of SOURCE_VEC items; it writes K in pieces of KEY_VEC and V
-// item by item. Loads do not wait for the slot; stores come last.
+// item by item. Loads do not wait for the slot, unless SLOT_FIRST says so; stores come last.
 // As many threads as groups * TOKEN_CHUNKS << group_shift, THREADS in a CTA.
 //
 // Semantics: docs/semantics.md.
@@ -117,6 +117,9 @@ reshape_and_cache(const uint8_t* __restrict__ key, const uint8_t* __restrict__ v
     const bool known = token < index_t(num_tokens);
     const index_t row = known ? token : index_t(num_tokens) - 1;
     const int64_t slot = slot_mapping[row];
+    if constexpr (SLOT_FIRST) {
+        if (!__any_sync(WARP, is_slot(slot, num_slots))) return;
+    }
     if constexpr (BOTH) {
         const SourceChunk k = load_row(key, row, KEY_STRIDE, chunk);
         const SourceChunk v = load_row(value, row, VALUE_STRIDE, chunk);

@@ -11,7 +11,8 @@
 //
 // A row is chunks of VEC items. A chunk never crosses a head, so one flat index serves every head count and every
 // layout; layouts differ in where a chunk goes. With BOTH a thread moves the same chunk of K and of V, else one chunk
-// of either. Loads do not wait for the slot; stores come last.
+// of either. Loads do not wait for the slot, unless SLOT_FIRST says so, which spares the rows of padding; stores come
+// last.
 // As many threads as `total`, THREADS in a CTA.
 //
 // Semantics: docs/semantics.md.
@@ -37,6 +38,20 @@ __device__ __forceinline__ SourceChunk load_row(const uint8_t* rows, index_t tok
     return load<VEC * SOURCE_BYTES, SOURCE_ACCESS>(rows + item * SOURCE_BYTES);
 }
 
+// A chunk of K or of V, counted inside its head.
+struct Part {
+    bool is_key;
+    uint32_t head;
+    uint32_t chunk;
+};
+
+// The part that a token's chunk is, K and V of a head in turn: in one cache of both they are neighbours.
+__device__ __forceinline__ Part part_of(uint32_t chunk) {
+    const uint32_t in_head = chunk % (HEAD_CHUNKS + HEAD_CHUNKS_V);
+    const bool is_key = in_head < HEAD_CHUNKS;
+    return {is_key, chunk / (HEAD_CHUNKS + HEAD_CHUNKS_V), is_key ? in_head : in_head - HEAD_CHUNKS};
+}
+
 // Bytes from a plane's begin to where a chunk of a head lives, the chunk counted inside the head.
 __device__ __forceinline__ int64_t place(int64_t slot, uint32_t head, uint32_t chunk) {
     const uint64_t at = uint64_t(slot);
@@ -59,6 +74,9 @@ reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restri
     const index_t token = flat / TOKEN_CHUNKS;
     const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
     const int64_t slot = slot_mapping[token];
+    if constexpr (SLOT_FIRST) {
+        if (!is_slot(slot, num_slots)) return;
+    }
     if constexpr (BOTH) {
         const uint32_t head = chunk / HEAD_CHUNKS;
         const SourceChunk k = load_row(key, token, KEY_STRIDE, chunk);
@@ -70,13 +88,13 @@ reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restri
         store_row(key_cache + at, k, own_k_scale);
         store_row(value_cache + at, v, own_v_scale);
     } else {
-        const bool is_key = chunk < KEY_CHUNKS;
-        const uint32_t own = is_key ? chunk : chunk - KEY_CHUNKS;
-        const uint32_t head = is_key ? own / HEAD_CHUNKS : own / HEAD_CHUNKS_V;
-        const SourceChunk row = load_row(is_key ? key : value, token, is_key ? KEY_STRIDE : VALUE_STRIDE, own);
-        const float scale = load_scale(is_key ? k_scale : v_scale, head);
+        const Part part = part_of(chunk);
+        const uint32_t in_row = part.head * (part.is_key ? HEAD_CHUNKS : HEAD_CHUNKS_V) + part.chunk;
+        const SourceChunk row =
+            load_row(part.is_key ? key : value, token, part.is_key ? KEY_STRIDE : VALUE_STRIDE, in_row);
+        const float scale = load_scale(part.is_key ? k_scale : v_scale, part.head);
         if (!is_slot(slot, num_slots)) return;
-        const int64_t at = place(slot, head, own - head * (is_key ? HEAD_CHUNKS : HEAD_CHUNKS_V));
-        store_row((is_key ? key_cache : value_cache) + at, row, scale);
+        const int64_t at = place(slot, part.head, part.chunk);
+        store_row((part.is_key ? key_cache : value_cache) + at, row, scale);
     }
 }

@@ -17,6 +17,8 @@ SECTOR_BYTES = 32
 """What the memory writes at once."""
 
 THREADS = 128
+"""Of a CTA, unless an option says otherwise."""
+
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
 FORMATS = {"auto": "COPIED", "fp8_e4m3": "E4M3", "fp8_e5m2": "E5M2"}
 """The cache's items by `kv_cache_dtype`, in the kernels' words. An fp8 source is COPIED into any."""
@@ -68,6 +70,24 @@ class Items:
 
 
 @dataclass(frozen=True)
+class Options:
+    """What a user may fix of the kernels; None leaves it to `tuning`.
+
+    Attributes:
+        software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
+        group_tokens: Tokens that neighbouring lanes of `reshape_and_cache` take, a power of two up to 32.
+        cta_threads: Threads of a CTA, a multiple of 32 up to 1024.
+        slot_first: Whether a row is read only once its slot is known, which spares the rows of padding and
+            makes every other row wait.
+    """
+
+    software_fp8: bool = False
+    group_tokens: int | None = None
+    cta_threads: int | None = None
+    slot_first: bool | None = None
+
+
+@dataclass(frozen=True)
 class Flash:
     """The compile-time constants of one specialisation of reshape_and_cache_flash.cu.
 
@@ -80,6 +100,8 @@ class Flash:
         vec: Elements of a chunk.
         row_strides: Items from one row to the next, of key and of value.
         cache_strides: Items from one block, token and head to the next.
+        slot_first: See `Options`.
+        cta_threads: Threads of a CTA.
         wide_index: The flat index needs 64 bits.
     """
 
@@ -91,6 +113,8 @@ class Flash:
     vec: int
     row_strides: tuple[int, int]
     cache_strides: tuple[int, int, int]
+    slot_first: bool = False
+    cta_threads: int = THREADS
     wide_index: bool = False
 
     kernel = "reshape_and_cache_flash"
@@ -131,8 +155,9 @@ class Flash:
             ("TOKEN_STRIDE", f"{token_stride}ll"),
             ("HEAD_STRIDE", f"{head_stride}ll"),
             ("BOTH", int(self.both)),
+            ("SLOT_FIRST", int(self.slot_first)),
             ("WIDE_INDEX", int(self.wide_index)),
-            ("THREADS", THREADS),
+            ("THREADS", self.cta_threads),
         )
 
 
@@ -150,6 +175,8 @@ class HeadMajor:
         row_strides: Items from one row to the next, of key and of value.
         block_strides: Items from one block to the next, of the key cache and of the value cache.
         group_tokens: Tokens that neighbouring lanes take, a power of two; None for as many as fill a sector.
+        slot_first: See `Options`.
+        cta_threads: Threads of a CTA.
         wide_index: The flat index needs 64 bits.
     """
 
@@ -162,6 +189,8 @@ class HeadMajor:
     row_strides: tuple[int, int]
     block_strides: tuple[int, int]
     group_tokens: int | None = None
+    slot_first: bool = False
+    cta_threads: int = THREADS
     wide_index: bool = False
 
     kernel = "reshape_and_cache"
@@ -203,8 +232,9 @@ class HeadMajor:
             ("KEY_BLOCK_STRIDE", f"{key_block_stride}ll"),
             ("VALUE_BLOCK_STRIDE", f"{value_block_stride}ll"),
             ("BOTH", int(self.both)),
+            ("SLOT_FIRST", int(self.slot_first)),
             ("WIDE_INDEX", int(self.wide_index)),
-            ("THREADS", THREADS),
+            ("THREADS", self.cta_threads),
         )
 
 

@@ -33,11 +33,25 @@ VIEWS = {
 
 
 class Triton:
-    """The ops in Triton; interpreted on a CPU, where they can be verified and not timed."""
+    """The ops in Triton; interpreted on a CPU, where they can be verified and not timed.
+
+    Args:
+        device: `cuda:N`, or `cpu` with the interpreter.
+        num_warps: See `source.Options`.
+        tile_tokens: The same.
+        tile_columns: The same.
+    """
 
     name = "triton"
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self,
+        device: str,
+        num_warps: int | None = None,
+        tile_tokens: int | None = None,
+        tile_columns: int | None = None,
+    ) -> None:
+        self.options = source.Options(num_warps, tile_tokens, tile_columns)
         self.device = torch.device(device)
         self.interpreted = self.device.type != "cuda"
         if self.interpreted and os.environ.get("TRITON_INTERPRET") != "1":
@@ -116,8 +130,9 @@ class Triton:
         device = self.device.index or 0
         if op in PACKED:
             key, _, kv_cache, *_ = arguments
-            return Launcher(plan, device, self.sm_count, key.shape[2] * kv_cache.element_size())
-        return Launcher(plan, device, self.sm_count)
+            value_at = key.shape[2] * kv_cache.element_size()
+            return Launcher(plan, device, self.sm_count, self.options, value_at)
+        return Launcher(plan, device, self.sm_count, self.options)
 
     def _bound(self, op: str, *arguments: Any) -> Call:
         if self.interpreted:
@@ -145,7 +160,7 @@ class Triton:
             return _nothing
         kernel = plan.kernel
         views = (tensor.view(VIEWS[word]) for tensor, word in zip(four, kernel.pointers, strict=False))
-        tokens, columns = source.tile(kernel.name, plan.row_items, many=False)
+        tokens, columns = source.tile(kernel, plan.row_items, False, self.options)
         grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(plan.row_items, columns))
         function: Any = getattr(kernels, kernel.name)
         values = (*views, slot_mapping, k_scale, v_scale, num_tokens, *plan.sizes)

@@ -9,6 +9,20 @@ import triton.language as tl
 
 
 @triton.jit
+def _quotient(x, divisor, reciprocal, CORRECTIONS: tl.constexpr):
+    """`x / divisor` by the divisor's reciprocal and the exact remainder.
+
+    One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
+    """
+    first = x * reciprocal
+    better = first
+    for _ in tl.static_range(CORRECTIONS):
+        better = tl.fma(tl.fma(-better, divisor, x), reciprocal, better)
+    # A zero would lose its sign, and an infinity become NaN.
+    return tl.where(tl.abs(better) > 0.0, better, first)
+
+
+@triton.jit
 def _cache_items(
     items,  # [TOKENS, COLUMNS]
     column,
@@ -26,9 +40,18 @@ def _cache_items(
     if FP8:
         if PER_HEAD:
             scale = tl.load(scale_ptr + column // HEAD_SIZE, mask=in_row, other=1.0)[None, :]
+            size = tl.abs(scale)
+            mild = tl.min(((size >= 2.0**-60) & (size <= 2.0**60)).to(tl.int32)) > 0
         else:
             scale = tl.load(scale_ptr)
-        items = tl.div_rn(items.to(tl.float32), scale).to(cache_ptr.dtype.element_ty)
+            mild = (tl.abs(scale) >= 2.0**-60) & (tl.abs(scale) <= 2.0**60)
+        x = items.to(tl.float32)
+        if mild:
+            CORRECTIONS: tl.constexpr = 1 if items.dtype.primitive_bitwidth == 16 else 2
+            x = _quotient(x, scale, tl.div_rn(1.0, scale), CORRECTIONS)
+        else:
+            x = tl.div_rn(x, scale)
+        items = x.to(cache_ptr.dtype.element_ty)
     return items
 
 

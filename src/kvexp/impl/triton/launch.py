@@ -14,7 +14,7 @@ import triton
 
 from kvexp.errors import Unsupported
 from kvexp.impl.triton import source as sources
-from kvexp.impl.triton.source import Kernel, Plan
+from kvexp.impl.triton.source import Kernel, Options, Plan
 
 NUM_WARPS = 4
 MOST_PROGRAMS = 2**31 - 1
@@ -22,12 +22,12 @@ MOST_PROGRAMS = 2**31 - 1
 
 
 @functools.cache
-def compiled(kernel: Kernel, tokens: int, columns: int, device: int) -> tuple[Any, ...]:
+def compiled(kernel: Kernel, tokens: int, columns: int, num_warps: int, device: int) -> tuple[Any, ...]:
     """The kernel, loaded on the device: Triton's CompiledKernel, its `run`, `function` and metadata."""
     with torch.cuda.device(device):
         target = triton.runtime.driver.active.get_current_target()
         made = triton.compile(
-            sources.source(kernel, tokens, columns), target=target, options={"num_warps": NUM_WARPS}
+            sources.source(kernel, tokens, columns), target=target, options={"num_warps": num_warps}
         )
         # The first look at run loads the binary, so run comes before function.
         return made, made.run, made.function, made.packed_metadata
@@ -44,11 +44,15 @@ class Launcher:
         plan: The kernel and its sizes.
         device: Index of the tensors' device, which must be the current one.
         sm_count: Multiprocessors of the device.
+        options: What the user fixed.
         value_at: Bytes from K of a head to its V where one cache holds both.
     """
 
-    def __init__(self, plan: Plan, device: int, sm_count: int, value_at: int | None = None) -> None:
+    def __init__(
+        self, plan: Plan, device: int, sm_count: int, options: Options, value_at: int | None = None
+    ) -> None:
         self._plan = plan
+        self._options = options
         self._device = device
         self._many_from = sources.many_from(plan.row_items, sm_count)
         self._value_at = value_at
@@ -63,16 +67,16 @@ class Launcher:
             A function of the addresses of the op's tensors in its order, 0 for one that is not read.
 
         Raises:
-            Unsupported: Triton cannot count so many programs.
+            Unsupported: Triton cannot count so many programs, or the options do not suit the kernel.
         """
         plan = self._plan
         many = num_tokens >= self._many_from
-        tokens, columns = sources.tile(plan.kernel.name, plan.row_items, many)
+        tokens, columns = sources.tile(plan.kernel, plan.row_items, many, self._options)
         tiles = -(-plan.row_items // columns)
         most_tokens = MOST_PROGRAMS // tiles * tokens
         if num_tokens > most_tokens:
             raise Unsupported(f"impl=triton launches at most {most_tokens} such tokens, not {num_tokens}")
-        made = compiled(plan.kernel, tokens, columns, self._device)
+        made = compiled(plan.kernel, tokens, columns, self._options.num_warps or NUM_WARPS, self._device)
         tail = (num_tokens, *plan.sizes, *sources.constants(plan.kernel, 0, 0).values())
         launch = _launch(made, (-(-num_tokens // tokens), tiles), self._device, tail)
         value_at = self._value_at

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from triton.compiler import ASTSource
 
+from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import kernels
 
 VECTOR_BYTES = 16
@@ -21,17 +22,48 @@ VECTOR_BYTES = 16
 SOURCES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 FP8 = {"fp8_e4m3": "*fp8e4nv", "fp8_e5m2": "*fp8e5"}
 
-MANY_ITEMS = 4096
-"""Items of K, and of V, that one program moves when there are many tokens."""
+THREADS = 128
+"""Of a program with the usual number of warps."""
 
-FEW_ITEMS = 1024
-"""The same when there are too few tokens to fill the GPU."""
+TILES = ((4096, 128), (1024, 64))
+"""Of head_major: items of K, and of V, of one program, and the most columns; with many tokens and with few.
 
-WIDEST = {"flash": (MANY_ITEMS, FEW_ITEMS), "head_major": (128, 64)}
-"""The most columns of a tile, with many tokens and with few.
-
-head_major reads along columns and writes along tokens, so its tiles are wide in both.
+It reads along columns and writes along tokens, so its tiles are wide in both; with few tokens they are small,
+so that every multiprocessor gets one.
 """
+
+MOST_TILE_ITEMS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may fix of the kernels; None leaves it to `tile` and `NUM_WARPS`. All are powers of two.
+
+    Attributes:
+        num_warps: Warps of a program, up to 32.
+        tile_tokens: Tokens of a program's tile.
+        tile_columns: Items of a token's row in a tile; for `reshape_and_cache` whole runs of 16 bytes.
+    """
+
+    num_warps: int | None = None
+    tile_tokens: int | None = None
+    tile_columns: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no kernel can be compiled for.
+
+        Raises:
+            ConfigError: A value is no power of two, or too large.
+        """
+        for name, most in (("num_warps", 32), ("tile_tokens", 4096), ("tile_columns", 4096)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or not 0 < value <= most or value & (value - 1)):
+                raise ConfigError(f"impl.{name} must be a power of two up to {most}, not {value!r}")
+        if (self.tile_tokens or 1) * (self.tile_columns or 1) > MOST_TILE_ITEMS:
+            raise ConfigError(f"impl.tile_tokens times impl.tile_columns must be at most {MOST_TILE_ITEMS}")
+
+
+UNSET = Options()
 
 
 @dataclass(frozen=True)
@@ -154,19 +186,31 @@ def _divisor(number: int) -> int:
 
 
 def many_from(row_items: int, sm_count: int) -> int:
-    """The number of tokens from which large tiles fill the GPU four times."""
-    return -(-MANY_ITEMS * sm_count * 4 // row_items)
+    """The number of tokens from which the tiles for many fill the GPU four times."""
+    (items, _), _ = TILES
+    return -(-items * sm_count * 4 // row_items)
 
 
-def tile(name: str, row_items: int, many: bool) -> tuple[int, int]:
+def tile(kernel: Kernel, row_items: int, many: bool, options: Options = UNSET) -> tuple[int, int]:
     """Tokens and columns of one program of the kernel.
 
-    A tile is at most one row wide. With few tokens it is small, so that every multiprocessor gets one; with
-    many it is large, so that each thread has several accesses in flight.
+    A tile is at most one row wide. For flash each thread has one access of 16 bytes to K and one to V, or 8
+    items that become fp8: neither more nor fewer is faster, with few tokens or with many.
+
+    Raises:
+        Unsupported: The options' columns would split a run of a head-major cache.
     """
-    items = MANY_ITEMS if many else FEW_ITEMS
-    columns = min(WIDEST[name][0 if many else 1], triton.next_power_of_2(row_items))
-    return items // columns, columns
+    constant = dict(kernel.constants)
+    if kernel.name == "flash":
+        source_bits = int("".join(filter(str.isdigit, kernel.pointers[0])))
+        items = widest = THREADS * (8 if constant["FP8"] else 8 * VECTOR_BYTES // source_bits)
+    else:
+        items, widest = TILES[0 if many else 1]
+    columns = options.tile_columns or min(widest, triton.next_power_of_2(row_items))
+    run = constant.get("X", 1)
+    if columns % run:
+        raise Unsupported(f"impl.tile_columns must hold whole runs of {run} items, and {columns} do not")
+    return options.tile_tokens or max(1, items // columns), columns
 
 
 def constants(kernel: Kernel, tokens: int, columns: int) -> dict[str, int]:
