@@ -6,23 +6,29 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 # Overrides for `make run`, for example ARGS="impl=torch workload=llama3_8b".
 ARGS ?= experiment=quickstart
+# ARGS, where it was typed and is not the default above.
+TYPED = $(if $(filter file,$(origin ARGS)),,$(ARGS))
 # What `make report` shows; the last sweep where it is empty.
 SWEEPS ?=
 # Port and folder of `make ui`.
 PORT ?= 5000
 MLRUNS ?= mlruns
+# Folder for the rows and the table of `make targets`, and words of the cases that it measures; all without any.
+TARGETS ?= targets
+WORDS ?=
 # Processes of `make test`.
 JOBS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.ready
+DOCS := .venv/.docs
 
 ifneq ($(TORCH_INDEX),)
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run report resume doctor test test-reliability lint test-gpu profile ui clean
+.PHONY: help setup run report baseline gate resume doctor test test-reliability lint docs test-gpu targets profile ui clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -41,9 +47,15 @@ run: $(READY)  ## Measure: experiment=quickstart, or what ARGS="..." says
 report: $(READY)  ## Make a page of the last sweep, or of SWEEPS="multirun/... ..."
 	@$(BIN)/python -m kvexp report $(SWEEPS)
 
-# ARGS= is passed where it was typed: alone, resume=true repeats what the last sweep was typed with.
+baseline: $(READY)  ## Measure experiment=gate, 5 processes a curve, as this GPU's baseline: baselines/<gpu>/
+	@$(BIN)/python -m kvexp baseline $(TYPED)
+
+gate: $(READY)  ## Measure the same again; fails where it is slower, broken or missing
+	@$(BIN)/python -m kvexp gate $(TYPED)
+
+# Alone, resume=true repeats what the last sweep was typed with.
 resume: $(READY)  ## Continue the last sweep; what is right in it is not measured again
-	@$(BIN)/python -m kvexp resume=true $(if $(filter file,$(origin ARGS)),,$(ARGS))
+	@$(BIN)/python -m kvexp resume=true $(TYPED)
 
 doctor: $(READY)  ## Say what this machine can run, and why not
 	@$(BIN)/python -m kvexp doctor
@@ -60,20 +72,27 @@ lint: $(READY)  ## Check style, formatting, types and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(DOCS)  ## Build the pages of docs/ into site/; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Open site/index.html in a browser."
+
+$(DOCS): $(READY)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 test-gpu: $(READY)  ## Run the tests that need an NVIDIA GPU
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu needs an NVIDIA GPU that torch can use, and this machine has none; make test needs none.")'
 	$(BIN)/python -m pytest tests/gpu
+
+targets: $(READY)  ## Measure on a GPU what the kernels shall reach (docs/kernels.md); WORDS="fp8 diffkv" for some of it
+	@$(BIN)/python -m tests.gpu.targets "$(TARGETS)" $(WORDS)
 
 profile: $(READY)  ## Print the ncu command for ARGS="impl=cuda workload.num_tokens=1024" and the like
 	@echo "ncu --profile-from-start off --target-processes all --set full $(BIN)/python -m kvexp timer=profile tracking=none $(ARGS)"
 
 ui: $(READY)  ## Show the tracked runs at http://127.0.0.1:5000 (PORT=... for another port)
-	@test -f "$(MLRUNS)/mlflow.db" || { echo "There are no runs yet ($(MLRUNS)/mlflow.db is missing): make run makes some." >&2; exit 2; }
-	@echo "http://127.0.0.1:$(PORT) shows the runs in a few seconds; Ctrl-C ends it."
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore \
-	  $(BIN)/python -m mlflow ui --backend-store-uri "sqlite:///$(abspath $(MLRUNS))/mlflow.db" \
-	  --host 127.0.0.1 --port $(PORT) --workers 1 --uvicorn-opts "--log-level warning"
+	@$(BIN)/python -m kvexp ui "$(MLRUNS)" --port $(PORT)
 
 clean:  ## Remove build output and caches; .venv and the results in multirun/ and mlruns/ stay
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find src tests -type d \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +

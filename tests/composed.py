@@ -16,6 +16,9 @@ from kvexp.impl import make
 PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
 """Implementations that are others', measured where they are installed."""
 
+CEILING = "copy"
+"""What stands among the implementations and writes no cache."""
+
 
 def options(group: str) -> list[str]:
     """The names of a group's options; of layouts without `auto`, which is one of the others."""
@@ -25,7 +28,7 @@ def options(group: str) -> list[str]:
 
 def implementations() -> list[str]:
     """Our own: those that hold the whole contract; a peer may refuse or be wrong."""
-    return [name for name in options("impl") if name not in PEERS]
+    return [name for name in options("impl") if name not in (*PEERS, CEILING)]
 
 
 def formats() -> list[str]:

@@ -17,6 +17,10 @@ def memory():
         yield held
 
 
+def calls(moves):
+    return [move.call(1) for move in moves]
+
+
 def places(memory, calls):
     """For each call, what it wrote into the poisoned cache."""
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
@@ -30,13 +34,13 @@ def places(memory, calls):
 
 def test_copies_write_their_bytes_each_to_the_next_place(memory):
     memory.inputs.view(torch.uint8).fill_(1)
-    calls = ceiling.copy_calls(memory, 1, 40 + 8, 40, count=3, unroll=1)
+    moves = ceiling.moves(memory, 1, 40 + 8, 40, count=3)
     # A place begins at an address of sixteen bytes.
-    assert places(memory, calls) == [list(range(at, at + 40)) for at in (0, 48, 96)]
+    assert places(memory, calls(moves)) == [list(range(at, at + 40)) for at in (0, 48, 96)]
 
 
 def test_copies_copy_the_inputs(memory):
-    (call,) = ceiling.copy_calls(memory, 0, 1000, 1000, count=1, unroll=1)
+    (call,) = calls(ceiling.moves(memory, 0, 1000, 1000, count=1))
     call()
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
     assert torch.equal(storage[:1000], memory.inputs.view(torch.uint8).flatten()[:1000])
@@ -44,16 +48,16 @@ def test_copies_copy_the_inputs(memory):
 
 def test_copies_are_as_many_as_fit_the_cache(memory):
     size = memory.cache.storage.numel() - 2 * GUARD_BYTES
-    assert len(ceiling.copy_calls(memory, 0, size // 3, size // 3, count=16, unroll=1)) == 2
-    assert ceiling.copy_calls(memory, 0, 2 * size, 2 * size, count=16, unroll=1) == []
+    assert len(ceiling.moves(memory, 0, size // 3, size // 3, count=16)) == 2
+    assert ceiling.moves(memory, 0, 2 * size, 2 * size, count=16) == []
 
 
 def test_a_cpu_has_no_copy_that_reads_more_than_it_writes(memory):
-    assert ceiling.copy_calls(memory, 0, 2000, 1000, count=1, unroll=1) == []
+    assert ceiling.moves(memory, 0, 2000, 1000, count=1) == []
 
 
 def test_what_copies_wrote_is_poison_again(memory):
-    for call in ceiling.copy_calls(memory, 0, 1000, 1000, count=5, unroll=1):
+    for call in calls(ceiling.moves(memory, 0, 1000, 1000, count=5)):
         call()
     ceiling.restore(memory, 1000, 5)
     assert memory.cache.storage.unique().tolist() == [POISON]

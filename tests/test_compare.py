@@ -65,6 +65,24 @@ def test_another_gpu_or_driver_is_refused_unless_it_is_asked_for(column, other):
     assert words([row()], [row(**{column: other})], across=True) == [("same", 64)]
 
 
+def test_of_a_baseline_of_several_gpus_the_candidates_counts():
+    baseline = [row(), row(5.0, device_name="NVIDIA H100")]
+    (point,) = compare(baseline, [row()])
+    assert (point.word, point.baseline_us) == ("same", 10.0)
+    with pytest.raises(ConfigError, match="the baseline's device_name is NVIDIA H100, NVIDIA H200 and"):
+        compare(baseline, [row(device_name="NVIDIA B200")])
+
+
+def test_which_of_equal_gpus_it_was_does_not_matter():
+    assert words([row()], [row(device="cuda:3")]) == [("same", 64)]
+
+
+def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
+    both = [row(), row(20.0, device="cuda:1")]
+    assert words(both, both) == [("same", 64), ("same", 64)]
+    assert words([both[0]], [both[1]], apart=["device"]) == [("slower", 64)]
+
+
 def test_two_that_share_no_case_are_refused():
     with pytest.raises(ConfigError, match="share no case"):
         compare([row()], [row(seed=1)])
@@ -113,6 +131,13 @@ def test_two_values_of_one_sweep_are_compared(sweeps, capsys):
     assert "triton" not in out
 
 
+def test_of_two_values_the_last_sweep_is_the_default(sweeps, tmp_path, capsys):
+    (tmp_path / "now").rename(tmp_path / "multirun")
+    sweep(tmp_path / "multirun" / "2" / "1", [curve({8: 9.0}), curve({8: 2.0}, impl="triton")])
+    assert cli.dispatch(["compare", "--axis", "impl", "--baseline", "cuda", "--candidate", "triton"]) == 0
+    assert capsys.readouterr().out.endswith("1 faster\n")
+
+
 def test_an_exported_file_is_a_baseline(sweeps, capsys):
     assert cli.dispatch(["export", "base", "--output", "base.parquet"]) == 0
     assert cli.dispatch(["compare", "base.parquet", "base"]) == 0
@@ -125,7 +150,9 @@ def test_an_exported_file_is_a_baseline(sweeps, capsys):
         (["base"], "name two sweeps, or one and --axis"),
         (["base", "now", "--fail-on", "slow"], "--fail-on slow is no verdict; one of broken, missing"),
         (["base", "--axis", "impl"], "--axis impl wants two values, --baseline and --candidate"),
-        (["base", "gone"], "gone does not exist"),
+        (["base", "gone"], "gone does not exist; give a sweep's folder"),
+        (["base", "now", "--tolerance", "x"], "--tolerance must be a part of 1 such as 0.02, not 'x'"),
+        (["base", "now", "--tolerance", "-1"], "--tolerance must be a part of 1 such as 0.02, not '-1'"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(sweeps, capsys, typed, message):

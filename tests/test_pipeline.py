@@ -250,6 +250,6 @@ def test_a_state_of_the_l2_is_a_gpu_s(chosen):
     for point in measured(timer="wall_clock", rule=chosen):
         assert point.status == "skipped"
         assert point.reason == (
-            f"timer.cache={state['cache']} timer.inputs={state['inputs']} needs a GPU and timer=cuda_event; "
-            "elsewhere they are auto and hot"
+            f"timer.cache={state['cache']} timer.inputs={state['inputs']} needs a GPU and timer=cuda_event "
+            "or cupti; elsewhere they are auto and hot"
         )

@@ -116,6 +116,35 @@ def test_a_compilers_message_is_whole_and_indented():
     assert "\n      1 error\n" in text
 
 
+def test_what_disturbed_points_stands_below_the_table_once_with_their_curves():
+    rows = [
+        row(num_tokens=n, layout=layout, throttled=held, other_processes=others)
+        for layout, n, held, others in [
+            ("NHD", 2, "sw_power_cap", 0),
+            ("NHD", 4, "", 1),
+            ("HND", 2, "sw_power_cap", 2),
+            ("HND", 4, "hw_thermal, power", None),
+        ]
+    ]
+    *_, calm, shared, heat, cap, refusal = printed([*rows, refused("skipped", "no")]).splitlines()
+    assert calm.startswith("NVIDIA H200, mode cudagraph")
+    assert shared == "shared     NHD, HND: 2 points: other processes were on the GPU"
+    assert heat == "throttled  HND: 1 point: hw_thermal, power"
+    assert cap == "throttled  NHD, HND: 2 points: sw_power_cap"
+    assert refusal.startswith("skipped")
+
+
+def test_points_that_nothing_disturbed_have_no_line_about_it():
+    text = printed([row(throttled="", other_processes=0), row(throttled=None, other_processes=None)])
+    assert "throttled" not in text
+    assert "shared" not in text
+
+
+def test_the_ceiling_as_a_curve_is_said_to_be_no_cache_write():
+    text = printed([row(impl="copy"), row(impl="copy", num_tokens=4), row()])
+    assert "ceiling    copy: 2 points: a plain copy of as many bytes, no cache write\n" in text
+
+
 def test_brackets_are_no_markup():
     text = printed([refused("failed", "wrong bytes in key_cache[3, :, 0] [/bold] [red]here")])
     assert "key_cache[3, :, 0] [/bold] [red]here" in text

@@ -50,6 +50,41 @@ def test_of_a_point_that_was_tried_again_the_last_try_counts(tmp_path):
     assert [row["latency_us"] for row in results.read([folder], tmp_path)] == [7.0]
 
 
+def test_a_try_in_a_later_folder_of_the_sweep_counts_too_with_whatever_kernel(tmp_path):
+    tries = [refused("failed", "boom", impl_hash="a"), row(7.0, impl_hash="b")]
+    folder = sweep(tmp_path / "s" / "1", [[one] for one in tries])
+    assert [row["latency_us"] for row in results.read([folder], tmp_path)] == [7.0]
+
+
+def test_repetitions_other_sweeps_and_other_workloads_are_no_tries(tmp_path):
+    apart = [row(workload="mine"), *(row(repetition=number) for number in (1, 2))]
+    for name in ("1", "2"):
+        sweep(tmp_path / "s" / name, [[one] for one in apart])
+    assert len(results.read([tmp_path], tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("tries", "shown"),
+    [
+        ([row(us) for us in (3.0, 1.0, 2.0)], 2.0),
+        ([row(us) for us in (4.0, 1.0, 3.0, 2.0)], 2.0),
+        ([row(1.0), refused("failed", "boom"), row(2.0)], "boom"),
+        ([refused("skipped", "no"), row(1.0)], 1.0),
+        ([refused("verified", "interpreted")] * 3, "interpreted"),
+    ],
+)
+def test_across_repetitions_the_wrong_one_or_the_middle_one_is_shown(tries, shown):
+    repeated = [one | {"repetition": number} for number, one in enumerate(tries, 1)]
+    (found,) = results.across([*repeated])
+    assert shown in (found["latency_us"], found["reason"])
+    assert "repetition" not in found
+    assert found[results.PROCESSES] == sum(one["status"] == "ok" for one in tries)
+
+
+def test_points_of_two_sweeps_are_no_repetitions():
+    assert len(results.across([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
+
+
 def test_what_is_no_sweep_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="does not exist; give a sweep's folder"):
         results.read([tmp_path / "gone"], tmp_path)

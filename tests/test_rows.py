@@ -4,7 +4,7 @@ import pytest
 
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
-from kvexp.rows import RowFile, curves, identity, labels, last_sweep, make_folder, newest, read
+from kvexp.rows import RowFile, curves, identity, labels, make_folder, newest, read
 
 
 def row(**columns):
@@ -131,17 +131,6 @@ def test_a_folder_without_rows_has_none_and_a_missing_path_is_an_error(tmp_path)
     assert read(tmp_path) == []
     with pytest.raises(KvexpError, match="does not exist"):
         read(tmp_path / "missing")
-
-
-def test_the_last_sweep_is_the_newest_one_with_rows(tmp_path):
-    for sweep in ("2026-01-02/10-00-00-000001", "2026-01-02/10-00-00-000002", "2025-12-31/23-59-59-1"):
-        RowFile(tmp_path / sweep / "0").append(row())
-    (tmp_path / "2026-01-03" / "00-00-00-000000").mkdir(parents=True)
-    assert last_sweep(tmp_path) == tmp_path / "2026-01-02/10-00-00-000002"
-
-
-def test_before_the_first_sweep_there_is_no_last_one(tmp_path):
-    assert last_sweep(tmp_path / "multirun") is None
 
 
 def test_rows_fall_apart_into_curves_over_num_tokens():

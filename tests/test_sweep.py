@@ -8,7 +8,8 @@ import psutil
 import pytest
 import torch
 
-from kvexp import rows, sweep, tracking
+from kvexp import report, rows, sweep, tracking
+from kvexp.cli.rounds import rounds
 from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.progress import Progress
 from kvexp.settings import SweepSettings
@@ -26,6 +27,7 @@ class Tracker:
     """A store that remembers what it is asked, and is out of reach when it is asked for `trouble`."""
 
     uri = "memory://"
+    page = ""
 
     def __init__(self, trouble=()):
         self.asked = []
@@ -44,6 +46,9 @@ class Tracker:
 
     def end_sweep(self, status):
         self._take("end", status)
+
+    def log_report(self, sweep_id, folder):
+        self._take("report", sweep_id, sorted(path.name for path in folder.iterdir()))
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +234,61 @@ class TestASweep:
         assert f"rows: {two[0].folder.parent}" in capfd.readouterr().err
 
 
+class TestARepeatedSweep:
+    def test_measures_every_round_in_a_fresh_process(self, jobs):
+        in_rounds = rounds(jobs("Numbered", "torch"), 3)
+        assert sweep.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
+        found = [(job.repetition, row) for job in in_rounds for row in rows.read(job.folder)]
+        assert all(row["repetition"] == repetition for repetition, row in found)
+        processes = {row["repetition"]: row["reason"] for _, row in found if row["status"] == "skipped"}
+        assert len(set(processes.values())) == len(processes) == 3
+
+    def test_shows_each_point_once_and_says_that_it_is_the_middle_one(self, jobs, capfd):
+        timed = ("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5")
+        in_rounds = rounds(jobs("torch", overrides=timed), 3)
+        assert sweep.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
+        out, err = capfd.readouterr()
+        assert len(out.splitlines()) == 1 + 4 + 1
+        first = sorted(rows.read(job.folder)[0]["latency_us"] for job in in_rounds)
+        assert report.number(first[1]) in out.splitlines()[1]
+        assert "each line is the process in the middle of 3" in err
+        assert "torch NHD bfloat16 (2 of 3): 4 ok" in err
+
+    def test_lists_a_curve_that_went_wrong_once(self, jobs, capfd):
+        assert sweep.run(rounds(jobs("Idle", "torch"), 2), replace(UNTRACKED, repeat=2), COMMAND) == 1
+        out, err = capfd.readouterr()
+        assert "1 of 2 curves went wrong" in err
+        assert "4 incorrect (num_tokens 1, 3, 16, 50)" in err
+        assert "4 points" in out
+
+    def test_is_resumed_round_by_round(self, jobs):
+        first = rounds(jobs("torch"), 2)
+        sweep.run(first, replace(UNTRACKED, repeat=2), COMMAND)
+        file = first[1].folder / "rows.jsonl"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+        later = [
+            replace(job, folder=job.folder.with_name(str(int(job.folder.name) + 2)))
+            for job in rounds(jobs("torch"), 3)
+        ]
+        assert sweep.run(later, replace(UNTRACKED, repeat=3, resumes=True), COMMAND) == 0
+        new = [
+            (row["repetition"], row["num_tokens"])
+            for job in later if job.folder.exists()
+            for row in rows.read(job.folder)
+        ]  # fmt: skip
+        assert new == [(2, 50), (3, 1), (3, 3), (3, 16), (3, 50)]
+
+    def test_goes_on_from_one_that_was_not(self, jobs):
+        (once,) = jobs("torch")
+        sweep.run([once], UNTRACKED, COMMAND)
+        later = [
+            replace(job, folder=job.folder.with_name(str(int(job.folder.name) + 1)))
+            for job in rounds([once], 2)
+        ]
+        assert sweep.run(later, replace(UNTRACKED, repeat=2, resumes=True), COMMAND) == 0
+        assert [job.folder.exists() for job in later] == [False, True]
+
+
 class TestTracking:
     def test_is_told_of_the_sweep_each_curve_and_the_end(self, jobs, tracked, capfd):
         tracker = tracked(Tracker())
@@ -238,13 +298,14 @@ class TestTracking:
             ("curve", "0", [1, 3, 16, 50]),
             ("curve", "1", [1, 3, 16, 50]),
             ("end", "FINISHED"),
+            ("report", "2026-11-21/13-00-00-000001", ["0", "1", "report.html", "report.md"]),
         ]
         assert "tracked in memory://" in capfd.readouterr().err
 
     def test_of_a_sweep_with_a_wrong_row_ends_failed(self, jobs, tracked):
         tracker = tracked(Tracker())
         sweep.run(jobs("Idle"), TRACKED, COMMAND)
-        assert tracker.asked[-1] == ("end", "FAILED")
+        assert ("end", "FAILED") in tracker.asked
 
     @pytest.mark.parametrize("trouble", [("start",), ("curve",), ("curve", "end"), ("end",)])
     def test_that_fails_costs_one_line_and_nothing_else(self, jobs, tracked, capfd, trouble):
@@ -255,6 +316,15 @@ class TestTracking:
         err = capfd.readouterr().err
         assert err.count("kvexp:") == err.count("the store at memory:// is out of reach") == 1
         assert "the sweep goes on untracked, its rows are on disk" in err
+
+    def test_whose_report_cannot_be_sent_costs_one_line(self, jobs, tracked, capfd):
+        tracked(Tracker(("report",)))
+        assert sweep.run(jobs("torch"), TRACKED, COMMAND) == 0
+        out, err = capfd.readouterr()
+        assert "verified" in out
+        *_, where, why = err.splitlines()
+        assert where == "tracked in memory://"
+        assert why.startswith("kvexp: the store at memory:// is out of reach; the runs have no report")
 
     def test_to_a_store_that_cannot_be_made_costs_one_line(self, jobs, tmp_path, capfd):
         (tmp_path / "file").write_text("no folder")

@@ -54,14 +54,33 @@ def test_a_tolerance_replaces_what_was_measured():
     assert judge(row(), row(10.3), tolerance=0.01).word == "slower"
 
 
+SAMPLES = 0.001
+"""How far the samples of one process move its median, as the standard deviation of its logarithm."""
+
+
+def spread(tolerance):
+    """The standard deviation of processes of which 95 % of pairs differ by less than the tolerance."""
+    return tolerance / (1.96 * math.sqrt(2))
+
+
 def processes(chance, count, latency_us, tolerance):
-    """Rows of processes: 95 % of pairs differ by less than the tolerance, and samples scatter besides."""
+    """Rows of processes, and of their samples, each with noise of its own."""
     size = 512 if tolerance < 0.05 else 64
-    made = []
+    noise = [chance.gauss(0, spread(tolerance)) + chance.gauss(0, SAMPLES) for _ in range(count)]
+    return [row(latency_us * math.exp(one), num_tokens=size) for one in noise]
+
+
+def rounds(chance, count, change, tolerance, shared):
+    """Both sides of an A/B in one sweep, whose processes share a part of their noise round by round."""
+    size = 512 if tolerance < 0.05 else 64
+    own, common = (spread(tolerance) * math.sqrt(part) for part in (1 - shared, shared))
+    sides = [], []
     for _ in range(count):
-        of_process = latency_us * math.exp(chance.gauss(0, tolerance / (1.96 * math.sqrt(2))))
-        made.append(row(of_process * math.exp(chance.gauss(0, 0.001)), num_tokens=size))
-    return made
+        of_round = chance.gauss(0, common)
+        for side, factor in zip(sides, (1.0, change), strict=True):
+            noise = of_round + chance.gauss(0, own) + chance.gauss(0, SAMPLES)
+            side.append(row(10.0 * factor * math.exp(noise), num_tokens=size))
+    return sides
 
 
 def words(change, tolerance):
@@ -85,6 +104,21 @@ def test_of_1000_equal_ones_at_most_10_are_called_faster_or_slower(tolerance):
 def test_of_1000_true_changes_at_least_950_are_found(change, tolerance):
     assert words(change, tolerance)["slower"] >= 950
     assert words(1 / change, tolerance)["faster"] >= 950
+
+
+def words_of_rounds(change, tolerance, shared):
+    """The verdicts on 1,000 sweeps with repeat=5 that hold both sides."""
+    chance = random.Random(0)
+    return Counter(judge_processes(*rounds(chance, 5, change, tolerance, shared)).word for _ in range(1000))
+
+
+@pytest.mark.parametrize("shared", [0.5, 1.0])
+@pytest.mark.parametrize(("change", "tolerance"), [(1.03, 0.02), (1.08, 0.05)])
+def test_both_hold_where_the_two_are_measured_in_rounds(change, tolerance, shared):
+    equal = words_of_rounds(1.0, tolerance, shared)
+    assert equal["faster"] + equal["slower"] <= 10
+    assert words_of_rounds(change, tolerance, shared)["slower"] >= 950
+    assert words_of_rounds(1 / change, tolerance, shared)["faster"] >= 950
 
 
 def test_fewer_than_three_processes_are_judged_by_the_middle_one():

@@ -5,6 +5,8 @@ The copy reads and writes as many bytes as the op must, into the curve's own cac
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import torch
 from torch import Tensor
 
 from kvexp import jit
+from kvexp.errors import IncorrectResult
 from kvexp.op import Call
-from kvexp.verify import POISON
+from kvexp.timer import Replay
+from kvexp.verify import POISON, ROWS_BYTES, check_untouched
 from kvexp.workload import GUARD_BYTES, Memory
 
 SOURCE = Path(__file__).with_name("ceiling.cu")
@@ -22,50 +26,123 @@ VECTOR = 16
 SLOT_BYTES = 8
 
 
-def copy_calls(
-    memory: Memory,
-    num_tokens: int,
-    read: int,
-    written: int,
-    count: int,
-    unroll: int,
-    windows: int = 1,
-) -> Sequence[Call]:
+class Copy:
+    """impl=copy: the ceiling as a curve of its own. It writes no slots, so it has no op's method.
+
+    The pipeline measures the copies of `moves` in its place, and checks that their bytes arrived.
+    """
+
+    name = "copy"
+    untimed = ""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+
+@dataclass(frozen=True)
+class Move:
+    """One copy, of bytes in the curve's memory.
+
+    Attributes:
+        source: Where it begins to read.
+        reads: How many times as many bytes as it writes it reads from there.
+        slots: int64: what it reads besides.
+        place: uint8: where it writes, in the cache.
+    """
+
+    source: Tensor
+    reads: int
+    slots: Tensor
+    place: Tensor
+
+    def call(self, unroll: int) -> Call:
+        """The copy with so many vectors a thread, on a GPU; torch's on a CPU."""
+        if self.place.device.type == "cpu":
+            return _cpu_copy(self.source, self.place)
+        writes = self.place.numel() // VECTOR
+        extras = self.slots.numel() * SLOT_BYTES // VECTOR
+        grid = -(-writes // (THREADS * unroll))
+        tensors = (self.source, self.slots, self.place)
+        return _bound("copy", grid, unroll, self.reads, self.place.device, tensors, writes, extras)
+
+    def arrived(self) -> bool:
+        """Whether the place holds what the call writes: the bytes that it reads, folded by exclusive or."""
+        size = self.place.numel()
+        slots = self.slots.view(torch.uint8)
+        slots = slots[: min(size, slots.numel() // VECTOR * VECTOR)]
+        for at in range(0, size, ROWS_BYTES):
+            there = self.place[at : at + ROWS_BYTES].clone()
+            for read in range(self.reads):
+                there ^= self.source[read * size + at :][: there.numel()]
+            extra = slots[at:][: there.numel()]
+            there[: extra.numel()] ^= extra
+            if there.any():
+                return False
+        return True
+
+
+def moves(
+    memory: Memory, num_tokens: int, read: int, written: int, count: int, windows: int = 1
+) -> list[Move]:
     """Copies that read and write these bytes, each to the next place of the cache's memory.
 
     Args:
         memory: The curve's memory; the copies read its inputs and slots and write its cache.
         num_tokens: Tokens of the op's call; each copy reads as many slots, and its own.
         read: Bytes that one copy reads: the slots', and a multiple of `written`.
-        written: Bytes that one copy writes.
+        written: Bytes that one copy writes; on a GPU whole vectors of them.
         count: Different places to write that are wanted; fewer come where the cache holds fewer.
-        unroll: Vectors that a thread moves on a GPU.
         windows: Different places of the inputs to read from, on a GPU.
 
     Returns:
-        The calls; none when one copy is less than a vector or more than the cache, or on a CPU when it would
-        have to read more than it writes.
+        The copies; none when one is less than a vector or more than the cache, or on a CPU when it would have
+        to read more than it writes.
     """
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
+    source = memory.inputs.view(torch.uint8).view(-1)
     step = -(-written // VECTOR) * VECTOR
     count = min(count, storage.numel() // step)
-    places = [storage[i * step : i * step + written] for i in range(count)]
     reads = (read - SLOT_BYTES * num_tokens) // written
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
-        return [_cpu_copy(memory, place) for place in places] if reads == 1 else []
-    if written < VECTOR:
+        places = [storage[i * step : i * step + written] for i in range(count)]
+        return [Move(source, 1, memory.slots[:0], place) for place in places] if reads == 1 else []
+    size = written // VECTOR * VECTOR
+    if not size:
         return []
+    places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.
     stride = num_tokens + num_tokens % 2
-    slots = [memory.slots[i * stride :][:num_tokens] for i in range(len(places))]
-    source = memory.inputs.view(torch.uint8)
+    slots = [memory.slots[i * stride :][:num_tokens] for i in range(count)]
     apart = -(-reads * written // VECTOR) * VECTOR
     windows = max(1, min(windows, source.numel() // apart))
     return [
-        _gpu_copy(source[i % windows * apart :], reads, slots[i % count], places[i % count], unroll)
+        Move(source[i % windows * apart :], reads, slots[i % count], places[i % count])
         for i in range(max(count, windows) if count else 0)
     ]
+
+
+def check(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:
+    """Runs the replay on the poisoned cache and returns when its bytes arrived; the cache is poison again.
+
+    Args:
+        memory: The curve's memory.
+        copies: What the replay's calls do; after the last of them the first comes again.
+        replay: The calls.
+
+    Raises:
+        IncorrectResult: A place holds other bytes than were to be copied to it, or another byte changed.
+    """
+    replay.run()
+    if not memory.unchanged():
+        raise IncorrectResult("the copy changed what it reads")
+    last = {move.place.data_ptr(): move for move in islice(cycle(copies), replay.calls)}
+    lost = sum(not move.arrived() for move in last.values())
+    if lost:
+        raise IncorrectResult(f"{lost} of {len(last)} copies hold other bytes than were to be copied")
+    for move in last.values():
+        move.place.fill_(POISON)
+    check_untouched(memory.cache)
 
 
 def unrolls(device: str, written: int) -> tuple[int, ...]:
@@ -77,7 +154,7 @@ def unrolls(device: str, written: int) -> tuple[int, ...]:
 
 
 def restore(memory: Memory, written: int, count: int) -> None:
-    """The bytes that `copy_calls` wrote are poison again."""
+    """The bytes that so many of `moves` wrote are poison again."""
     step = -(-written // VECTOR) * VECTOR
     memory.cache.storage[GUARD_BYTES:-GUARD_BYTES][: step * count].fill_(POISON)
 
@@ -85,14 +162,6 @@ def restore(memory: Memory, written: int, count: int) -> None:
 def empty_call(device: str) -> Call:
     """A kernel that does nothing: what a launch costs."""
     return _bound("empty", 1, 1, 1, torch.device(device), ())
-
-
-def _gpu_copy(source: Tensor, reads: int, slots: Tensor, place: Tensor, unroll: int) -> Call:
-    writes = place.numel() // VECTOR
-    extras = slots.numel() * SLOT_BYTES // VECTOR
-    grid = -(-writes // (THREADS * unroll))
-    tensors = (source, slots, place)
-    return _bound("copy", grid, unroll, reads, place.device, tensors, writes, extras)
 
 
 def _bound(
@@ -119,8 +188,8 @@ def _bound(
     return call
 
 
-def _cpu_copy(memory: Memory, place: Tensor) -> Call:
-    source = memory.inputs.view(torch.uint8).view(-1)[: place.numel()]
+def _cpu_copy(source: Tensor, place: Tensor) -> Call:
+    source = source[: place.numel()]
 
     def call() -> None:
         place.copy_(source)

@@ -2,8 +2,10 @@
 
 It speaks JSON lines. It says `ready`, with its device and environment, and ends if the machine lacks the
 device. For each experiment it is sent it says `curve`, with the hash of the implementation's sources, and
-waits for a list of the `num_tokens` to measure. It says `point` for each of them and waits for the parent's
-word to go on, so that nothing that the parent does with a row runs beside a measurement; then `end`.
+waits for a list of the `num_tokens` to measure. When another process measures on the GPU it says `waiting`
+with the words for that one, and again with none when the turn has come. It says `point` for each
+`num_tokens` and waits for the parent's word to go on, so that nothing that the parent does with a row runs
+beside a measurement; then `end`.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import IO, Any
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement
+from kvexp.turns import Waits
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -51,7 +54,9 @@ def impl_hash(experiment: Experiment) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def measured(experiment: Experiment, num_tokens: list[int], columns: dict[str, Any]) -> Iterator[Measurement]:
+def measured(
+    experiment: Experiment, num_tokens: list[int], columns: dict[str, Any], waits: Waits
+) -> Iterator[Measurement]:
     """Those points of the curve, as each is measured.
 
     Raises:
@@ -61,7 +66,7 @@ def measured(experiment: Experiment, num_tokens: list[int], columns: dict[str, A
 
     if num_tokens:
         workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
-        yield from pipeline.run(replace(experiment, workload=workload), columns)
+        yield from pipeline.run(replace(experiment, workload=workload), columns, waits)
 
 
 def serve(requested: str) -> None:
@@ -93,9 +98,13 @@ def _end_in_good_order() -> None:
 def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> None:
     digest = impl_hash(experiment)
     _say(out, event="curve", impl_hash=digest)
-    wanted = _heard()
+    wanted: list[int] = json.loads(_heard())
+
+    def waits(holder: str | None) -> None:
+        _say(out, event="waiting", holder=holder)
+
     try:
-        for measurement in measured(experiment, json.loads(wanted), {**columns, "impl_hash": digest}):
+        for measurement in measured(experiment, wanted, {**columns, "impl_hash": digest}, waits):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
             _heard()
             if measurement.status == "failed" and experiment.device != "cpu":

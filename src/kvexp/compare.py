@@ -54,6 +54,9 @@ def compare(
 ) -> list[Point]:
     """Every point of either, the worst first.
 
+    A baseline of several GPUs is that of the candidate's, where this has one. Which of a machine's equal
+    GPUs it was (`cuda:0` or `cuda:1`) does not matter, unless one side was measured on several.
+
     Args:
         baseline: Rows; those of one case come from different processes.
         candidate: The same.
@@ -65,8 +68,11 @@ def compare(
         ConfigError: The two were measured on other GPUs or drivers, or share no case.
     """
     if not across:
-        _check_machines(baseline, candidate)
-    columns = [column for column in _CASE if column not in apart and not (across and column == "device")]
+        baseline = _of_its_gpu(baseline, candidate)
+        check_machines(baseline, candidate)
+    if across or not any(_has_several_devices(rows) for rows in (baseline, candidate)):
+        apart = [*apart, "device"]
+    columns = [column for column in _CASE if column not in apart]
     sides = [_by_case(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
         raise ConfigError("the two share no case: nothing was measured in both with equal choices and sizes")
@@ -100,7 +106,12 @@ def one_of(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
     return found
 
 
-def _check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
+def check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
+    """Returns when the timed rows of both come from one kind of GPU under one driver.
+
+    Raises:
+        ConfigError: They do not.
+    """
     for column in _SAME_MACHINE:
         held = [{row.get(column) for row in rows if row["status"] == "ok"} for rows in (baseline, candidate)]
         if all(held) and (held[0] != held[1] or len(held[0]) > 1):
@@ -109,6 +120,17 @@ def _check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
                 f"the baseline's {column} is {first} and the candidate's {second}, so their latencies say "
                 "nothing of each other; --across compares them all the same"
             )
+
+
+def _has_several_devices(rows: Sequence[Row]) -> bool:
+    return len({row.get("device") for row in rows if row["status"] in RIGHT}) > 1
+
+
+def _of_its_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> Sequence[Row]:
+    """The baseline's rows of the candidate's GPU; all of them where that is not one of several."""
+    names = {row.get("device_name") for row in candidate if row["status"] == "ok"}
+    own = [row for row in baseline if row.get("device_name") in names]
+    return own if len(names) == 1 and own else baseline
 
 
 def _by_case(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, list[Row]]:

@@ -1,6 +1,6 @@
 """What the points of a curve share, and how a point's calls are replayed and timed on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -8,6 +8,7 @@ from itertools import cycle, islice
 import torch
 
 from kvexp import ceiling, mode, replicas, timer
+from kvexp.activity import Activity
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.estimate import summarise
@@ -15,6 +16,7 @@ from kvexp.impl import Impl
 from kvexp.machine import Machine
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule, Timing
+from kvexp.verify import POISON
 from kvexp.workload import Memory, patterns
 from kvexp.workload.inputs import window_rows
 
@@ -23,6 +25,10 @@ UNTIMED = {
     "profile": "timer=profile: run for a profiler, not timed",
 }
 """Timers without a clock, and what a point says of it."""
+
+
+FEW = 5
+"""Samples that choose among shapes of the copy."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Curve:
         evict: Sweeps the L2 by reading.
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
         machine: The GPU to look at while it measures.
+        records: What the GPU runs, for timer=cupti.
     """
 
     op: Op
@@ -65,6 +72,7 @@ class Curve:
     evict: Call | None
     empty_kernel_us: float | None
     machine: Machine
+    records: Activity | None = None
 
 
 def timed(curve: Curve, case: Case) -> bool:
@@ -102,20 +110,22 @@ def least_rows(
 def _timed_plan(
     case: Case, read: int, written: int, l2_bytes: int | None, l2_state: L2State
 ) -> replicas.Plan:
-    on_events = l2_bytes is not None and case.timer == "cuda_event"
-    if not on_events and l2_state != L2State("auto", "hot"):
+    on_its_clock = l2_bytes is not None and case.timer in timer.GPU_CLOCKS
+    if not on_its_clock and l2_state != L2State("auto", "hot"):
         raise Unsupported(
-            f"timer.cache={l2_state.cache} timer.inputs={l2_state.inputs} needs a GPU and timer=cuda_event; "
-            "elsewhere they are auto and hot"
+            f"timer.cache={l2_state.cache} timer.inputs={l2_state.inputs} needs a GPU and timer=cuda_event "
+            "or cupti; elsewhere they are auto and hot"
         )
     if l2_bytes is None:
         return replicas.cpu_plan(case.mappings, read + written)
-    if not on_events:
+    if not on_its_clock:
         # One call, again and again: the same slots and the same rows.
         return replace(replicas.ONCE, cache_state="hot", inputs_state="hot")
     graph = case.mode == "cudagraph"
     cache, inputs = l2_state.cache, l2_state.inputs
-    return replicas.gpu_plan(case.mappings, read + written, written, l2_bytes, graph, cache, inputs)
+    plan = replicas.gpu_plan(case.mappings, read + written, written, l2_bytes, graph, cache, inputs)
+    # Of records nothing has to be subtracted.
+    return plan if case.timer == "cuda_event" else replace(plan, short_calls=0)
 
 
 def replays(case: Case, bound: Sequence[Call], plan: replicas.Plan) -> tuple[Replay, Replay | None]:
@@ -129,27 +139,54 @@ def replays(case: Case, bound: Sequence[Call], plan: replicas.Plan) -> tuple[Rep
 
 def timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: replicas.Plan) -> Timing:
     """Samples of one call's latency, by the case's clock."""
+    evict = curve.evict if plan.evict else None
+    if curve.records:
+        return timer.cupti(long, evict, curve.rule, curve.records)
     if case.timer == "wall_clock" or short is None:
         return timer.wall_clock(long, curve.rule, on_gpu=case.device != "cpu")
-    evict = curve.evict if plan.evict else None
     return timer.cuda_event(long, short, evict, curve.rule, eager=case.mode == "no_graph")
 
 
 def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int) -> float | None:
-    """Median time of the fastest copy that reads and writes as many bytes, measured as the op was."""
-    medians = []
-    for unroll in ceiling.unrolls(case.device, written):
-        calls = ceiling.copy_calls(
-            curve.memory, case.num_tokens, read, written, plan.mappings, unroll, plan.windows
-        )
-        if not calls:
-            return None
+    """Median time of the fastest copy that reads and writes as many bytes, measured as the op was.
+
+    Where there are several shapes of copy, a few samples of each say which one is measured.
+    """
+    unrolls = ceiling.unrolls(case.device, written)
+    if len(unrolls) > 1:
+        few = replace(curve, rule=replace(curve.rule, warmup=1, min_samples=FEW, max_samples=FEW))
+        tried = [
+            (median_us(timing(few, case, long, short, plan)), unroll)
+            for unroll in unrolls
+            for _, long, short in copies(curve, case, plan, read, written, [unroll])
+        ]
+        unrolls = (min(tried)[1],) if tried else ()
+    found = [
+        median_us(timing(curve, case, long, short, plan))
+        for _, long, short in copies(curve, case, plan, read, written, unrolls)
+    ]
+    return _resolved(found[0]) if found else None
+
+
+def copies(
+    curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int, unrolls: Sequence[int]
+) -> Iterator[tuple[Sequence[ceiling.Move], Replay, Replay | None]]:
+    """For each shape of copy, by vectors a thread: what its calls do, and their replays; see `replays`.
+
+    The cache is to be all poison, and is so again when the next one comes.
+    """
+    moves = ceiling.moves(curve.memory, case.num_tokens, read, written, plan.mappings, plan.windows)
+    for unroll in unrolls if moves else ():
+        calls = [move.call(unroll) for move in moves]
         calls[0]()
-        long, short = replays(case, calls, plan)
-        found = timing(curve, case, long, short, plan)
-        medians.append(summarise(found.samples_us).latency_us)
-    ceiling.restore(curve.memory, written, len(calls))
-    return _resolved(min(medians))
+        moves[0].place.fill_(POISON)
+        yield moves, *replays(case, calls, plan)
+        ceiling.restore(curve.memory, written, len(calls))
+
+
+def median_us(found: Timing) -> float:
+    """The median of the samples."""
+    return summarise(found.samples_us).latency_us
 
 
 def empty_kernel_us(curve: Curve, case: Case) -> float | None:
@@ -158,12 +195,12 @@ def empty_kernel_us(curve: Curve, case: Case) -> float | None:
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
     long, short = replays(case, [call], plan)
-    return _resolved(summarise(timing(curve, case, long, short, plan).samples_us).latency_us)
+    return _resolved(median_us(timing(curve, case, long, short, plan)))
 
 
-def _resolved(median_us: float) -> float | None:
+def _resolved(found_us: float) -> float | None:
     """The median, or None where a difference of replays is below what the clock resolves."""
-    return median_us if median_us > 0 else None
+    return found_us if found_us > 0 else None
 
 
 def sweep(l2_bytes: int, device: str) -> Call:

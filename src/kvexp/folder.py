@@ -1,23 +1,26 @@
-"""A sweep's folder: who is at work in it, which command line made it, and what it holds already.
+"""A sweep's folder: who is at work in it, which command line made it and when, and what it holds already.
 
-`command.json` holds the overrides and flags as they were typed. It is read as texts, which the command line
-then checks as if they had been typed; whatever could name a file of code is not taken from it.
+`command.json` holds the overrides and flags as they were typed, and when the sweep began. What was typed is
+read as texts, which the command line then checks as if they had been typed; whatever could name a file of
+code is not taken from it.
 """
 
 import json
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kvexp import jsonl, locks
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.rows import RIGHT, ROWS, Identity, identity, read
+from kvexp.rows import RIGHT, ROWS, Identity, identity, read, repetition
 
 COMMAND = "command.json"
 LOCK = ".lock"
 _LONGEST_COMMAND = 1 << 20
+_NAME = "%Y-%m-%d/%H-%M-%S-%f"  # of a sweep that was given none, in local time
 
 
 def hold(folder: Path) -> AbstractContextManager[None]:
@@ -30,15 +33,17 @@ def hold(folder: Path) -> AbstractContextManager[None]:
 
 
 def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    """The folder knows what was typed; what an earlier start of the same sweep wrote stays.
+    """The folder knows what was typed, and when; what an earlier start of the same sweep wrote stays.
 
     Raises:
         ConfigError: It cannot be written.
     """
     if (folder / COMMAND).exists():
         return
+    now = datetime.now(UTC).isoformat()
+    typed = {"overrides": list(overrides), "flags": list(flags), "started_at": now}
     try:
-        jsonl.append(folder / COMMAND, json.dumps({"overrides": list(overrides), "flags": list(flags)}))
+        jsonl.append(folder / COMMAND, json.dumps(typed))
     except OSError as error:
         raise ConfigError(
             f"cannot write {folder / COMMAND} ({error.strerror}); nothing was measured"
@@ -53,8 +58,7 @@ def read_command(folder: Path) -> tuple[list[str], list[str]]:
     """
     file = folder / COMMAND
     try:
-        with file.open("rb") as handle:
-            content: Any = jsonl.loads(handle.read(_LONGEST_COMMAND))
+        content = _content(file)
         found = [content["overrides"], content["flags"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
@@ -71,20 +75,44 @@ def is_sweep(folder: Path) -> bool:
     return (folder / COMMAND).is_file() or any(folder.glob(f"*/{ROWS}"))
 
 
-def last(root: Path) -> Path | None:
-    """The newest sweep's folder, where `root` is multirun/; it may have no rows yet."""
-    # <date>/<time with microseconds>: names sort by age.
-    folders = (folder for folder in sorted(root.glob("*/*"), reverse=True) if folder.is_dir())
-    return next((folder for folder in folders if is_sweep(folder)), None)
+def last(root: Path, *, with_rows: bool = False) -> Path | None:
+    """The folder of the sweep that began last, whether it was given a name or has date and time for one.
+
+    Args:
+        root: multirun/; sweeps are looked for in it and in its folders.
+        with_rows: Sweeps that have no rows yet are passed over.
+    """
+    folders = filter(is_sweep, (*root.glob("*"), *root.glob("*/*")))
+    sweeps = sorted(folders, key=lambda folder: (_begun(folder), folder), reverse=True)
+    return next((folder for folder in sweeps if not with_rows or any(folder.rglob(ROWS))), None)
 
 
-def done(folder: Path) -> dict[Identity, dict[str, Any]]:
-    """The newest right row of each point that has one.
+def _begun(folder: Path) -> float:
+    """When the sweep began, in seconds since 1970: by its record, else its name, else the file system."""
+    record = folder / COMMAND
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        return datetime.fromisoformat(_content(record)["started_at"]).timestamp()
+    with suppress(ValueError, OverflowError):
+        return datetime.strptime("/".join(folder.parts[-2:]), _NAME).timestamp()
+    return (record if record.is_file() else folder).stat().st_mtime
+
+
+def _content(file: Path) -> Any:
+    with file.open("rb") as handle:
+        return jsonl.loads(handle.read(_LONGEST_COMMAND))
+
+
+def done(folder: Path) -> dict[int, dict[Identity, dict[str, Any]]]:
+    """The newest right row of each point that has one, by repetition.
 
     Raises:
         KvexpError: The folder holds a file that is not one of rows.
     """
-    return {identity(row): row for row in read(folder) if row["status"] in RIGHT}
+    found: dict[int, dict[Identity, dict[str, Any]]] = {}
+    for row in read(folder):
+        if row["status"] in RIGHT:
+            found.setdefault(repetition(row), {})[identity(row)] = row
+    return found
 
 
 def next_number(folder: Path) -> int:

@@ -32,7 +32,28 @@ ENVIRONMENT = (
     "cpu",
     "cpu_threads",
 )
-"""The columns about the machine and the software; None where something does not apply or is unknown."""
+"""The columns about the machine and the software; None where something does not apply or is unknown.
+
+Attributes:
+    device_name: The GPU's name, or the CPU's.
+    device_uuid: The GPU's UUID, which tells one of several alike from the others.
+    compute_capability: The GPU's, for example `9.0`.
+    sm_count: Multiprocessors of the GPU.
+    l2_bytes: The GPU's L2 cache.
+    device_memory_bytes: Memory of the GPU; of the machine, for a CPU.
+    driver: Version of the NVIDIA driver.
+    cuda: Version of CUDA that torch was built with.
+    torch: Version.
+    triton: Version.
+    cuda_core: Version, of the package that launches our CUDA kernels.
+    python: Version.
+    kvexp: Version.
+    git_commit: Commit of the checkout that kvexp runs from.
+    git_dirty: Whether that checkout had changes.
+    host: The machine's name.
+    cpu: The CPU's name.
+    cpu_threads: Threads that torch computes with on the CPU.
+"""
 
 
 MACHINE = (
@@ -44,12 +65,29 @@ MACHINE = (
     "other_processes",
     "throttled",
 )
-"""The columns about the GPU while the point was timed; None where nobody looked, or it does not say."""
+"""The columns about the GPU while the point was timed; None where nobody looked, or it does not say.
+
+Attributes:
+    sm_clock_mhz: Clock of the multiprocessors right after the samples.
+    memory_clock_mhz: Clock of the memory then.
+    temperature_c: Of the GPU then, in degrees Celsius.
+    power_w: Drawn then, in watts.
+    memory_used_bytes: By all processes then.
+    other_processes: How many others computed on the GPU.
+    throttled: What held its clocks down before, during or after the samples; empty when nothing did.
+"""
 
 
 SECONDS = ("curve_setup_s", "setup_s", "verify_s", "timing_s", "ceiling_s")
-"""The columns about where the time went: the curve's set-up (allocation, inputs, poison), which all of its
-points share, then the point's own set-up (tensors, compilation, capture), checks, samples, and ceiling."""
+"""The columns about where the time went, in seconds; None for a part that was not come to.
+
+Attributes:
+    curve_setup_s: The curve's set-up, which all of its points share: allocation, inputs, poison.
+    setup_s: The point's own: tensors, compilation, capture.
+    verify_s: Its checks.
+    timing_s: Its samples.
+    ceiling_s: The copy and the empty kernel that it is compared with.
+"""
 
 
 @dataclass(frozen=True)

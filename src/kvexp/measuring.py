@@ -1,7 +1,7 @@
 """The points of one curve, whatever becomes of the process that measures them."""
 
 import datetime
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from kvexp.errors import Unsupported, WorkerDied
@@ -13,10 +13,17 @@ from kvexp.worker import Inline, Point, Worker
 
 
 class Workers:
-    """The one measuring process, replaced when it died or another device is asked for."""
+    """The one measuring process, replaced when it died or another device is asked for.
 
-    def __init__(self, settings: SweepSettings) -> None:
+    Args:
+        settings: How to measure.
+        say: Told once, in a line, when another kvexp process has the GPU.
+    """
+
+    def __init__(self, settings: SweepSettings, say: Callable[[str], None]) -> None:
         self._settings = settings
+        self._say = say
+        self._told = False
         self._worker: Worker | Inline | None = None
 
     def __enter__(self) -> "Workers":
@@ -37,9 +44,15 @@ class Workers:
             if worker:
                 worker.close()
             inline = self._settings.isolation == "inline"
-            worker = Inline(device) if inline else Worker(device, self._settings.timeout_s)
+            timeout_s = self._settings.timeout_s
+            worker = Inline(device, self._waits) if inline else Worker(device, timeout_s, self._waits)
             self._worker = worker
         return worker
+
+    def _waits(self, holder: str | None) -> None:
+        if holder and not self._told:
+            self._told = True
+            self._say(f"kvexp: waiting for {holder}, which measures a curve on this GPU; sweeps take turns")
 
 
 @dataclass(frozen=True)

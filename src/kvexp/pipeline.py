@@ -1,7 +1,7 @@
 """The path: a curve's parts are made once, each point is verified and then timed, the outcome is a row.
 
-allocate the curve's cache -> build the case's tensors -> bind the calls -> prepare a replay
--> verify the replay -> time the same replay -> time a copy of equal bytes -> Measurement
+wait for a turn at the GPU -> allocate the curve's cache -> build the case's tensors -> bind the calls
+-> prepare a replay -> verify the replay -> time the same replay -> time a copy of equal bytes -> Measurement
 """
 
 import datetime
@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from kvexp import ceiling, mode, replicas, timer
 from kvexp import curve as curves
-from kvexp import mode, timer
+from kvexp.activity import recording
 from kvexp.case import Case
 from kvexp.curve import Curve
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
@@ -24,11 +25,12 @@ from kvexp.estimate import summarise
 from kvexp.experiment import Experiment
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
-from kvexp.machine import Machine, columns
+from kvexp.machine import Look, Machine, columns
 from kvexp.measurement import Measurement, Statistics, Status
 from kvexp.op import Call, Op
 from kvexp.timer import Rule, Timing
-from kvexp.verify import poison, restore, verify, verify_again
+from kvexp.turns import Waits, turn
+from kvexp.verify import poison, restore, verify_again, verify_each
 from kvexp.workload import Tensors, allocate, build, patterns
 
 T = TypeVar("T")
@@ -42,22 +44,28 @@ class Failure:
     reason: str
 
 
-def run(experiment: Experiment, environment: dict[str, Any]) -> Iterator[Measurement]:
+def run(
+    experiment: Experiment, environment: dict[str, Any], waits: Waits = lambda _: None
+) -> Iterator[Measurement]:
     """One Measurement for each point of the curve, in order.
 
     Args:
         experiment: The curve, resolved for this process's device.
         environment: The machine's columns; they go into every row.
+        waits: Told when another process measures on the GPU first.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
     """
     cases = list(experiment.cases())
     with ExitStack() as stack:
-        machine = Machine(environment.get("device_uuid"))
+        uuid = environment.get("device_uuid")
+        machine = Machine(uuid)
+        # The first to be entered is the last to be left: the turn ends when the memory is free.
+        refusal = attempt(lambda: stack.enter_context(turn(uuid, waits)))
         opening = Seconds()
         with opening.of("curve_setup_s"):
-            curve = attempt(lambda: _open(experiment, cases, stack, machine))
+            curve = attempt(lambda: _open(experiment, cases, stack, machine)) if refusal is None else refusal
         for case in cases:
             started_at = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
             outcome = curve if isinstance(curve, Failure) else _tried(curve, case)
@@ -123,8 +131,9 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machi
         evict=curves.sweep(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
+        records=stack.enter_context(recording()) if largest.timer == "cupti" else None,
     )
-    if not curves.timed(curve, largest) or largest.timer != "cuda_event":
+    if not curves.timed(curve, largest) or largest.timer not in timer.GPU_CLOCKS:
         return curve
     return replace(curve, empty_kernel_us=curves.empty_kernel_us(curve, largest))
 
@@ -137,7 +146,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def _tried(curve: Curve, case: Case) -> Measurement | Failure:
     """The point's measurement; the cache is all poison again, whatever happened."""
-    outcome = attempt(lambda: measured(curve, case))
+    outcome = attempt(lambda: (copied if isinstance(curve.impl, ceiling.Copy) else measured)(curve, case))
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
         attempt(curve.memory.fill)
@@ -167,10 +176,11 @@ def measured(curve: Curve, case: Case) -> Measurement:
             _warm_up(bound[0], tensors)
         long, short = curves.replays(case, bound, plan)
     with seconds.of("verify_s"):
-        verify(long.run, tensors, plan.mappings, plan.last_windows(long.calls))
+        runs: list[Any] = [(long.run, plan.mappings, plan.last_windows(long.calls))]
         if short:
             written_last = plan.last_windows(short.calls)
-            verify(short.run, tensors, len(written_last), written_last)
+            runs.append((short.run, len(written_last), written_last))
+        verify_each(runs, tensors)
     if not curves.timed(curve, case):
         if case.timer == "profile":
             timer.profile(list(islice(cycle(bound), timer.PROFILED_CALLS)), f"kvexp {case.num_tokens}")
@@ -188,11 +198,63 @@ def measured(curve: Curve, case: Case) -> Measurement:
         verify_again(long.run, tensors, plan.mappings, windows, [*again, *windows[len(again) :]])
     with seconds.of("ceiling_s"):
         copy_us = curves.copy_us(curve, case, plan, read, written)
+    return _timed(curve, case, plan, timing, (before, after), copy_us, seconds)
+
+
+def copied(curve: Curve, case: Case) -> Measurement:
+    """The point of impl=copy: the fastest copy of as many bytes; each shape is checked and, if asked, timed.
+
+    Raises:
+        Unsupported: There is no such copy here, or only a profiler is to see it.
+        IncorrectResult: Other bytes arrived than were to be copied.
+    """
+    if case.timer == "profile":
+        raise Unsupported("impl=copy is the ceiling and no implementation; timer=profile shows those alone")
+    patterns.check(case)
+    seconds = Seconds()
+    read, written = curve.op.bytes_moved(case, curve.item_bytes)
+    plan = curves.plan(curve, case, read, written)
+    shapes = 0
+    found: list[tuple[float, Timing, tuple[Look | None, Look | None]]] = []
+    unrolls = ceiling.unrolls(case.device, written)
+    for moves, long, short in curves.copies(curve, case, plan, read, written, unrolls):
+        shapes += 1
+        with seconds.of("verify_s"):
+            ceiling.check(curve.memory, moves, long)
+        if not curves.timed(curve, case):
+            continue
+        with seconds.of("timing_s"):
+            before = curve.machine.look()
+            timing = curves.timing(curve, case, long, short, plan)
+            after = curve.machine.look()
+        with seconds.of("verify_s"):
+            ceiling.check(curve.memory, moves, long)
+        found.append((curves.median_us(timing), timing, (before, after)))
+    if not shapes:
+        raise Unsupported(
+            "impl=copy has no copy for this point: one writes at least 16 bytes and at most the cache, "
+            "and on a CPU it reads no more than it writes"
+        )
+    if not found:
+        return Measurement(case, "verified", curves.UNTIMED[case.timer], seconds=seconds)
+    copy_us, timing, looks = min(found, key=lambda shape: shape[0])
+    return _timed(curve, case, plan, timing, looks, copy_us, seconds)
+
+
+def _timed(
+    curve: Curve,
+    case: Case,
+    plan: replicas.Plan,
+    timing: Timing,
+    looks: tuple[Look | None, Look | None],
+    copy_us: float | None,
+    seconds: dict[str, float],
+) -> Measurement:
     return Measurement(
         case=case,
         status="ok",
         statistics=_statistics(timing),
-        bytes_moved=read + written,
+        bytes_moved=sum(curve.op.bytes_moved(case, curve.item_bytes)),
         replicas=plan.calls,
         cache_state=plan.cache_state,
         inputs_state=plan.inputs_state,
@@ -200,7 +262,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
         copy_us=copy_us,
         empty_kernel_us=curve.empty_kernel_us,
         samples_us=timing.samples_us,
-        machine=columns(before, after),
+        machine=columns(*looks),
         seconds=seconds,
     )
 

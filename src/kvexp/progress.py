@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kvexp.measurement import STATUSES
-from kvexp.report import number
+from kvexp.report.words import duration, number
 
 _POINTS_BEFORE_ESTIMATE = 3
 _SECONDS_BEFORE_ESTIMATE = 1.0
@@ -66,7 +66,7 @@ class Progress:
         self._finish_curve()
         if self._live:
             self._live.stop()
-        taken = _duration(self._clock() - self._begun)
+        taken = duration(self._clock() - self._begun)
         self._print(f"{self._done}/{self.total_points} points in {taken}")
 
     @property
@@ -112,9 +112,9 @@ class Progress:
 
     def _line(self) -> str:
         parts = [f"{self._done}/{self.total_points}", self._label, self._last]
-        parts.append(_duration(self._clock() - self._begun))
+        parts.append(duration(self._clock() - self._begun))
         if (left := self.seconds_left()) is not None:
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         return "  ".join(part for part in parts if part)
 
     def _draw(self) -> None:
@@ -127,17 +127,10 @@ class Progress:
             counts = ", ".join(f"{self._outcomes[s]} {s}" for s in STATUSES if self._outcomes[s])
             if self._there:
                 counts += ", " * bool(counts) + f"{self._there} there already"
-            taken = _duration(self._clock() - self._curve_begun)
+            taken = duration(self._clock() - self._curve_begun)
             self._print(f"{self._done}/{self.total_points}  {self._label}: {counts} in {taken}")
         self._outcomes.clear()
         self._there = 0
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _duration(seconds: float) -> str:
-    """`0:07`, `12:30` or `1:02:05`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

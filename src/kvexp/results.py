@@ -8,13 +8,18 @@ from typing import Any
 
 import yaml
 
+from kvexp import folder as sweep_folder
 from kvexp import rows
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.failures import are_wrong
 
 Row = Mapping[str, Any]
 
 SWEEP, COMMAND = "sweep", "command"
 """The two columns that a row has here besides its own."""
+
+PROCESSES = "processes"
+"""The column that says how many processes timed a point, there in the rows that `across` gives."""
 
 _GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "timer", "device", "workload")
 _SIZES = (
@@ -44,14 +49,43 @@ def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
         ConfigError: A path is missing or holds no rows, a file is not one of rows, or there is no sweep.
     """
     if not paths:
-        last = rows.last_sweep(multirun)
+        last = sweep_folder.last(multirun, with_rows=True)
         if last is None:
             raise ConfigError(
                 f"there is no sweep below {multirun}; give the folder of one, or measure one first"
             )
         paths = [last]
-    files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
-    return [row for file in files for row in _rows(file)]
+    sweeps: dict[Path, list[dict[str, Any]]] = {}
+    for file in dict.fromkeys(file.resolve() for path in paths for file in _files(path)):
+        home = _home(file) if file.parent.name.isdecimal() else file
+        sweeps.setdefault(home, []).extend(_rows(file))
+    found: list[dict[str, Any]] = []
+    for home, own in sweeps.items():
+        # Of a point that was tried again the last try; what was exported has been read like that.
+        found += own if home.suffix == ".parquet" else rows.newest(own)
+    return found
+
+
+def across(found: Sequence[Row]) -> list[Row]:
+    """One row for each point of a sweep: of its repetitions one that went wrong, else the one in the middle.
+
+    The middle is that of the latencies; of an even number the faster one. No row says which it was, but each
+    how many PROCESSES timed its point.
+    """
+    points: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        points.setdefault((row.get(SWEEP), row.get("workload"), *rows.identity(row)), []).append(row)
+    return [
+        {column: value for column, value in _middle(own).items() if column != rows.REPETITION}
+        | {PROCESSES: sum(row["status"] == "ok" for row in own)}
+        for own in points.values()
+    ]
+
+
+def _middle(tries: Sequence[Row]) -> Row:
+    wrong = [row for row in tries if are_wrong([row])]
+    timed = sorted((row for row in tries if row["status"] == "ok"), key=lambda row: row["latency_us"])
+    return next(iter([*wrong, *timed[(len(timed) - 1) // 2 :], *tries]))
 
 
 def _files(path: Path) -> list[Path]:
@@ -67,18 +101,20 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _home(file: Path) -> Path:
+    """The sweep's folder of a file of rows."""
     job = file.parent
-    sweep = job.parent if job.name.isdecimal() else job
+    return job.parent if job.name.isdecimal() else job
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    if file.suffix == ".parquet":
+        return _exported(file)
     try:
-        if file.suffix == ".parquet":
-            return _exported(file)
-        found = rows.newest(rows.read(file))  # of a point that was tried again the last try
+        found = rows.read(file)
     except KvexpError as error:
         raise ConfigError(str(error)) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as rows: {error}") from error
-    known = {SWEEP: "/".join(sweep.parts[-2:]), COMMAND: _command(job, found)}
+    known = {SWEEP: "/".join(_home(file).parts[-2:]), COMMAND: _command(file.parent, found)}
     return [{**row, **known} for row in found]
 
 
@@ -86,7 +122,10 @@ def _exported(file: Path) -> list[dict[str, Any]]:
     """The rows of a file that `kvexp export` wrote; what is missing in it is None, as in a row."""
     import pandas  # here, since few read such a file
 
-    made = pandas.read_parquet(file)
+    try:
+        made = pandas.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read as rows: {error}") from error
     if not {"status", "num_tokens", SWEEP, COMMAND} <= set(made.columns):
         raise ConfigError(f"{file} is no file of rows; kvexp export writes one")
     records = made.astype(object).where(made.notna(), None).to_dict("records")

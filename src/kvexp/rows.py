@@ -34,6 +34,9 @@ IDENTITY = (
 )
 """The columns that say which point a row is of: what was measured, and what can change its outcome."""
 Identity = tuple[Any, ...]
+_TRIED = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
+REPETITION = "repetition"
+"""The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
 RIGHT = ("ok", "verified")
 """The statuses of a point that need not be tried again."""
 
@@ -108,16 +111,18 @@ def identity(row: Row) -> Identity:
     return tuple(row.get(column) for column in IDENTITY)
 
 
-def newest(rows: Iterable[Row]) -> list[Row]:
-    """One row for each point, the last of several tries; in the order of the first tries."""
-    return list({identity(row): row for row in rows}.values())
+def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each point and repetition, the last of several tries; in the order of the first tries.
+
+    A kernel that was changed between two tries leaves one row, that of its last state. Points that differ in
+    their workload's name alone are two.
+    """
+    return list({(repetition(row), *(row.get(column) for column in _TRIED)): row for row in rows}.values())
 
 
-def last_sweep(root: Path) -> Path | None:
-    """The newest sweep's folder that has rows, where `root` is multirun/."""
-    # <date>/<time with microseconds>: names sort by age.
-    sweeps = (folder for folder in sorted(root.glob("*/*"), reverse=True) if folder.is_dir())
-    return next((folder for folder in sweeps if next(folder.rglob(ROWS), None)), None)
+def repetition(row: Row) -> int:
+    """Which of the processes that measured its point the row comes from; one alone is the first."""
+    return int(row.get(REPETITION) or 1)
 
 
 def curves(rows: Sequence[Row]) -> list[list[Row]]:
@@ -187,7 +192,7 @@ def _kinds() -> dict[str, Any]:
     others = ("gb_per_s", "host_us", "copy_us", "copy_fraction", "empty_kernel_us")
     real = {name: int | float for name, kind in case.items() if kind is float}
     texts = {"reason": str, "started_at": str}
-    return case | real | numbers | dict.fromkeys(others, int | float | None) | texts
+    return case | real | numbers | dict.fromkeys(others, int | float | None) | texts | {REPETITION: int}
 
 
 _KINDS = _kinds()

@@ -19,6 +19,7 @@ class SweepSettings:
         fail_fast: Whether the first point that is `incorrect` or `failed` ends the sweep.
         isolation: `process` measures in a process of its own, `inline` in this one, for a debugger.
         resumes: Whether the folder's rows stay, and points that are right there are not measured again.
+        repeat: How many processes measure each curve, in rounds; see `kvexp.cli.rounds`.
     """
 
     tracking: TrackingSettings
@@ -26,3 +27,4 @@ class SweepSettings:
     fail_fast: bool = False
     isolation: Isolation = "process"
     resumes: bool = False
+    repeat: int = 1

@@ -13,12 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
-from kvexp import failures, folder, measuring, report
+from kvexp import failures, folder, measuring, report, results
 from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
 from kvexp.measuring import Begun, Workers
 from kvexp.progress import Progress
-from kvexp.rows import RIGHT, Identity, RowFile
+from kvexp.rows import REPETITION, RIGHT, Identity, RowFile
 from kvexp.settings import SweepSettings
 from kvexp.tracking.guard import Guarded
 from kvexp.worker import Point
@@ -34,11 +34,14 @@ class Job:
         experiment: What to measure.
         folder: Where its rows go.
         words: What is typed after `python -m kvexp` to measure this curve alone.
+        repetition: The round in which it is measured, from 1 on; each round has a process of its own. None
+            where there is one round: its rows do not say which.
     """
 
     experiment: Experiment
     folder: Path
     words: tuple[str, ...]
+    repetition: int | None = None
 
     @property
     def label(self) -> str:
@@ -53,13 +56,13 @@ class Outcome:
     """What is known of a sweep so far.
 
     Attributes:
-        done: The points that were right before it began.
+        done: The points that were right before it began, by repetition.
         rows: The rows of its points, those that were there before included.
         curves: Each job that was begun, with the rows that it got.
         untried: Points that `fail_fast` left.
     """
 
-    done: Mapping[Identity, Row] = field(default_factory=dict)
+    done: Mapping[int, Mapping[Identity, Row]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     curves: list[tuple[Job, list[Row]]] = field(default_factory=list)
     untried: int = 0
@@ -69,7 +72,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
     """Every job is measured, its rows are on disk and tracked, and the table is printed.
 
     Args:
-        jobs: The curves, in order; their folders share one parent, the sweep's folder.
+        jobs: The curves, in order, round by round; their folders share one parent, the sweep's folder.
         settings: How.
         command: What was typed; kept with the sweep.
 
@@ -85,7 +88,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
     with ExitStack() as stack:
         stack.enter_context(_terminable())
         outcome = _begun(home, settings, stack)
-        workers = stack.enter_context(Workers(settings))
+        workers = stack.enter_context(Workers(settings, _say))
         workers.start(jobs[0].experiment.device)
         tracker = Guarded(settings.tracking, home, command, settings.resumes, _say)
         status = "KILLED"
@@ -101,7 +104,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
             workers.close()
             tracker.end(status)
             if outcome.rows:
-                _tell(outcome, home)
+                _tell(outcome, home, settings.repeat)
                 tracker.say_where()
     return exit_code(outcome.rows)
 
@@ -162,10 +165,14 @@ def _measure(
     """
     wrong: list[tuple[Job, Begun, ConfigError]] = []
     points = sum(len(job.experiment.workload.num_tokens) for job in jobs)
+    repetition = jobs[0].repetition
     with Progress(points, Console(stderr=True)) as progress:
         for job in jobs:
-            begun = measuring.begin(job.experiment, workers, outcome.done)
-            progress.curve(job.label)
+            if job.repetition != repetition:
+                workers.close()
+                repetition = job.repetition
+            begun = measuring.begin(job.experiment, workers, outcome.done.get(repetition or 1, {}))
+            progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
                 curve = _kept(job, begun, begun.points(), progress, outcome, settings.fail_fast)
             except ConfigError as error:
@@ -195,8 +202,10 @@ def _kept(
     """
     curve: list[Row] = []
     file: RowFile | None = None
-    there = [outcome.done[point] for point in begun.there]
+    there = [outcome.done[job.repetition or 1][point] for point in begun.there]
     for row, samples_us in points:
+        if job.repetition:
+            row[REPETITION] = job.repetition
         try:
             file = file or RowFile(job.folder)
             file.append(row, samples_us)
@@ -217,10 +226,15 @@ def _kept(
     return curve
 
 
-def _tell(outcome: Outcome, home: Path) -> None:
+def _tell(outcome: Outcome, home: Path, repeat: int) -> None:
     """The table, then what went wrong with the way to repeat it, then where the rows are."""
-    report.summary(outcome.rows, Console())
-    again = failures.listed([(job.label, job.words, rows) for job, rows in outcome.curves])
+    report.summary(results.across(outcome.rows), Console())
+    if repeat > 1:
+        _say(f"each line is the process in the middle of {repeat}")
+    curves: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for job, rows in outcome.curves:
+        curves.setdefault((job.label, job.words), []).extend(rows)
+    again = failures.listed([(*curve, results.across(rows)) for curve, rows in curves.items()])
     if again:
         _say(again)
     if outcome.untried:

@@ -5,6 +5,7 @@ A sample never contains a compilation, a graph launch or the host's pace:
 - `cuda_event` times a long and a short replay with CUDA events while a spinning kernel holds the stream
   until both are queued; their difference over the difference of their calls is the latency of one call, and
   what a replay costs of itself cancels.
+- `cupti` adds up what CUPTI says that each kernel of a replay took, over its calls.
 - `wall_clock` divides the host's time for a replay, synchronised at its end, by its calls. On a GPU that
   contains the replay's launch and the synchronisation; it is there to repeat what other tools report.
 """
@@ -16,10 +17,15 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from kvexp.errors import ConfigError, Unsupported
+from kvexp import activity
+from kvexp.activity import Activity
+from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.estimate import median_standard_error
 from kvexp.experiment import Scalar
 from kvexp.op import Call
+
+GPU_CLOCKS = ("cuda_event", "cupti")
+"""Timers that tell GPU time alone, in either mode."""
 
 FIRST_SPIN_CYCLES = 400_000
 PROFILED_CALLS = 10
@@ -81,10 +87,12 @@ def check_timer(timer: str, device: str) -> None:
     """Returns when the device has the clock.
 
     Raises:
-        Unsupported: CUDA events, or calls for CUDA's profilers, were asked for on a CPU.
+        Unsupported: A GPU's clock or profilers were asked for on a CPU, or CUPTI where it is missing.
     """
-    if timer in ("cuda_event", "profile") and not device.startswith("cuda"):
+    if timer in (*GPU_CLOCKS, "profile") and not device.startswith("cuda"):
         raise Unsupported(f"timer={timer} needs a GPU; on device={device} use timer=wall_clock")
+    if timer == "cupti":
+        activity.check()
 
 
 def profile(calls: Sequence[Call], name: str) -> None:
@@ -159,6 +167,37 @@ def cuda_event(long: Replay, short: Replay, evict: Call | None, rule: Rule, eage
     samples = collect(stopwatch.sample, rule)
     host = stats.median(stopwatch.host_us[rule.warmup :]) if eager else None
     return Timing(samples, host)
+
+
+def cupti(
+    replay: Replay, evict: Call | None, rule: Rule, records: Activity, wait: Call = torch.cuda.synchronize
+) -> Timing:
+    """What CUPTI says that the kernels, copies and fills of a replay took, without what lies between them.
+
+    Args:
+        replay: The calls; a graph was captured while records were kept.
+        evict: See `cuda_event`; it is not counted.
+        rule: When to stop.
+        records: What the GPU ran.
+        wait: Returns when the GPU has run all.
+
+    Raises:
+        KvexpError: Not as many kernels were recorded as the calls can have had.
+    """
+
+    def sample() -> float:
+        if evict:
+            evict()
+        wait()
+        records.taken()
+        replay.run()
+        wait()
+        durations_ns = records.taken()
+        if not durations_ns or len(durations_ns) % replay.calls:
+            raise KvexpError(f"CUPTI has recorded {len(durations_ns)} kernels of {replay.calls} equal calls")
+        return sum(durations_ns) / 1e3 / replay.calls
+
+    return Timing(collect(sample, rule))
 
 
 class _Stopwatch:

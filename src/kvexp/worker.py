@@ -19,7 +19,9 @@ from typing import IO, Any, Self
 
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
+from kvexp.turns import Waits
 
+CHILD = "kvexp.child"
 LAST_WORDS_BYTES = 4000
 START_SECONDS = 300.0
 """Patience with the start of the process and the import of libraries, whatever a point may take."""
@@ -41,18 +43,19 @@ class Worker:
         impl_hash: The hash of the sources of the implementation that was opened last.
     """
 
-    def __init__(self, requested: str, timeout_s: float | None = None) -> None:
+    def __init__(self, requested: str, timeout_s: float | None = None, waits: Waits = lambda _: None) -> None:
         self.requested = requested
         self.device = ""
         self.environment: dict[str, Any] = {}
         self.refusal = ""
         self.impl_hash: str | None = None
         self._timeout_s = timeout_s
+        self._waits = waits
         self._heard = b""
         self._given_up = False
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kvexp.child", requested],
+            [sys.executable, "-m", CHILD, requested],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -114,9 +117,14 @@ class Worker:
             WorkerDied: The process ended before the curve did, or a point did not end in time.
         """
         self._send(json.dumps(list(num_tokens)))
+        patience_s = self._timeout_s
         while True:
-            answer = self._receive(self._timeout_s, "the point did not end")
+            answer = self._receive(patience_s, "the point did not end")
             match answer["event"]:
+                case "waiting":
+                    # To wait for another process's curve is no hang, however long that takes.
+                    patience_s = None if answer["holder"] else self._timeout_s
+                    self._waits(answer["holder"])
                 case "point":
                     yield answer["row"], answer["samples_us"]
                     self._send("")
@@ -202,8 +210,9 @@ class Inline:
 
     alive = True
 
-    def __init__(self, requested: str) -> None:
+    def __init__(self, requested: str, waits: Waits = lambda _: None) -> None:
         self.requested = requested
+        self._waits = waits
         self.device = ""
         self.environment: dict[str, Any] = {}
         self.refusal = ""
@@ -235,7 +244,7 @@ class Inline:
         from kvexp import child
 
         assert self._experiment
-        for measurement in child.measured(self._experiment, list(num_tokens), self.columns):
+        for measurement in child.measured(self._experiment, list(num_tokens), self.columns, self._waits):
             yield measurement.row(), measurement.samples_us
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kvexp import folder as sweep_folder
+from kvexp import turns
 
 
 @pytest.fixture
@@ -65,11 +66,21 @@ def test_a_store_that_cannot_be_used_is_a_line(doctor, tmp_path):
     assert "not a database" in lines["MLflow store"]
 
 
-def test_a_sweep_that_is_at_work_is_a_line(doctor, tmp_path):
-    home = tmp_path / "multirun" / "2026-11-21" / "10-00-00-000000"
+@pytest.mark.parametrize("name", ["2026-11-21/10-00", "a_name"])
+def test_a_sweep_that_is_at_work_is_a_line(doctor, tmp_path, name):
+    home = tmp_path / "multirun" / name
     home.mkdir(parents=True)
     with sweep_folder.hold(home):
         _, lines = doctor()
     assert f"is measured by process {os.getpid()}" in lines["sweep"]
     _, lines = doctor()
     assert "sweep" not in lines
+
+
+def test_a_gpu_that_is_measured_on_is_a_line(doctor, tmp_path, monkeypatch):
+    monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
+    with turns.turn("GPU-1"):
+        _, lines = doctor(KVEXP_LOCK_DIR=str(tmp_path / "locks"))
+    assert f"process {os.getpid()} measures on GPU-1; a sweep there waits for its turn" in lines["turn"]
+    _, lines = doctor(KVEXP_LOCK_DIR=str(tmp_path / "locks"))
+    assert "turn" not in lines

@@ -1,6 +1,7 @@
 """The headline says who is fastest where the intervals bear it, and nothing more."""
 
 from kvexp.report import headline
+from kvexp.report.content import content
 from kvexp.report.contrasts import axes
 from kvexp.report.lines import machines
 from tests.measured import curve, row
@@ -11,8 +12,29 @@ def said(*curves):
     return [
         f"{finding.between}: {finding.sentence}"
         for machine in machines(rows)
-        for finding in headline.findings(axes(machine.lines))
+        for finding in headline.findings(axes(machine.ranked))
     ]
+
+
+def section(*curves, processes=1):
+    """The one section of a report on curves that so many processes measured."""
+    rows = [row for rows in curves for row in rows]
+    if processes > 1:
+        rows = [row | {"repetition": number} for number in range(1, processes + 1) for row in rows]
+    (only,) = content([row | {"sweep": "s", "command": ""} for row in rows]).sections
+    return only
+
+
+def bold(section):
+    """The names of the curves that some table calls the fastest at some size."""
+    return {
+        name
+        for _, tables in section.panels
+        for table in tables
+        for _, cells in table.lines
+        for name, cell in zip(table.names, cells, strict=True)
+        if cell and cell.fastest
+    }
 
 
 def test_each_is_fastest_where_it_is_and_nobody_elsewhere():
@@ -122,5 +144,58 @@ def test_without_a_copy_there_is_no_ceiling():
 def test_the_rule_is_told_with_its_figures():
     (machine,) = machines([row()])
     assert "2 % (5 % below 512 tokens)" in headline.certainty(machine)
-    (machine,) = machines([row(device="cpu")])
+    (machine,) = machines([row(device="cpu", processes=2)])
     assert "20 %" in headline.certainty(machine)
+
+
+def test_the_ceiling_is_shown_and_never_ranked():
+    copy = curve({8: 1.0}, impl="copy", copy_fraction=1.0)
+    cuda, triton = curve({8: 10.0}, impl="cuda"), curve({8: 20.0}, impl="triton")
+    said = section(copy, cuda, triton)
+    (finding,) = said.findings
+    assert (finding.between, finding.sentence) == (
+        "cuda or triton",
+        "cuda is fastest at 8 tokens, 2.00 times as fast as triton.",
+    )
+    assert [(one.candidate, one.baseline) for one in said.contrasts] == [("cuda", "triton")]
+    assert bold(said) == {"cuda"}
+    assert "up to 50 %: cuda at 8 tokens." in said.notes[1]
+    assert [one.name for panel, _ in said.panels for one in panel.series] == ["copy", "cuda", "triton"]
+
+
+def test_beside_the_ceiling_alone_nothing_is_the_fastest():
+    said = section(curve({8: 1.0}, impl="copy"), curve({8: 10.0}, impl="cuda"))
+    assert (said.findings, said.contrasts, bold(said)) == ((), (), set())
+
+
+def test_on_a_cpu_one_process_finds_nothing():
+    curves = [curve({8: us, 64: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 5.11))]
+    said = section(*curves)
+    assert said.findings == ()
+    assert said.notes[0] == (
+        "On a CPU, what one process measured is not enough to call anything fastest; "
+        "repeat=5 measures in five processes."
+    )
+    assert bold(said) == set()
+    (contrast,) = said.contrasts
+    assert [verdict.word for verdict in contrast.cells[""].values()] == ["ambiguous"] * 2
+
+
+def test_on_a_cpu_several_processes_find_what_they_find():
+    curves = [curve({8: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 2.0))]
+    said = section(*curves, processes=3)
+    (finding,) = said.findings
+    assert finding.sentence == "NHD is fastest at 8 tokens, 2.00 times as fast as HND."
+    assert "20 %" in said.notes[0]
+    assert bold(said) == {"NHD"}
+    assert said.contrasts[0].cells[""][8].word == "faster"
+
+
+def test_on_a_cpu_a_curve_of_one_process_is_told_from_none():
+    several = [curve({8: 1.0}, device="cpu", repetition=number) for number in (1, 2, 3)]
+    said = section(*several, curve({8: 2.0}, layout="HND", device="cpu"))
+    assert [finding.sentence for finding in said.findings] == ["No difference can be told at 8 tokens."]
+
+
+def test_on_a_cpu_a_sweep_with_nothing_to_compare_needs_no_word_of_it():
+    assert not any("On a CPU" in note for note in section(curve({8: 1.0}, device="cpu")).notes)

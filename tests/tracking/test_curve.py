@@ -22,7 +22,8 @@ def test_params_are_the_case_without_num_tokens(measure):
     assert params["num_heads"] == "128"
     assert (params["scale"], params["padding"], params["num_layers"]) == ("per_tensor", "0.0", "1")
     assert params["layout_reason"] == "connector=nixl asks for HND"
-    assert params["impl_options"] == '{"threads":256}'
+    assert params["option.threads"] == "256"
+    assert "impl_options" not in params
     assert "num_tokens" not in params
     assert "latency_us" not in params
 
@@ -47,6 +48,19 @@ def test_a_column_that_changes_along_the_curve_is_no_tag(measure):
 def test_a_reason_is_a_tag_when_all_rows_share_it(measure):
     assert curve.tags(measure(*["skipped"] * 16))["reason"] == "it needs an NVIDIA GPU"
     assert "reason" not in curve.tags(measure("skipped"))
+
+
+def test_what_disturbed_any_point_is_a_tag_of_the_curve(measure):
+    rows = measure()
+    rows[2] |= {"throttled": "sw_power_cap", "other_processes": 1}
+    rows[5] |= {"throttled": "sw_power_cap, hw_thermal", "other_processes": 3}
+    tags = curve.tags(rows)
+    assert (tags["throttled"], tags["other_processes"]) == ("sw_power_cap, hw_thermal", "3")
+
+
+def test_a_curve_that_nothing_disturbed_has_no_tag_of_it(measure):
+    rows = [row | {"throttled": "", "other_processes": 0, "power_w": 500.0} for row in measure()]
+    assert not {"throttled", "other_processes", "power_w"} & set(curve.tags(rows))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +91,38 @@ def test_a_metric_stands_at_its_num_tokens_and_its_time(measure):
 
 def test_what_was_not_measured_has_no_metric(measure):
     assert "host_us" not in {point.key for point in curve.metrics(measure())}
+
+
+@pytest.mark.parametrize("written", ["[1]", "no JSON", ""])
+def test_options_that_are_none_are_no_params(measure, written):
+    assert not [name for name in curve.params(measure(impl_options=written)[0]) if "option." in name]
+
+
+def test_a_repeated_curve_says_which_time_it_is(measure):
+    first, second = measure(repetition=1)[0], measure(repetition=2)[0]
+    assert curve.name(first, []) == "cuda HND bfloat16 seed"
+    assert curve.name(second, [first]) == "cuda HND bfloat16 seed #2"
+    assert curve.params(second)["repetition"] == "2"
+    assert "repetition" not in curve.environment([second])
+
+
+def test_a_curve_ended_when_its_last_point_had_gone_through_its_parts(measure):
+    rows = measure(curve_setup_s=9.0, setup_s=1.0, verify_s=0.25, timing_s=None)
+    assert curve.ended_ms(rows) == 1795266000250 + 1250
+
+
+def test_scalars_hold_the_latency_at_the_tokens_that_the_curve_has(measure):
+    scalars = curve.scalars(measure())
+    assert scalars["latency_us_at_64_tokens"] == pytest.approx(6.4)
+    assert scalars["latency_us_at_4096_tokens"] == pytest.approx(409.6)
+    assert "latency_us_at_1_tokens" not in scalars
+    assert set(curve.LATENCIES) - set(scalars) == {"latency_us_at_1_tokens"}
+
+
+def test_a_scalar_is_short_enough_for_a_table(measure):
+    rows = [row | {"latency_us": 12.3456789, "gb_per_s": 4321.98765} for row in measure()]
+    scalars = curve.scalars(rows)
+    assert (scalars["latency_us_at_max_tokens"], scalars["peak_gb_per_s"]) == (12.346, 4322.0)
 
 
 def test_scalars_sum_the_curve_up(measure):

@@ -84,6 +84,8 @@ def test_a_sweep_sent_to_a_server_arrives_whole(server, client, job, measure, ex
     rows = measure("failed")
     folder = job(rows)
     tracker = connect(settings("server", server, None, "on the server", {}))
+    number = client.get_experiment_by_name("on the server").experiment_id
+    assert tracker.page.startswith(f"{server}/#/experiments/{number}/runs?")
     tracker.start_sweep("sent", "")
     tracker.log_curve(folder, experiment.impl.target, rows)
     tracker.end_sweep("FAILED")

@@ -1,5 +1,7 @@
-"""A comparison as a table on the console."""
+"""A comparison on the command line: its flags, its table and its exit code."""
 
+import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -9,11 +11,28 @@ from rich.table import Table
 from rich.text import Text
 
 from kvexp.compare import WORST_FIRST, Point
+from kvexp.errors import ConfigError
 from kvexp.report import number
 
+FAILED = 1
+_FAIL_ON = "slower,broken,missing"
 _PIPE_WIDTH = 1000
 _STYLES = {"broken": "bold red", "missing": "red", "slower": "red", "ambiguous": "yellow", "faster": "green"}
 _DASH = "–"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The parser knows what any comparison may be told; `fail_on` becomes a set of verdicts."""
+    parser.add_argument("--across", action="store_true", help="compare other GPUs and drivers all the same")
+    parser.add_argument("--tolerance", type=_part, help="by how much two processes differ, for example 0.02")
+    parser.add_argument(
+        "--fail-on", type=_verdicts, default=_FAIL_ON, metavar="VERDICTS", help=f"default: {_FAIL_ON}"
+    )
+
+
+def code(points: Sequence[Point], fail_on: set[str]) -> int:
+    """The exit code: FAILED where a point has one of these verdicts, else 0."""
+    return FAILED if fail_on & {point.word for point in points} else 0
 
 
 def show(points: Sequence[Point]) -> None:
@@ -32,6 +51,24 @@ def show(points: Sequence[Point]) -> None:
     console.print(table)
     counts = Counter(point.word for point in points)
     console.print(", ".join(f"{counts[word]} {word}" for word in WORST_FIRST if counts[word]))
+
+
+def _part(text: str) -> float:
+    try:
+        part = float(text)
+    except ValueError:
+        part = math.nan
+    if not 0 <= part < 1:
+        raise ConfigError(f"--tolerance must be a part of 1 such as 0.02, not {text!r}")
+    return part
+
+
+def _verdicts(text: str) -> set[str]:
+    verdicts = set(filter(None, text.split(",")))
+    if unknown := verdicts - set(WORST_FIRST):
+        there = ", ".join(WORST_FIRST)
+        raise ConfigError(f"--fail-on {','.join(sorted(unknown))} is no verdict; one of {there}")
+    return verdicts
 
 
 def _cells(point: Point) -> tuple[str | Text, ...]:

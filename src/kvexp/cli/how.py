@@ -1,9 +1,11 @@
 """How a sweep is run, from the composed configuration: typed once, as what it measures is."""
 
-from kvexp.cli.typed import Config, positive, shown, word
+from kvexp.cli.typed import Config, positive, shown, whole, word
 from kvexp.errors import ConfigError
 from kvexp.settings import ISOLATIONS, SweepSettings
 from kvexp.tracking import TrackingSettings
+
+MOST_ROUNDS = 1000
 
 
 def settings(config: Config, tracking: TrackingSettings, resumes: bool) -> SweepSettings:
@@ -22,10 +24,15 @@ def settings(config: Config, tracking: TrackingSettings, resumes: bool) -> Sweep
         raise ConfigError("resume must be typed on the command line, not set in a file")
     if not isinstance(fail_fast, bool):
         raise ConfigError(f"fail_fast must be true or false, not {shown(fail_fast)}")
+    repeat = whole("repeat", config["repeat"], most=MOST_ROUNDS)
+    isolation = ISOLATIONS[ISOLATIONS.index(word("isolation", config["isolation"], ISOLATIONS))]
+    if repeat > 1 and isolation == "inline":
+        raise ConfigError("repeat wants a fresh process each time, and isolation=inline has none; choose one")
     return SweepSettings(
         tracking=tracking,
         timeout_s=None if timeout_s is None else positive("timeout_s", timeout_s),
         fail_fast=fail_fast,
-        isolation=ISOLATIONS[ISOLATIONS.index(word("isolation", config["isolation"], ISOLATIONS))],
+        isolation=isolation,
         resumes=resumes,
+        repeat=repeat,
     )

@@ -5,10 +5,10 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -27,6 +27,9 @@ from kvexp.experiment import Experiment
 from kvexp.rows import ROWS, make_folder
 from kvexp.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, settings, shown
+
+if TYPE_CHECKING:
+    from kvexp.sweep import Job
 
 MANY = 10
 """Curves above which composing is announced: Hydra needs 0.1 to 0.2 s for each, silently."""
@@ -159,7 +162,21 @@ class SweepStart(Callback):
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code of composing and measuring what was typed.
+    """The exit code of composing and measuring what was typed; see `swept`."""
+    return swept(argv)[0]
+
+
+def swept(
+    argv: Sequence[str], check: Callable[[Sequence["Job"]], None] = lambda jobs: None
+) -> tuple[int, Path | None]:
+    """The exit code of composing and measuring what was typed, and the sweep's folder.
+
+    Args:
+        argv: What was typed.
+        check: Shown the jobs before the first is measured; a ConfigError of its own ends it there.
+
+    Returns:
+        The code, and None for the folder where a flag only prints.
 
     Raises:
         ConfigError: Something typed is wrong; nothing was measured, and no file is left.
@@ -170,9 +187,9 @@ def run(argv: Sequence[str]) -> int:
     try:
         code = _compose(resume.placed(line, resumed), curves)
         if code or not line.measures:
-            return code
+            return code, None
         curves.check()
-        return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]))
+        return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]), check)
     except ConfigError:
         if HydraConfig.initialized() and line.measures:
             with suppress(*COMPOSING):  # it may be what cannot be composed
@@ -180,17 +197,23 @@ def run(argv: Sequence[str]) -> int:
         raise
 
 
-def _measure(curves: Curves, command: str) -> int:
+def _measure(
+    curves: Curves, command: str, check: Callable[[Sequence["Job"]], None]
+) -> tuple[int, Path | None]:
     from kvexp import sweep  # here, since what only prints or is wrong does without
+    from kvexp.cli.rounds import rounds
 
     flags = [flag for flag in curves.line.flags if flag != "--multirun"]
     jobs = [
         sweep.Job(experiment, folder, (*flags, *overrides)) for experiment, folder, overrides in curves.right
     ]
     home = jobs[0].folder.parent
-    sweep_folder.write_command(home, curves.line.overrides, flags)
+    (how_run,) = curves.settings
+    jobs = rounds(jobs, how_run.repeat)
     try:
-        return sweep.run(jobs, curves.settings.pop(), shown(command))
+        check(jobs)
+        sweep_folder.write_command(home, curves.line.overrides, flags)
+        return sweep.run(jobs, how_run, shown(command)), home
     finally:
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.

@@ -14,7 +14,7 @@ from kvexp.experiment import Choice, Experiment, Scalar, WorkloadSpec
 
 Config = Mapping[str, Any]
 
-SWEEP = ("resume", "timeout_s", "fail_fast", "isolation")
+SWEEP = ("resume", "repeat", "timeout_s", "fail_fast", "isolation")
 """The keys that say how a sweep is run; they are one for all of its curves and change no point."""
 
 CODE = ("op", "impl", "layout")
@@ -127,30 +127,30 @@ def _data(group: str, name: str, config: Config) -> Choice:
 
 def _timer(name: str, config: Config) -> Choice:
     check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
-    whole = {key: _whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
+    counts = {key: whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
     real = {key: positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
     words = {key: word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
-    if whole["max_samples"] < whole["min_samples"]:
+    if counts["max_samples"] < counts["min_samples"]:
         raise ConfigError(
-            f"timer.max_samples {whole['max_samples']} is below timer.min_samples {whole['min_samples']}"
+            f"timer.max_samples {counts['max_samples']} is below timer.min_samples {counts['min_samples']}"
         )
-    return Choice(name, options={**whole, **real, **words})
+    return Choice(name, options={**counts, **real, **words})
 
 
 def _workload(name: str, config: Config) -> WorkloadSpec:
     known = [field.name for field in fields(WorkloadSpec) if field.name != "name"]
     check_keys("workload", config, known)
     sizes = ("num_heads", "head_size", "head_size_v", "block_size", "num_layers", "num_query_heads")
-    named: dict[str, Any] = {key: _whole(f"workload.{key}", config[key]) for key in sizes}
+    named: dict[str, Any] = {key: whole(f"workload.{key}", config[key]) for key in sizes}
     named |= {key: word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
     spec = WorkloadSpec(
         **named,
         name=name,
         num_tokens=_num_tokens(config["num_tokens"]),
-        num_blocks=_whole("workload.num_blocks", config["num_blocks"], most=MOST_SLOTS),
+        num_blocks=whole("workload.num_blocks", config["num_blocks"], most=MOST_SLOTS),
         padding=_fraction("workload.padding", config["padding"]),
-        extra_tokens=_whole("workload.extra_tokens", config["extra_tokens"], least=0),
-        seed=_whole("workload.seed", config["seed"], least=0, most=MOST_SLOTS),
+        extra_tokens=whole("workload.extra_tokens", config["extra_tokens"], least=0),
+        seed=whole("workload.seed", config["seed"], least=0, most=MOST_SLOTS),
     )
     if spec.num_blocks * spec.block_size > MOST_SLOTS:
         raise ConfigError(
@@ -165,7 +165,7 @@ def _num_tokens(value: Any) -> tuple[int, ...]:
     points = value if isinstance(value, list) else [value]
     if not points:
         raise ConfigError(f"{key} must name at least one number of tokens, not []")
-    numbers = tuple(_whole(key, point) for point in points)
+    numbers = tuple(whole(key, point) for point in points)
     for number in numbers:
         if numbers.count(number) > 1:
             raise ConfigError(f"{key} names {number} twice")
@@ -178,7 +178,12 @@ def _device(value: Any) -> str:
     raise ConfigError(f"device must be auto, cuda, cuda:N or cpu, not {shown(value)}")
 
 
-def _whole(key: str, value: Any, least: int = 1, most: int = MOST_TOKENS) -> int:
+def whole(key: str, value: Any, least: int = 1, most: int = MOST_TOKENS) -> int:
+    """The value as a whole number between the two.
+
+    Raises:
+        ConfigError: It is none, or outside.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{key} must be a whole number, not {shown(value)}")
     if not least <= value <= most:

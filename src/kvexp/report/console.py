@@ -1,6 +1,7 @@
 """Rows to a table on the console."""
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvexp.report.outcomes import outcomes, unique
+from kvexp.report.outcomes import Outcome, outcomes, unique
 from kvexp.report.words import number
 from kvexp.rows import curves, labels
 
@@ -29,7 +30,7 @@ class _Pipe(Console):
 
 
 def summary(rows: Sequence[Row], console: Console) -> None:
-    """The sweep is printed: a table of what is right, then every reason once."""
+    """The sweep is printed: a table of what is right, what must be known of it, then every reason once."""
     if not console.is_terminal:
         # A pipe has no width of its own: every cell and every line stays whole.
         console = _Pipe(file=console.file, width=_PIPE_WIDTH, color_system=None)
@@ -40,7 +41,7 @@ def summary(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
     for caption in _captions(rows):
         console.print(Text(caption, style="dim"), soft_wrap=not console.is_terminal)
-    _print_reasons(grouped, names, console)
+    _print_reasons([*_remarks(grouped, names), *outcomes(grouped, names)], console)
 
 
 def _table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
@@ -89,11 +90,25 @@ def _captions(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _print_reasons(grouped: Sequence[Sequence[Row]], names: Sequence[str], console: Console) -> None:
-    """Every reason once and whole, with the curves and the number of points that share it."""
+def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
+    """The points that were timed while something disturbed the GPU, and those that are no cache writes."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, curve in zip(names, grouped, strict=True):
+        for row in curve:
+            if row.get("throttled"):
+                found["throttled", row["throttled"]].append(name)
+            if row.get("other_processes"):
+                found["shared", "other processes were on the GPU"].append(name)
+            if row["status"] in ("ok", "verified") and row.get("impl") == "copy":
+                found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
+    return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]
+
+
+def _print_reasons(reasons: Sequence[Outcome], console: Console) -> None:
+    """Each once and whole, with the curves and the number of points that share it."""
     # On a terminal rich wraps; in a pipe a line stays a line, so that grep finds it whole.
     soft_wrap = not console.is_terminal
-    for outcome in outcomes(grouped, names):
+    for outcome in reasons:
         first, *rest = outcome.reason.splitlines() or [""]
         heading = f"{outcome.whose}: {outcome.count}: {first}"
         console.print(
@@ -110,4 +125,12 @@ def _print_indented(line: str, console: Console) -> None:
         console.print(Text("    " + line), soft_wrap=True)
 
 
-_STYLES = {"skipped": "yellow", "verified": "green", "incorrect": "bold red", "failed": "bold red"}
+_STYLES = {
+    "ceiling": "dim",
+    "throttled": "yellow",
+    "shared": "yellow",
+    "skipped": "yellow",
+    "verified": "green",
+    "incorrect": "bold red",
+    "failed": "bold red",
+}

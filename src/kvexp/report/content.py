@@ -14,7 +14,7 @@ from kvexp.report.lines import Line, Machine, machines
 from kvexp.report.outcomes import Outcome, outcomes, unique
 from kvexp.report.panels import Panel, panels
 from kvexp.report.words import DASH, listed, number, optional, percent
-from kvexp.results import COMMAND, SWEEP
+from kvexp.results import COMMAND, PROCESSES, SWEEP, across
 from kvexp.rows import curves, labels, word
 from kvexp.verdict import interval
 
@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 _NOT_THE_MACHINES = {
     *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
-    *("gb_per_s", "copy_fraction", "schema", SWEEP, COMMAND),
+    *("gb_per_s", "copy_fraction", "schema", SWEEP, COMMAND, PROCESSES),
 }
 
 _ABREAST = 3
@@ -71,7 +71,7 @@ class Section:
         common: What all its lines have in common, in words.
         facts: What is known of the machine and the software, by column.
         findings: The headline, a sentence each.
-        notes: How near the copy it comes, what disturbed it, and by which rule differences are told.
+        notes: By which rule differences are told, how near the copy it comes, and what disturbed it.
         panels: The figures' lines, each with its tables.
         contrasts: The heat maps.
     """
@@ -112,7 +112,8 @@ class Content:
 
 
 def content(rows: Sequence[Row]) -> Content:
-    """What the rows say."""
+    """What the rows say, those of several repetitions together."""
+    rows = across(rows)
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
     grouped = [curve for own in by_sweep for curve in curves(own)]
     names = _names(grouped)
@@ -132,18 +133,18 @@ def content(rows: Sequence[Row]) -> Content:
 
 
 def _section(machine: Machine) -> Section:
-    compared = axes(machine.lines)
+    compared = axes(machine.ranked)
     said = headline.findings(compared)
     notes = [
+        headline.certainty(machine) if said else "",
         headline.ceiling(machine),
         *headline.disturbances(machine),
-        headline.certainty(machine) if said else "",
     ]
     return Section(
         name=machine.name,
         common=_common(machine.lines),
         facts=_facts([row for line in machine.lines for row in line.points]),
-        findings=tuple(said),
+        findings=tuple(said if headline.is_sure(machine) else ()),
         notes=tuple(filter(None, notes)),
         panels=tuple((panel, _tables(panel)) for panel in panels(machine.lines)),
         contrasts=tuple(contrast for axis in compared for contrast in contrasts(axis)),
@@ -171,7 +172,8 @@ def _tables(panel: Panel) -> tuple[Table, ...]:
     """The panel's points, a few lines of it to a table, so that a table fits on paper."""
     group = {one.name: one.line for one in panel.series}
     sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
-    leaders = {size: headline.fastest(group, size) if len(group) > 1 else () for size in sizes}
+    ranked = {name: line for name, line in group.items() if not line.is_ceiling}
+    leaders = {size: headline.fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
     names = list(group)
     abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))
     tables = []

@@ -1,11 +1,11 @@
 """Two values of one axis against each other, everything else alike: the cells of a heat map of speed-up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from kvexp.report.lines import Line, named, varied
-from kvexp.results import TOGETHER
+from kvexp.report.lines import Line, Row, named, varied
+from kvexp.results import PROCESSES, TOGETHER
 from kvexp.verdict import Verdict, judge
 
 _MOST_PAIRS = 28  # every pair of eight values; of more, each against the first
@@ -72,6 +72,17 @@ def contrasts(axis: Axis) -> list[Contrast]:
     return [found for candidate, baseline in pairs if (found := _contrast(axis, baseline, candidate)).cells]
 
 
+def is_enough(row: Row) -> bool:
+    """Whether a point can be called faster than another: on a CPU not that of one process alone."""
+    return not str(row.get("device", "")).startswith("cpu") or row.get(PROCESSES, 1) > 1
+
+
+def told(baseline: Row, candidate: Row) -> Verdict:
+    """The verdict on two points, `ambiguous` where one of them is not enough."""
+    verdict = judge(baseline, candidate)
+    return verdict if is_enough(baseline) and is_enough(candidate) else replace(verdict, word="ambiguous")
+
+
 def _groups(
     lines: Sequence[Line], naming: Sequence[str], own: set[str], told_apart: Sequence[str]
 ) -> dict[str, dict[str, Line]]:
@@ -103,5 +114,5 @@ def _verdicts(baseline: Line, candidate: Line) -> dict[int, Verdict]:
     for row in baseline.points:
         other = candidate.at(row["num_tokens"])
         if other is not None:
-            found[row["num_tokens"]] = judge(row, other)
+            found[row["num_tokens"]] = told(row, other)
     return found

@@ -12,12 +12,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from kvexp.report.contrasts import Contrast
 from kvexp.report.lines import Row
+from kvexp.report.palette import GRID, INK, MUTED, PALETTE
 from kvexp.report.panels import Panel, Series
 from kvexp.verdict import Verdict, interval
-
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
-"""Okabe and Ito's colours, which the colour-blind can tell apart; for their yellow two of Tol's."""
-INK, MUTED, GRID = "#1f2328", "#6e7781", "#d9dee3"
 
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _DIVERGING = LinearSegmentedColormap.from_list("told", ["#e89a66", "#ffffff", "#66aad1"])

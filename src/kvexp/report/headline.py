@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvexp.report.contrasts import Axis
+from kvexp.report.contrasts import Axis, is_enough, told
 from kvexp.report.lines import Line, Machine, Row
 from kvexp.report.words import listed, number, percent, tokens
-from kvexp.verdict import CPU, GPU_FEW, GPU_MANY, MANY_TOKENS, judge
+from kvexp.verdict import CPU, GPU_FEW, GPU_MANY, MANY_TOKENS
 
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
 """The axes on which one can be the fastest; other sizes or another op are another task."""
@@ -64,7 +64,7 @@ def ceiling(machine: Machine) -> str:
     """How near the fastest point with a ceiling comes to it; empty where none has one."""
     points = [
         (row["copy_fraction"], line, row)
-        for line in machine.lines
+        for line in machine.ranked
         for row in line.points
         if row.get("copy_fraction") is not None
     ]
@@ -94,14 +94,25 @@ def disturbances(machine: Machine) -> list[str]:
     return said
 
 
+def is_sure(machine: Machine) -> bool:
+    """Whether some point of the machine can be called faster than another."""
+    return any(is_enough(row) for line in machine.ranked for row in line.points)
+
+
 def certainty(machine: Machine) -> str:
-    """By which rule a difference is told on this machine."""
+    """By which rule a difference is told on this machine, or why none is."""
+    if not is_sure(machine):
+        return (
+            "On a CPU, what one process measured is not enough to call anything fastest; "
+            "repeat=5 measures in five processes."
+        )
     noise = f"{100 * GPU_MANY:.0f} % ({100 * GPU_FEW:.0f} % below {MANY_TOKENS} tokens)"
     if all(str(line.key["device"]).startswith("cpu") for line in machine.lines):
         noise = f"{100 * CPU:.0f} %"
     return (
-        "Each point was measured by one process. A difference is told only where the intervals of two "
-        f"medians are over {noise} apart, as far as processes measuring the same code were seen to differ."
+        "Each point is that of one process, the middle one of several. A difference is told only where "
+        f"the intervals of two medians are over {noise} apart, as far as processes measuring the same code "
+        "were seen to differ."
     )
 
 
@@ -132,7 +143,7 @@ def fastest(group: Mapping[str, Line], num_tokens: int) -> tuple[str, ...]:
     return tuple(
         name
         for name in group
-        if name in ranked and judge(next(iter(ranked.values())), ranked[name]).word != "slower"
+        if name in ranked and told(next(iter(ranked.values())), ranked[name]).word != "slower"
     )
 
 

@@ -32,6 +32,11 @@ class Line:
     key: Mapping[str, Any]
     points: tuple[Row, ...]
 
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it is that of `impl=copy`, which is no implementation and never ranked."""
+        return bool(self.key["impl"] == "copy")
+
     def at(self, num_tokens: int) -> Row | None:
         """The point of that many tokens, if there is one."""
         return next((row for row in self.points if row["num_tokens"] == num_tokens), None)
@@ -43,6 +48,11 @@ class Machine:
 
     row: Row
     lines: tuple[Line, ...]
+
+    @property
+    def ranked(self) -> list[Line]:
+        """The lines that can be compared: all but the ceiling's."""
+        return [line for line in self.lines if not line.is_ceiling]
 
     @property
     def name(self) -> str:

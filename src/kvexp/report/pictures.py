@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from kvexp.report import drawing, svg
-from kvexp.report.content import Content, Section
-from kvexp.report.lines import Row
-from kvexp.report.panels import Panel
+from kvexp.report.content import Content
+from kvexp.report.lines import Row, machines
+from kvexp.report.palette import MUTED
+from kvexp.report.panels import Panel, panels
 from kvexp.report.words import DASH, number, percent
 from kvexp.verdict import interval
 
@@ -73,17 +74,25 @@ def save(content: Content, figures: list[list[tuple[Picture, ...]]], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     for count, (section, own) in enumerate(zip(content.sections, figures, strict=True), start=1):
         for picture in (picture for shown in own for picture in shown):
-            _save(picture.figure, section, folder, picture.name)
+            _save(picture.figure, section.name, folder, picture.name)
         for contrast in section.contrasts:
             words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{contrast.candidate}-against-{contrast.baseline}")
             with matplotlib.rc_context(drawing.STYLE):
                 figure = drawing.heat_map(contrast)
-            _save(figure, section, folder, f"machine{count}-{contrast.axis}-{words}")
+            _save(figure, section.name, folder, f"machine{count}-{contrast.axis}-{words}")
 
 
-def _save(figure: Figure, section: Section, folder: Path, name: str) -> None:
+def save_curve(rows: Sequence[Row], folder: Path, name: str) -> None:
+    """The latency of one curve is there as NAME.svg and NAME.png, unless nothing was timed."""
+    for machine in machines(rows)[:1]:  # one process has measured them, so there is one
+        with matplotlib.rc_context(drawing.STYLE):
+            figure = drawing.latency(panels(machine.lines)[0])
+        _save(figure, machine.name, folder, name)
+
+
+def _save(figure: Figure, machine: str, folder: Path, name: str) -> None:
     # A picture travels alone, so it says what it was measured on.
-    figure.supxlabel(section.name, fontsize=8, color=drawing.MUTED)
+    figure.supxlabel(machine, fontsize=8, color=MUTED)
     svg.save(figure, folder, name)
 
 

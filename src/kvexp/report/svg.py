@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from kvexp.report.drawing import GRID, INK, MUTED, PALETTE, STYLE
+from kvexp.report.drawing import STYLE
+from kvexp.report.palette import GRID, INK, MUTED, PALETTE
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(PALETTE)

@@ -45,9 +45,11 @@ class Tracker(Protocol):
 
     Attributes:
         uri: The store's address as it may be shown: a password in it is masked.
+        page: Where a browser finds the sweep; empty for a store that is no server.
     """
 
     uri: str
+    page: str
 
     def start_sweep(self, sweep_id: str, command: str, resumes: bool = False) -> None:
         """The sweep has its parent run: its earlier one, where it resumes and that is there."""
@@ -66,6 +68,12 @@ class Tracker(Protocol):
 
     def end_sweep(self, status: str) -> None:
         """The parent run has ended as `FINISHED`, `FAILED` or `KILLED`."""
+
+    def log_report(self, sweep_id: str, folder: Path) -> None:
+        """The parent run has the sweep's report, and each child run its figure, as `folder` holds them."""
+
+    def lacks_report(self, sweep_id: str) -> bool:
+        """Whether the sweep has a parent run, but no report."""
 
 
 def settings(

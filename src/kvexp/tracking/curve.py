@@ -3,6 +3,7 @@
 Params are what was asked, tags what it ran on, metrics what came out. Nothing here imports MLflow.
 """
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from kvexp.case import Case
-from kvexp.measurement import STATUSES, Measurement, Statistics
-from kvexp.rows import CURVE, Row, word
+from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Statistics
+from kvexp.rows import CURVE, REPETITION, Row, repetition, word
 
 _METRICS = (
     *(column.name for column in fields(Statistics) if column.name != "samples"),
@@ -22,8 +23,15 @@ _METRICS = (
 _SIZES = ("num_heads", "head_size", "head_size_v", "block_size", "num_blocks")
 _NOT_ENVIRONMENT = {
     *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
-    *("gb_per_s", "copy_fraction", "schema"),
+    *("gb_per_s", "copy_fraction", "schema", REPETITION),
+    *MACHINE,
+    *SECONDS,
 }
+_TOKENS = (1, 64, 4096)
+LATENCIES = tuple(f"latency_us_at_{tokens}_tokens" for tokens in (*_TOKENS, "max"))
+"""Scalars for the table of runs: the latency at a few num_tokens, where a curve has them, and at its last."""
+_OPTIONS = "impl_options"
+_DIGITS = 5  # of a scalar; its row has them all
 # MLflow's stores refuse longer tags, some from 5000 characters on; rows.jsonl has the whole.
 _TAG_LENGTH = 5000
 
@@ -47,20 +55,26 @@ def name(row: Row, earlier: Sequence[Row]) -> str:
     words = _words(row)
     twins = [other for other in earlier if _words(other) == words]
     differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))
-    return " ".join([*words, *filter(None, (word(row, column) for column in differing))])
+    again = [f"#{repetition(row)}"] if repetition(row) > 1 else []
+    return " ".join([*words, *filter(None, (word(row, column) for column in differing)), *again])
 
 
 def params(row: Row) -> dict[str, str]:
-    """The columns of the case that are fixed along the curve; MLflow keeps them as text."""
-    columns = (*CURVE, "layout_reason")
-    return {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
+    """The columns of the case that are fixed along the curve, as MLflow keeps them: as text.
+
+    Each option of the implementation is one of its own: MLflow's comparison draws the first three that differ
+    in the order of their names, where the JSON of all would push the layout out.
+    """
+    columns = (*(column for column in CURVE if column != _OPTIONS), "layout_reason", REPETITION)
+    found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
+    return found | {f"option.{name}": str(value) for name, value in _options(row).items()}
 
 
 def tags(rows: Sequence[Row]) -> dict[str, str]:
-    """The outcome of the curve as a whole, and the environment's columns."""
+    """The outcome of the curve as a whole, what disturbed it, and the environment's columns."""
     reasons = {row.get("reason") for row in rows}
     reason = reasons.pop() if len(reasons) == 1 else None
-    found = {"status": status(rows), "reason": reason or "", **environment(rows)}
+    found = {"status": status(rows), "reason": reason or "", **_disturbed(rows), **environment(rows)}
     return {key: value[:_TAG_LENGTH] for key, value in found.items() if value}
 
 
@@ -76,6 +90,22 @@ def environment(rows: Sequence[Row]) -> dict[str, str]:
         elif isinstance(values[0], str | int | float):
             found[column] = str(values[0])
     return found
+
+
+def _options(row: Row) -> dict[str, Any]:
+    """The implementation's options; none where a file that somebody wrote by hand holds something else."""
+    try:
+        found = json.loads(row.get(_OPTIONS) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _disturbed(rows: Sequence[Row]) -> dict[str, str]:
+    """What held the GPU's clocks down at any point, and the most other processes; empty where nothing did."""
+    held = [word for row in rows if row.get("throttled") for word in row["throttled"].split(", ")]
+    others = max((row.get("other_processes") or 0 for row in rows), default=0)
+    return {"throttled": ", ".join(dict.fromkeys(held)), "other_processes": str(others or "")}
 
 
 def status(rows: Sequence[Row]) -> str:
@@ -106,13 +136,14 @@ def scalars(rows: Sequence[Row]) -> dict[str, float]:
     """What the table of runs shows of a whole curve."""
     ok = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["num_tokens"])
     found = {size: float(rows[0][size]) for size in _SIZES if rows[0].get(size) is not None}
+    latencies = {str(row["num_tokens"]): row["latency_us"] for row in ok if row["num_tokens"] in _TOKENS}
     if ok:
-        found["latency_us_at_min_tokens"] = float(ok[0]["latency_us"])
-        found["latency_us_at_max_tokens"] = float(ok[-1]["latency_us"])
+        latencies |= {"min": ok[0]["latency_us"], "max": ok[-1]["latency_us"]}
+    seen = {f"latency_us_at_{tokens}_tokens": latency for tokens, latency in latencies.items()}
     for key, column in (("peak_gb_per_s", "gb_per_s"), ("best_copy_fraction", "copy_fraction")):
         if values := [row[column] for row in ok if row.get(column) is not None]:
-            found[key] = float(max(values))
-    return found | counts(rows)
+            seen[key] = max(values)
+    return found | {key: float(f"{value:.{_DIGITS}g}") for key, value in seen.items()} | counts(rows)
 
 
 def milliseconds(row: Mapping[str, Any]) -> int:
@@ -120,6 +151,12 @@ def milliseconds(row: Mapping[str, Any]) -> int:
     started_at = row.get("started_at")
     moment = datetime.fromisoformat(started_at).timestamp() if started_at else time.time()
     return int(moment * 1000)
+
+
+def ended_ms(rows: Sequence[Row]) -> int:
+    """When the last point was done, in milliseconds since 1970, as far as its parts' times are known."""
+    parts = [part for part in SECONDS if part != "curve_setup_s"]  # which is before the first point
+    return max(milliseconds(row) + round(1000 * sum(row.get(part) or 0 for part in parts)) for row in rows)
 
 
 def _words(row: Row) -> list[str]:

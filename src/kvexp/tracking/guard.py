@@ -31,7 +31,9 @@ class Guarded:
         resumes: bool,
         say: Callable[[str], None],
     ) -> None:
+        self._home = home
         self._say = say
+        self._killed = False
         self._tracker: Tracker | None = None
         try:
             self._tracker = tracking.connect(settings)
@@ -41,7 +43,7 @@ class Guarded:
             self._give_up(error)
 
     def _start(self, tracker: Tracker, home: Path, command: str, resumes: bool) -> None:
-        sweep_id = "/".join(home.parts[-2:])
+        sweep_id = sync.id_of(home)
         missing = tracker.missing(sweep_id, sync.curves(home)) if resumes else []
         tracker.start_sweep(sweep_id, command, resumes)
         sync.catch_up(tracker, missing, self._say)
@@ -56,6 +58,7 @@ class Guarded:
 
     def end(self, status: str) -> None:
         """The sweep's run has ended with this status."""
+        self._killed = status == "KILLED"
         if self._tracker:
             try:
                 self._tracker.end_sweep(status)
@@ -63,9 +66,13 @@ class Guarded:
                 self._give_up(error)
 
     def say_where(self) -> None:
-        """Says where the runs are."""
+        """Says where the runs are, which then have their report; that of a killed sweep is left to a sync."""
         if self._tracker:
             self._say(f"tracked in {self._tracker.uri}")
+            if self._tracker.page:
+                self._say(self._tracker.page)
+            if not self._killed:
+                sync.send_report(self._tracker, self._home, self._say)
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None

@@ -1,4 +1,4 @@
-"""What this host knows without MLflow: whether a process lives, and whether a file can be a store."""
+"""What this host knows without MLflow: whether a process lives, what can be a store, and what a store has."""
 
 import os
 import sqlite3
@@ -29,6 +29,18 @@ def check_database(file: Path) -> None:
         database.execute("select count(*) from sqlite_master")
         # What a process that wrote would wait for: a lock of another one, or a file system that is read-only.
         database.execute("begin immediate")
+
+
+def experiments(file: Path, tag: str) -> dict[str, str]:
+    """The ids of the store's experiments that have the tag, by name.
+
+    Raises:
+        sqlite3.Error: The file is no store.
+    """
+    query = "select name, experiment_id from experiments join experiment_tags using (experiment_id)"
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        found = database.execute(f"{query} where key = ? and lifecycle_stage = 'active'", (tag,))
+        return {str(name): str(number) for name, number in found}
 
 
 def started(pid: int) -> str:

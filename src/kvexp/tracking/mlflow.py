@@ -17,8 +17,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
+from kvexp.report.palette import PALETTE
 from kvexp.rows import ROWS, SAMPLES, Row
-from kvexp.tracking import curve, shown
+from kvexp.tracking import curve, drawn, shown, views
 from kvexp.tracking.host import alive, started
 from kvexp.tracking.store import border, hush, ready, unreachable
 
@@ -26,6 +27,9 @@ _BATCH = 1000  # entities of one log_batch, params included: mlflow.utils.valida
 _PAGE = 1000  # runs of one answer
 _WHOLE = "kvexp.whole"
 """The tag that a curve's run gets last: without it the run is what an interrupted send has left."""
+_REPORTED = "kvexp.reported"
+"""The tag of a sweep's run that says whether the report of all its curves is there: `true` or `false`."""
+_LONGEST_NOTE = 5000
 
 
 class MlflowTracker:
@@ -48,10 +52,12 @@ class MlflowTracker:
         hush()
         with border(self.uri):
             self._client, self._experiment_id = ready(uri, experiment)
+        served = uri.startswith("http")
+        self.page = f"{self.uri.rstrip('/')}{views.page(self._experiment_id)}" if served else ""
 
     def start_sweep(self, sweep_id: str, command: str, resumes: bool = False) -> None:
         """The sweep has its parent run; runs that died on this host are closed first."""
-        tags = {**self._tags(sweep_id), "command": command, "kvexp": __version__}
+        tags = {**self._tags(sweep_id), "command": command, "kvexp": __version__, _REPORTED: "false"}
         with border(self.uri):
             self._close_stale_runs()
             earlier = self._parents(sweep_id) if resumes else []
@@ -62,6 +68,8 @@ class MlflowTracker:
             else:
                 run = self._client.create_run(self._experiment_id, tags=tags, run_name=sweep_id)
                 self._parent_id = run.info.run_id
+            with suppress(MlflowException):  # a view is no reason to go untracked
+                self._client.set_experiment_tag(self._experiment_id, *views.last(sweep_id).tag(_now_ms()))
         self._sweep_id, self._curves = sweep_id, []
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
@@ -73,6 +81,7 @@ class MlflowTracker:
             "mlflow.parentRunId": self._parent_id,
             "kvexp.curve": f"{self._sweep_id}/{folder.name}",
             "impl_target": target,
+            "mlflow.runColor": PALETTE[len(self._curves) % len(PALETTE)],
             **curve.tags(rows),
         }
         with border(self.uri):
@@ -94,20 +103,45 @@ class MlflowTracker:
                 self._abandon(run.info.run_id)
                 raise
             wrong = curve.status(rows) in ("incorrect", "failed")
-            self._client.set_terminated(run.info.run_id, "FAILED" if wrong else "FINISHED")
+            status = "FAILED" if wrong else "FINISHED"
+            self._client.set_terminated(run.info.run_id, status, curve.ended_ms(rows))
             if not self._curves:
                 self._tag_parent(rows)
         self._curves.append(rows[0])
 
     def end_sweep(self, status: str) -> None:
         """The parent run has ended, with the points of all its curves counted."""
-        now = int(time.time() * 1000)
         with border(self.uri):
             runs = self._whole(self._sweep_id).values()
             counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in curve.counts([])}
-            metrics = [Metric(key, value, now, 0) for key, value in counts.items() if runs]
+            metrics = [Metric(key, value, _now_ms(), 0) for key, value in counts.items() if runs]
             self._client.log_batch(self._parent_id, metrics=metrics)
             self._client.set_terminated(self._parent_id, status)
+
+    def log_report(self, sweep_id: str, folder: Path) -> None:
+        """The sweep's run has the report, with its findings as a description, each curve's run its figure.
+
+        Args:
+            sweep_id: The sweep's; it has a run.
+            folder: What `drawn.draw` has drawn.
+        """
+        _, _, said = (folder / drawn.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
+        note = said.partition("\n### ")[0].strip()
+        with border(self.uri):
+            parent_id = self._parents(sweep_id)[0].info.run_id
+            for name in (drawn.PAGE, drawn.MARKDOWN):
+                self._client.log_artifact(parent_id, str(folder / name))
+            for curve_id, run in self._whole(sweep_id).items():
+                figures = folder / Path(curve_id).name
+                if figures.is_dir():  # what was measured may have been cleared away since
+                    self._client.log_artifacts(run.info.run_id, str(figures))
+            tags = [RunTag("mlflow.note.content", note[:_LONGEST_NOTE]), RunTag(_REPORTED, "true")]
+            self._client.log_batch(parent_id, tags=tags)
+
+    def lacks_report(self, sweep_id: str) -> bool:
+        """Whether the sweep has a run, and that run no report."""
+        with border(self.uri):
+            return any(run.data.tags.get(_REPORTED) != "true" for run in self._parents(sweep_id)[:1])
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """The curves' folders that the store has no whole run of; runs that are not whole are deleted."""
@@ -167,9 +201,8 @@ class MlflowTracker:
     def _log_numbers(self, run_id: str, rows: Sequence[Row]) -> None:
         """Params and metrics in one request, unless there are more metrics than one may carry."""
         params = [Param(key, value) for key, value in curve.params(rows[0]).items()]
-        now = int(time.time() * 1000)
         metrics = [Metric(*point) for point in curve.metrics(rows)]
-        metrics += [Metric(key, value, now, 0) for key, value in curve.scalars(rows).items()]
+        metrics += [Metric(key, value, _now_ms(), 0) for key, value in curve.scalars(rows).items()]
         first = _BATCH - len(params)
         self._client.log_batch(run_id, metrics=metrics[:first], params=params)
         for start in range(first, len(metrics), _BATCH):
@@ -194,3 +227,7 @@ class MlflowTracker:
             since = run.data.tags.get("kvexp.pid_started")
             if pid.isdecimal() and not alive(int(pid), since):
                 self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

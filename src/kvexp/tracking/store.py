@@ -4,18 +4,19 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import requests
 import sqlalchemy.exc
 from alembic.util.exc import CommandError
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from kvexp.errors import KvexpError, TrackingError
 from kvexp.locks import locked
 from kvexp.rows import make_folder
-from kvexp.tracking import shown, sqlite_file
+from kvexp.tracking import shown, sqlite_file, views
 from kvexp.tracking.host import check_database
 
 # Making MLflow's tables takes seconds; many processes that start at once do so one after another.
@@ -67,7 +68,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts)
+            found = client.get_experiment(client.create_experiment(name, artifact_location=artifacts))
         except MlflowException:
             # On a server another sweep may have been faster; what else went wrong shows again.
             found = client.get_experiment_by_name(name)
@@ -75,7 +76,16 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
                 raise
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    _show(client, found)
     return str(found.experiment_id)
+
+
+def _show(client: MlflowClient, experiment: Experiment) -> None:
+    """The experiment has its views and a description; what it has of these already stays."""
+    with suppress(MlflowException):  # they are no reason to go untracked
+        for key, value in views.tags(experiment.creation_time or 0).items():
+            if key not in experiment.tags:
+                client.set_experiment_tag(experiment.experiment_id, key, value)
 
 
 def unreachable(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Rows on disk that the store has not: each curve is sent once, however often a try was broken off."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from kvexp import folder as sweep_folder
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, TrackingError
 from kvexp.rows import ROWS, read
-from kvexp.tracking import Tracker, TrackingSettings, curve
+from kvexp.tracking import Tracker, TrackingSettings, curve, drawn
 
 _LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -78,23 +79,43 @@ def catch_up(store: Tracker, missing: Sequence[Path], say: Say) -> list[str]:
     return statuses
 
 
+def send_report(store: Tracker, home: Path, say: Say) -> None:
+    """The store has the sweep's report and figures, or it is said why not: they can be made at any time."""
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            drawn.draw(home, Path(made))
+            store.log_report(id_of(home), Path(made))
+    except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs no sweep its exit code
+        say(f"kvexp: {error or type(error).__name__}; the runs have no report, and kvexp sync tries again")
+
+
+def id_of(home: Path) -> str:
+    """A sweep's name: the last two of its folder's, date and time."""
+    return "/".join(home.parts[-2:])
+
+
 def curves(home: Path) -> list[Path]:
     """The curves' folders of a sweep that hold rows, in order."""
     return sorted((file.parent for file in home.glob(f"*/{ROWS}")), key=_number)
 
 
 def _send(home: Path, store: Tracker, total: Sent, say: Say) -> None:
-    sweep_id, folders = "/".join(home.parts[-2:]), curves(home)
+    sweep_id, folders = id_of(home), curves(home)
     missing = store.missing(sweep_id, folders)
     total.there += len(folders) - len(missing)
-    if not missing:
-        return
-    store.start_sweep(sweep_id, _command(home), resumes=True)
+    if missing:
+        _send_curves(home, store, missing, total, say)
+    if missing or store.lacks_report(sweep_id):
+        send_report(store, home, say)
+
+
+def _send_curves(home: Path, store: Tracker, missing: Sequence[Path], total: Sent, say: Say) -> None:
+    store.start_sweep(id_of(home), _command(home), resumes=True)
     statuses = catch_up(store, missing, say)
     store.end_sweep("FAILED" if {"incorrect", "failed"} & set(statuses) else "FINISHED")
     total.sent += len(statuses)
     total.refused += len(missing) - len(statuses)
-    say(f"{home}: sent {len(statuses)} of {len(folders)} curves")
+    say(f"{home}: sent {len(statuses)} of {len(curves(home))} curves")
 
 
 def _sweeps(root: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvexp import locks, tracking
+from kvexp import locks, tracking, turns
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = Parser("kvexp doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args(argv)
-    found = [*_libraries(), _store(), _disk(), *_sweeps()]
+    found = [*_libraries(), *_turns(), _store(), _disk(), *_sweeps()]
     width = max(len(finding["what"]) for finding in found)
     for finding in found:
         fix = f"; {finding['fix']}" if finding["fix"] else ""
@@ -73,6 +73,12 @@ def _libraries() -> Iterator[Finding]:
         )
 
 
+def _turns() -> Iterator[Finding]:
+    """The GPUs on which a kvexp process of this host measures a curve now."""
+    for uuid, holder in turns.holders():
+        yield _found("turn", "without", f"{holder} measures on {uuid}", "a sweep there waits for its turn")
+
+
 def _store() -> Finding:
     """The store that `tracking=local` would use; nothing is made."""
     try:
@@ -100,7 +106,8 @@ def _disk() -> Finding:
 
 def _sweeps() -> Iterator[Finding]:
     """The sweeps below multirun/ that are at work now."""
-    for file in sorted(Path("multirun").glob(f"*/*/{LOCK}")):
+    root = Path("multirun")
+    for file in sorted((*root.glob(f"*/{LOCK}"), *root.glob(f"*/*/{LOCK}"))):
         if holder := locks.holder(file):
             yield _found("sweep", "without", f"{file.parent} is measured by {holder}", "wait for it")
 

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvexp import folder as sweep_folder
 from kvexp import results
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.rows import last_sweep, make_folder
+from kvexp.rows import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "--figures", type=Path, metavar="DIR", help="also write every figure as PNG and SVG there"
     )
     typed = parser.parse_args(argv)
-    last = last_sweep(Path("multirun"))
+    last = sweep_folder.last(Path("multirun"), with_rows=True)
     rows = results.read(typed.sweeps, Path("multirun"))
     from kvexp.report.written import write  # here, since it takes matplotlib a second to import
 

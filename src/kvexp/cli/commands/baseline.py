@@ -1,0 +1,44 @@
+"""Measures experiment=gate and keeps it in baselines/<gpu>/, for kvexp gate to compare with.
+
+kvexp baseline [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --config-dir my_conf. Each curve
+is measured by 5 processes (repeat=5). What was there before is replaced; git keeps it: commit baselines/.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from kvexp import baselines, rows
+from kvexp.cli import gating, say
+from kvexp.cli.commands._parser import Parser
+from kvexp.errors import ConfigError, KvexpError
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 when the baseline is written; else it is not, and the code is that of the sweep.
+
+    Raises:
+        ConfigError: What was typed is wrong, nothing was timed, or the baseline cannot be written.
+    """
+    from kvexp.cli.run import swept  # here, since --help does without Hydra
+
+    parser = Parser(
+        "kvexp baseline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _, words = parser.parse_known_args(argv)
+    code, home = swept(gating.completed(words), gating.check)
+    if home is None:
+        return code
+    if code:
+        sys.stderr.write("kvexp: no baseline is written of a sweep in which not everything is right\n")
+        return code
+    try:
+        files = baselines.write(rows.newest(rows.read(home)))
+    except (KvexpError, OSError) as error:
+        raise ConfigError(f"baseline: {error}") from error
+    for file in files:
+        say(f"{file}\n")
+    return 0

@@ -1,0 +1,77 @@
+"""Shows a sweep while it runs: its curves so far, how much is left, the last rows; ends when it ends."""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from kvexp.cli.commands._parser import Parser
+from kvexp.errors import ConfigError
+from kvexp.folder import is_sweep, last
+from kvexp.report import live
+from kvexp.report.watched import Watched
+
+_MULTIRUN = Path("multirun")
+_PIPE = 1000
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0, the sweep has ended, or was shown once.
+
+    Raises:
+        ConfigError: There is no sweep, or what its folder holds are no rows.
+    """
+    parser = Parser("kvexp watch", description=__doc__)
+    parser.add_argument(
+        "sweep", nargs="?", type=Path, metavar="SWEEP", help="default: the last of ./multirun"
+    )
+    parser.add_argument("--once", action="store_true", help="show it as it is now, and end")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="default: 2")
+    typed = parser.parse_args(argv)
+    if not 0.1 <= typed.every <= 3600:
+        raise ConfigError(f"watch: --every {typed.every:g} must be from 0.1 to 3600 seconds")
+    watched, console = Watched(_home(typed.sweep)), Console()
+    if console.is_terminal and not typed.once:
+        _draw(watched, console, typed.every)
+    else:
+        # A pipe has no width of its own: every line stays whole.
+        _print(watched, console if console.is_terminal else Console(width=_PIPE), typed.once, typed.every)
+    return 0
+
+
+def _home(sweep: Path | None) -> Path:
+    if sweep is None:
+        sweep = last(_MULTIRUN)
+        if sweep is None:
+            raise ConfigError(f"there is no sweep below {_MULTIRUN}; start one in another terminal")
+    if not is_sweep(sweep):
+        raise ConfigError(f"{sweep} is not the folder of a sweep; an example is multirun/<date>/<time>")
+    return sweep
+
+
+def _draw(watched: Watched, console: Console, every_s: float) -> None:
+    """What is known is drawn in one place, again and again; what was drawn last stays."""
+    with Live(console=console, auto_refresh=False) as screen:
+        while True:
+            state = watched.look(time.time)
+            screen.update(live.drawn(state, datetime.now(), console), refresh=True)
+            if state.worker is None:
+                return
+            time.sleep(every_s)
+
+
+def _print(watched: Watched, console: Console, once: bool, every_s: float) -> None:
+    """A line each time that there are more points, and everything at the end."""
+    seen = None
+    while True:
+        state = watched.look(time.time)
+        if once or state.worker is None:
+            console.print(live.drawn(state, datetime.now(), console), soft_wrap=True)
+            return
+        if len(state.rows) != seen:
+            console.print(live.line(state, datetime.now()), highlight=False, soft_wrap=True)
+            seen = len(state.rows)
+        time.sleep(every_s)

@@ -1,0 +1,50 @@
+"""Rows by name: of a path, of a git revision's baselines/, or of an MLflow run or sweep."""
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvexp import baselines, results, tracking
+from kvexp.errors import ConfigError, TrackingError
+
+POSSIBLE = (
+    "a sweep's folder, a rows.jsonl or .parquet file, a folder of sweeps, a git revision with baselines/, "
+    "or the id of an MLflow run or sweep"
+)
+_TRACKED = re.compile(r"[0-9a-f]{32}|[\w.+-]+/[\w.+-]+")
+
+
+def read(name: str) -> Sequence[results.Row]:
+    """The rows of what is named; a path comes first, then a revision, then a run.
+
+    Raises:
+        ConfigError: There is no such thing, or what it holds are no rows.
+    """
+    if Path(name).exists():
+        return results.read([Path(name)], Path())
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made).resolve()
+        if not (baselines.checked_out(name, folder) or _downloaded(name, folder)):
+            raise ConfigError(f"{name} does not exist; give {POSSIBLE}")
+        try:
+            return results.read([folder], folder)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(f"{folder}/", f"{name}: ")) from error
+
+
+def _downloaded(name: str, folder: Path) -> bool:
+    """The rows are below the folder; False where the store has no such run, or there is no store."""
+    if not _TRACKED.fullmatch(name):
+        return False
+    uri = tracking.settings("local", None, None, "kvexp", os.environ).uri or ""
+    file = tracking.sqlite_file(uri)
+    if file is not None and not file.exists():
+        return False
+    from kvexp.tracking.kept import fetch  # here, since it imports MLflow
+
+    try:
+        return fetch(uri, name, folder)
+    except TrackingError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,66 @@
+"""A real sweep, MLflow's own UI over it, and a browser; what it shows is kept in build/browser/."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvexp import rows
+from tests.browser import browsing
+
+SHOTS = Path(__file__).parents[2] / "build" / "browser"
+SWEEP = ("impl=torch", "layout=NHD,HND", "dtype=half,bfloat16", "kv_cache_dtype=auto,fp8")
+SMALL = ("workload=tiny", "workload.num_tokens=[1,8,64]", "device=cpu", "timer.max_seconds=0.1")
+
+
+@pytest.fixture(scope="session")
+def context():
+    """A browser whose tabs share what was loaded once."""
+    with browsing.browser() as chromium:
+        if chromium is None:
+            pytest.skip("there is no chromium: apt-get install chromium, or playwright install chromium")
+        made = chromium.new_context(viewport={"width": 1920, "height": 1080})
+        made.set_default_timeout(1000 * browsing.PATIENCE_S)
+        yield made
+
+
+@pytest.fixture(scope="session")
+def place(context, tmp_path_factory):
+    """A folder in which a sweep of 2 x 2 x 2 curves was measured and tracked."""
+    folder = tmp_path_factory.mktemp("place")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))}
+    kept["OMP_NUM_THREADS"] = "1"  # where tests run beside each other, torch's threads wait for one another
+    command = [sys.executable, "-m", "kvexp", *SWEEP, *SMALL]
+    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def measured(place):
+    """The sweep's rows."""
+    return rows.read(place / "multirun")
+
+
+@pytest.fixture(scope="session")
+def address(place):
+    """Of the newest sweep's page."""
+    with browsing.ui(place) as found:
+        yield found
+
+
+@pytest.fixture
+def page(context, address):
+    """A tab of a browser in which nobody has set anything."""
+    tab = context.new_page()
+    yield tab
+    tab.evaluate("localStorage.clear()")
+    tab.close()
+
+
+@pytest.fixture
+def shot(page):
+    """Keeps what the page shows."""
+    return lambda name: browsing.picture(page, SHOTS / f"{name}.png")

@@ -1,0 +1,64 @@
+"""The page of `kvexp report`, as a browser shows it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.browser.browsing import picture
+from tests.browser.conftest import SHOTS
+
+LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
+LUMINANCE = """
+() => ["color", "backgroundColor"].map(property => {
+  const channels = getComputedStyle(document.body)[property].match(/[\\d.]+/g).slice(0, 3);
+  const linear = c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const [r, g, b] = channels.map(c => linear(c / 255));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+})
+"""
+
+
+@pytest.fixture(scope="module")
+def file(place):
+    """The page of the sweep that was measured."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kvexp", "report"], cwd=place, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return next(place.glob("multirun/*/*/report.html"))
+
+
+@pytest.fixture
+def report(context, file):
+    """A tab that shows it, and what went wrong in it."""
+    tab, wrong = context.new_page(), []
+    for event in ("pageerror", "requestfailed"):
+        tab.on(event, lambda what: wrong.append(str(what)))
+    tab.goto(file.as_uri())
+    yield tab
+    tab.close()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_readable_in_light_and_dark(report, scheme):
+    report.emulate_media(color_scheme=scheme)
+    picture(report, SHOTS / f"report_{scheme}.png")
+    ink, paper = report.evaluate(LUMINANCE)
+    assert (ink < paper) == (scheme == "light")
+    assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= LEAST_CONTRAST
+
+
+@pytest.mark.parametrize("width", [1920, 1280, 390])
+def test_it_is_never_wider_than_the_window(report, width):
+    report.set_viewport_size({"width": width, "height": 800})
+    assert report.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_pointer_shows_the_latencies_beneath_it(report):
+    figure = report.locator("figure").first
+    figure.scroll_into_view_if_needed()
+    box = figure.locator("svg").bounding_box()
+    report.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert "µs" in figure.locator(".tip").inner_text()

@@ -1,0 +1,152 @@
+"""The documents say what is so: their links, targets, commands and files are tried."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvexp import cli, sweep
+from kvexp.cli import commands
+from kvexp.rows import read
+from tests import measured, reference
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+IMPLEMENTATION = (DOCS / "add-an-implementation.md").read_text("utf-8")
+
+FILE = re.compile(r"`([\w./]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", re.DOTALL)
+"""A file that a document shows: its name, then what it holds."""
+
+TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
+FILES = {name: text for document in DOCUMENTS for name, text in FILE.findall(document.read_text("utf-8"))}
+COMMAND = re.compile(r"^python -m kvexp (?:.*\\\n)*.*$", re.MULTILINE)
+"""One that is typed as it stands; a backslash continues the line."""
+
+
+def commands_of(text):
+    """What the document types, each on one line."""
+    return [command.replace("\\\n", " ") for command in COMMAND.findall(text)]
+
+
+COMMANDS = sorted({command for document in DOCUMENTS for command in commands_of(document.read_text("utf-8"))})
+
+
+def nav(entries):
+    """The pages that the site's navigation names."""
+    for entry in entries:
+        inside = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [inside] if isinstance(inside, str) else nav(inside)
+
+
+def slug(heading):
+    """The anchor that a heading gets where Markdown is shown."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.fixture
+def stranger(tmp_path):
+    """A folder that holds the files that the documents show, and nothing else."""
+    for name, text in FILES.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path
+
+
+def ran(command, cwd):
+    """The finished process of a command, without MLflow and on a CPU where it measures."""
+    words = [sys.executable, *shlex.split(command)[1:]]
+    measures = words[3] not in commands.names()
+    words += ["tracking=none", "device=cpu", "timer.max_seconds=0.05"] if measures else []
+    return subprocess.run(words, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+def last_rows(folder):
+    """The rows of the sweep that was measured there last."""
+    last = max(folder.glob("multirun/*/*"))
+    return [row for file in last.glob("*/rows.jsonl") for row in read(file)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_target_that_a_document_names_exists(document):
+    named = re.findall(r"(?:^|`)make ([a-z-]+)", document.read_text("utf-8"), re.MULTILINE)
+    assert set(named) <= set(TARGETS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_link_within_the_project_leads_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text("utf-8")):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        # The site holds docs/ alone.
+        assert document.parent == ROOT or file.resolve().is_relative_to(DOCS), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), target
+
+
+def test_the_navigation_names_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
+    pages = {file.name for file in DOCS.glob("*.md")}
+    assert pages <= set(nav(site["nav"]))
+
+
+def test_the_documents_files_and_commands_are_found():
+    assert {"my_kernels.py", "my_conf/impl/index_put.yaml", "my_conf/workload/decode.yaml"} <= set(FILES)
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch):
+    monkeypatch.chdir(stranger)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sweep, "run", lambda jobs, settings, command: 0)
+    words = shlex.split(command, comments=True)[3:]
+    # What reads sweeps finds those that the documents name, all measured.
+    named = [word for word in words if "/" in word and "://" not in word]
+    for name in (named or ["multirun/2026-11-21/10-00-00-0"]) if words[0] in commands.names() else ():
+        curves = [
+            measured.curve({1: 1.0, 64: 2.0}, impl=impl, layout=layout)
+            for impl in ("cuda", "triton", "triton_tuned")
+            for layout in ("NHD", "HND")
+        ]
+        measured.sweep(stranger / name, curves)
+    # A machine without a GPU cannot run the defaults, and the doctor says so.
+    assert cli.dispatch(words) in ({0, 1} if words == ["doctor"] else {0})
+
+
+def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stranger):
+    verify, refuse, *timed, report = commands_of(IMPLEMENTATION)
+    skipped, incorrect = re.findall(r"```\n(\w+ .*)\n```", IMPLEMENTATION)
+
+    done = ran(verify, stranger)
+    assert done.returncode == 0, done.stderr
+    assert [row["status"] for row in last_rows(stranger)] == ["verified"] * 16
+    assert set(last_rows(stranger)[0]) == set(reference.columns()) - {"repetition"}
+
+    done = ran(refuse, stranger)
+    assert (done.returncode, skipped in done.stdout) == (3, True)
+
+    file = stranger / "my_kernels.py"
+    right = file.read_text()
+    wrong = re.search(r"write `(token = .*?)`", IMPLEMENTATION)[1]
+    file.write_text(re.sub(r"token = has_slot.*", wrong, right))
+    done = ran(verify, stranger)
+    assert (done.returncode, incorrect in done.stdout) == (1, True)
+    file.write_text(right)
+
+    for command in timed:
+        done = ran(command.replace("workload=quickstart", "workload=tiny"), stranger)
+        assert done.returncode == 0, done.stderr
+        assert [row["status"] for row in last_rows(stranger)] == ["ok"] * 8
+    assert ran(report, stranger).returncode == 0
+    assert "sort=true" in next(stranger.glob("multirun/*/*/report.md")).read_text().lower()

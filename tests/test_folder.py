@@ -1,0 +1,77 @@
+"""Which sweep below multirun/ began last, whatever its folder is called."""
+
+import json
+import os
+
+import pytest
+
+from kvexp import folder
+from tests.measured import row, sweep
+
+LATER = "2026-01-02/10-00-00-000002"
+
+
+@pytest.fixture
+def dated(tmp_path):
+    """Three sweeps with rows, named by when they began, and a folder in which none did."""
+    for name in ("2026-01-02/10-00-00-000001", LATER, "2025-12-31/23-59-59-1"):
+        sweep(tmp_path / name, [[row()]])
+    (tmp_path / "2026-01-03" / "00-00-00-000000").mkdir(parents=True)
+    return tmp_path
+
+
+def test_before_the_first_sweep_there_is_no_last_one(tmp_path):
+    assert folder.last(tmp_path / "multirun") is None
+
+
+def test_of_dated_ones_without_a_record_the_name_decides(dated):
+    assert folder.last(dated) == dated / LATER
+
+
+def test_one_that_was_given_a_name_is_the_last_when_it_began_last(dated):
+    folder.write_command(dated / LATER, ["impl=torch"], [])
+    named = sweep(dated / "a_name", [[row()], [row()]])
+    folder.write_command(named, ["impl=torch"], [])
+    assert folder.last(dated) == folder.last(dated, with_rows=True) == named
+    newer = sweep(dated / "2026-01-04" / "10-00-00-0", [[row()]])
+    folder.write_command(newer, ["impl=torch"], [])
+    assert folder.last(dated) == newer
+
+
+def test_what_was_copied_or_written_to_since_began_no_later(dated):
+    named = sweep(dated / "zz", [[row()]])
+    folder.write_command(named, ["impl=torch"], [])
+    folder.write_command(dated / LATER, ["impl=torch"], [])
+    folder.write_command(named, ["impl=triton"], [])  # resumed: what it was begun with stays
+    (named / "report.html").write_text("")
+    for path in (named / folder.COMMAND, named):
+        os.utime(path, (4e9, 4e9))
+    assert folder.last(dated) == dated / LATER
+
+
+@pytest.mark.parametrize(
+    "record", [None, "{}", "[]", "no JSON", '{"started_at": 5}', '{"started_at": "soon"}']
+)
+def test_without_a_record_a_named_one_is_as_old_as_its_folder(dated, record):
+    named = sweep(dated / "a_name", [[row()]])
+    if record:
+        (named / folder.COMMAND).write_text(record)
+    file = named / folder.COMMAND if record else named
+    os.utime(file, (4e9, 4e9))
+    assert folder.last(dated) == named
+    os.utime(file, (1, 1))
+    assert folder.last(dated) == dated / LATER
+
+
+def test_one_without_rows_is_the_last_unless_rows_are_asked_for(dated):
+    begun = dated / "begun"
+    begun.mkdir()
+    folder.write_command(begun, ["impl=torch"], [])
+    assert folder.last(dated) == begun
+    assert folder.last(dated, with_rows=True) == dated / LATER
+
+
+def test_the_command_that_is_read_back_is_the_one_that_was_typed(tmp_path):
+    folder.write_command(tmp_path, ["impl=torch"], ["--config-dir=mine"])
+    assert folder.read_command(tmp_path) == (["impl=torch"], ["--config-dir=mine"])
+    assert set(json.loads((tmp_path / folder.COMMAND).read_text())) == {"overrides", "flags", "started_at"}

@@ -1,0 +1,170 @@
+"""A measuring process waits for its turn at a GPU; here the GPU is a CPU with a UUID."""
+
+import os
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvexp import locks, pipeline, rows, sweep, turns, worker
+from kvexp.errors import WorkerDied
+from kvexp.settings import SweepSettings
+from kvexp.sweep import Job
+from kvexp.tracking import TrackingSettings
+from kvexp.worker import Inline, Worker
+from tests import composed
+from tests.turning import UUID
+
+ROOT = str(Path(__file__).parents[1])
+ME = f"process {os.getpid()}"
+TIMEOUT_S = 2.0
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch, tmp_path):
+    """The measuring process passes its CPU for a GPU."""
+    monkeypatch.setattr(worker, "CHILD", "tests.turning")
+    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
+    monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
+
+
+def curve(target=None):
+    made = composed.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu")
+    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolved("cpu")
+
+
+def statuses(points):
+    return [row["status"] for row, _ in points]
+
+
+@pytest.fixture
+def taken():
+    """This process has the turn; gives the function that ends it, late enough that a hang would be seen."""
+    with ExitStack() as stack:
+        stack.enter_context(turns.turn(UUID))
+        timer = threading.Timer(1.5 * TIMEOUT_S, stack.close)
+        stack.callback(timer.cancel)
+        yield timer.start
+
+
+class TestAProcessThatWaits:
+    def test_is_no_hang_and_says_for_whom_it_waits(self, taken):
+        told = []
+
+        def waits(holder):
+            told.append(holder)
+            if holder:
+                taken()
+
+        with Worker("cpu", TIMEOUT_S, waits) as waiting:
+            waiting.wait()
+            assert statuses(waiting.run(curve())) == ["verified"] * 4
+        assert told == [ME, None]
+
+    def test_is_watched_for_hangs_again_when_its_turn_has_come(self, taken):
+        with Worker("cpu", TIMEOUT_S, lambda holder: taken() if holder else None) as waiting:
+            waiting.wait()
+            found = []
+            with pytest.raises(WorkerDied, match="the point did not end within 2 s"):  # noqa: PT012
+                for row, _ in waiting.run(curve("tests.reliability.faulty.Hanging")):
+                    found.append(row["status"])
+            assert found == ["verified", "verified"]
+
+    def test_gets_its_turn_when_the_other_s_curve_has_ended(self):
+        told = []
+        with Worker("cpu") as first, Worker("cpu", waits=lambda holder: ends(holder)) as second:
+            first.wait()
+            second.wait()
+            points = first.run(curve())
+            next(points)
+
+            def ends(holder):
+                told.append(holder)
+                if holder:
+                    assert statuses(points) == ["verified"] * 3
+
+            assert statuses(second.run(curve())) == ["verified"] * 4
+            assert told == [f"process {first._process.pid}", None]
+
+    def test_gets_its_turn_when_the_other_is_killed(self):
+        with Worker("cpu") as first, Worker("cpu", waits=lambda holder: first.close()) as second:
+            first.wait()
+            second.wait()
+            next(first.run(curve()))
+            assert statuses(second.run(curve())) == ["verified"] * 4
+
+    def test_is_skipped_where_there_can_be_no_turns(self, tmp_path):
+        (tmp_path / "locks").write_text("no folder")
+        with Worker("cpu") as one:
+            one.wait()
+            found = [row for row, _ in one.run(curve())]
+        assert statuses((row, ()) for row in found) == ["skipped"] * 4
+        assert f"turns at {UUID} need files in {tmp_path / 'locks'}" in found[0]["reason"]
+
+    def test_inline_is_told_as_well(self):
+        told = []
+        with Worker("cpu") as first:
+            first.wait()
+            points = first.run(curve())
+            next(points)
+            inline = Inline("cpu", lambda holder: (told.append(holder), list(points)))
+            inline.wait()
+            inline.environment["device_uuid"] = UUID
+            inline.open(curve())
+            assert statuses(inline.points([1, 3])) == ["verified"] * 2
+            assert told == [f"process {first._process.pid}", None]
+
+
+def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
+    allocate, held = pipeline.allocate, []
+    file = turns.folder() / f"{UUID}.lock"
+
+    @contextmanager
+    def watched(*arguments):
+        with allocate(*arguments) as memory:
+            yield memory
+            del memory
+        held.append(locks.holder(file))
+
+    monkeypatch.setattr(pipeline, "allocate", watched)
+    for point in pipeline.run(curve(), {"device_uuid": UUID}):
+        assert point.status == "verified"
+        assert locks.holder(file) == ME
+    assert held == [ME]
+    assert locks.holder(file) is None
+
+
+class Hogging(threading.Thread):
+    """Has every other turn, each until somebody waits for the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = threading.Event()
+        self.turns = 0
+
+    def run(self):
+        queue = turns.folder() / f"{UUID}.next"
+        while not self.over.is_set():
+            with turns.turn(UUID):
+                self.turns += 1
+                while locks.holder(queue) is None and not self.over.is_set():
+                    self.over.wait(0.001)
+
+
+def test_a_sweep_says_once_that_it_waits_and_goes_on(tmp_path, capfd):
+    home = tmp_path / "2026-11-21" / "10-00-00-000000"
+    jobs = [Job(curve(), home / str(number), ("impl=torch",)) for number in range(2)]
+    other = Hogging()
+    other.start()
+    try:
+        settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
+        assert sweep.run(jobs, settings, "") == 0
+    finally:
+        other.over.set()
+        other.join()
+    assert [row["status"] for row in rows.read(home)] == ["verified"] * 8
+    assert other.turns >= 2
+    said = f"kvexp: waiting for {ME}, which measures a curve on this GPU; sweeps take turns\n"
+    assert capfd.readouterr().err.count(said) == 1

@@ -1,0 +1,88 @@
+"""The report and the figures that runs carry, sent after a sweep or by a sync."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kvexp.tracking import drawn, sync
+
+
+@pytest.fixture
+def home(tmp_path, job, measure, request):
+    """A sweep's folder: a curve that was timed, and one that was skipped."""
+    made = tmp_path / "2026-11-21" / request.node.name
+    made.mkdir(parents=True)
+    for number, rows in enumerate(
+        (measure(surprise=1), measure(*["skipped"] * 16, layout="NHD", surprise=1))
+    ):
+        shutil.move(job(rows, number), made / str(number))
+    return made
+
+
+@pytest.fixture
+def sent(home, store, sweep):
+    """The runs after a sync of everything: the sweep's, then its curves'; and what was said of it."""
+    said = []
+    sync.sync(home, store, said.append)
+    return *sweep(sync.id_of(home)), said
+
+
+def files(client, run):
+    return {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_the_sweeps_run_has_the_report_and_the_curves_their_figures(sent, client):
+    parent, *curves, said = sent
+    assert files(client, parent) == {"report.html", "report.md"}
+    by_layout = {run.data.params["layout"]: files(client, run) for run in curves}
+    assert by_layout["HND"] >= {"rows.jsonl", "latency.svg", "latency.png"}
+    assert not by_layout["NHD"] & {"latency.svg", "latency.png"}
+    assert len(said) == 1
+
+
+def test_what_is_sent_is_what_kvexp_report_writes(sent, client, home, tmp_path):
+    page = Path(client.download_artifacts(sent[0].info.run_id, "report.html", str(tmp_path)))
+    assert "<h1>NVIDIA H200" in page.read_text("utf-8")
+    assert "16 skipped" in page.read_text("utf-8")
+
+
+def test_the_sweeps_run_is_described_by_its_findings(sent):
+    note = sent[0].data.tags["mlflow.note.content"]
+    assert note.startswith("16 ok and 16 skipped")
+    assert "NVIDIA H200" in note
+    assert "###" not in note
+
+
+def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, home, store, sweep):
+    parent, *curves, _ = sent
+    client.delete_tag(parent.info.run_id, "kvexp.reported")
+    shutil.rmtree(parent.info.artifact_uri.removeprefix("file://"))
+    again = sync.sync(home, store, lambda _: None)
+    assert (again.sent, again.there) == (0, 2)
+    assert files(client, parent) == {"report.html", "report.md"}
+    assert len(sweep(sync.id_of(home))) == 1 + len(curves)
+
+
+def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
+    monkeypatch.setattr(drawn, "draw", lambda *_: pytest.fail("drawn again"))
+    sync.sync(home, store, lambda line: pytest.fail(line))
+
+
+def test_a_resumed_sweep_gets_a_new_report(sent, home, store, job, measure, client):
+    shutil.move(job(measure("failed", dtype="half", surprise=1), 2), home / "2")
+    sync.sync(home, store, lambda _: None)
+    assert "failed" in Path(client.download_artifacts(sent[0].info.run_id, "report.md")).read_text("utf-8")
+
+
+def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no font was found")
+
+    monkeypatch.setattr(drawn, "draw", broken)
+    said = []
+    done = sync.sync(home, store, said.append)
+    assert (done.sent, done.refused) == (2, 0)
+    assert said[-1] == "kvexp: no font was found; the runs have no report, and kvexp sync tries again"
+    parent, *_ = sweep(sync.id_of(home))
+    assert (files(client, parent), parent.info.status) == (set(), "FINISHED")
