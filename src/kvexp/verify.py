@@ -21,7 +21,7 @@ POISON = 0xA5
 _POISON_WORD = int.from_bytes(bytes([POISON]) * 8, "little", signed=True)
 
 ROWS_BYTES = 128 << 20
-SCAN_BYTES = 8 << 30
+SCAN_BYTES = 1 << 30
 
 
 def poison(cache: Cache) -> None:
