@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def test_a_killed_process_leaves_no_lock(tmp_path, other):
     with locks.locked(tmp_path / "lock"):
         assert locks.holder(tmp_path / "lock") == f"process {os.getpid()}"
     assert locks.holder(tmp_path / "lock") is None
+
+
+def test_who_only_asks_keeps_nobody_out(tmp_path, monkeypatch):
+    """`holder` has the file, shared, for an instant."""
+    with (tmp_path / "lock").open("w") as asked:
+        fcntl.flock(asked, fcntl.LOCK_SH)
+        monkeypatch.setattr(locks.time, "sleep", lambda _: asked.close())
+        with locks.locked(tmp_path / "lock"):
+            assert asked.closed
 
 
 def test_nobody_holds_a_file_that_is_not_there(tmp_path):

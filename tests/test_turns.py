@@ -5,6 +5,8 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -251,3 +253,30 @@ def test_the_folder_is_one_for_all_users(monkeypatch):
     monkeypatch.delenv("KVEXP_LOCK_DIR")
     monkeypatch.setenv("TMPDIR", "/home/somebody/tmp")
     assert turns.folder() == Path("/tmp/kvexp-locks")
+
+
+class TestAHolderThatWasKilled:
+    @pytest.fixture
+    def dying(self, folder):
+        """A process that the lock's file names, though it no longer has the lock."""
+        with turns.turn(UUID):
+            pass
+        ended = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        (folder / f"{UUID}.lock").write_text(str(ended.pid))
+        yield ended
+        ended.kill()
+        ended.wait()
+
+    def test_is_waited_for_until_it_has_ended(self, dying):
+        killer = threading.Timer(0.5, dying.kill)
+        begin = time.monotonic()
+        killer.start()
+        with turns.turn(UUID):
+            assert 0.4 < time.monotonic() - begin < turns.DYING_S
+
+    def test_is_not_waited_for_without_end(self, dying, monkeypatch):
+        monkeypatch.setattr(turns, "DYING_S", 0.3)
+        begin = time.monotonic()
+        with turns.turn(UUID):
+            assert 0.3 < time.monotonic() - begin < 5
+        assert dying.poll() is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import locks, pipeline, rows, sweep, turns, worker
+from kvexp import locks, measuring, pipeline, rows, sweep, turns, worker
 from kvexp.errors import WorkerDied
 from kvexp.settings import SweepSettings
 from kvexp.sweep import Job
@@ -134,6 +134,24 @@ def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
         assert locks.holder(file) == ME
     assert held == [ME]
     assert locks.holder(file) is None
+
+
+def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(worker, "END_SECONDS", 0.1)
+    settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
+    with measuring.Workers(settings, lambda _: None) as workers:
+        hanging = measuring.begin(curve("tests.reliability.faulty.Hanging"), workers, ())
+        stuck = hanging.worker._process
+        with monkeypatch.context() as unkillable:
+            for how in ("kill", "send_signal"):
+                unkillable.setattr(stuck, how, lambda *_: None)
+            assert statuses(hanging.points()) == ["verified", "verified", "failed", "failed"]
+            for row, _ in measuring.begin(curve(), workers, ()).points():
+                assert row["status"] == "failed"
+                assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
+        stuck.kill()
+        stuck.wait()
+        assert statuses(measuring.begin(curve(), workers, ()).points()) == ["verified"] * 4
 
 
 class Hogging(threading.Thread):

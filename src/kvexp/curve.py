@@ -27,7 +27,7 @@ UNTIMED = {
 """Timers without a clock, and what a point says of it."""
 
 
-FEW = 5
+FEW = 10
 """Samples that choose among shapes of the copy."""
 
 

@@ -17,7 +17,8 @@ def locked(file: Path, patience_s: float = 0.0) -> Iterator[None]:
     Raises:
         TimeoutError: Another process still held the file after `patience_s`; the message names it.
     """
-    until = time.monotonic() + patience_s
+    # Who only asks for the holder has the file for an instant, so one look is not enough.
+    until = time.monotonic() + max(patience_s, _AGAIN_S)
     with file.open("a+") as handle:
         while not taken(handle.fileno()):
             if time.monotonic() >= until:
@@ -61,6 +62,27 @@ def sign(handle: int) -> None:
     """The file names this process as its holder."""
     os.ftruncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
+
+
+def outlive(handle: int, patience_s: float) -> None:
+    """The process that the open file still names has ended: it was killed, or it would have unsigned.
+
+    A process in another container may not be seen from here, and a number may belong to another process by
+    now, so there is an end to the patience.
+    """
+    signed = os.pread(handle, 32, 0)
+    until = time.monotonic() + patience_s
+    while signed.isdigit() and time.monotonic() < until and _is_there(int(signed)):
+        time.sleep(_AGAIN_S)
+
+
+def _is_there(pid: int) -> bool:
+    """Whether the process has not ended; one that is only waited for by its parent has."""
+    try:
+        _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    return fields.split()[0] not in ("Z", "X")
 
 
 def _holder(file: Path) -> str:

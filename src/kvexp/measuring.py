@@ -24,6 +24,7 @@ class Workers:
         self._settings = settings
         self._say = say
         self._told = False
+        self._left_behind: set[str] = set()
         self._worker: Worker | Inline | None = None
 
     def __enter__(self) -> "Workers":
@@ -36,13 +37,14 @@ class Workers:
         """No process is left."""
         if self._worker:
             self._worker.close()
+            if self._worker.left_behind:
+                self._left_behind.add(self._worker.left_behind)
 
     def start(self, device: str) -> Worker | Inline:
         """A live process for the device; perhaps not ready yet."""
         worker = self._worker
         if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
-            if worker:
-                worker.close()
+            self.close()
             inline = self._settings.isolation == "inline"
             timeout_s = self._settings.timeout_s
             worker = Inline(device, self._waits) if inline else Worker(device, timeout_s, self._waits)
@@ -50,6 +52,9 @@ class Workers:
         return worker
 
     def _waits(self, holder: str | None) -> None:
+        if holder in self._left_behind:
+            self.close()
+            raise WorkerDied(f"the GPU is held by {holder} of this sweep, which could not be ended")
         if holder and not self._told:
             self._told = True
             self._say(f"kvexp: waiting for {holder}, which measures a curve on this GPU; sweeps take turns")

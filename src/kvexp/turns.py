@@ -16,6 +16,9 @@ from kvexp.errors import Unsupported
 Waits = Callable[[str | None], None]
 """Is told of `process 12` where there is one to wait for, and of None when the turn has come."""
 
+DYING_S = 10.0
+"""For so many seconds at most a holder that was killed is waited for."""
+
 _mine: set[str] = set()
 
 
@@ -71,6 +74,8 @@ def _wait(uuid: str, waits: Waits, stack: ExitStack) -> None:
                     waits(locks.holder(folder() / f"{uuid}.lock") or "another process")
                 waited = True
                 locks.wait(handle)
+        # The system takes a lock back before it has freed all that a killed process held on the GPU.
+        locks.outlive(handle, DYING_S)
         locks.sign(handle)
         # Who asks before the next one has signed is not told of this process.
         stack.callback(os.ftruncate, handle, 0)
@@ -80,15 +85,21 @@ def _wait(uuid: str, waits: Waits, stack: ExitStack) -> None:
 
 def _folder(stack: ExitStack) -> int:
     """The folder, made for every user where it is missing, and open until the stack is left."""
-    made = False
-    with suppress(FileExistsError):
-        folder().mkdir()
-        made = True
+    with _for_everyone(), suppress(FileExistsError):
+        folder().mkdir(0o1777)
     place = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     stack.callback(os.close, place)
-    if made:
-        os.fchmod(place, 0o1777)
     return place
+
+
+@contextmanager
+def _for_everyone() -> Iterator[None]:
+    """What is made has the mode that it is made with, from its first moment."""
+    before = os.umask(0)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _file(name: str, place: int) -> int:
@@ -98,7 +109,5 @@ def _file(name: str, place: int) -> int:
         # Without O_CREAT, by which Linux may refuse another user's file in such a folder (protected_regular).
         with suppress(FileNotFoundError):
             return os.open(name, flags, dir_fd=place)
-        with suppress(FileExistsError):
-            handle = os.open(name, flags | os.O_CREAT | os.O_EXCL, dir_fd=place)
-            os.fchmod(handle, 0o666)
-            return handle
+        with _for_everyone(), suppress(FileExistsError):
+            return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=place)

@@ -85,6 +85,11 @@ class Worker:
         """What a row of this process says besides its case and its outcome."""
         return {**self.environment, "impl_hash": self.impl_hash}
 
+    @property
+    def left_behind(self) -> str | None:
+        """The process in the words of `kvexp.turns`, where it was closed and nobody can end it."""
+        return None if self._process.poll() is not None else f"process {self._process.pid}"
+
     def wait(self) -> None:
         """The process is ready: `device` and `environment` are known.
 
@@ -209,6 +214,7 @@ class Inline:
     """
 
     alive = True
+    left_behind = None
 
     def __init__(self, requested: str, waits: Waits = lambda _: None) -> None:
         self.requested = requested

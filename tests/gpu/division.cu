@@ -4,13 +4,15 @@
 
 #include "convert.cuh"
 
-// All significands of a source item, from 1 to below 2, by all of a scale, one a thread; 2^23 threads.
+// Significands of a source item, from 1 to below 2, by all of a scale, one a thread; 2^23 threads. Of 16 bits all are
+// tried, of 32 as many as SIGNIFICANDS, spread over all, others in each thread.
 extern "C" __global__ void quotients(unsigned long long* wrong) {
     const uint32_t thread = blockIdx.x * THREADS + threadIdx.x;
     const Divisor by(__uint_as_float(0x3f800000 | thread));
     uint32_t found = 0;
     for (uint32_t i = 0; i < SIGNIFICANDS; ++i) {
-        const float x = 1.0f + float(i) / float(SIGNIFICANDS);
+        const uint32_t spread = (i * 2654435761u + thread * 40503u) & 0x7fffff;
+        const float x = SOURCE_BYTES == 4 ? __uint_as_float(0x3f800000 | spread) : 1.0f + float(i) / float(SIGNIFICANDS);
         found += __float_as_uint(by.quotient<true>(x)) != __float_as_uint(__fdiv_rn(x, by.scale));
     }
     if (found || !by.mild) atomicAdd(wrong, found + !by.mild);

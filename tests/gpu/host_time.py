@@ -4,6 +4,7 @@ Hosts differ, and most of a call is the driver's own time for a launch. So that 
 what a call may take is told by it.
 """
 
+import statistics
 import sys
 import time
 
@@ -19,8 +20,6 @@ CALLS = 400
 """So few that the launch queue of some 1,000 never fills."""
 
 ROUNDS = 30
-
-
 TARGET_DRIVER_US = 3.5
 
 
@@ -51,16 +50,21 @@ def bare(posed):
     return call
 
 
-def least_us(call):
-    """Microseconds of one call on the host, the median of the rounds; the GPU is waited for in between."""
+def medians_us(*calls):
+    """Microseconds of one call of each on the host, the medians of rounds in which they take turns.
+
+    The GPU is waited for in between. What slows the host for a while so slows all of them.
+    """
     found = []
     for _ in range(ROUNDS):
-        torch.cuda.synchronize()
-        begin = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        found.append((time.perf_counter() - begin) / CALLS * 1e6)
-    return sorted(found)[ROUNDS // 2]
+        found.append([])
+        for call in calls:
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(CALLS):
+                call()
+            found[-1].append((time.perf_counter() - begin) / CALLS * 1e6)
+    return [statistics.median(times) for times in zip(*found, strict=True)]
 
 
 def allowed_us(target_us, parts):
@@ -69,8 +73,8 @@ def allowed_us(target_us, parts):
 
 
 def measured(impl, posed):
-    """Microseconds of the whole call, of its launch alone, which is the bound call's, of the rest, and of the
-    driver's function for a launch."""
+    """Microseconds of the driver's function for a launch, of a whole call, of its launch alone, which is the
+    bound call's, and of the rest."""
     function = getattr(kvexp, posed.op)
     arguments = posed.arguments
 
@@ -80,13 +84,13 @@ def measured(impl, posed):
     call()
     bound = posed.bind(law.implementation(impl, str(posed.key.device)))
     bound()
-    parts = {"driver_us": least_us(bare(posed)), "call_us": least_us(call), "bound_us": least_us(bound)}
+    parts = dict(zip(("driver_us", "call_us", "bound_us"), medians_us(bare(posed), call, bound), strict=True))
     (known,) = (c.cell_contents for c in function.__closure__ if isinstance(c.cell_contents, Known))
     there = [(kind, kind.launch) for alike in known.values() for kind in alike]
     try:
         for kind, _ in there:
             kind.launch = lambda *_: None
-        parts["validation_us"] = least_us(call)
+        (parts["validation_us"],) = medians_us(call)
     finally:
         for kind, launch in there:
             kind.launch = launch

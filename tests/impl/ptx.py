@@ -42,11 +42,11 @@ def plan(
     return source.flash(*rows, packed[..., :128], packed[..., 128:], kv_cache_dtype, scale)
 
 
-def compiled(arch: int, many: bool = True, **asked: object) -> dict[str, object]:
+def compiled(arch: int, large: bool = True, **asked: object) -> dict[str, object]:
     """PTX and the size of the cubin."""
     made = plan(**asked)  # type: ignore[arg-type]  # it comes from JSON
     kernel = made.kernel
-    code = source.source(kernel, *source.tile(kernel, made.row_items, many))
+    code = source.source(kernel, *source.tile(kernel, made.row_items, large))
     found = compile(code, target=GPUTarget("cuda", arch, 32), options={"num_warps": NUM_WARPS})
     return {"ptx": found.asm["ptx"], "cubin_bytes": len(found.asm["cubin"])}
 

@@ -10,7 +10,7 @@ import torch
 from cuda.bindings import driver
 
 from kvexp import jit
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.cuda import Cuda, launcher
 from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, grid
 from kvexp.impl.cuda.spec import THREADS, Options
@@ -161,7 +161,7 @@ class TestALauncher:
 def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
     posed = law.problem("cpu", [5], num_heads=1, head_size=45)
     made = impl.launcher(law.FLASH, *posed.arguments)
-    most = MOST_THREADS // 45
+    most = (MOST_THREADS - THREADS) // 45
     made.plan(most)
     made.plan(most + 1)
     assert [macros["WIDE_INDEX"] for macros in loaded] == [0, 1]
@@ -301,3 +301,22 @@ def test_threads_with_one_row_never_wait_for_their_slots(impl, loaded, asked):
     posed = law.problem("cpu", [5], num_heads=8, head_size=128, **asked)
     impl.launcher(posed.op, *posed.arguments).plan(2**20)
     assert [macros["SLOT_FIRST"] for macros in loaded] == [0]
+
+
+@pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+def test_threads_move_k_and_v_apart_where_that_is_asked_for(impl, launched, loaded, op):
+    """As many chunks, each with a thread of its own."""
+    posed = law.problem("cpu", law.shuffled(32, 128), op=op, num_heads=8, head_size=128)
+    for paired in (True, False):
+        impl.options = Options(paired=paired)
+        posed.bind(impl)()
+    together, apart = launched
+    assert [macros["BOTH"] for macros in loaded] == [1, 0]
+    assert apart.grid[0] == 2 * together.grid[0]
+
+
+def test_heads_of_different_sizes_cannot_be_paired(impl):
+    impl.options = Options(paired=True)
+    posed = law.problem("cpu", [5], op=law.DIFFKV, head_size=192, head_size_v=128)
+    with pytest.raises(Unsupported, match=r"impl\.paired=true needs heads of one size, not 192 and 128"):
+        posed.bind(impl)

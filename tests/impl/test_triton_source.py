@@ -107,13 +107,13 @@ def kernel(name):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("row_items", [16, 45, 92, 1024, 1920, 16384])
-def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, many):
-    tokens, columns = source.tile(kernel(name), row_items, many)
+def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, large):
+    tokens, columns = source.tile(kernel(name), row_items, large)
     assert tokens.bit_count() == columns.bit_count() == 1
     assert columns < 2 * row_items
-    assert tokens * columns == (4096 if many and name == "head_major" else 1024)
+    assert tokens * columns == (4096 if large else 1024)
 
 
 @pytest.mark.parametrize(
@@ -121,35 +121,46 @@ def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, many):
 )
 def test_a_thread_of_flash_has_sixteen_bytes_or_eight_items_that_become_fp8(pointer, fp8, items):
     made = source.Kernel("flash", (pointer,), (), (("FP8", fp8),))
-    tokens, columns = source.tile(made, 128, many=True)
+    tokens, columns = source.tile(made, 128, large=False)
     assert (tokens * columns, columns) == (items, 128)
 
 
-@pytest.mark.parametrize("many", [False, True])
-def test_a_tile_of_head_major_holds_whole_accesses_both_ways(many):
-    tokens, columns = source.tile(kernel("head_major"), 1024, many)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_tile_of_head_major_holds_whole_accesses_both_ways(large):
+    tokens, columns = source.tile(kernel("head_major"), 1024, large)
     assert tokens % 16 == columns % 16 == 0
 
 
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("sm_count", [1, 108, 132, 148])
 @pytest.mark.parametrize("row_items", [1, 45, 1024, 16384])
-def test_large_tiles_come_when_they_fill_the_gpu_four_times(row_items, sm_count):
-    first = source.many_from(row_items, sm_count)
-    (items, _), _ = source.TILES
-    assert first * row_items >= 4 * sm_count * items
-    assert (first - 1) * row_items < 4 * sm_count * items
+def test_large_tiles_come_when_they_fill_the_gpu_four_times(name, row_items, sm_count):
+    gpu = source.Gpu(sm_count, l2_bytes=1 << 40)
+    first = -(-4 * sm_count * 4096 // row_items)
+    assert [source.is_large(kernel(name), row_items, n, gpu) for n in (first - 1, first)] == [False, True]
 
 
-def test_few_tokens_make_more_programs_than_the_gpu_has_multiprocessors():
-    assert source.many_from(1024, 132) > 512
+def test_flash_has_large_tiles_only_where_the_l2_takes_what_it_writes():
+    gpu, flash = source.Gpu(132, l2_bytes=60 << 20), kernel("flash")
+    # K and V of 1024 items of 2 bytes.
+    last = (30 << 20) // 4096
+    assert [source.is_large(flash, 1024, n, gpu) for n in (last, last + 1)] == [True, False]
+    assert source.is_large(kernel("head_major"), 1024, last + 1, gpu)
+    to_fp8 = source.Kernel("flash", ("*bf16",), (), (("FP8", 1),))
+    assert not source.is_large(to_fp8, 1024, last, gpu)
+
+
+def test_small_tiles_make_more_programs_than_the_gpu_has_multiprocessors():
+    gpu = source.Gpu(132, 60 << 20)
     for name in KERNELS:
-        tokens, columns = source.tile(kernel(name), 1024, many=False)
+        assert not source.is_large(kernel(name), 1024, 512, gpu)
+        tokens, columns = source.tile(kernel(name), 1024, large=False)
         assert triton.cdiv(512, tokens) * triton.cdiv(1024, columns) > 132
 
 
 class TestOptions:
     def test_say_the_tile_or_a_part_of_it(self):
-        tile = functools.partial(source.tile, kernel("flash"), 1024, True)
+        tile = functools.partial(source.tile, kernel("flash"), 1024, False)
         assert tile(source.Options(tile_tokens=2, tile_columns=64)) == (2, 64)
         assert tile(source.Options(tile_columns=64)) == (1024 // 64, 64)
         assert tile(source.Options(tile_tokens=8)) == (8, 1024)
@@ -166,6 +177,10 @@ class TestOptions:
     def test_that_make_too_large_a_tile_are_refused(self):
         with pytest.raises(ConfigError, match=r"tile_tokens times impl\.tile_columns must be at most 65536"):
             source.Options(tile_tokens=4096, tile_columns=32)
+
+    def test_that_make_too_large_a_tile_of_the_kernel_s_own_columns_are_refused(self):
+        with pytest.raises(Unsupported, match="a tile of 128 x 1024 items is more than 65536"):
+            source.tile(kernel("flash"), 1024, True, source.Options(tile_tokens=128))
 
     def test_that_split_a_run_are_refused(self):
         with pytest.raises(Unsupported, match="must hold whole runs of 8 items, and 4 do not"):

@@ -207,11 +207,13 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
             (2, largest.num_heads if largest.scale == "per_head" else 1), dtype=torch.float32, device=device
         ),
     )
-    memory.fill()
-    yield memory
-    del storage, items, packed, cache, memory
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    try:
+        memory.fill()
+        yield memory
+    finally:
+        del storage, items, packed, cache, memory
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def build(case: Case, memory: Memory, mappings: int, windows: int = 1) -> Tensors:

@@ -79,12 +79,15 @@ class Options:
         cta_threads: Threads of a CTA, a multiple of 32 up to 1024.
         slot_first: Whether a row is read only once its slot is known, which spares the rows of padding and
             makes every other row wait.
+        paired: Whether a thread moves a chunk of K and the same of V, not one of either; for head sizes that
+            are equal.
     """
 
     software_fp8: bool = False
     group_tokens: int | None = None
     cta_threads: int | None = None
     slot_first: bool | None = None
+    paired: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class Flash:
         row_strides: Items from one row to the next, of key and of value.
         cache_strides: Items from one block, token and head to the next.
         slot_first: See `Options`.
+        paired: See `Options`; None is for `both` to decide.
         cta_threads: Threads of a CTA.
         wide_index: The flat index needs 64 bits.
     """
@@ -114,6 +118,7 @@ class Flash:
     row_strides: tuple[int, int]
     cache_strides: tuple[int, int, int]
     slot_first: bool = False
+    paired: bool | None = None
     cta_threads: int = THREADS
     wide_index: bool = False
 
@@ -126,6 +131,8 @@ class Flash:
         Copying, the second access is free and halves the arithmetic of places. Converting to fp8 is itself
         arithmetic, which more threads finish sooner.
         """
+        if self.paired is not None:
+            return self.paired
         return self.items.copied and self.head_size == self.head_size_v
 
     def threads(self, num_tokens: int) -> int:
@@ -176,6 +183,7 @@ class HeadMajor:
         block_strides: Items from one block to the next, of the key cache and of the value cache.
         group_tokens: Tokens that neighbouring lanes take, a power of two; None for as many as fill a sector.
         slot_first: See `Options`.
+        paired: See `Options`; None is for `both` to decide.
         cta_threads: Threads of a CTA.
         wide_index: The flat index needs 64 bits.
     """
@@ -190,6 +198,7 @@ class HeadMajor:
     block_strides: tuple[int, int]
     group_tokens: int | None = None
     slot_first: bool = False
+    paired: bool | None = None
     cta_threads: int = THREADS
     wide_index: bool = False
 
@@ -198,7 +207,7 @@ class HeadMajor:
     @property
     def both(self) -> bool:
         """Whether a thread moves a chunk of K and the same of V; see `Flash.both`."""
-        return self.items.copied
+        return self.items.copied if self.paired is None else self.paired
 
     def group_shift(self, num_tokens: int) -> int:
         """The logarithm of the tokens of a group: as many as fill a sector with items of V, or fewer."""

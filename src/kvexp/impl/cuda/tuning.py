@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.cuda.spec import THREADS, Flash, HeadMajor, Options, Spec
 
 SM_THREADS = 2048
@@ -31,16 +31,26 @@ def tuned(spec: Spec, options: Options, num_tokens: int, sm_count: int) -> Spec:
         options: What the user fixed.
         num_tokens: At least one.
         sm_count: Multiprocessors of the GPU.
+
+    Raises:
+        Unsupported: The options pair heads of different sizes.
     """
     if isinstance(spec, HeadMajor):
         spec = replace(spec, group_tokens=options.group_tokens)
+    elif options.paired and spec.head_size != spec.head_size_v:
+        raise Unsupported(
+            f"impl.paired=true needs heads of one size, not {spec.head_size} and {spec.head_size_v}"
+        )
+    spec = replace(spec, paired=options.paired)
+    cta_threads = options.cta_threads or THREADS
     threads = spec.threads(num_tokens)
     slot_first = options.slot_first
     return replace(
         spec,
-        cta_threads=options.cta_threads or THREADS,
+        cta_threads=cta_threads,
         slot_first=waits_for_slots(spec, threads, sm_count) if slot_first is None else slot_first,
-        wide_index=threads > MOST_THREADS,
+        # Those of the last CTA that have nothing to do are counted, too.
+        wide_index=threads + cta_threads > MOST_THREADS,
     )
 
 
@@ -48,8 +58,8 @@ def waits_for_slots(spec: Spec, threads: int, sm_count: int) -> bool:
     """Whether rows are read only when their slots are known, so that those of padding are not read at all.
 
     Every other row then waits for two memory accesses one after the other. Where the GPU is filled many times
-    over, and each thread has two rows in flight, other threads hide that: it costs less than 2 % and spares
-    all of padding's time. With fewer threads it would cost up to 12 %, with one row a thread 8 %.
+    over, and each thread has two rows in flight, other threads hide that: it costs some 2 % and spares all of
+    padding's time. With fewer threads it would cost up to 13 %, with one row a thread 10 %.
     """
     return isinstance(spec, Flash) and spec.both and threads >= FILLED * sm_count * SM_THREADS
 

@@ -57,10 +57,10 @@ class Triton:
         if self.interpreted and os.environ.get("TRITON_INTERPRET") != "1":
             raise Unsupported("impl=triton on a CPU needs TRITON_INTERPRET=1 in the environment")
         self.untimed = "interpreted: Triton's interpreter is no measure of the kernel" * self.interpreted
-        self.sm_count, self.capability = 1, (0, 0)
+        self.gpu, self.capability = source.Gpu(1, 0), (0, 0)
         if not self.interpreted:
             properties = torch.cuda.get_device_properties(self.device)
-            self.sm_count = properties.multi_processor_count
+            self.gpu = source.Gpu(properties.multi_processor_count, properties.L2_cache_size)
             self.capability = (properties.major, properties.minor)
 
     def reshape_and_cache(
@@ -131,8 +131,8 @@ class Triton:
         if op in PACKED:
             key, _, kv_cache, *_ = arguments
             value_at = key.shape[2] * kv_cache.element_size()
-            return Launcher(plan, device, self.sm_count, self.options, value_at)
-        return Launcher(plan, device, self.sm_count, self.options)
+            return Launcher(plan, device, self.gpu, self.options, value_at)
+        return Launcher(plan, device, self.gpu, self.options)
 
     def _bound(self, op: str, *arguments: Any) -> Call:
         if self.interpreted:

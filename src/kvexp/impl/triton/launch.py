@@ -14,7 +14,7 @@ import triton
 
 from kvexp.errors import Unsupported
 from kvexp.impl.triton import source as sources
-from kvexp.impl.triton.source import Kernel, Options, Plan
+from kvexp.impl.triton.source import Gpu, Kernel, Options, Plan
 
 NUM_WARPS = 4
 MOST_PROGRAMS = 2**31 - 1
@@ -43,18 +43,18 @@ class Launcher:
     Args:
         plan: The kernel and its sizes.
         device: Index of the tensors' device, which must be the current one.
-        sm_count: Multiprocessors of the device.
+        gpu: What tiles depend on of the device.
         options: What the user fixed.
         value_at: Bytes from K of a head to its V where one cache holds both.
     """
 
     def __init__(
-        self, plan: Plan, device: int, sm_count: int, options: Options, value_at: int | None = None
+        self, plan: Plan, device: int, gpu: Gpu, options: Options, value_at: int | None = None
     ) -> None:
         self._plan = plan
         self._options = options
         self._device = device
-        self._many_from = sources.many_from(plan.row_items, sm_count)
+        self._gpu = gpu
         self._value_at = value_at
 
     def prepare(self, num_tokens: int) -> Launch:
@@ -70,8 +70,8 @@ class Launcher:
             Unsupported: Triton cannot count so many programs, or the options do not suit the kernel.
         """
         plan = self._plan
-        many = num_tokens >= self._many_from
-        tokens, columns = sources.tile(plan.kernel, plan.row_items, many, self._options)
+        large = sources.is_large(plan.kernel, plan.row_items, num_tokens, self._gpu)
+        tokens, columns = sources.tile(plan.kernel, plan.row_items, large, self._options)
         tiles = -(-plan.row_items // columns)
         most_tokens = MOST_PROGRAMS // tiles * tokens
         if num_tokens > most_tokens:

@@ -25,7 +25,8 @@ FP8 = {"fp8_e4m3": "*fp8e4nv", "fp8_e5m2": "*fp8e5"}
 THREADS = 128
 """Of a program with the usual number of warps."""
 
-TILES = ((4096, 128), (1024, 64))
+LARGE_ITEMS = 4096
+TILES = ((LARGE_ITEMS, 128), (1024, 64))
 """Of head_major: items of K, and of V, of one program, and the most columns; with many tokens and with few.
 
 It reads along columns and writes along tokens, so its tiles are wide in both; with few tokens they are small,
@@ -185,32 +186,61 @@ def _divisor(number: int) -> int:
     return math.gcd(number, VECTOR_BYTES)
 
 
-def many_from(row_items: int, sm_count: int) -> int:
-    """The number of tokens from which the tiles for many fill the GPU four times."""
-    (items, _), _ = TILES
-    return -(-items * sm_count * 4 // row_items)
+@dataclass(frozen=True)
+class Gpu:
+    """What a tile depends on of a GPU.
+
+    Attributes:
+        sm_count: Multiprocessors.
+        l2_bytes: Bytes of its L2.
+    """
+
+    sm_count: int
+    l2_bytes: int
 
 
-def tile(kernel: Kernel, row_items: int, many: bool, options: Options = UNSET) -> tuple[int, int]:
+def is_large(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
+    """Whether the larger tiles are the faster ones: they fill the GPU four times, and for flash, the L2 takes
+    what is written. Beyond that the memory is the bound, and more programs hide more of its latency.
+    """
+    fills = num_tokens * row_items >= LARGE_ITEMS * gpu.sm_count * 4
+    if kernel.name != "flash":
+        return fills
+    written = 2 * num_tokens * row_items * _source_bytes(kernel)
+    return fills and not dict(kernel.constants)["FP8"] and written <= gpu.l2_bytes // 2
+
+
+def tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) -> tuple[int, int]:
     """Tokens and columns of one program of the kernel.
 
-    A tile is at most one row wide. For flash each thread has one access of 16 bytes to K and one to V, or 8
-    items that become fp8: neither more nor fewer is faster, with few tokens or with many.
+    A tile is at most one row wide. Of flash's smaller one each thread has one access of 16 bytes to K and one
+    to V, or 8 items that become fp8; of the larger one four.
 
     Raises:
-        Unsupported: The options' columns would split a run of a head-major cache.
+        Unsupported: The options' columns would split a run of a head-major cache, or with the other side the
+            tile would be too large.
     """
     constant = dict(kernel.constants)
     if kernel.name == "flash":
-        source_bits = int("".join(filter(str.isdigit, kernel.pointers[0])))
-        items = widest = THREADS * (8 if constant["FP8"] else 8 * VECTOR_BYTES // source_bits)
+        a_thread_s = 8 if constant["FP8"] else VECTOR_BYTES // _source_bytes(kernel)
+        items = widest = THREADS * a_thread_s * (4 if large else 1)
     else:
-        items, widest = TILES[0 if many else 1]
+        items, widest = TILES[0 if large else 1]
     columns = options.tile_columns or min(widest, triton.next_power_of_2(row_items))
     run = constant.get("X", 1)
     if columns % run:
         raise Unsupported(f"impl.tile_columns must hold whole runs of {run} items, and {columns} do not")
-    return options.tile_tokens or max(1, items // columns), columns
+    tokens = options.tile_tokens or max(1, items // columns)
+    if tokens * columns > MOST_TILE_ITEMS:
+        raise Unsupported(
+            f"a tile of {tokens} x {columns} items is more than {MOST_TILE_ITEMS}: less impl.tile_tokens"
+        )
+    return tokens, columns
+
+
+def _source_bytes(kernel: Kernel) -> int:
+    """Bytes of an item of key: of `*bf16` and the like."""
+    return int("".join(filter(str.isdigit, kernel.pointers[0]))) // 8
 
 
 def constants(kernel: Kernel, tokens: int, columns: int) -> dict[str, int]:
