@@ -44,6 +44,24 @@ def test_of_nothing_timed_there_is_none(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_row_that_knows_no_device_is_in_none(tmp_path):
+    nameless = refused("skipped", "no GPU")
+    del nameless["device_name"]
+    (file,) = baselines.write([row(1.0), nameless], tmp_path)
+    assert len(results.read([file], tmp_path)) == 1
+
+
+def test_each_curve_of_a_baseline_has_the_command_that_repeats_it(tmp_path):
+    kinds = [
+        curve({64: 2.0, 8: 1.0}, repetition=n, layout=layout) for n in (1, 2) for layout in ("NHD", "HND")
+    ]
+    (file,) = baselines.write([row for own in kinds for row in own], tmp_path)
+    commands = {row["layout"]: row["command"] for row in results.read([file], tmp_path)}
+    for layout, command in commands.items():
+        assert f" layout={layout} " in command
+        assert command.endswith("'workload.num_tokens=[8,64]'")
+
+
 def git(folder, *words):
     identity = ("-c", "user.name=a", "-c", "user.email=a@b")
     subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
@@ -87,6 +105,19 @@ def test_paths_are_those_of_the_current_folder(repository, tmp_path, monkeypatch
     assert latencies("main:../nvidia-h200", tmp_path / "out") == [5.0]
     with pytest.raises(ConfigError, match=r"git revision main has no baselines/<gpu>/rows\.jsonl"):
         baselines.checked_out("main", tmp_path / "other")
+
+
+def test_what_git_lists_and_cannot_read_is_one_sentence(repository, tmp_path):
+    """As in a partial clone whose server is away."""
+    listed = subprocess.run(
+        ["git", "rev-parse", "main:baselines/nvidia-h200/rows.jsonl"],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.strip()
+    (repository / ".git" / "objects" / listed[:2] / listed[2:]).unlink()
+    with pytest.raises(ConfigError, match=r"git lists baselines/nvidia-h200/rows\.jsonl in main"):
+        baselines.checked_out("main", tmp_path / "out")
 
 
 def test_a_hooks_variables_name_no_other_repository(repository, tmp_path, monkeypatch):

@@ -43,6 +43,18 @@ def test_one_wrong_process_of_several_is_enough_to_be_broken():
     assert words([row()] * 3, [row(), refused("failed", "boom"), row()]) == [("broken", 64)]
 
 
+def test_a_point_that_not_every_process_timed_is_missing_and_no_verdict_on_the_others():
+    refusals = [refused("skipped", "no room") for _ in range(2)]
+    (point,) = compare([row()] * 5, [row(), refusals[0], row(), refusals[1], row()])
+    assert (point.word, point.verdict) == ("missing", None)
+    assert point.note == "in 2 of 5 processes skipped: no room"
+
+
+def test_a_side_of_fewer_processes_is_told():
+    assert [point.note for point in compare([row()] * 3, [row()] * 5)] == ["3 and 5 processes"]
+    assert [point.note for point in compare([row()] * 5, [row()] * 5)] == [""]
+
+
 def test_the_workloads_name_is_no_part_of_the_case():
     assert words([row(workload="seed")], [row(workload="mine")]) == [("same", 64)]
 
@@ -86,6 +98,11 @@ def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
 def test_two_that_share_no_case_are_refused():
     with pytest.raises(ConfigError, match="share no case"):
         compare([row()], [row(seed=1)])
+
+
+def test_two_that_measured_nothing_are_refused():
+    with pytest.raises(ConfigError, match="neither of the two measured anything"):
+        compare([refused("skipped", "no GPU")], [refused("skipped", "no GPU")])
 
 
 def test_a_value_of_an_axis_is_picked_by_its_word():
@@ -149,6 +166,7 @@ def test_an_exported_file_is_a_baseline(sweeps, capsys):
     [
         (["base"], "name two sweeps, or one and --axis"),
         (["base", "now", "--fail-on", "slow"], "--fail-on slow is no verdict; one of broken, missing"),
+        (["base", "now", "--fail-on", ","], "--fail-on names no verdict, so nothing could fail"),
         (["base", "--axis", "impl"], "--axis impl wants two values, --baseline and --candidate"),
         (["base", "gone"], "gone does not exist; give a sweep's folder"),
         (["base", "now", "--tolerance", "x"], "--tolerance must be a part of 1 such as 0.02, not 'x'"),

@@ -74,4 +74,41 @@ def test_one_without_rows_is_the_last_unless_rows_are_asked_for(dated):
 def test_the_command_that_is_read_back_is_the_one_that_was_typed(tmp_path):
     folder.write_command(tmp_path, ["impl=torch"], ["--config-dir=mine"])
     assert folder.read_command(tmp_path) == (["impl=torch"], ["--config-dir=mine"])
-    assert set(json.loads((tmp_path / folder.COMMAND).read_text())) == {"overrides", "flags", "started_at"}
+    assert set(json.loads((tmp_path / folder.COMMAND).read_text())) == {
+        *("overrides", "flags", "started_at", "id"),
+    }
+
+
+def test_two_sweeps_of_one_name_have_ids_of_their_own_and_keep_them(tmp_path):
+    homes = [tmp_path / checkout / "multirun" / "nightly" for checkout in "ab"]
+    for home in homes:
+        home.mkdir(parents=True)
+        folder.write_command(home, ["impl=torch"], [])
+    ids = [folder.id_of(home) for home in homes]
+    assert ids[0] != ids[1]
+    assert all(map(folder.is_id, ids))
+    sweep(homes[0], [[row()]])
+    folder.write_command(homes[0], ["impl=torch"], [])  # resumed
+    assert [folder.id_of(home) for home in homes] == ids
+    assert {folder.name_of(home) for home in homes} == {"multirun/nightly"}
+
+
+@pytest.mark.parametrize("record", [None, "{}", "[]", '{"id": 5}', """{"id": "' or 1"}"""])
+def test_a_sweep_that_began_without_an_id_has_its_name_for_one_even_when_resumed(tmp_path, record):
+    home = sweep(tmp_path / LATER, [[row()]])
+    if record:
+        (home / folder.COMMAND).write_text(record)
+    folder.write_command(home, ["impl=torch"], [])
+    assert folder.id_of(home) == LATER
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("http://maria:se:cret@host:5000/x", "http://maria:***@host:5000/x"),
+        ("- http://maria:s@cret@host\n- b", "- http://maria:***@host\n- b"),
+        ("a: http://host:5000\nb: a@b\n", "a: http://host:5000\nb: a@b\n"),
+    ],
+)
+def test_the_password_of_an_address_is_masked_and_nothing_else(typed, shown):
+    assert folder.shown(typed) == shown

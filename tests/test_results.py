@@ -81,6 +81,19 @@ def test_across_repetitions_the_wrong_one_or_the_middle_one_is_shown(tries, show
     assert found[results.PROCESSES] == sum(one["status"] == "ok" for one in tries)
 
 
+def test_what_disturbed_any_of_the_processes_is_told_of_the_point():
+    repeated = [
+        row(3.0, repetition=1, throttled="sw_power_cap, hw_slowdown", other_processes=1),
+        row(2.0, repetition=2, throttled="", other_processes=None),
+        row(1.0, repetition=3, throttled="hw_slowdown", other_processes=2),
+    ]
+    (found,) = results.across(repeated)
+    assert (found["latency_us"], found["throttled"]) == (2.0, "sw_power_cap, hw_slowdown")
+    assert found["other_processes"] == 2
+    (quiet,) = results.across([repeated[1]])
+    assert (quiet["throttled"], quiet["other_processes"]) == ("", None)
+
+
 def test_points_of_two_sweeps_are_no_repetitions():
     assert len(results.across([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
 
@@ -95,3 +108,20 @@ def test_what_is_no_sweep_is_one_sentence(tmp_path):
     (tmp_path / "rows.jsonl").write_text("[1]\n{}\n")
     with pytest.raises(ConfigError, match=r"rows\.jsonl, line 1"):
         results.read([tmp_path], tmp_path)
+
+
+def test_a_password_is_in_no_command(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[row()]])
+    (folder / "0" / ".hydra" / "overrides.yaml").write_text("- tracking.uri=http://maria:secret@host:5000\n")
+    assert results.read([folder], tmp_path)[0]["command"] == (
+        "python -m kvexp tracking.uri=http://maria:***@host:5000"
+    )
+
+
+def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_state():
+    states = [(1.0, "a"), (2.0, "a"), (5.0, "b"), (7.0, "b"), (6.0, "b")]
+    repeated = [
+        row(us, repetition=number, impl_hash=sources) for number, (us, sources) in enumerate(states, 1)
+    ]
+    (found,) = results.across(repeated)
+    assert (found["latency_us"], found["processes"]) == (6.0, 3)

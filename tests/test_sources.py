@@ -40,6 +40,22 @@ def test_a_changed_kernel_beside_the_module_is_another_implementation(package):
     assert again("theirs.fast.Fast") != before
 
 
+def test_what_a_build_leaves_beside_its_sources_changes_nothing(package):
+    before = again("theirs.fast.Fast")
+    (package / "build").mkdir()
+    for built in (package / "fast.so", package / "build" / "fast.cpython-312.so"):
+        built.write_bytes(b"built")
+        assert again("theirs.fast.Fast") == before
+
+
+def test_a_library_that_came_without_its_sources_is_one_itself(package):
+    (package / "fast.cu").unlink()
+    (package / "fast.so").write_bytes(b"built elsewhere")
+    before = again("theirs.fast.Fast")
+    (package / "fast.so").write_bytes(b"built elsewhere, faster")
+    assert again("theirs.fast.Fast") != before
+
+
 def test_a_module_without_a_package_is_its_file_alone(package):
     before = again("alone.Alone")
     (package.parent / "other.py").write_text("# a neighbour\n")

@@ -38,7 +38,7 @@ class Tracker:
         if what in self.trouble:
             raise TrackingError("the store at memory:// is out of reach")
 
-    def start_sweep(self, sweep_id, command, resumes=False):
+    def start_sweep(self, sweep_id, command, resumes=False, name=""):
         self._take("start", sweep_id, command)
 
     def log_curve(self, folder, target, rows):

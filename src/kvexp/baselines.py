@@ -39,7 +39,7 @@ def write(rows: Sequence[Row], root: Path = ROOT) -> list[Path]:
     names = dict.fromkeys(row["device_name"] for row in rows if row["status"] == "ok")
     if not names:
         raise ConfigError("nothing was timed, so there is no baseline to write")
-    of_each = {name: [row for row in rows if row["device_name"] == name] for name in names}
+    of_each = {name: [row for row in rows if row.get("device_name") == name] for name in names}
     return [_replace(place(name, root), own) for name, own in of_each.items()]
 
 
@@ -51,7 +51,7 @@ def checked_out(name: str, folder: Path) -> bool:
         folder: Where to; it holds PATH/<gpu>/rows.jsonl then, by default baselines/<gpu>/rows.jsonl.
 
     Raises:
-        ConfigError: The revision has no baseline there.
+        ConfigError: The revision has no baseline there, or one that git cannot read.
     """
     revision, _, path = name.partition(":")
     found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
@@ -64,9 +64,12 @@ def checked_out(name: str, folder: Path) -> bool:
         raise ConfigError(f"git revision {revision} has no {path}/<gpu>/{ROWS}; kvexp baseline writes them")
     for file in files:
         # Relative to the current folder, which may lie below the baselines'.
+        content = _git("show", f"{commit}:./{file}")
+        if content is None:
+            raise ConfigError(f"git lists {file} in {revision}, but cannot read it")
         there = folder.joinpath(*(part for part in Path(file).parts if part != ".."))
         there.parent.mkdir(parents=True, exist_ok=True)
-        there.write_bytes(_git("show", f"{commit}:./{file}") or b"")
+        there.write_bytes(content)
     return True
 
 

@@ -15,9 +15,14 @@ Row = Mapping[str, Any]
 Key = tuple[Any, ...]
 
 WORST_FIRST = ("broken", "missing", "slower", "ambiguous", "new", "same", "faster")
-"""Every verdict. `broken`: the candidate is wrong or fails. `missing`: only the baseline was measured."""
+"""Every verdict.
+
+`broken`: the candidate is wrong or fails. `missing`: only the baseline was measured, or a process of the
+candidate did not time what the baseline's did.
+"""
 
 _CASE = tuple(column.name for column in fields(Case) if column.compare)
+_NONE_SHARED = "the two share no case: nothing is measured in both with equal choices and sizes"
 _SAME_MACHINE = ("device_name", "driver")
 
 
@@ -32,7 +37,8 @@ class Point:
         baseline_us: The median over the baseline's processes; None where none timed it.
         candidate_us: The same for the candidate's.
         verdict: The ratio and its interval, where both have a latency.
-        note: Why it is broken or missing, in the row's words.
+        note: Why it is broken or missing, in the row's words, or how many processes each side has where they
+            differ.
     """
 
     label: str
@@ -65,7 +71,7 @@ def compare(
         tolerance: The part by which two processes differ; by default what was measured.
 
     Raises:
-        ConfigError: The two were measured on other GPUs or drivers, or share no case.
+        ConfigError: The two were measured on other GPUs or drivers, share no case, or measured none.
     """
     if not across:
         baseline = _of_its_gpu(baseline, candidate)
@@ -75,13 +81,16 @@ def compare(
     columns = [column for column in _CASE if column not in apart]
     sides = [_by_case(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
-        raise ConfigError("the two share no case: nothing was measured in both with equal choices and sizes")
+        raise ConfigError(_NONE_SHARED)
     names = _names([*baseline, *candidate], columns)
     points = [
         _point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance)
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
-    return sorted(filter(None, points), key=_badness)
+    found = sorted(filter(None, points), key=_badness)
+    if not found:
+        raise ConfigError("neither of the two measured anything: all that they share was skipped in both")
+    return found
 
 
 def one_of(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
@@ -120,6 +129,18 @@ def check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
                 f"the baseline's {column} is {first} and the candidate's {second}, so their latencies say "
                 "nothing of each other; --across compares them all the same"
             )
+
+
+def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
+    """Returns when the baseline has a row of some of these cases, on whichever of a machine's devices.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    columns = [column for column in _CASE if column != "device"]
+    measured = _by_case(baseline, columns)
+    if not any(tuple(getattr(case, column) for column in columns) in measured for case in cases):
+        raise ConfigError(_NONE_SHARED)
 
 
 def _has_several_devices(rows: Sequence[Row]) -> bool:
@@ -163,13 +184,18 @@ def _point(
     size = (*baseline, *candidate)[0]["num_tokens"]
     before, now = ([row for row in side if row["status"] == "ok"] for side in (baseline, candidate))
     wrong = [row for row in candidate if row["status"] in ("incorrect", "failed")]
+    untimed = [row for row in candidate if row["status"] != "ok"]
     was_right, is_right = (any(row["status"] in RIGHT for row in side) for side in (baseline, candidate))
-    verdict = judge_processes(before, now, tolerance) if before and now and not wrong else None
+    verdict = judge_processes(before, now, tolerance) if before and now and not untimed else None
     found, note = "", ""
     if wrong:
         found, note = "broken", _why(wrong[0])
     elif verdict:
         found = verdict.word
+        if len(before) != len(now):
+            note = f"{len(before)} and {len(now)} processes"
+    elif before and now:
+        found, note = "missing", f"in {len(untimed)} of {len(candidate)} processes {_why(untimed[0])}"
     elif before or (was_right and not is_right):
         found, note = "missing", _why(candidate[0]) if candidate else "not in the candidate"
     elif now or (is_right and not was_right):

@@ -1,12 +1,14 @@
 """A sweep's folder: who is at work in it, which command line made it and when, and what it holds already.
 
-`command.json` holds the overrides and flags as they were typed, and when the sweep began. What was typed is
-read as texts, which the command line then checks as if they had been typed; whatever could name a file of
-code is not taken from it.
+`command.json` holds the overrides and flags as they were typed, when the sweep began, and the id by which a
+store knows it, whatever other folders have the same name. What was typed is read as texts, which the command
+line then checks as if they had been typed; whatever could name a file of code is not taken from it.
 """
 
 import json
 import os
+import re
+import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
@@ -33,7 +35,9 @@ def hold(folder: Path) -> AbstractContextManager[None]:
 
 
 def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    """The folder knows what was typed, and when; what an earlier start of the same sweep wrote stays.
+    """The folder knows what was typed, when, and by which id; what an earlier start of the sweep wrote stays.
+
+    One that was begun without an id gets none: a store may know it by its name.
 
     Raises:
         ConfigError: It cannot be written.
@@ -42,6 +46,8 @@ def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) 
         return
     now = datetime.now(UTC).isoformat()
     typed = {"overrides": list(overrides), "flags": list(flags), "started_at": now}
+    if not is_sweep(folder):
+        typed["id"] = uuid.uuid4().hex
     try:
         jsonl.append(folder / COMMAND, json.dumps(typed))
     except OSError as error:
@@ -68,6 +74,30 @@ def read_command(folder: Path) -> tuple[list[str], list[str]]:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ConfigError(f"{file} is no command line; type the whole command, with resume={folder}")
     return found[0], found[1]
+
+
+def name_of(folder: Path) -> str:
+    """A sweep's name: the last two of its folder's, date and time."""
+    return "/".join(folder.parts[-2:])
+
+
+def id_of(folder: Path) -> str:
+    """What no other sweep has: the id that it began with, or, of one that began without, its name."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = _content(folder / COMMAND)["id"]
+        if is_id(found):
+            return str(found)
+    return name_of(folder)
+
+
+def is_id(text: str) -> bool:
+    """Whether it is an id that a sweep began with, and no name."""
+    return re.fullmatch(r"[0-9a-f]{32}", text) is not None
+
+
+def shown(typed: str) -> str:
+    """What was typed, an address, or a file's text, with the password of every address masked."""
+    return re.sub(r"(?<=://)([^/@:\n]*):[^/\n]*@", r"\1:***@", typed)
 
 
 def is_sweep(folder: Path) -> bool:

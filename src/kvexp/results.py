@@ -70,22 +70,31 @@ def across(found: Sequence[Row]) -> list[Row]:
     """One row for each point of a sweep: of its repetitions one that went wrong, else the one in the middle.
 
     The middle is that of the latencies; of an even number the faster one. No row says which it was, but each
-    how many PROCESSES timed its point.
+    how many PROCESSES timed its point, and what disturbed any of them. Of a kernel that was changed meanwhile
+    the last state counts.
     """
     points: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
-        points.setdefault((row.get(SWEEP), row.get("workload"), *rows.identity(row)), []).append(row)
+        points.setdefault((row.get(SWEEP), *rows.tried(row)), []).append(row)
     return [
         {column: value for column, value in _middle(own).items() if column != rows.REPETITION}
-        | {PROCESSES: sum(row["status"] == "ok" for row in own)}
+        | {PROCESSES: len(_timed(own))}
+        | rows.disturbed(own)
         for own in points.values()
     ]
 
 
 def _middle(tries: Sequence[Row]) -> Row:
     wrong = [row for row in tries if are_wrong([row])]
-    timed = sorted((row for row in tries if row["status"] == "ok"), key=lambda row: row["latency_us"])
+    timed = _timed(tries)
     return next(iter([*wrong, *timed[(len(timed) - 1) // 2 :], *tries]))
+
+
+def _timed(tries: Sequence[Row]) -> list[Row]:
+    """The `ok` ones of the kernel's last state, the fastest first."""
+    timed = [row for row in tries if row["status"] == "ok"]
+    last = [row for row in timed if row.get("impl_hash") == timed[-1].get("impl_hash")]
+    return sorted(last, key=lambda row: row["latency_us"])
 
 
 def _files(path: Path) -> list[Path]:
@@ -114,8 +123,9 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         found = rows.read(file)
     except KvexpError as error:
         raise ConfigError(str(error)) from error
-    known = {SWEEP: "/".join(_home(file).parts[-2:]), COMMAND: _command(file.parent, found)}
-    return [{**row, **known} for row in found]
+    sweep = "/".join(_home(file).parts[-2:])
+    commands = {id(row): _command(file.parent, curve) for curve in rows.curves(found) for row in curve}
+    return [{**row, SWEEP: sweep, COMMAND: commands[id(row)]} for row in found]
 
 
 def _exported(file: Path) -> list[dict[str, Any]]:
@@ -141,7 +151,7 @@ def _command(job: Path, found: Sequence[Row]) -> str:
         overrides = _overrides(found)
     else:
         return ""
-    return shlex.join(["python", "-m", "kvexp", *overrides])
+    return sweep_folder.shown(shlex.join(["python", "-m", "kvexp", *overrides]))
 
 
 def _overrides(found: Sequence[Row]) -> list[str]:
@@ -152,7 +162,7 @@ def _overrides(found: Sequence[Row]) -> list[str]:
         chosen += [f"{group}.{name}={option}" for name, option in options.items()]
     if first.get("workload"):
         chosen += [f"workload.{name}={first[name]}" for name in _SIZES if first.get(name) is not None]
-        tokens = ",".join(str(row["num_tokens"]) for row in found)
+        tokens = ",".join(dict.fromkeys(str(row["num_tokens"]) for row in found))
         chosen.append(f"workload.num_tokens=[{tokens}]")
     return chosen
 

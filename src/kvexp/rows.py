@@ -111,13 +111,18 @@ def identity(row: Row) -> Identity:
     return tuple(row.get(column) for column in IDENTITY)
 
 
+def tried(row: Row) -> Identity:
+    """Which point of which workload a row is a try of, whatever became of the kernel meanwhile."""
+    return tuple(row.get(column) for column in _TRIED)
+
+
 def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each point and repetition, the last of several tries; in the order of the first tries.
 
     A kernel that was changed between two tries leaves one row, that of its last state. Points that differ in
     their workload's name alone are two.
     """
-    return list({(repetition(row), *(row.get(column) for column in _TRIED)): row for row in rows}.values())
+    return list({(repetition(row), *tried(row)): row for row in rows}.values())
 
 
 def repetition(row: Row) -> int:
@@ -150,6 +155,15 @@ def labels(curves: Sequence[Sequence[Row]]) -> list[str]:
             chosen.append(column)
             told_apart = kinds
     return [" ".join(filter(None, (word(row, column) for column in chosen))) for row in firsts]
+
+
+def disturbed(rows: Iterable[Row]) -> dict[str, Any]:
+    """`throttled`, with all that held clocks down at any row, and the most `other_processes`, if any."""
+    found = list(rows)
+    held = [word for row in found for word in (row.get("throttled") or "").split(", ") if word]
+    others = max((row.get("other_processes") or 0 for row in found), default=0)
+    said = {"throttled": ", ".join(dict.fromkeys(held)), "other_processes": others}
+    return {column: value for column, value in said.items() if value}
 
 
 def word(row: Row, column: str) -> str:

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-SUFFIXES = {".py", ".pyx", ".cu", ".cuh", ".c", ".cc", ".cpp", ".h", ".hpp", ".ptx", ".cubin", ".so"}
+BUILT_FROM = {".pyx", ".cu", ".c", ".cc", ".cpp"}
+SUFFIXES = BUILT_FROM | {".py", ".cuh", ".h", ".hpp", ".ptx", ".cubin", ".so"}
 STRANGERS = "kvexp.impl"
 """The package whose modules never import one another: one of its files is an implementation of its own."""
 
@@ -15,7 +16,8 @@ STRANGERS = "kvexp.impl"
 def impl_hash(target: str) -> str | None:
     """A hash of the sources of the class at the dotted path `target`; None when there are none to read.
 
-    A package is hashed whole, with its kernels, and so is the package that a module belongs to; a module of
+    A package is hashed whole, with its kernels, and so is the package that a module belongs to, but for the
+    `.so` that a build leaves beside what it is built from: it may appear while a sweep runs. A module of
     `kvexp.impl`, or one that is in no package, is its file. Read once a process, since what was imported
     stays the same after an edit.
     """
@@ -42,5 +44,7 @@ def impl_hash(target: str) -> str | None:
 def _files(root: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
-    else:
-        yield from sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        return
+    found = sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    has_sources = any(path.suffix in BUILT_FROM for path in found)
+    yield from (path for path in found if not (has_sources and path.suffix == ".so"))

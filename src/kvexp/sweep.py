@@ -105,7 +105,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
             tracker.end(status)
             if outcome.rows:
                 _tell(outcome, home, settings.repeat)
-                tracker.say_where()
+                tracker.send_report()
     return exit_code(outcome.rows)
 
 

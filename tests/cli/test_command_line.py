@@ -232,3 +232,9 @@ def test_argv_and_the_environment_are_left_as_they_were(typed, monkeypatch):
 def test_the_folder_of_options_is_absolute():
     assert catalogue.conf_dir() == catalogue.conf_dir().absolute()
     assert Path(catalogue.conf_dir() / "config.yaml").is_file()
+
+
+def test_the_words_that_repeat_a_curve_hold_no_password(typed):
+    outcome = typed("impl=torch", "workload=tiny", "tracking=server", "tracking.uri=http://maria:secret@host")
+    (word,) = {word for job in outcome.jobs for word in job.words if "maria" in word}
+    assert word.endswith(":***@host")

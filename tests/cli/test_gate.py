@@ -1,5 +1,7 @@
 """A baseline and gates against it, really measured, each curve by two processes instead of five."""
 
+import errno
+import json
 import os
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 from kvexp import cli, results, sweep
 from kvexp.cli import gating
 from kvexp.cli.commands import gate
-from kvexp.rows import RIGHT, repetition
-from tests.measured import curve
+from kvexp.rows import RIGHT, RowFile, repetition
+from tests.measured import curve, refused
 
 ROOT = Path(__file__).parents[2]
 CURVE = (
@@ -56,6 +58,68 @@ def test_a_baseline_holds_the_right_rows_of_every_process(there):
     assert rows[0]["host"] == os.uname().nodename
 
 
+def test_a_baseline_of_other_curves_is_told_before_anything_is_measured(there, monkeypatch, capfd):
+    monkeypatch.setattr(sweep, "run", lambda *_: pytest.fail("measured"))
+    before = list(there.rglob("*"))
+    for other in ("workload.num_tokens=[8]", "dtype=half"):
+        words = [word for word in CURVE if word.partition("=")[0] != other.partition("=")[0]]
+        assert cli.dispatch(["gate", *words, other]) == 2
+        assert "the two share no case" in capfd.readouterr().err
+    assert list(there.rglob("*")) == before
+
+
+def test_a_gate_whose_processes_differ_much_says_that_it_saw_little(there, monkeypatch, capfd):
+    """Latencies that scatter by half, of a kernel that did not change."""
+    latencies, append = iter((10.0, 15.0, 15.0, 10.0)), RowFile.append
+
+    def scattered(self, row, *others):
+        us = next(latencies)
+        append(self, row | {"latency_us": us, "latency_us_low": 1.0, "latency_us_high": 1000.0}, *others)
+
+    monkeypatch.setattr(RowFile, "append", scattered)
+    assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.01"]) == 0
+    said = capfd.readouterr()
+    assert said.out.splitlines()[-1] == "2 ambiguous"
+    assert "kvexp: 2 of 2 points are ambiguous, so this gate saw little: " in said.err
+
+
+def test_a_point_that_one_process_skipped_is_missing(there, monkeypatch, capfd):
+    last, append = [], RowFile.append
+
+    def skipped(self, row, *others):
+        last.append(row)
+        refusal = {"status": "skipped", "reason": "no room"} if len(last) == 4 else {}
+        append(self, row | refusal, *others)
+
+    monkeypatch.setattr(RowFile, "append", skipped)
+    assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 1
+    out = capfd.readouterr().out
+    assert "in 1 of 2 processes skipped: no room" in out
+    assert "1 missing" in out.splitlines()[-1]
+
+
+def test_a_baseline_of_a_disturbed_machine_or_of_fewer_processes_is_written_with_a_word(
+    there, monkeypatch, capfd, tmp_path
+):
+    _go(monkeypatch, tmp_path)
+    (tmp_path / "my_conf").symlink_to(there / "my_conf")
+    last, append = [], RowFile.append
+
+    def disturbed(self, row, *others):
+        last.append(row)
+        changes = {1: {"throttled": "heat", "other_processes": 2}, 4: {"status": "skipped", "reason": "no"}}
+        append(self, row | changes.get(len(last), {}), *others)
+
+    monkeypatch.setattr(RowFile, "append", disturbed)
+    assert cli.dispatch(["baseline", *CURVE]) == 0
+    said = capfd.readouterr()
+    assert list(tmp_path.glob("baselines/*/rows.jsonl"))
+    doubts = [line for line in said.err.splitlines() if "of the baseline's" in line]
+    assert doubts[0].startswith("kvexp: the GPU was disturbed in 1 of the baseline's 3 measurements (")
+    assert "throttled heat, other_processes 2" in doubts[0]
+    assert doubts[1] == "kvexp: 1 of the baseline's 2 points were timed by fewer than 2 processes"
+
+
 def test_the_same_kernel_passes(there, capfd):
     assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 0
     out = capfd.readouterr().out
@@ -68,6 +132,33 @@ def test_a_kernel_that_got_worse_does_not(there, monkeypatch, capfd, change, ver
     monkeypatch.setenv("KERNEL", change)
     assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 1
     assert capfd.readouterr().out.splitlines()[-1] == f"2 {verdict}"
+
+
+def test_a_sweep_whose_rows_cannot_all_be_written_does_not_pass(there, monkeypatch, capfd):
+    """The disk is full before the last of the four rows: of each curve something right is there."""
+    written, append = [], RowFile.append
+
+    def until_full(self, row, *others):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(row)
+        append(self, row, *others)
+
+    monkeypatch.setattr(RowFile, "append", until_full)
+    assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 1
+    assert "No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["gate", "baseline"])
+def test_a_kernel_that_was_edited_between_two_processes_is_two(there, monkeypatch, capfd, command):
+    hashes, append = iter("aabb"), RowFile.append
+    monkeypatch.setattr(
+        RowFile, "append", lambda self, row, *others: append(self, row | {"impl_hash": next(hashes)}, *others)
+    )
+    before = [file.read_bytes() for file in there.glob("baselines/*/*")]
+    assert cli.dispatch([command, *CURVE]) == 2
+    assert "impl=changing were changed while they were measured; measure again" in capfd.readouterr().err
+    assert [file.read_bytes() for file in there.glob("baselines/*/*")] == before
 
 
 def test_of_what_is_wrong_no_baseline_is_written(there, monkeypatch, capfd):
@@ -112,6 +203,18 @@ def test_a_baseline_under_another_driver_is_refused_before_anything_is_measured(
     Path("baselines/nvidia-h200").mkdir(parents=True)
     assert cli.dispatch(["gate", *TORCH]) == 2
     assert "the baseline's driver is 580.1 and the candidate's 590.1" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rows", [[], [refused("verified", "interpreted")]])
+def test_a_baseline_of_nothing_timed_is_told_before_anything_is_measured(
+    elsewhere_unmeasured, monkeypatch, capfd, rows
+):
+    machine = {"device_name": "NVIDIA H200", "driver": "580.1"}
+    monkeypatch.setattr(gating, "machine", lambda device: machine)
+    Path("baselines/nvidia-h200").mkdir(parents=True)
+    Path("baselines/nvidia-h200/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.dispatch(["gate", *TORCH]) == 2
+    assert "the baseline in baselines/nvidia-h200 holds nothing that was timed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["gate", "baseline"])

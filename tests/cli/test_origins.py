@@ -128,3 +128,12 @@ def test_a_store_that_is_broken_is_one_sentence(here, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("kvexp: the tracking store sqlite:////")
     assert said.count("\n") == 1
+
+
+def test_mlflow_is_told_to_be_quiet_before_it_is_asked(stored, monkeypatch):
+    for variable in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    assert origins.read(SWEEP)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"

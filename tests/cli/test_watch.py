@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -24,10 +25,11 @@ def watching(elsewhere):
     """The process, just started."""
     started = []
 
-    def start(*words):
+    def start(*words, **environment):
         command = [sys.executable, "-m", "kvexp", "watch", "--every", "0.1", *words]
+        environ = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **pipes))
+        started.append(subprocess.Popen(command, env=environ, **pipes))
         return started[-1]
 
     yield start
@@ -47,6 +49,13 @@ def test_it_follows_the_last_sweep_and_ends_when_that_ends(home, watching):
     assert (process.returncode, err) == (0, "")
     assert out.startswith("2026-11-21/10-00-00-000001  points: 2  ended\n")
     assert "3.00 µs" in out
+
+
+def test_a_terminal_that_draws_nothing_is_followed_line_by_line(home, watching):
+    with folder.hold(home):
+        process = watching(TERM="dumb", FORCE_COLOR="1")
+        assert select.select([process.stdout], [], [], 30)[0]
+        assert process.stdout.readline().startswith("2026-11-21/10-00-00-000001")
 
 
 def test_ctrl_c_ends_it_and_not_the_sweep(home, watching):

@@ -167,7 +167,7 @@ def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
     for _ in range(3):
         guarded.log_curve(tmp_path, "", [])
     guarded.end("FINISHED")
-    guarded.say_where()
+    guarded.send_report()
     assert asked == ["start", "curve"]
     assert len(said) == 1
 

@@ -1,12 +1,15 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from kvexp.errors import TrackingError
-from kvexp.tracking import connect, settings
+from kvexp import folder as sweep_folder
+from kvexp.errors import ConfigError, TrackingError
+from kvexp.tracking import connect, kept, settings, sync
 
 
 @pytest.fixture
@@ -78,6 +81,24 @@ def test_rows_samples_and_configuration_are_artifacts(logged, client, store):
     assert child.info.artifact_uri.startswith((mlruns / "artifacts").as_uri())
 
 
+def test_a_typed_password_is_in_no_artifact(tracker, sweep, client, job, measure, experiment, tmp_path):
+    folder, uri = job(measure()), "http://maria:secret@host:5000"
+    (folder / ".hydra" / "config.yaml").write_text(f"tracking:\n  uri: {uri}\ndevice: cpu\n")
+    (folder / ".hydra" / "overrides.yaml").write_text(f"- impl=cuda\n- tracking.uri={uri}\n")
+    tracker.start_sweep("typed", "")
+    tracker.log_curve(folder, experiment.impl.target, measure())
+    _, child = sweep("typed")
+    (tmp_path / "sent").mkdir()
+    sent = Path(client.download_artifacts(child.info.run_id, "", str(tmp_path / "sent")))
+    assert len([file for file in sent.rglob("*") if file.is_file()]) == 4
+    assert not [file for file in sent.rglob("*") if file.is_file() and b"secret" in file.read_bytes()]
+    assert yaml.safe_load((sent / "config" / "config.yaml").read_text()) == {
+        "tracking": {"uri": "http://maria:***@host:5000"},
+        "device": "cpu",
+    }
+    assert yaml.safe_load((sent / "config" / "overrides.yaml").read_text())[0] == "impl=cuda"
+
+
 @pytest.mark.parametrize("status", ["incorrect", "failed"])
 def test_a_curve_with_a_wrong_point_is_a_failed_run(tracker, sweep, job, measure, experiment, status):
     rows = measure(status)
@@ -131,6 +152,58 @@ def test_two_sweeps_of_one_process_are_apart(tracker, sweep, job, measure, exper
         tracker.log_curve(job(measure(), number), experiment.impl.target, measure())
         tracker.end_sweep("FINISHED")
     assert [run.info.run_name for run in sweep("two")] == ["two", "cuda HND bfloat16 seed"]
+
+
+@pytest.fixture
+def homes(tmp_path, job, measure):
+    """Two sweeps' folders of one name, as two checkouts have them, each with a curve."""
+    made = [tmp_path / checkout / "multirun" / tmp_path.name for checkout in "ab"]
+    for number, home in enumerate(made):
+        home.mkdir(parents=True)
+        sweep_folder.write_command(home, ["impl=cuda"], [])
+        shutil.move(job(measure(surprise=1), number), home / "0")
+    return made
+
+
+def test_two_sweeps_of_one_name_are_both_sent_and_apart(homes, store, sweep):
+    assert [sync.sync(home, store, lambda _: None).sent for home in homes] == [1, 1]
+    assert [sync.sync(home, store, lambda _: None).there for home in homes] == [1, 1]
+    runs = sweep(sweep_folder.name_of(homes[0]))
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert {run.info.run_name for run in parents} == {sweep_folder.name_of(homes[0])}
+    assert {run.data.tags["kvexp.sweep_id"] for run in parents} == set(map(sweep_folder.id_of, homes))
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {
+        None, *(run.info.run_id for run in parents)
+    }  # fmt: skip
+    assert len(runs) == 4
+
+
+def test_a_name_of_several_sweeps_is_read_as_none_of_them(homes, store, sweep, tmp_path):
+    for home in homes:
+        sync.sync(home, store, lambda _: None)
+    name = sweep_folder.name_of(homes[0])
+    ids = [run.info.run_id for run in sweep(name) if "mlflow.parentRunId" not in run.data.tags]
+    with pytest.raises(ConfigError, match=f"{name} is the name of 2 sweeps there; give the id of one's run"):
+        kept.fetch(store.uri, name, tmp_path / "by name")
+    assert not (tmp_path / "by name").exists()
+    assert kept.fetch(store.uri, ids[0], tmp_path / "by id")
+    assert [file.name for file in (tmp_path / "by id").rglob("*.jsonl")] == ["rows.jsonl"]
+
+
+def test_a_sweep_without_an_id_is_told_from_one_of_its_name_that_has_one(homes, store):
+    (homes[0] / sweep_folder.COMMAND).unlink()
+    for home in (*homes, *homes):
+        sync.sync(home, store, lambda _: None)
+    assert [sync.sync(home, store, lambda _: None).there for home in homes] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["it's", "a\"b'c", "50%_", "back\\"])
+def test_a_sweep_of_whatever_name_is_sent_once(tmp_path, store, job, measure, sweep, name):
+    home = tmp_path / "multirun" / name
+    home.mkdir(parents=True)
+    shutil.move(job(measure(surprise=1)), home / "0")
+    first, second = (sync.sync(home, store, lambda _: None) for _ in range(2))
+    assert (first.sent, first.there, second.sent, second.there) == (1, 0, 0, 1)
 
 
 def test_a_run_whose_process_died_is_killed_at_the_next_start(store, tracker, sweep):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvexp import folder as sweep_folder
 from kvexp.tracking import drawn, sync
 
 
@@ -25,7 +26,7 @@ def sent(home, store, sweep):
     """The runs after a sync of everything: the sweep's, then its curves'; and what was said of it."""
     said = []
     sync.sync(home, store, said.append)
-    return *sweep(sync.id_of(home)), said
+    return *sweep(sweep_folder.id_of(home)), said
 
 
 def files(client, run):
@@ -61,7 +62,7 @@ def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, 
     again = sync.sync(home, store, lambda _: None)
     assert (again.sent, again.there) == (0, 2)
     assert files(client, parent) == {"report.html", "report.md"}
-    assert len(sweep(sync.id_of(home))) == 1 + len(curves)
+    assert len(sweep(sweep_folder.id_of(home))) == 1 + len(curves)
 
 
 def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
@@ -75,6 +76,48 @@ def test_a_resumed_sweep_gets_a_new_report(sent, home, store, job, measure, clie
     assert "failed" in Path(client.download_artifacts(sent[0].info.run_id, "report.md")).read_text("utf-8")
 
 
+def test_a_description_that_a_person_wrote_stays_and_one_of_its_own_follows_the_rows(
+    sent, home, store, job, measure, client
+):
+    parent_id = sent[0].info.run_id
+
+    def resent(number, status, described):
+        shutil.move(job(measure(status, dtype="half", seed=number, surprise=1), number), home / str(number))
+        sync.sync(home, store, lambda _: None)
+        note = client.get_run(parent_id).data.tags["mlflow.note.content"]
+        assert described in note
+
+    resent(2, "failed", "1 failed")
+    client.set_tag(parent_id, "mlflow.note.content", "Mine.")
+    resent(3, "failed", "Mine.")
+
+
+def test_of_two_sweeps_of_one_name_the_newer_one_gets_its_own_report(
+    store, tracker, client, job, measure, experiment, tmp_path, request
+):
+    rows, sweep_id, parents = measure(surprise=1), f"multirun/{request.node.name}", []
+    folder = job(rows)
+    (tmp_path / "drawn" / folder.name).mkdir(parents=True)
+    for name in ("report.html", "report.md", f"{folder.name}/latency.svg"):
+        (tmp_path / "drawn" / name).write_text("# drawn")
+    for _ in range(2):
+        tracker.start_sweep(sweep_id, "")
+        tracker.log_curve(folder, experiment.impl.target, rows)
+        parents.append(tracker._parent_id)
+    tracker.log_report(sweep_id, tmp_path / "drawn")
+    experiment_id = client.get_experiment_by_name(store.experiment).experiment_id
+    has = {
+        run.data.tags.get("mlflow.parentRunId", run.info.run_id): files(client, run)
+        for run in client.search_runs([experiment_id], f"tags.`kvexp.sweep` = '{sweep_id}'")
+        if "mlflow.parentRunId" in run.data.tags
+    }
+    assert [files(client, client.get_run(parent)) for parent in parents] == [
+        set(),
+        {"report.html", "report.md"},
+    ]
+    assert ["latency.svg" in has[parent] for parent in parents] == [False, True]
+
+
 def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeypatch):
     def broken(*_):
         raise RuntimeError("no font was found")
@@ -84,5 +127,5 @@ def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeyp
     done = sync.sync(home, store, said.append)
     assert (done.sent, done.refused) == (2, 0)
     assert said[-1] == "kvexp: no font was found; the runs have no report, and kvexp sync tries again"
-    parent, *_ = sweep(sync.id_of(home))
+    parent, *_ = sweep(sweep_folder.id_of(home))
     assert (files(client, parent), parent.info.status) == (set(), "FINISHED")

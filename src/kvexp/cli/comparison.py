@@ -65,6 +65,10 @@ def _part(text: str) -> float:
 
 def _verdicts(text: str) -> set[str]:
     verdicts = set(filter(None, text.split(",")))
+    if not verdicts:
+        raise ConfigError(
+            f"--fail-on names no verdict, so nothing could fail; one of {', '.join(WORST_FIRST)}"
+        )
     if unknown := verdicts - set(WORST_FIRST):
         there = ", ".join(WORST_FIRST)
         raise ConfigError(f"--fail-on {','.join(sorted(unknown))} is no verdict; one of {there}")

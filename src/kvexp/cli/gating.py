@@ -1,9 +1,11 @@
 """What a gate and the baseline that it compares with have in common: how both are measured."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.results import PROCESSES, across
+from kvexp.rows import RIGHT, disturbed
 from kvexp.sweep import Job
 from kvexp.worker import Worker
 
@@ -32,8 +34,43 @@ def check(jobs: Sequence[Job]) -> None:
         raise ConfigError(f"each device has a baseline of its own; choose one of {', '.join(devices)}")
 
 
+def check_kernels(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Returns when every process measured the same sources of each implementation.
+
+    Raises:
+        ConfigError: A file of one was edited between two processes: the medians of both say nothing.
+    """
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        if row["status"] in RIGHT and row.get("impl_hash"):
+            found.setdefault(row["impl"], set()).add(row["impl_hash"])
+    changed = sorted(impl for impl, hashes in found.items() if len(hashes) > 1)
+    if changed:
+        raise ConfigError(
+            f"the sources of impl={', '.join(changed)} were changed while they were measured; measure again"
+        )
+
+
+def doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why a baseline of these rows may be a poor one, a sentence each; empty where nothing says so."""
+    timed = [row for row in rows if row["status"] == "ok"]
+    said = []
+    if found := [row for row in timed if disturbed([row])]:
+        why = ", ".join(f"{column} {value}" for column, value in disturbed(found).items())
+        said.append(
+            f"the GPU was disturbed in {len(found)} of the baseline's {len(timed)} measurements ({why}), "
+            "so a gate may find its points faster or ambiguous; kvexp baseline measures again"
+        )
+    points = across(rows)
+    if few := [point for point in points if 0 < point[PROCESSES] < LEAST]:
+        said.append(
+            f"{len(few)} of the baseline's {len(points)} points were timed by fewer than {LEAST} processes"
+        )
+    return said
+
+
 def machine(device: str) -> dict[str, Any]:
-    """The columns about the machine that a row measured on this device would have.
+    """The columns about the machine that a row measured on this device would have, and which device it is.
 
     Raises:
         ConfigError: The machine has no such device, or the process that looks for it died.
@@ -43,4 +80,4 @@ def machine(device: str) -> dict[str, Any]:
             worker.wait()
         except KvexpError as error:
             raise ConfigError(str(error)) from error
-        return worker.environment
+        return {**worker.environment, "device": worker.device}

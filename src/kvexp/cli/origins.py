@@ -42,6 +42,7 @@ def _downloaded(name: str, folder: Path) -> bool:
     file = tracking.sqlite_file(uri)
     if file is not None and not file.exists():
         return False
+    tracking.quiet()
     from kvexp.tracking.kept import fetch  # here, since it imports MLflow
 
     try:

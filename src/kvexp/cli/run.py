@@ -205,7 +205,8 @@ def _measure(
 
     flags = [flag for flag in curves.line.flags if flag != "--multirun"]
     jobs = [
-        sweep.Job(experiment, folder, (*flags, *overrides)) for experiment, folder, overrides in curves.right
+        sweep.Job(experiment, folder, (*flags, *map(shown, overrides)))
+        for experiment, folder, overrides in curves.right
     ]
     home = jobs[0].folder.parent
     (how_run,) = curves.settings

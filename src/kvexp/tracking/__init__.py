@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvexp.errors import ConfigError, TrackingError
+from kvexp.folder import shown as shown
 
 KINDS = ("local", "server", "none")
 
@@ -51,8 +52,15 @@ class Tracker(Protocol):
     uri: str
     page: str
 
-    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False) -> None:
-        """The sweep has its parent run: its earlier one, where it resumes and that is there."""
+    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False, name: str = "") -> None:
+        """The sweep has its parent run: its earlier one, where it resumes and that is there.
+
+        Args:
+            sweep_id: By which the store knows it; see `folder.id_of`.
+            command: What was typed.
+            resumes: Whether it was begun before.
+            name: What people call it; by default the id.
+        """
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """The curve's rows are a finished child run of the sweep.
@@ -121,8 +129,7 @@ def connect(settings: TrackingSettings) -> Tracker | None:
             f"the tracking store {settings.uri} cannot be used: in an address a ? ends the file's path; "
             "type tracking.uri=sqlite:////FOLDER/mlflow.db with a folder that has none"
         )
-    for variable, value in _QUIET.items():
-        os.environ.setdefault(variable, value)
+    quiet()
     try:
         from kvexp.tracking.mlflow import MlflowTracker
     except ImportError as error:
@@ -130,9 +137,10 @@ def connect(settings: TrackingSettings) -> Tracker | None:
     return MlflowTracker(settings.uri, settings.experiment)
 
 
-def shown(uri: str) -> str:
-    """The address with its password masked."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1:***@", uri)
+def quiet() -> None:
+    """MLflow, imported after this, reports to nobody, and gives a server that is away up soon."""
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from kvexp.case import Case
 from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Statistics
-from kvexp.rows import CURVE, REPETITION, Row, repetition, word
+from kvexp.rows import CURVE, REPETITION, Row, disturbed, repetition, word
 
 _METRICS = (
     *(column.name for column in fields(Statistics) if column.name != "samples"),
@@ -74,7 +74,8 @@ def tags(rows: Sequence[Row]) -> dict[str, str]:
     """The outcome of the curve as a whole, what disturbed it, and the environment's columns."""
     reasons = {row.get("reason") for row in rows}
     reason = reasons.pop() if len(reasons) == 1 else None
-    found = {"status": status(rows), "reason": reason or "", **_disturbed(rows), **environment(rows)}
+    disturbances = {column: str(value) for column, value in disturbed(rows).items()}
+    found = {"status": status(rows), "reason": reason or "", **disturbances, **environment(rows)}
     return {key: value[:_TAG_LENGTH] for key, value in found.items() if value}
 
 
@@ -99,13 +100,6 @@ def _options(row: Row) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _disturbed(rows: Sequence[Row]) -> dict[str, str]:
-    """What held the GPU's clocks down at any point, and the most other processes; empty where nothing did."""
-    held = [word for row in rows if row.get("throttled") for word in row["throttled"].split(", ")]
-    others = max((row.get("other_processes") or 0 for row in rows), default=0)
-    return {"throttled": ", ".join(dict.fromkeys(held)), "other_processes": str(others or "")}
 
 
 def status(rows: Sequence[Row]) -> str:

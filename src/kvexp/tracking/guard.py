@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kvexp import folder as sweep_folder
 from kvexp import tracking
 from kvexp.errors import TrackingError
 from kvexp.tracking import Tracker, TrackingSettings, sync
@@ -17,7 +18,7 @@ class Guarded:
 
     Args:
         settings: Where to track.
-        home: The sweep's folder; its last two names, date and time, are the sweep's name.
+        home: The sweep's folder.
         command: What was typed.
         resumes: Whether the sweep was begun before; what the store has missed of it is sent then.
         say: Told of trouble, in one sentence.
@@ -43,9 +44,9 @@ class Guarded:
             self._give_up(error)
 
     def _start(self, tracker: Tracker, home: Path, command: str, resumes: bool) -> None:
-        sweep_id = sync.id_of(home)
+        sweep_id = sweep_folder.id_of(home)
         missing = tracker.missing(sweep_id, sync.curves(home)) if resumes else []
-        tracker.start_sweep(sweep_id, command, resumes)
+        tracker.start_sweep(sweep_id, command, resumes, sweep_folder.name_of(home))
         sync.catch_up(tracker, missing, self._say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -65,8 +66,8 @@ class Guarded:
             except TrackingError as error:
                 self._give_up(error)
 
-    def say_where(self) -> None:
-        """Says where the runs are, which then have their report; that of a killed sweep is left to a sync."""
+    def send_report(self) -> None:
+        """The runs have their report, and it is said where they are; a killed sweep's is left to a sync."""
         if self._tracker:
             self._say(f"tracked in {self._tracker.uri}")
             if self._tracker.page:

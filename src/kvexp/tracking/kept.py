@@ -5,6 +5,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from kvexp.errors import ConfigError
 from kvexp.rows import ROWS
 from kvexp.tracking import shown
 from kvexp.tracking.store import border, hush
@@ -21,12 +22,19 @@ def fetch(uri: str, name: str, folder: Path) -> bool:
         folder: Where to.
 
     Raises:
+        ConfigError: Several sweeps have that name.
         TrackingError: The store is out of reach, or a run holds no rows.
     """
     hush()
     with border(shown(uri)):
         client = MlflowClient(tracking_uri=uri)
         runs = _runs(client, name)
+    sweeps = list(dict.fromkeys(run.data.tags.get("mlflow.parentRunId", "") for run in runs))
+    if len(sweeps) > 1:
+        raise ConfigError(
+            f"{name} is the name of {len(sweeps)} sweeps there; give the id of one's run: {', '.join(sweeps)}"
+        )
+    with border(shown(uri)):
         for number, run in enumerate(runs):
             job = folder / str(number)
             job.mkdir(parents=True)

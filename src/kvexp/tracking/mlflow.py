@@ -8,6 +8,7 @@ child process could inherit.
 import os
 import socket
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
+from kvexp.folder import is_id
 from kvexp.report.palette import PALETTE
 from kvexp.rows import ROWS, SAMPLES, Row
 from kvexp.tracking import curve, drawn, shown, views
@@ -29,7 +31,10 @@ _WHOLE = "kvexp.whole"
 """The tag that a curve's run gets last: without it the run is what an interrupted send has left."""
 _REPORTED = "kvexp.reported"
 """The tag of a sweep's run that says whether the report of all its curves is there: `true` or `false`."""
+_NOTE = "mlflow.note.content"
 _LONGEST_NOTE = 5000
+_DESCRIBED = "kvexp.described"
+"""The tag of a sweep's run with the checksum of its description, as it was written here."""
 
 
 class MlflowTracker:
@@ -46,7 +51,7 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = shown(uri)
         self._host = socket.gethostname()
-        self._sweep_id = ""
+        self._sweep_id = self._name = ""
         self._parent_id = ""
         self._curves: list[Row] = []
         hush()
@@ -55,9 +60,10 @@ class MlflowTracker:
         served = uri.startswith("http")
         self.page = f"{self.uri.rstrip('/')}{views.page(self._experiment_id)}" if served else ""
 
-    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False) -> None:
+    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False, name: str = "") -> None:
         """The sweep has its parent run; runs that died on this host are closed first."""
-        tags = {**self._tags(sweep_id), "command": command, "kvexp": __version__, _REPORTED: "false"}
+        self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
+        tags = {**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"}
         with border(self.uri):
             self._close_stale_runs()
             earlier = self._parents(sweep_id) if resumes else []
@@ -66,20 +72,19 @@ class MlflowTracker:
                 self._client.update_run(self._parent_id, status="RUNNING")
                 self._client.log_batch(self._parent_id, tags=[RunTag(*tag) for tag in tags.items()])
             else:
-                run = self._client.create_run(self._experiment_id, tags=tags, run_name=sweep_id)
+                run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._name)
                 self._parent_id = run.info.run_id
             with suppress(MlflowException):  # a view is no reason to go untracked
                 self._client.set_experiment_tag(self._experiment_id, *views.last(sweep_id).tag(_now_ms()))
-        self._sweep_id, self._curves = sweep_id, []
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
         """The curve's rows are a finished child run of the sweep; a curve without rows has none."""
         if not rows:
             return
         tags = {
-            **self._tags(self._sweep_id),
+            **self._tags(),
             "mlflow.parentRunId": self._parent_id,
-            "kvexp.curve": f"{self._sweep_id}/{folder.name}",
+            "kvexp.curve": f"{self._name}/{folder.name}",
             "impl_target": target,
             "mlflow.runColor": PALETTE[len(self._curves) % len(PALETTE)],
             **curve.tags(rows),
@@ -128,15 +133,15 @@ class MlflowTracker:
         _, _, said = (folder / drawn.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
         note = said.partition("\n### ")[0].strip()
         with border(self.uri):
-            parent_id = self._parents(sweep_id)[0].info.run_id
+            parent = self._parent(sweep_id)
+            parent_id = parent.info.run_id
             for name in (drawn.PAGE, drawn.MARKDOWN):
                 self._client.log_artifact(parent_id, str(folder / name))
-            for curve_id, run in self._whole(sweep_id).items():
-                figures = folder / Path(curve_id).name
+            for number, run in self._whole(sweep_id, parent_id).items():
+                figures = folder / number
                 if figures.is_dir():  # what was measured may have been cleared away since
                     self._client.log_artifacts(run.info.run_id, str(figures))
-            tags = [RunTag("mlflow.note.content", note[:_LONGEST_NOTE]), RunTag(_REPORTED, "true")]
-            self._client.log_batch(parent_id, tags=tags)
+            self._client.log_batch(parent_id, tags=_described(parent, note[:_LONGEST_NOTE]))
 
     def lacks_report(self, sweep_id: str) -> bool:
         """Whether the sweep has a run, and that run no report."""
@@ -152,7 +157,7 @@ class MlflowTracker:
             for run in self._runs(sweep_id):
                 if "mlflow.parentRunId" in run.data.tags and run.info.run_id not in kept:
                     self._client.delete_run(run.info.run_id)
-        return [folder for folder in folders if f"{sweep_id}/{folder.name}" not in whole]
+        return [folder for folder in folders if folder.name not in whole]
 
     def _abandon(self, run_id: str) -> None:
         """Nothing else would end the run of a curve that did not arrive whole."""
@@ -166,12 +171,12 @@ class MlflowTracker:
         while True:
             page = self._client.search_runs(
                 [self._experiment_id],
-                f"tags.`kvexp.sweep` = '{sweep_id}'",
+                views.of_sweep(sweep_id),
                 max_results=_PAGE,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
             )
-            found += page
+            found += [run for run in page if _sweep(run) == sweep_id]
             token = page.token
             if not token:
                 return found
@@ -179,15 +184,22 @@ class MlflowTracker:
     def _parents(self, sweep_id: str) -> list[Run]:
         return [run for run in self._runs(sweep_id) if "mlflow.parentRunId" not in run.data.tags]
 
-    def _whole(self, sweep_id: str) -> dict[str, Run]:
-        """The run of each curve that arrived whole, by the curve's name."""
-        runs = reversed(self._runs(sweep_id))
-        return {run.data.tags["kvexp.curve"]: run for run in runs if _WHOLE in run.data.tags}
+    def _parent(self, sweep_id: str) -> Run:
+        """The sweep's run: the one that was started here, else the oldest of that name."""
+        parents = self._parents(sweep_id)
+        return next((run for run in parents if run.info.run_id == self._parent_id), parents[0])
 
-    def _tags(self, sweep_id: str) -> dict[str, str]:
+    def _whole(self, sweep_id: str, parent_id: str = "") -> dict[str, Run]:
+        """The run of each curve that arrived whole, by its folder's name; of one parent where it is named."""
+        runs = [run for run in reversed(self._runs(sweep_id)) if _WHOLE in run.data.tags]
+        own = [run for run in runs if parent_id in ("", run.data.tags["mlflow.parentRunId"])]
+        return {Path(run.data.tags["kvexp.curve"]).name: run for run in own}
+
+    def _tags(self) -> dict[str, str]:
         """What every run carries, so that its sweep can be found and its death be noticed."""
         return {
-            "kvexp.sweep": sweep_id,
+            "kvexp.sweep": self._name,
+            **({"kvexp.sweep_id": self._sweep_id} if is_id(self._sweep_id) else {}),
             "kvexp.pid": str(os.getpid()),
             "kvexp.pid_started": started(os.getpid()),
             "host": self._host,
@@ -209,15 +221,15 @@ class MlflowTracker:
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
     def _log_files(self, run_id: str, folder: Path) -> None:
-        """The rows, their samples and the composed configuration are the run's artifacts."""
-        for file, place in (
-            (folder / ROWS, None),
-            (folder / SAMPLES, None),
-            (folder / ".hydra" / "config.yaml", "config"),
-            (folder / ".hydra" / "overrides.yaml", "config"),
-        ):
+        """The rows, their samples and the composed configuration, without a password, are the artifacts."""
+        for name in (ROWS, SAMPLES):
+            if (folder / name).exists():
+                self._client.log_artifact(run_id, str(folder / name))
+        for name in ("config.yaml", "overrides.yaml"):
+            file = folder / ".hydra" / name
             if file.exists():
-                self._client.log_artifact(run_id, str(file), place)
+                text = shown(file.read_text("utf-8", errors="replace"))
+                self._client.log_text(run_id, text, f"config/{name}")
 
     def _close_stale_runs(self) -> None:
         """Runs of this host whose process is gone are KILLED: nothing else ends them, ever."""
@@ -227,6 +239,25 @@ class MlflowTracker:
             since = run.data.tags.get("kvexp.pid_started")
             if pid.isdecimal() and not alive(int(pid), since):
                 self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _sweep(run: Run) -> str:
+    """The id of the run's sweep, or its name where it began without one."""
+    tags = run.data.tags
+    return tags.get("kvexp.sweep_id") or tags.get("kvexp.sweep", "")
+
+
+def _described(parent: Run, note: str) -> list[RunTag]:
+    """The tags of a sweep's run that has its report; a description that a person wrote stays."""
+    there = parent.data.tags.get(_NOTE, "")
+    tags = [RunTag(_REPORTED, "true")]
+    if there and parent.data.tags.get(_DESCRIBED) != _checksum(there):
+        return tags
+    return [*tags, RunTag(_NOTE, note), RunTag(_DESCRIBED, _checksum(note))]
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _now_ms() -> int:

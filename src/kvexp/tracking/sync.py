@@ -84,14 +84,9 @@ def send_report(store: Tracker, home: Path, say: Say) -> None:
     try:
         with tempfile.TemporaryDirectory() as made:
             drawn.draw(home, Path(made))
-            store.log_report(id_of(home), Path(made))
+            store.log_report(sweep_folder.id_of(home), Path(made))
     except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs no sweep its exit code
         say(f"kvexp: {error or type(error).__name__}; the runs have no report, and kvexp sync tries again")
-
-
-def id_of(home: Path) -> str:
-    """A sweep's name: the last two of its folder's, date and time."""
-    return "/".join(home.parts[-2:])
 
 
 def curves(home: Path) -> list[Path]:
@@ -100,7 +95,7 @@ def curves(home: Path) -> list[Path]:
 
 
 def _send(home: Path, store: Tracker, total: Sent, say: Say) -> None:
-    sweep_id, folders = id_of(home), curves(home)
+    sweep_id, folders = sweep_folder.id_of(home), curves(home)
     missing = store.missing(sweep_id, folders)
     total.there += len(folders) - len(missing)
     if missing:
@@ -110,7 +105,8 @@ def _send(home: Path, store: Tracker, total: Sent, say: Say) -> None:
 
 
 def _send_curves(home: Path, store: Tracker, missing: Sequence[Path], total: Sent, say: Say) -> None:
-    store.start_sweep(id_of(home), _command(home), resumes=True)
+    name = sweep_folder.name_of(home)
+    store.start_sweep(sweep_folder.id_of(home), _command(home), resumes=True, name=name)
     statuses = catch_up(store, missing, say)
     store.end_sweep("FAILED" if {"incorrect", "failed"} & set(statuses) else "FINISHED")
     total.sent += len(statuses)

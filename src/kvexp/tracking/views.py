@@ -6,11 +6,13 @@ menu `Views` lists it, and an address can name it. Nothing here imports MLflow.
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvexp.folder import is_id
 from kvexp.measurement import STATUSES
 from kvexp.tracking.curve import LATENCIES
 
@@ -71,9 +73,18 @@ class View:
         return TAG + self.key, json.dumps(view)
 
 
+def of_sweep(sweep_id: str) -> str:
+    """Which runs are the sweep's, in MLflow's words; of one without an id also others of its name."""
+    if is_id(sweep_id):
+        return f"tags.`kvexp.sweep_id` = '{sweep_id}'"
+    # MLflow's texts know no escaping: whatever could end one early stands for any letter.
+    pattern = re.sub(r"[^\w/.: -]", "_", sweep_id)
+    return f"tags.`kvexp.sweep` LIKE '{pattern}'"
+
+
 def last(sweep_id: str) -> View:
     """The view of the newest sweep, which is this one."""
-    where = f"tags.`kvexp.sweep` = '{sweep_id}' and {_WHOLE}"
+    where = f"{of_sweep(sweep_id)} and {_WHOLE}"
     return View(LAST, "Last sweep", where, "metrics.`latency_us_at_max_tokens`", True, _CURVE)
 
 

@@ -36,9 +36,13 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write("kvexp: no baseline is written of a sweep in which not everything is right\n")
         return code
     try:
-        files = baselines.write(rows.newest(rows.read(home)))
+        measured = rows.newest(rows.read(home))
+        gating.check_kernels(measured)
+        files = baselines.write(measured)
     except (KvexpError, OSError) as error:
         raise ConfigError(f"baseline: {error}") from error
     for file in files:
         say(f"{file}\n")
+    for line in gating.doubts(measured):
+        sys.stderr.write(f"kvexp: {line}\n")
     return 0

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if not 0.1 <= typed.every <= 3600:
         raise ConfigError(f"watch: --every {typed.every:g} must be from 0.1 to 3600 seconds")
     watched, console = Watched(_home(typed.sweep)), Console()
-    if console.is_terminal and not typed.once:
+    if console.is_terminal and not (console.is_dumb_terminal or typed.once):
         _draw(watched, console, typed.every)
     else:
         # A pipe has no width of its own: every line stays whole.
