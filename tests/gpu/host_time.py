@@ -1,7 +1,6 @@
 """The host's time of an eager library call, in parts: `python -m tests.gpu.host_time`.
 
-Hosts differ, and most of a call is the driver's own time for a launch. So that time is measured as well, and
-what a call may take is told by it.
+Hosts differ, and most of a call is the driver's own time for a launch, so that time is measured as well.
 """
 
 import statistics
@@ -20,7 +19,6 @@ CALLS = 400
 """So few that the launch queue of some 1,000 never fills."""
 
 ROUNDS = 30
-TARGET_DRIVER_US = 3.5
 
 
 def bare(posed):
@@ -65,11 +63,6 @@ def medians_us(*calls):
                 call()
             found[-1].append((time.perf_counter() - begin) / CALLS * 1e6)
     return [statistics.median(times) for times in zip(*found, strict=True)]
-
-
-def allowed_us(target_us, parts):
-    """What the target comes to on this host; it is meant for one whose driver launches in 3.5 us."""
-    return target_us * parts["driver_us"] / TARGET_DRIVER_US
 
 
 def measured(impl, posed):

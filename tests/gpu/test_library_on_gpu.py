@@ -146,9 +146,9 @@ def test_tensors_on_two_gpus_are_refused(impl):
 
 @pytest.mark.parametrize(("name", "most_us"), [("cuda", 6.0), ("triton", 10.0)])
 def test_an_eager_call_costs_the_host_little(name, most_us):
-    """The targets, on a host whose driver launches in 3.5 us; on others in proportion."""
+    """The targets; docs/library.md has what an H200's host reached, which misses that of cuda."""
     parts = host_time.measured(name, law.problem(DEVICE, law.shuffled(32, 128), op=FLASH))
-    assert parts["call_us"] <= host_time.allowed_us(most_us, parts), parts
+    assert parts["call_us"] <= most_us, parts
 
 
 def test_a_later_call_of_no_tensors_or_of_too_few_rows_is_still_refused(impl):
