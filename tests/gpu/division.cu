@@ -18,6 +18,7 @@ extern "C" __global__ void quotients(unsigned long long* wrong) {
     if (found || !by.mild) atomicAdd(wrong, found + !by.mild);
 }
 
+#if SOURCE_BYTES == 2
 // All 2^16 source items, one a thread, by each of the scales.
 extern "C" __global__ void codes(unsigned long long* wrong, const float* scales, int64_t num_scales) {
     const uint32_t thread = blockIdx.x * THREADS + threadIdx.x;
@@ -27,3 +28,4 @@ extern "C" __global__ void codes(unsigned long long* wrong, const float* scales,
         if (converted<1>(item, scales[i]).word[0] != right) atomicAdd(wrong, 1ull);
     }
 }
+#endif

@@ -11,8 +11,8 @@ import torch
 from cuda.bindings import driver
 
 import kvexp
+from kvexp import launch
 from kvexp.api.kinds import Known
-from kvexp.impl.cuda import launcher
 from tests import law
 
 CALLS = 400
@@ -35,15 +35,15 @@ def bare(posed):
         posed.k_scale,
         posed.v_scale,
     )
-    parameters = words, pointers, _ = launcher._parameters(sizes)
-    launcher.ADDRESSES.pack_into(words, 0, *(0 if item is None else item.data_ptr() for item in tensors))
+    parameters = words, pointers, _ = launch._parameters(sizes)
+    launch.ADDRESSES.pack_into(words, 0, *(0 if item is None else item.data_ptr() for item in tensors))
     posed.bind(impl)()
     error, function = driver.cuKernelGetFunction(driver.CUkernel(int(kernel.handle)))
     assert not error
-    launch, stream = driver.cuLaunchKernel, driver.CUstream(torch.cuda.current_stream().cuda_stream)
+    launch_kernel, stream = driver.cuLaunchKernel, driver.CUstream(torch.cuda.current_stream().cuda_stream)
 
     def call(_alive=(parameters, posed)):
-        launch(function, x, y, 1, cta_threads, 1, 1, 0, stream, pointers, 0)
+        launch_kernel(function, x, y, 1, cta_threads, 1, 1, 0, stream, pointers, 0)
 
     return call
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import kvexp
 from kvexp import jit
 from kvexp.impl.cuda.spec import SOURCES, Items
+from kvexp.quantize import quantize
 
 THREADS = 128
 LEAST, MOST = 2.0**-60, 2.0**60
@@ -78,3 +80,24 @@ def test_every_item_by_scales_of_every_kind(count, source, cache):
     bits = torch.randint(-(2**31), 2**31, (20_000,), generator=generator).to(torch.int32)
     scales = torch.cat([torch.tensor(SCALES), bits.view(torch.float32)]).cuda()
     assert count("codes", 2**16, source, cache, scales.data_ptr(), scales.numel()) == 0
+
+
+@pytest.mark.parametrize("cache", ["fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("source", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_an_op_gives_the_oracle_s_code_of_every_item_by_scales_of_every_kind(impl, source, cache, heads):
+    """Each head holds all items and has a scale of its own; one head has the scale of the tensor."""
+    items = torch.arange(2**16, dtype=torch.int32, device="cuda").to(torch.int16).view(source)
+    rows = items.view(-1, 1, 128).expand(-1, heads, 128).contiguous()
+    slots = torch.arange(len(rows), device="cuda")
+    caches = [torch.empty(len(rows) // 16, 16, heads, 128, dtype=torch.uint8, device="cuda") for _ in "kv"]
+    generator = torch.Generator().manual_seed(5)
+    bits = torch.randint(-(2**31), 2**31, (100,), generator=generator).to(torch.int32)
+    scales = torch.cat([torch.tensor(SCALES), bits.view(torch.float32)]).cuda()
+    for chosen in scales.split(heads):
+        chosen = torch.nn.functional.pad(chosen, (0, heads - len(chosen)), value=1.0)
+        kvexp.reshape_and_cache_flash(rows, rows, *caches, slots, cache, chosen, chosen.flip(0), impl=impl)
+        for plane, scale in zip(caches, (chosen, chosen.flip(0)), strict=True):
+            expected = quantize(rows, cache, scale).view(torch.uint8).view(plane.view(-1, heads, 128).shape)
+            assert torch.equal(plane.view(-1, heads, 128), expected), scale.tolist()

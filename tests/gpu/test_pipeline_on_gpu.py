@@ -107,7 +107,7 @@ def test_a_cache_beyond_the_memory_is_skipped_with_what_would_fit():
 
 def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypatch):
     broken = Path(shutil.copytree(SOURCES, tmp_path / "broken")) / "reshape_and_cache_flash.cu"
-    line = "const int64_t slot = slot_mapping[token]"
+    line = "const index_t first = flat_index<UNROLL>()"
     source = broken.read_text()
     assert f"{line};" in source
     broken.write_text(source.replace(f"{line};", line))

@@ -22,6 +22,7 @@ FACTORS = {
         **ITEMS,
         **SIZES,
         "vec": [1, 2, 4, 8, 16],
+        "unroll": [1, 4],
         "head_sizes": [(45, 45), (80, 80), (120, 120), (192, 128)],
         "outside": ["tokens", "heads", "tokens, K and V in one", "heads, K and V in one"],
     },
@@ -32,9 +33,10 @@ FACTORS = {
         "key_vec": [1, 4, 16],
         "head_size": [80, 128],
         "layers": [1, 3],
+        "exchange": [False, True],
     },
 }
-CANDIDATES = 40
+CANDIDATES = 200
 
 Row = dict[str, object]
 Pair = tuple[tuple[str, object], tuple[str, object]]
@@ -100,6 +102,7 @@ def _flash(row: Row) -> Flash:
         row_strides=_row_strides(row, heads * head_size, heads * head_size_v),
         cache_strides=(block_stride, *inner),
         slot_first=row["slot_first"],
+        unroll=row["unroll"],
         wide_index=row["wide_index"],
     )
 
@@ -117,6 +120,7 @@ def _head_major(row: Row) -> HeadMajor:
         row_strides=_row_strides(row, heads * head_size, heads * head_size),
         block_strides=(row["layers"] * block, row["layers"] * block),
         slot_first=row["slot_first"],
+        exchange=row["exchange"],
         wide_index=row["wide_index"],
     )
 

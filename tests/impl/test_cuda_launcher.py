@@ -9,9 +9,9 @@ import pytest
 import torch
 from cuda.bindings import driver
 
-from kvexp import jit
+from kvexp import jit, launch
 from kvexp.errors import ConfigError, Unsupported
-from kvexp.impl.cuda import Cuda, launcher
+from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, grid
 from kvexp.impl.cuda.spec import THREADS, Options
 from kvexp.impl.cuda.tuning import MOST_THREADS
@@ -60,26 +60,52 @@ class Launch:
 
 
 @pytest.fixture
-def launched(monkeypatch, loaded):
-    """Each launch so far; torch's stream changes with each."""
-    seen = []
+def streams(monkeypatch):
+    """torch's stream changes with each launch."""
     handles = iter(STREAMS * 10)
 
     def current(index):
         assert index == 3
         return next(handles)
 
-    def launch(function, x, y, z, width, height, depth, shared_bytes, stream, parameters, extra):
+    monkeypatch.setattr(launch, "raw_stream", current)
+
+
+@pytest.fixture
+def by_driver(monkeypatch, loaded, streams):
+    """Each launch so far, by cuda.bindings."""
+    seen = []
+
+    def launch_kernel(function, x, y, z, width, height, depth, shared_bytes, stream, parameters, extra):
         assert (shared_bytes, extra) == (0, 0)
         pointers = ctypes.cast(parameters, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)))
-        count = NUM_ARGUMENTS[function]
+        count = NUM_ARGUMENTS[int(function)]
         arguments = tuple(pointers[i].contents.value for i in range(count))
-        seen.append(Launch(function, (x, y, z), (width, height, depth), int(stream), arguments))
+        seen.append(Launch(int(function), (x, y, z), (width, height, depth), int(stream), arguments))
         return (driver.CUresult.CUDA_SUCCESS,)
 
-    monkeypatch.setattr(launcher, "raw_stream", current)
-    monkeypatch.setattr(driver, "cuLaunchKernel", launch)
+    monkeypatch.setattr(launch, "static_launch", None)
+    monkeypatch.setattr(driver, "cuLaunchKernel", launch_kernel)
     return seen
+
+
+@pytest.fixture
+def by_torch(monkeypatch, loaded, streams):
+    """Each launch so far, by torch's static launcher."""
+    seen = []
+
+    def launch_kernel(function, x, y, z, warps, shared_bytes, types, arguments, stream):
+        assert (shared_bytes, types) == (0, "K" * NUM_ARGUMENTS[function])
+        seen.append(Launch(function, (x, y, z), (32 * warps, 1, 1), stream, arguments))
+
+    monkeypatch.setattr(launch, "static_launch", launch_kernel)
+    return seen
+
+
+@pytest.fixture(params=["by_driver", "by_torch"])
+def launched(request):
+    """Each launch so far, by either of the ways."""
+    return request.getfixturevalue(request.param)
 
 
 def addresses(posed):
@@ -122,7 +148,7 @@ class TestALauncher:
         call = law.problem("cpu", [3], op=op).bind(impl)
         call()
         call()
-        assert [launch.stream for launch in launched] == list(STREAMS)
+        assert [found.stream for found in launched] == list(STREAMS)
 
     def test_serves_other_numbers_of_tokens_and_addresses(self, impl, launched, loaded, op):
         posed, other = law.problem("cpu", [3], op=op), law.problem("cpu", law.shuffled(100, 128), op=op)
@@ -142,7 +168,7 @@ class TestALauncher:
         for _ in range(3):
             made.prepare(1)(*addresses(posed))
         assert len(loaded) == 1
-        assert len({replace(launch, stream=0) for launch in launched}) == 1
+        assert len({replace(found, stream=0) for found in launched}) == 1
 
     def test_compiles_64_bits_for_the_calls_that_need_them_alone(self, impl, loaded, op):
         posed = law.problem("cpu", [3], op=op)
@@ -174,7 +200,9 @@ def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
         ("group_tokens", True, "a power of two from 1 to 32"),
         ("cta_threads", 100, "a multiple of 32 up to 1024"),
         ("cta_threads", 2048, "a multiple of 32 up to 1024"),
+        ("unroll", 3, "a power of two up to 8"),
         ("slot_first", 1, "true, false or null"),
+        ("exchange", 2, "true, false or null"),
     ],
 )
 def test_options_that_will_not_do_are_refused(name, value, words):
@@ -238,38 +266,38 @@ class TestTheGrid:
 
 class TestADriverThatRefuses:
     @pytest.fixture
-    def errors(self, monkeypatch, launched):
+    def errors(self, monkeypatch, by_driver):
         """Errors that the next launches end with, and the devices whose context was asked for."""
-        waiting, contexts, launch = [], [], driver.cuLaunchKernel
+        waiting, contexts, launch_kernel = [], [], driver.cuLaunchKernel
         words = {driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS: b"an illegal memory access was encountered"}
         monkeypatch.setattr(
-            driver, "cuLaunchKernel", lambda *given: (waiting.pop(0),) if waiting else launch(*given)
+            driver, "cuLaunchKernel", lambda *given: (waiting.pop(0),) if waiting else launch_kernel(*given)
         )
         monkeypatch.setattr(driver, "cuGetErrorString", lambda error: (driver.CUresult(0), words[error]))
         monkeypatch.setattr(torch.cuda, "set_device", contexts.append)
         return waiting, contexts
 
-    def test_is_asked_again_in_a_thread_that_had_no_context(self, impl, launched, errors):
+    def test_is_asked_again_in_a_thread_that_had_no_context(self, impl, by_driver, errors):
         waiting, contexts = errors
         waiting += [driver.CUresult.CUDA_ERROR_INVALID_CONTEXT] * 2
         posed = law.problem("cpu", [3, 1, 7])
         posed.bind(impl)()
         assert contexts == [3]
-        assert [launch.arguments[:7] for launch in launched] == [kernel_s(posed)]
+        assert [found.arguments[:7] for found in by_driver] == [kernel_s(posed)]
 
-    def test_is_quoted(self, impl, launched, errors):
+    def test_is_quoted(self, impl, by_driver, errors):
         waiting, _ = errors
         waiting += [driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS] * 2
         with pytest.raises(RuntimeError, match="CUDA error: an illegal memory access was encountered"):
             law.problem("cpu", [3, 1, 7]).bind(impl)()
-        assert launched == []
+        assert by_driver == []
 
 
-def test_threads_that_launch_at_once_do_not_share_arguments(impl, launched, monkeypatch):
+def test_threads_that_launch_at_once_do_not_share_arguments(impl, by_driver, monkeypatch):
     """The driver is entered without Python's lock: here the first launch waits there for a second."""
     posed, other = law.problem("cpu", [3, 1, 7]), law.problem("cpu", [3, 1, 7])
     driver_s, entered, done = driver.cuLaunchKernel, threading.Event(), threading.Event()
-    monkeypatch.setattr(launcher, "raw_stream", lambda index: STREAMS[0])
+    monkeypatch.setattr(launch, "raw_stream", lambda index: STREAMS[0])
 
     def slow(*given):
         if not entered.is_set():
@@ -278,14 +306,14 @@ def test_threads_that_launch_at_once_do_not_share_arguments(impl, launched, monk
         return driver_s(*given)
 
     monkeypatch.setattr(driver, "cuLaunchKernel", slow)
-    launch = impl.launcher(law.FLASH, *posed.arguments).prepare(3)
-    first = threading.Thread(target=launch, args=addresses(posed))
+    launched = impl.launcher(law.FLASH, *posed.arguments).prepare(3)
+    first = threading.Thread(target=launched, args=addresses(posed))
     first.start()
     assert entered.wait(10)
-    launch(*addresses(other))
+    launched(*addresses(other))
     done.set()
     first.join()
-    assert [found.arguments[:7] for found in launched] == [kernel_s(other), kernel_s(posed)]
+    assert [found.arguments[:7] for found in by_driver] == [kernel_s(other), kernel_s(posed)]
 
 
 def test_tokens_that_fill_the_gpu_three_times_are_launched_with_their_slots_first(impl, loaded):
@@ -296,7 +324,29 @@ def test_tokens_that_fill_the_gpu_three_times_are_launched_with_their_slots_firs
     assert [macros["SLOT_FIRST"] for macros in loaded] == [0, 0, 1]
 
 
-@pytest.mark.parametrize("asked", [{"kv_cache_dtype": "fp8"}, {"op": law.PAGED}])
+@pytest.mark.parametrize(("kv_cache_dtype", "exchange"), [("auto", 1), ("fp8", 0)])
+def test_groups_that_fill_the_gpu_exchange_tokens_where_they_are_copied(
+    impl, loaded, kv_cache_dtype, exchange
+):
+    posed = law.problem("cpu", [5], op=law.PAGED, kv_cache_dtype=kv_cache_dtype, num_heads=8, head_size=128)
+    made = impl.launcher(law.PAGED, *posed.arguments)
+    filled = 132 * 2048 // 128
+    for num_tokens in (1, filled - 16, filled):
+        made.plan(num_tokens)
+    assert [(macros["EXCHANGE"], macros["SLOT_FIRST"]) for macros in loaded] == [(0, 0)] * 2 + [
+        (exchange,) * 2
+    ]
+
+
+def test_threads_take_two_pairs_where_that_spares_a_second_filling_of_the_gpu(impl, loaded):
+    made = impl.launcher(law.FLASH, *law.problem("cpu", [5], num_heads=8, head_size=128).arguments)
+    filled = 132 * 2048 // 128
+    found = [made.plan(num_tokens) for num_tokens in (filled, filled + 1, 2 * filled, 2 * filled + 1)]
+    assert [macros["UNROLL"] for macros in loaded] == [1, 2, 2, 1]
+    assert found[2][0] == found[0][0]
+
+
+@pytest.mark.parametrize("asked", [{"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8", "op": law.PAGED}])
 def test_threads_with_one_row_never_wait_for_their_slots(impl, loaded, asked):
     posed = law.problem("cpu", [5], num_heads=8, head_size=128, **asked)
     impl.launcher(posed.op, *posed.arguments).plan(2**20)

@@ -113,7 +113,8 @@ def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, large):
     tokens, columns = source.tile(kernel(name), row_items, large)
     assert tokens.bit_count() == columns.bit_count() == 1
     assert columns < 2 * row_items
-    assert tokens * columns == (4096 if large else 1024)
+    items = {"flash": 2048, "head_major": 4096}[name] if large else 1024
+    assert tokens * columns == items
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,14 @@ def test_flash_has_large_tiles_only_where_the_l2_takes_what_it_writes():
     assert not source.is_large(to_fp8, 1024, last, gpu)
 
 
+def test_rows_wait_for_their_slots_where_accesses_fill_the_gpu_three_times():
+    gpu = source.Gpu(132, 60 << 20)
+    filled = 3 * 132 * 2048 * 8 // 1024
+    found = [source.waits_for_slots(kernel("flash"), 1024, n, gpu) for n in (filled - 1, filled)]
+    assert found == [False, True]
+    assert not source.waits_for_slots(kernel("head_major"), 1024, filled, gpu)
+
+
 def test_small_tiles_make_more_programs_than_the_gpu_has_multiprocessors():
     gpu = source.Gpu(132, 60 << 20)
     for name in KERNELS:
@@ -173,6 +182,13 @@ class TestOptions:
             ConfigError, match=rf"impl\.{name} must be a power of two up to .*, not {value!r}"
         ):
             source.Options(**{name: value})
+
+    @pytest.mark.parametrize("value", [0, 1, "true"])
+    def test_that_is_no_truth_value_is_refused(self, value):
+        with pytest.raises(
+            ConfigError, match=rf"impl\.slot_first must be true, false or null, not {value!r}"
+        ):
+            source.Options(slot_first=value)
 
     def test_that_make_too_large_a_tile_are_refused(self):
         with pytest.raises(ConfigError, match=r"tile_tokens times impl\.tile_columns must be at most 65536"):

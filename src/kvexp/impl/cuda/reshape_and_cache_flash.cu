@@ -13,7 +13,8 @@
 // layout; layouts differ in where a chunk goes. With BOTH a thread moves the same chunk of K and of V, else one chunk
 // of either. Loads do not wait for the slot, unless SLOT_FIRST says so, which spares the rows of padding; stores come
 // last.
-// As many threads as `total`, THREADS in a CTA.
+// A thread has UNROLL chunks, THREADS apart: all their slots are asked for, then all their rows, then all are stored.
+// THREADS in a CTA, and as many CTAs as `total` needs.
 //
 // Semantics: docs/semantics.md.
 
@@ -64,37 +65,55 @@ __device__ __forceinline__ void store_row(uint8_t* to, const SourceChunk& row, f
     store<CACHE_ACCESS>(to, converted<VEC>(row, scale));
 }
 
+// The place, or the last one instead of any that follows it: what is read for those is stored by nobody.
+__device__ __forceinline__ index_t known(index_t flat, int64_t total) {
+    return UNROLL == 1 || flat < index_t(total) ? flat : index_t(total) - 1;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
 reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restrict__ value,
                         uint8_t* __restrict__ key_cache, uint8_t* __restrict__ value_cache,
                         const int64_t* __restrict__ slot_mapping, const float* __restrict__ k_scale,
                         const float* __restrict__ v_scale, int64_t total, int64_t num_slots) {
-    const index_t flat = flat_index();
-    if (flat >= index_t(total)) return;
-    const index_t token = flat / TOKEN_CHUNKS;
-    const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
-    const int64_t slot = slot_mapping[token];
-    if constexpr (SLOT_FIRST) {
-        if (!is_slot(slot, num_slots)) return;
+    const index_t first = flat_index<UNROLL>();
+    if (first >= index_t(total)) return;
+    int64_t slot[UNROLL];
+    SourceChunk k[UNROLL], v[UNROLL];  // without BOTH k is the chunk of either
+    float own_k_scale[UNROLL], own_v_scale[UNROLL];
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) slot[u] = slot_mapping[known(first + u * THREADS, total) / TOKEN_CHUNKS];
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+        if (SLOT_FIRST && !is_slot(slot[u], num_slots)) continue;
+        const index_t flat = known(first + u * THREADS, total);
+        const index_t token = flat / TOKEN_CHUNKS;
+        const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
+        if constexpr (BOTH) {
+            k[u] = load_row(key, token, KEY_STRIDE, chunk);
+            v[u] = load_row(value, token, VALUE_STRIDE, chunk);
+            own_k_scale[u] = load_scale(k_scale, chunk / HEAD_CHUNKS);
+            own_v_scale[u] = load_scale(v_scale, chunk / HEAD_CHUNKS);
+        } else {
+            const Part part = part_of(chunk);
+            const uint32_t in_row = part.head * (part.is_key ? HEAD_CHUNKS : HEAD_CHUNKS_V) + part.chunk;
+            k[u] = load_row(part.is_key ? key : value, token, part.is_key ? KEY_STRIDE : VALUE_STRIDE, in_row);
+            own_k_scale[u] = load_scale(part.is_key ? k_scale : v_scale, part.head);
+        }
     }
-    if constexpr (BOTH) {
-        const uint32_t head = chunk / HEAD_CHUNKS;
-        const SourceChunk k = load_row(key, token, KEY_STRIDE, chunk);
-        const SourceChunk v = load_row(value, token, VALUE_STRIDE, chunk);
-        const float own_k_scale = load_scale(k_scale, head);
-        const float own_v_scale = load_scale(v_scale, head);
-        if (!is_slot(slot, num_slots)) return;
-        const int64_t at = place(slot, head, chunk % HEAD_CHUNKS);
-        store_row(key_cache + at, k, own_k_scale);
-        store_row(value_cache + at, v, own_v_scale);
-    } else {
-        const Part part = part_of(chunk);
-        const uint32_t in_row = part.head * (part.is_key ? HEAD_CHUNKS : HEAD_CHUNKS_V) + part.chunk;
-        const SourceChunk row =
-            load_row(part.is_key ? key : value, token, part.is_key ? KEY_STRIDE : VALUE_STRIDE, in_row);
-        const float scale = load_scale(part.is_key ? k_scale : v_scale, part.head);
-        if (!is_slot(slot, num_slots)) return;
-        const int64_t at = place(slot, part.head, part.chunk);
-        store_row((part.is_key ? key_cache : value_cache) + at, row, scale);
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+        const index_t flat = first + u * THREADS;
+        if (u && flat >= index_t(total)) return;
+        if (!is_slot(slot[u], num_slots)) continue;
+        const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
+        if constexpr (BOTH) {
+            const int64_t at = place(slot[u], chunk / HEAD_CHUNKS, chunk % HEAD_CHUNKS);
+            store_row(key_cache + at, k[u], own_k_scale[u]);
+            store_row(value_cache + at, v[u], own_v_scale[u]);
+        } else {
+            const Part part = part_of(chunk);
+            const int64_t at = place(slot[u], part.head, part.chunk);
+            store_row((part.is_key ? key_cache : value_cache) + at, k[u], own_k_scale[u]);
+        }
     }
 }

@@ -77,10 +77,13 @@ class Options:
         software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
         group_tokens: Tokens that neighbouring lanes of `reshape_and_cache` take, a power of two up to 32.
         cta_threads: Threads of a CTA, a multiple of 32 up to 1024.
-        slot_first: Whether a row is read only once its slot is known, which spares the rows of padding and
-            makes every other row wait.
+        slot_first: Whether a row is read only once its slot is known, which spares the rows of padding, lets
+            `reshape_and_cache` fill sectors wherever slots in a row begin, and makes every other row wait.
         paired: Whether a thread moves a chunk of K and the same of V, not one of either; for head sizes that
             are equal.
+        unroll: Chunks that a thread of `reshape_and_cache_flash` moves, a power of two up to 8.
+        exchange: Whether groups of tokens of `reshape_and_cache` are cut where blocks' spans end, which fills
+            sectors wherever slots in a row begin.
     """
 
     software_fp8: bool = False
@@ -88,6 +91,8 @@ class Options:
     cta_threads: int | None = None
     slot_first: bool | None = None
     paired: bool | None = None
+    unroll: int | None = None
+    exchange: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Flash:
         cache_strides: Items from one block, token and head to the next.
         slot_first: See `Options`.
         paired: See `Options`; None is for `both` to decide.
+        unroll: Chunks, or pairs of them, that a thread moves.
         cta_threads: Threads of a CTA.
         wide_index: The flat index needs 64 bits.
     """
@@ -119,6 +125,7 @@ class Flash:
     cache_strides: tuple[int, int, int]
     slot_first: bool = False
     paired: bool | None = None
+    unroll: int = 1
     cta_threads: int = THREADS
     wide_index: bool = False
 
@@ -135,14 +142,18 @@ class Flash:
             return self.paired
         return self.items.copied and self.head_size == self.head_size_v
 
-    def threads(self, num_tokens: int) -> int:
-        """Threads that a call for so many tokens needs."""
+    def chunks(self, num_tokens: int) -> int:
+        """Chunks, or pairs of them, of so many tokens."""
         planes = self.head_size if self.both else self.head_size + self.head_size_v
         return num_tokens * self.num_heads * planes // self.vec
 
+    def threads(self, num_tokens: int) -> int:
+        """Threads that a call for so many tokens needs."""
+        return -(-self.chunks(num_tokens) // self.unroll)
+
     def sizes(self, num_tokens: int) -> tuple[int, ...]:
         """The kernel's arguments between the addresses and the number of slots."""
-        return (self.threads(num_tokens),)
+        return (self.chunks(num_tokens),)
 
     @property
     def macros(self) -> Macros:
@@ -163,6 +174,7 @@ class Flash:
             ("HEAD_STRIDE", f"{head_stride}ll"),
             ("BOTH", int(self.both)),
             ("SLOT_FIRST", int(self.slot_first)),
+            ("UNROLL", self.unroll),
             ("WIDE_INDEX", int(self.wide_index)),
             ("THREADS", self.cta_threads),
         )
@@ -183,6 +195,7 @@ class HeadMajor:
         block_strides: Items from one block to the next, of the key cache and of the value cache.
         group_tokens: Tokens that neighbouring lanes take, a power of two; None for as many as fill a sector.
         slot_first: See `Options`.
+        exchange: See `Options`.
         paired: See `Options`; None is for `both` to decide.
         cta_threads: Threads of a CTA.
         wide_index: The flat index needs 64 bits.
@@ -198,11 +211,13 @@ class HeadMajor:
     block_strides: tuple[int, int]
     group_tokens: int | None = None
     slot_first: bool = False
+    exchange: bool = False
     paired: bool | None = None
     cta_threads: int = THREADS
     wide_index: bool = False
 
     kernel = "reshape_and_cache"
+    unroll = 1
 
     @property
     def both(self) -> bool:
@@ -242,6 +257,7 @@ class HeadMajor:
             ("VALUE_BLOCK_STRIDE", f"{value_block_stride}ll"),
             ("BOTH", int(self.both)),
             ("SLOT_FIRST", int(self.slot_first)),
+            ("EXCHANGE", int(self.exchange)),
             ("WIDE_INDEX", int(self.wide_index)),
             ("THREADS", self.cta_threads),
         )

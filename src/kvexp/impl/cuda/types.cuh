@@ -18,13 +18,15 @@ using index_t = uint64_t;
 using index_t = uint32_t;
 #endif
 
-// The place of this thread among all threads of the grid.
+// The first place of this thread in an order that gives each CTA EACH * THREADS places in a row; its others follow
+// THREADS apart.
+template <int EACH = 1>
 __device__ __forceinline__ index_t flat_index() {
 #if WIDE_INDEX
     // grid.x ends at 2^31 - 1; the CTAs that it cannot count come as further rows of grid.y.
-    return (index_t(blockIdx.y) * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
+    return (index_t(blockIdx.y) * gridDim.x + blockIdx.x) * (EACH * THREADS) + threadIdx.x;
 #else
-    return blockIdx.x * THREADS + threadIdx.x;
+    return blockIdx.x * (EACH * THREADS) + threadIdx.x;
 #endif
 }
 

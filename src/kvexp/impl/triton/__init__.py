@@ -40,6 +40,7 @@ class Triton:
         num_warps: See `source.Options`.
         tile_tokens: The same.
         tile_columns: The same.
+        slot_first: The same.
     """
 
     name = "triton"
@@ -50,8 +51,9 @@ class Triton:
         num_warps: int | None = None,
         tile_tokens: int | None = None,
         tile_columns: int | None = None,
+        slot_first: bool | None = None,
     ) -> None:
-        self.options = source.Options(num_warps, tile_tokens, tile_columns)
+        self.options = source.Options(num_warps, tile_tokens, tile_columns, slot_first)
         self.device = torch.device(device)
         self.interpreted = self.device.type != "cuda"
         if self.interpreted and os.environ.get("TRITON_INTERPRET") != "1":
@@ -161,10 +163,10 @@ class Triton:
         kernel = plan.kernel
         views = (tensor.view(VIEWS[word]) for tensor, word in zip(four, kernel.pointers, strict=False))
         tokens, columns = source.tile(kernel, plan.row_items, False, self.options)
-        grid = (triton.cdiv(num_tokens, tokens), triton.cdiv(plan.row_items, columns))
+        grid = (triton.cdiv(num_tokens, tokens) * triton.cdiv(plan.row_items, columns),)
         function: Any = getattr(kernels, kernel.name)
         values = (*views, slot_mapping, k_scale, v_scale, num_tokens, *plan.sizes)
-        constants = source.constants(kernel, tokens, columns)
+        constants = source.constants(kernel, tokens, columns, bool(self.options.slot_first))
         return functools.partial(function[grid], *values, **constants)
 
     def _plan(self, op: str, *arguments: Any) -> tuple[source.Plan, tuple[Any, ...]]:

@@ -9,11 +9,18 @@ import triton.language as tl
 
 
 @triton.jit
-def _quotient(x, divisor, reciprocal, CORRECTIONS: tl.constexpr):
-    """`x / divisor` by the divisor's reciprocal and the exact remainder.
+def _quotient(x, divisor, CORRECTIONS: tl.constexpr):
+    """`x / divisor`, as far as fp8 can tell, by the divisor's reciprocal and the exact remainder.
 
     One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
+    It takes a divisor between 2^-60 and 2^60, so any other comes with its dividend into that range by a power
+    of two. What that costs of a dividend, its last bits or its being finite, is of a quotient that becomes 0,
+    or the largest number, anyway.
     """
+    size = tl.abs(divisor)
+    shift = tl.where(size < 2.0**-60, 2.0**96, tl.where(size > 2.0**60, 2.0**-96, 1.0))
+    x, divisor = x * shift, divisor * shift
+    reciprocal = tl.div_rn(1.0, divisor)
     first = x * reciprocal
     better = first
     for _ in tl.static_range(CORRECTIONS):
@@ -25,10 +32,10 @@ def _quotient(x, divisor, reciprocal, CORRECTIONS: tl.constexpr):
 @triton.jit
 def _cache_items(
     items,  # [TOKENS, COLUMNS]
-    column,
-    in_row,
+    first_column,
     scale_ptr,
     cache_ptr,
+    ROW_ITEMS: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     FP8: tl.constexpr,
     PER_HEAD: tl.constexpr,
@@ -38,21 +45,27 @@ def _cache_items(
     tl.div_rn is IEEE division; Triton's `/` is not.
     """
     if FP8:
+        x = items.to(tl.float32)
         if PER_HEAD:
-            scale = tl.load(scale_ptr + column // HEAD_SIZE, mask=in_row, other=1.0)[None, :]
-            size = tl.abs(scale)
-            mild = tl.min(((size >= 2.0**-60) & (size <= 2.0**60)).to(tl.int32)) > 0
+            # A run of 16 items is of one head, whose size is a multiple of it: one reciprocal serves it.
+            COLUMNS: tl.constexpr = items.shape[1]
+            RUN: tl.constexpr = 16 if COLUMNS > 16 else COLUMNS
+            item = first_column + tl.arange(0, COLUMNS // RUN) * RUN
+            scale = tl.load(scale_ptr + item // HEAD_SIZE, mask=item < ROW_ITEMS, other=1.0)[None, :, None]
+            x = tl.reshape(x, (items.shape[0], COLUMNS // RUN, RUN))
         else:
             scale = tl.load(scale_ptr)
-            mild = (tl.abs(scale) >= 2.0**-60) & (tl.abs(scale) <= 2.0**60)
-        x = items.to(tl.float32)
-        if mild:
-            CORRECTIONS: tl.constexpr = 1 if items.dtype.primitive_bitwidth == 16 else 2
-            x = _quotient(x, scale, tl.div_rn(1.0, scale), CORRECTIONS)
-        else:
-            x = tl.div_rn(x, scale)
-        items = x.to(cache_ptr.dtype.element_ty)
+        x = _quotient(x, scale, 1 if items.dtype.primitive_bitwidth == 16 else 2)
+        items = tl.reshape(x, items.shape).to(cache_ptr.dtype.element_ty)
     return items
+
+
+@triton.jit
+def _tile(ROW_ITEMS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
+    """First token and first column of this program: neighbours share tokens, and write rows whole."""
+    tiles: tl.constexpr = (ROW_ITEMS + COLUMNS - 1) // COLUMNS
+    program = tl.program_id(0)
+    return (program // tiles).to(tl.int64) * TOKENS, program % tiles * COLUMNS
 
 
 @triton.jit
@@ -83,34 +96,45 @@ def flash(
     BLOCK_SIZE: tl.constexpr,
     FP8: tl.constexpr,
     PER_HEAD: tl.constexpr,
+    SLOT_FIRST: tl.constexpr,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Writes caches of which only the strides matter; grid (ceil(num_tokens / TOKENS), ceil(row / COLUMNS)).
+    """Writes caches of which only the strides matter; grid ceil(num_tokens / TOKENS) * ceil(row / COLUMNS).
 
     What K and V have in common, the compiler finds: equal head sizes cost one set of places and masks.
     """
-    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    in_key = column < NUM_HEADS * HEAD_SIZE
-    in_value = column < NUM_HEADS * HEAD_SIZE_V
-    known = (token < num_tokens)[:, None]
+    KEY_ITEMS: tl.constexpr = NUM_HEADS * HEAD_SIZE
+    VALUE_ITEMS: tl.constexpr = NUM_HEADS * HEAD_SIZE_V
+    first_token, first_column = _tile(max(KEY_ITEMS, VALUE_ITEMS), TOKENS, COLUMNS)
+    token = first_token + tl.arange(0, TOKENS)
+    column = first_column + tl.arange(0, COLUMNS)
+    in_key = (column < KEY_ITEMS)[None, :]
+    in_value = (column < VALUE_ITEMS)[None, :]
+    known = token < num_tokens
 
-    # Loads first: they do not wait for the slots.
-    key = tl.load(key_ptr + (token * key_stride)[:, None] + column[None, :], mask=known & in_key[None, :])
-    value = tl.load(
-        value_ptr + (token * value_stride)[:, None] + column[None, :], mask=known & in_value[None, :]
-    )
-    slot = tl.load(slot_mapping_ptr + token, mask=token < num_tokens, other=-1)
+    read = known
+    if SLOT_FIRST:
+        slot = tl.load(slot_mapping_ptr + token, mask=known, other=-1)
+        read = (slot >= 0) & (slot < num_slots)
+    key_item = (token * key_stride)[:, None] + column[None, :]
+    value_item = (token * value_stride)[:, None] + column[None, :]
+    key = tl.load(key_ptr + key_item, mask=read[:, None] & in_key)
+    value = tl.load(value_ptr + value_item, mask=read[:, None] & in_value)
+    if not SLOT_FIRST:
+        # After the rows, which do not wait for it.
+        slot = tl.load(slot_mapping_ptr + token, mask=known, other=-1)
 
-    written = known & ((slot >= 0) & (slot < num_slots))[:, None]
+    written = (slot >= 0) & (slot < num_slots)
     row = ((slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * token_stride)[:, None]
     key_place = row + _place_in_row(column, head_stride, HEAD_SIZE)[None, :]
     value_place = row + _place_in_row(column, head_stride, HEAD_SIZE_V)[None, :]
-    key = _cache_items(key, column, in_key, k_scale_ptr, key_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
-    value = _cache_items(value, column, in_value, v_scale_ptr, value_cache_ptr, HEAD_SIZE_V, FP8, PER_HEAD)
-    tl.store(key_cache_ptr + key_place, key, mask=written & in_key[None, :])
-    tl.store(value_cache_ptr + value_place, value, mask=written & in_value[None, :])
+    key = _cache_items(key, first_column, k_scale_ptr, key_cache_ptr, KEY_ITEMS, HEAD_SIZE, FP8, PER_HEAD)
+    value = _cache_items(
+        value, first_column, v_scale_ptr, value_cache_ptr, VALUE_ITEMS, HEAD_SIZE_V, FP8, PER_HEAD
+    )
+    tl.store(key_cache_ptr + key_place, key, mask=written[:, None] & in_key)
+    tl.store(value_cache_ptr + value_place, value, mask=written[:, None] & in_value)
 
 
 @triton.jit
@@ -125,6 +149,7 @@ def _flat(items, ROWS: tl.constexpr, LANES: tl.constexpr):
 @triton.jit
 def _store_keys(
     key,  # [TOKENS, COLUMNS], cache items
+    first_column,
     key_cache_ptr,
     slot,
     written,
@@ -138,7 +163,7 @@ def _store_keys(
     """Stores runs of X items of a token; consecutive slots of a block are consecutive runs of the cache."""
     GROUPS: tl.constexpr = COLUMNS // X
     runs = tl.permute(tl.reshape(key, (TOKENS, GROUPS, X)), (1, 0, 2))
-    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    group = first_column // X + tl.arange(0, GROUPS)
     # A reshape hides what divides its items, so the multiplications come after it.
     block = _flat((slot // BLOCK_SIZE)[None, :], GROUPS, TOKENS)
     run = _flat((slot % BLOCK_SIZE)[None, :] + (group.to(tl.int64) * BLOCK_SIZE)[:, None], GROUPS, TOKENS)
@@ -150,6 +175,7 @@ def _store_keys(
 @triton.jit
 def _store_values(
     value,  # [TOKENS, COLUMNS], cache items
+    first_column,
     value_cache_ptr,
     first_slot,
     slot,
@@ -167,7 +193,7 @@ def _store_values(
     Lanes run along tokens where most slots follow their neighbour's, so that they fill sectors; along columns
     where not, so that they write neighbouring sectors.
     """
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = first_column + tl.arange(0, COLUMNS)
     in_row = column < ROW_ITEMS
     place = column.to(tl.int64) * BLOCK_SIZE
     inside = (first_slot >= 0) & (first_slot <= num_slots - TOKENS)
@@ -212,15 +238,15 @@ def head_major(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Writes the head-major caches; grid (ceil(num_tokens / TOKENS), ceil(ROW_ITEMS / COLUMNS)).
+    """Writes the head-major caches; grid ceil(num_tokens / TOKENS) * ceil(ROW_ITEMS / COLUMNS).
 
     Heads do not show in the places: X divides HEAD_SIZE, so column c of a row is item c % X of group c // X
     of K's block, and row c of V's. Rows are read along columns and the caches written mostly along tokens;
     what turns a tile in between is the compiler, through shared memory.
     """
-    first_token = tl.program_id(0).to(tl.int64) * TOKENS
+    first_token, first_column = _tile(ROW_ITEMS, TOKENS, COLUMNS)
     token = first_token + tl.arange(0, TOKENS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = first_column + tl.arange(0, COLUMNS)
     in_row = column < ROW_ITEMS
     here = (token < num_tokens)[:, None] & in_row[None, :]
     key = tl.load(key_ptr + (token * key_stride)[:, None] + column[None, :], mask=here)
@@ -232,12 +258,15 @@ def head_major(
     followers = tl.sum((second & (slot == before + 1)).to(tl.int32), 0)
 
     written = (slot >= 0) & (slot < num_slots)
-    key = _cache_items(key, column, in_row, k_scale_ptr, key_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
-    value = _cache_items(value, column, in_row, v_scale_ptr, value_cache_ptr, HEAD_SIZE, FP8, PER_HEAD)
-    _store_keys(
-        key, key_cache_ptr, slot, written, key_block_stride, ROW_ITEMS, BLOCK_SIZE, X, TOKENS, COLUMNS
+    key = _cache_items(key, first_column, k_scale_ptr, key_cache_ptr, ROW_ITEMS, HEAD_SIZE, FP8, PER_HEAD)
+    value = _cache_items(
+        value, first_column, v_scale_ptr, value_cache_ptr, ROW_ITEMS, HEAD_SIZE, FP8, PER_HEAD
     )
-    _store_values(
-        value, value_cache_ptr, first_slot, slot, followers, num_slots, value_block_stride, ROW_ITEMS,
+    _store_keys(
+        key, first_column, key_cache_ptr, slot, written, key_block_stride, ROW_ITEMS,
         BLOCK_SIZE, X, TOKENS, COLUMNS,
+    )  # fmt: skip
+    _store_values(
+        value, first_column, value_cache_ptr, first_slot, slot, followers, num_slots, value_block_stride,
+        ROW_ITEMS, BLOCK_SIZE, X, TOKENS, COLUMNS,
     )  # fmt: skip

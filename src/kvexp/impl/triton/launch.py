@@ -1,40 +1,42 @@
 """Launches without Triton's dispatch, which reads every argument of every call anew.
 
-What is relied on of Triton, in 3.6 and 3.7 alike: `triton.compile` takes an ASTSource; a CompiledKernel's
-`run` is called with the grid, a stream, `function`, `packed_metadata`, the launch's metadata and two hooks
-(all three may be None), then one argument for each parameter, constants included; a pointer may be an int.
+What is relied on of Triton, in 3.6 and 3.7 alike: `triton.compile` takes an ASTSource; a CompiledKernel has a
+`function`, the driver's handle, and in its `metadata` the dynamic shared memory; the kernel's parameters are
+those that are no constants, then pointers to scratch memory, which kernels like these have none of.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
 
+from kvexp import launch
 from kvexp.errors import Unsupported
 from kvexp.impl.triton import source as sources
 from kvexp.impl.triton.source import Gpu, Kernel, Options, Plan
+from kvexp.launch import Launch
 
 NUM_WARPS = 4
 MOST_PROGRAMS = 2**31 - 1
-"""Triton counts the programs of a launch in an int, and launches nothing when it overflows."""
+"""Programs that the first dim of a grid holds."""
+
+NO_SCRATCH = (0, 0)
+"""Addresses of the scratch memory that Triton's kernels may have, of all programs and for its profiler."""
 
 
 @functools.cache
-def compiled(kernel: Kernel, tokens: int, columns: int, num_warps: int, device: int) -> tuple[Any, ...]:
-    """The kernel, loaded on the device: Triton's CompiledKernel, its `run`, `function` and metadata."""
+def compiled(kernel: Kernel, tokens: int, columns: int, slot_first: bool, num_warps: int, device: int) -> Any:
+    """The kernel, loaded on the device: Triton's CompiledKernel."""
     with torch.cuda.device(device):
         target = triton.runtime.driver.active.get_current_target()
         made = triton.compile(
-            sources.source(kernel, tokens, columns), target=target, options={"num_warps": num_warps}
+            sources.source(kernel, tokens, columns, slot_first),
+            target=target,
+            options={"num_warps": num_warps},
         )
-        # The first look at run loads the binary, so run comes before function.
-        return made, made.run, made.function, made.packed_metadata
-
-
-Launch = Callable[..., None]
-"""`launch(*addresses)` queues the kernel on torch's current stream; nothing waits for it."""
+        made._init_handles()  # loads the binary, as the first look at `run` would
+        return made
 
 
 class Launcher:
@@ -76,26 +78,20 @@ class Launcher:
         most_tokens = MOST_PROGRAMS // tiles * tokens
         if num_tokens > most_tokens:
             raise Unsupported(f"impl=triton launches at most {most_tokens} such tokens, not {num_tokens}")
-        made = compiled(plan.kernel, tokens, columns, self._options.num_warps or NUM_WARPS, self._device)
-        tail = (num_tokens, *plan.sizes, *sources.constants(plan.kernel, 0, 0).values())
-        launch = _launch(made, (-(-num_tokens // tokens), tiles), self._device, tail)
+        num_warps = self._options.num_warps or NUM_WARPS
+        slot_first = self._options.slot_first
+        if slot_first is None:
+            slot_first = sources.waits_for_slots(plan.kernel, plan.row_items, num_tokens, self._gpu)
+        made = compiled(plan.kernel, tokens, columns, slot_first, num_warps, self._device)
+        ctas = (-(-num_tokens // tokens) * tiles, 1)
+        sizes = (num_tokens, *plan.sizes, *NO_SCRATCH)
+        threads = num_warps * launch.WARP
+        launched = launch.bound(self._device, made.function, ctas, threads, sizes, made.metadata.shared)
         value_at = self._value_at
         if value_at is None:
-            return launch
+            return launched
 
-        def packed(key: int, value: int, kv_cache: int, *others: int) -> None:
-            launch(key, value, kv_cache, kv_cache + value_at, *others)
+        def packed(key: int, value: int, kv_cache: int, slots: int, k_scale: int, v_scale: int) -> None:
+            launched(key, value, kv_cache, kv_cache + value_at, slots, k_scale, v_scale)
 
         return packed
-
-
-def _launch(made: tuple[Any, ...], grid: tuple[int, int], device: int, tail: tuple[Any, ...]) -> Launch:
-    _alive, run, function, metadata = made
-    # The raw stream: torch.cuda's own look at it costs more than the launch may.
-    current = torch._C._cuda_getCurrentRawStream
-    x, y = grid
-
-    def launched(*addresses: int) -> None:
-        run(x, y, 1, current(device), function, metadata, None, None, None, *addresses, *tail)
-
-    return launched

@@ -35,27 +35,39 @@ so that every multiprocessor gets one.
 
 MOST_TILE_ITEMS = 1 << 16
 
+SM_THREADS = 2048
+"""The most that a multiprocessor holds, on most GPUs; fewer there only fill it sooner."""
+
+FILLED = 3
+"""How many times accesses must fill the GPU before they wait for their slots."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may fix of the kernels; None leaves it to `tile` and `NUM_WARPS`. All are powers of two.
+    """What a user may fix of the kernels; None leaves it to the functions below and to `NUM_WARPS`. Numbers
+    are powers of two.
 
     Attributes:
         num_warps: Warps of a program, up to 32.
         tile_tokens: Tokens of a program's tile.
         tile_columns: Items of a token's row in a tile; for `reshape_and_cache` whole runs of 16 bytes.
+        slot_first: Whether flash reads a row only once its slot is known, which spares the rows of padding
+            and makes every other row wait.
     """
 
     num_warps: int | None = None
     tile_tokens: int | None = None
     tile_columns: int | None = None
+    slot_first: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no kernel can be compiled for.
 
         Raises:
-            ConfigError: A value is no power of two, or too large.
+            ConfigError: A value is no power of two, or too large, or no truth value where it must be one.
         """
+        if self.slot_first is not None and type(self.slot_first) is not bool:
+            raise ConfigError(f"impl.slot_first must be true, false or null, not {self.slot_first!r}")
         for name, most in (("num_warps", 32), ("tile_tokens", 4096), ("tile_columns", 4096)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 0 < value <= most or value & (value - 1)):
@@ -210,11 +222,24 @@ def is_large(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
     return fills and not dict(kernel.constants)["FP8"] and written <= gpu.l2_bytes // 2
 
 
+def waits_for_slots(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
+    """Whether flash reads rows only when their slots are known, so that those of padding are not read at all.
+
+    Every other row then waits for two memory accesses one after the other. Where copies by accesses of 16
+    bytes to K and to V fill the GPU many times over, other programs hide that; conversions to fp8 would take
+    9 % longer.
+    """
+    if kernel.name != "flash" or dict(kernel.constants)["FP8"]:
+        return False
+    accesses = num_tokens * row_items * _source_bytes(kernel) // VECTOR_BYTES
+    return accesses >= FILLED * gpu.sm_count * SM_THREADS
+
+
 def tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) -> tuple[int, int]:
     """Tokens and columns of one program of the kernel.
 
     A tile is at most one row wide. Of flash's smaller one each thread has one access of 16 bytes to K and one
-    to V, or 8 items that become fp8; of the larger one four.
+    to V, or 8 items that become fp8; of the larger one two.
 
     Raises:
         Unsupported: The options' columns would split a run of a head-major cache, or with the other side the
@@ -223,7 +248,7 @@ def tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) 
     constant = dict(kernel.constants)
     if kernel.name == "flash":
         a_thread_s = 8 if constant["FP8"] else VECTOR_BYTES // _source_bytes(kernel)
-        items = widest = THREADS * a_thread_s * (4 if large else 1)
+        items = widest = THREADS * a_thread_s * (2 if large else 1)
     else:
         items, widest = TILES[0 if large else 1]
     columns = options.tile_columns or min(widest, triton.next_power_of_2(row_items))
@@ -243,15 +268,16 @@ def _source_bytes(kernel: Kernel) -> int:
     return int("".join(filter(str.isdigit, kernel.pointers[0]))) // 8
 
 
-def constants(kernel: Kernel, tokens: int, columns: int) -> dict[str, int]:
+def constants(kernel: Kernel, tokens: int, columns: int, slot_first: bool = False) -> dict[str, int]:
     """All compile-time constants, in the function's order."""
-    return dict(kernel.constants) | {"TOKENS": tokens, "COLUMNS": columns}
+    waits = {"SLOT_FIRST": int(slot_first)} if kernel.name == "flash" else {}
+    return dict(kernel.constants) | waits | {"TOKENS": tokens, "COLUMNS": columns}
 
 
-def source(kernel: Kernel, tokens: int, columns: int) -> ASTSource:
+def source(kernel: Kernel, tokens: int, columns: int, slot_first: bool = False) -> ASTSource:
     """What `triton.compile` takes; every integer is an i64, so that none depends on a value's width."""
     function: Any = getattr(kernels, kernel.name)
-    fixed = constants(kernel, tokens, columns)
+    fixed = constants(kernel, tokens, columns, slot_first)
     integers = len(kernel.divisors) - len(kernel.pointers)
     types = [*kernel.pointers, *["i64"] * integers, *["constexpr"] * len(fixed)]
     signature = dict(zip(function.arg_names, types, strict=True))
