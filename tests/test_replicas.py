@@ -6,6 +6,8 @@ from kvexp.errors import Unsupported
 from kvexp.replicas import (
     COLD_FACTOR,
     FEWEST_CALLS,
+    FEWEST_LONG_CALLS,
+    GPU_REPLAY_US,
     MOST_EAGER_CALLS,
     MOST_GRAPH_CALLS,
     ONCE,
@@ -39,7 +41,7 @@ class TestOnAGpu:
 
     def test_a_replay_is_long_enough_for_a_difference_and_short_enough_to_queue(self):
         for *_, graph, plan in cases():
-            assert FEWEST_CALLS <= plan.calls <= (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
+            assert FEWEST_LONG_CALLS <= plan.calls <= (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
             assert 1 <= plan.short_calls < plan.calls
             assert plan.mappings <= plan.calls
 
@@ -105,7 +107,12 @@ class TestOnAGpu:
     def test_many_tokens_walk_through_the_whole_seed_cache_or_past_the_l2(self):
         written = 65536 * 128 * 128 * 2 * 2
         plan = gpu_plan(16, 2 * written, written, 60 << 20, graph=True)
-        assert (plan.calls, plan.mappings, plan.cache_state) == (4, 4, "cold")
+        assert (plan.calls, plan.short_calls, plan.mappings, plan.cache_state) == (2, 1, 2, "cold")
+
+    def test_only_calls_that_are_long_themselves_are_few(self):
+        for *_, written, _, _, plan in cases():
+            if plan.calls < FEWEST_CALLS:
+                assert plan.calls * (1.0 + 2 * written / 3e6) >= 0.9 * GPU_REPLAY_US
 
     def test_one_token_makes_as_many_calls_as_a_graph_may_hold(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True)

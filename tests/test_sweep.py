@@ -1,14 +1,14 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from kvexp import report, rows, sweep, tracking
+from kvexp import ahead, report, rows, sweep
 from kvexp.cli.rounds import rounds
 from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.progress import Progress
@@ -51,6 +51,22 @@ class Tracker:
         self._take("report", sweep_id, sorted(path.name for path in folder.iterdir()))
 
 
+@dataclass
+class Remote:
+    """A store in this very process."""
+
+    tracker: Tracker
+
+    def begin(self, settings):
+        assert settings == TRACKED.tracking
+
+    def connected(self):
+        return self.tracker
+
+    def close(self):
+        pass
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """The measuring process finds tests.wrong."""
@@ -83,7 +99,7 @@ def tracked(monkeypatch):
     """Has the sweep track to a given store."""
 
     def to(tracker):
-        monkeypatch.setattr(tracking, "connect", lambda settings: tracker)
+        monkeypatch.setattr(ahead, "Remote", lambda: Remote(tracker))
         return tracker
 
     return to

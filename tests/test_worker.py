@@ -220,13 +220,21 @@ def _wait_for_the_end_of(pid):
     assert ended, f"process {pid} lives on"
 
 
-def test_the_child_s_side_speaks_lines_of_strict_json():
+@pytest.mark.parametrize(
+    ("words", "events"),
+    [
+        (0, ["ready", "curve", "opened"]),
+        (1, ["ready", "curve", "opened", "point"]),
+        (3, ["ready", "curve", "opened", "point", "point", "end"]),
+    ],
+)
+def test_the_child_s_side_speaks_lines_of_strict_json_and_waits_for_each_word(words, events):
     done = subprocess.run(
-        [sys.executable, "-m", "kvexp.child", "cpu"],
-        input=curve("workload.num_tokens=[1,3]").to_json() + "\n[1, 3]\n\n\n",
+        [sys.executable, "-m", "kvexp.child"],
+        input="cpu\n" + curve("workload.num_tokens=[1,3]").to_json() + "\n[1, 3]\n" + words * "\n",
         capture_output=True,
         text=True,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["event"] for answer in answers] == ["ready", "curve", "point", "point", "end"]
+    assert [answer["event"] for answer in answers] == events
     assert (done.returncode, done.stderr) == (0, "")

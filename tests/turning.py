@@ -1,7 +1,5 @@
 """The measuring process on a CPU that passes for a GPU of this UUID, so that there are turns at it."""
 
-import sys
-
 from kvexp import child, environment
 
 UUID = "GPU-played"
@@ -10,4 +8,4 @@ read = environment.read
 
 if __name__ == "__main__":
     environment.read = lambda device: {**read(device), "device_uuid": UUID}
-    child.serve(sys.argv[1])
+    child.serve()

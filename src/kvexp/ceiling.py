@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +62,8 @@ class Move:
         extras = self.slots.numel() * SLOT_BYTES // VECTOR
         grid = -(-writes // (THREADS * unroll))
         tensors = (self.source, self.slots, self.place)
-        return _bound("copy", grid, unroll, self.reads, self.place.device, tensors, writes, extras)
+        macros = _macros(unroll, self.reads)
+        return jit.bound(SOURCE, "copy", macros, grid, THREADS, tensors, writes, extras)
 
     def arrived(self) -> bool:
         """Whether the place holds what the call writes: the bytes that it reads, folded by exclusive or."""
@@ -159,33 +159,13 @@ def restore(memory: Memory, written: int, count: int) -> None:
     memory.cache.storage[GUARD_BYTES:-GUARD_BYTES][: step * count].fill_(POISON)
 
 
-def empty_call(device: str) -> Call:
-    """A kernel that does nothing: what a launch costs."""
-    return _bound("empty", 1, 1, 1, torch.device(device), ())
+def empty_call() -> Call:
+    """A kernel that does nothing, on the current device: what a launch costs."""
+    return jit.bound(SOURCE, "empty", _macros(1, 1), 1, THREADS, ())
 
 
-def _bound(
-    name: str,
-    grid: int,
-    unroll: int,
-    reads: int,
-    device: torch.device,
-    tensors: tuple[Tensor, ...],
-    *sizes: int,
-) -> Call:
-    from cuda.core import LaunchConfig, Stream, launch
-
-    major, minor = torch.cuda.get_device_capability(device)
-    macros = (("THREADS", THREADS), ("UNROLL", unroll), ("READS", reads))
-    kernel: Any = jit.kernel(SOURCE, name, macros, f"sm_{major}{minor}")
-    config = LaunchConfig(grid=grid, block=THREADS)
-    arguments = (*(tensor.data_ptr() for tensor in tensors), *sizes)
-
-    def call() -> None:
-        stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
-        launch(stream, config, kernel, *arguments)
-
-    return call
+def _macros(unroll: int, reads: int) -> tuple[tuple[str, int], ...]:
+    return (("THREADS", THREADS), ("UNROLL", unroll), ("READS", reads))
 
 
 def _cpu_copy(source: Tensor, place: Tensor) -> Call:

@@ -1,11 +1,12 @@
-"""The measuring process: `python -m kvexp.child DEVICE` answers experiments until its input closes.
+"""The measuring process: `python -m kvexp.child` answers experiments until its input closes.
 
-It speaks JSON lines. It says `ready`, with its device and environment, and ends if the machine lacks the
-device. For each experiment it is sent it says `curve`, with the hash of the implementation's sources, and
-waits for a list of the `num_tokens` to measure. When another process measures on the GPU it says `waiting`
-with the words for that one, and again with none when the turn has come. It says `point` for each
-`num_tokens` and waits for the parent's word to go on, so that nothing that the parent does with a row runs
-beside a measurement; then `end`.
+It speaks JSON lines. It imports its libraries, is sent a device, says `ready`, with its device and
+environment, and ends if the machine lacks the device. For each experiment it is sent it says `curve`, with
+the hash of the implementation's sources, and waits for a list of the `num_tokens` to measure. When another
+process measures on the GPU it says `waiting` with the words for that one, and again with none when the turn
+has come. It says `opened` when the curve is set up and `point` for each `num_tokens`; after each of these it
+waits for the parent's word to go on, so that nothing that the parent does runs beside a measurement. Then it
+says `end`.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -55,9 +56,13 @@ def impl_hash(experiment: Experiment) -> str | None:
 
 
 def measured(
-    experiment: Experiment, num_tokens: list[int], columns: dict[str, Any], waits: Waits
+    experiment: Experiment,
+    num_tokens: list[int],
+    columns: dict[str, Any],
+    waits: Waits,
+    opened: Callable[[], None] = lambda: None,
 ) -> Iterator[Measurement]:
-    """Those points of the curve, as each is measured.
+    """Those points of the curve, as each is measured; `opened` is called before the first.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -66,16 +71,18 @@ def measured(
 
     if num_tokens:
         workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
-        yield from pipeline.run(replace(experiment, workload=workload), columns, waits)
+        yield from pipeline.run(replace(experiment, workload=workload), columns, waits, opened)
 
 
-def serve(requested: str) -> None:
+def serve() -> None:
     """Every experiment on the standard input is answered."""
     _end_in_good_order()
     # What libraries print must not come between the lines of the protocol.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    device, columns, refusal = ready(requested)
+    import torch  # noqa: F401  # takes seconds, in which the device may not be known yet
+
+    device, columns, refusal = ready(_heard().strip())
     _say(out, event="ready", device=device, environment=columns, refusal=refusal)
     if refusal:
         return
@@ -103,8 +110,12 @@ def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> No
     def waits(holder: str | None) -> None:
         _say(out, event="waiting", holder=holder)
 
+    def opened() -> None:
+        _say(out, event="opened")
+        _heard()
+
     try:
-        for measurement in measured(experiment, wanted, {**columns, "impl_hash": digest}, waits):
+        for measurement in measured(experiment, wanted, {**columns, "impl_hash": digest}, waits, opened):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
             _heard()
             if measurement.status == "failed" and experiment.device != "cpu":
@@ -142,4 +153,4 @@ def _say(out: IO[str], **answer: Any) -> None:
 
 if __name__ == "__main__":
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        serve(sys.argv[1])
+        serve()

@@ -27,7 +27,7 @@ UNTIMED = {
 """Timers without a clock, and what a point says of it."""
 
 
-FEW = 10
+FEW = 5
 """Samples that choose among shapes of the copy."""
 
 
@@ -191,7 +191,7 @@ def median_us(found: Timing) -> float:
 
 def empty_kernel_us(curve: Curve, case: Case) -> float | None:
     """Median time of a kernel that does nothing, launched as the case's calls are."""
-    call = ceiling.empty_call(case.device)
+    call = ceiling.empty_call()
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
     long, short = replays(case, [call], plan)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,42 @@ def kernel(source: Path, name: str, macros: tuple[tuple[str, str | int], ...], a
     from cuda.core import ObjectCode
 
     return ObjectCode.from_cubin(cubin(source, dict(macros), arch), name=source.name).get_kernel(name)
+
+
+def bound(
+    source: Path,
+    name: str,
+    macros: tuple[tuple[str, str | int], ...],
+    grid: int,
+    threads: int,
+    tensors: tuple[Any, ...],
+    *sizes: int,
+) -> Callable[[], None]:
+    """A launch of the kernel on torch's current stream of the tensors' device, with nothing left to look up.
+
+    Args:
+        source: See `kernel`.
+        name: See `kernel`.
+        macros: See `kernel`.
+        grid: CTAs.
+        threads: Threads of a CTA.
+        tensors: Whose addresses the kernel takes first; the device is theirs, or the current one.
+        *sizes: 64-bit integers that follow.
+    """
+    import torch
+    from cuda.core import LaunchConfig, Stream, launch
+
+    device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
+    major, minor = torch.cuda.get_device_capability(device)
+    loaded = kernel(source, name, macros, f"sm_{major}{minor}")
+    config = LaunchConfig(grid=grid, block=threads)
+    arguments = (*(tensor.data_ptr() for tensor in tensors), *sizes)
+
+    def call(_alive: tuple[Any, ...] = tensors) -> None:
+        stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
+        launch(stream, config, loaded, *arguments)
+
+    return call
 
 
 def _included(folder: Path, text: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The points of one curve, whatever becomes of the process that measures them."""
 
 import datetime
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from kvexp.errors import Unsupported, WorkerDied
@@ -9,7 +9,7 @@ from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement, Status
 from kvexp.rows import Identity, identity
 from kvexp.settings import SweepSettings
-from kvexp.worker import Inline, Point, Worker
+from kvexp.worker import Inline, Point, Started, Worker
 
 
 class Workers:
@@ -18,11 +18,18 @@ class Workers:
     Args:
         settings: How to measure.
         say: Told once, in a line, when another kvexp process has the GPU.
+        started: Gives a process that was started before its device was known, where there is one.
     """
 
-    def __init__(self, settings: SweepSettings, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: SweepSettings,
+        say: Callable[[str], None],
+        started: Callable[[], Started | None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._say = say
+        self._started = started
         self._told = False
         self._left_behind: set[str] = set()
         self._worker: Worker | Inline | None = None
@@ -32,6 +39,11 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def end(self) -> None:
+        """The process is being ended."""
+        if self._worker:
+            self._worker.end()
 
     def close(self) -> None:
         """No process is left."""
@@ -45,9 +57,10 @@ class Workers:
         worker = self._worker
         if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
             self.close()
-            inline = self._settings.isolation == "inline"
-            timeout_s = self._settings.timeout_s
-            worker = Inline(device, self._waits) if inline else Worker(device, timeout_s, self._waits)
+            if self._settings.isolation == "inline":
+                worker = Inline(device, self._waits)
+            else:
+                worker = Worker(device, self._settings.timeout_s, self._waits, self._started())
             self._worker = worker
         return worker
 
@@ -70,6 +83,7 @@ class Begun:
         wanted: The `num_tokens` that are to be tried.
         there: The points that are not, since they are right already.
         end: The status and the reason of every point, where nothing can be measured.
+        measured: The wanted points, where they can.
     """
 
     experiment: Experiment
@@ -77,6 +91,7 @@ class Begun:
     wanted: Sequence[int]
     there: Sequence[Identity] = ()
     end: tuple[Status, str] | None = None
+    measured: Iterable[Point] = ()
 
     def points(self) -> Iterator[Point]:
         """The points in order; those that a dead process or a missing device leaves are rows too.
@@ -89,7 +104,7 @@ class Begun:
             return
         tried = 0
         try:
-            for point in self.worker.points(self.wanted):
+            for point in self.measured:
                 yield point
                 tried += 1
         except WorkerDied as death:
@@ -105,17 +120,21 @@ class Begun:
 
 
 def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) -> Begun:
-    """The curve is with its worker, and the points whose identity is among the `done` are left out."""
+    """The worker sets up the curve, and the points whose identity is among the `done` are left out."""
     worker = workers.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
         experiment = experiment.resolved(worker.device)
         worker.open(experiment)
+        points = {
+            case.num_tokens: identity({**asdict(case), **worker.columns}) for case in experiment.cases()
+        }
+        wanted = [num_tokens for num_tokens, point in points.items() if point not in done]
+        measured = worker.points(wanted)
     except Unsupported as refusal:
         return Begun(experiment, worker, every, end=("skipped", str(refusal)))
     except WorkerDied as death:
         return Begun(experiment, worker, every, end=("failed", str(death)))
-    points = {case.num_tokens: identity({**asdict(case), **worker.columns}) for case in experiment.cases()}
     there = [point for point in points.values() if point in done]
-    return Begun(experiment, worker, [n for n, point in points.items() if point not in done], there)
+    return Begun(experiment, worker, wanted, there, measured=measured)

@@ -13,6 +13,9 @@ MOST_EAGER_CALLS = 16
 """Calls, of up to some fifty kernels each, that fit the launch queue of about 1,000 behind the spin."""
 
 FEWEST_CALLS = 4
+"""Calls of a graph's long replay; of calls that are long themselves there are fewer."""
+
+FEWEST_LONG_CALLS = 2
 GPU_REPLAY_US = 400.0
 CPU_REPLAY_US = 200.0
 COLD_FACTOR = 2
@@ -97,19 +100,20 @@ def gpu_plan(
     most = MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS
     expected_us = 1.0 + bytes_moved / 3e6
     long_enough = math.ceil(GPU_REPLAY_US / expected_us)
+    fewest = max(FEWEST_LONG_CALLS, min(FEWEST_CALLS, long_enough))
     to_be_cold = COLD_FACTOR * l2_bytes // bytes_written + 1
     wanted = long_enough if cache == "hot" else max(long_enough, to_be_cold)
-    calls = max(FEWEST_CALLS, min(most, wanted))
+    calls = max(fewest, min(most, wanted))
     mappings = 1
     state: Literal["cold", "hot", "warm"] = "hot"
     if cache != "hot":
         mappings, state = min(calls, distinct), "cold"
         if mappings < calls and distinct < to_be_cold:
-            if distinct >= FEWEST_CALLS:
+            if distinct >= fewest:
                 calls = mappings
             elif cache == "cold":
                 raise Unsupported(
-                    f"timer.cache=cold needs slots for {FEWEST_CALLS} calls that share none, and the cache "
+                    f"timer.cache=cold needs slots for {fewest} calls that share none, and the cache "
                     f"has them for {distinct}; take more workload.num_blocks or timer.cache=hot"
                 )
             else:
@@ -119,7 +123,7 @@ def gpu_plan(
         windows = min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1)
     return Plan(
         calls=calls,
-        short_calls=calls // 4,
+        short_calls=max(1, calls // 4),
         mappings=mappings,
         cache_state=state,
         evict=state == "cold" or inputs == "cold",

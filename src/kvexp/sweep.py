@@ -1,6 +1,6 @@
 """Around a whole sweep: its curves are measured in turn, their rows kept and tracked, the outcome told.
 
-Imports neither torch nor MLflow: the measuring process imports the one while this process imports the other.
+Imports neither torch nor MLflow: two other processes do, while this one composes what they are to do.
 """
 
 import signal
@@ -14,12 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from kvexp import failures, folder, measuring, report, results
+from kvexp.ahead import Ahead
 from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
 from kvexp.measuring import Begun, Workers
 from kvexp.progress import Progress
 from kvexp.rows import REPETITION, RIGHT, Identity, RowFile
 from kvexp.settings import SweepSettings
+from kvexp.tracking import drawn
 from kvexp.tracking.guard import Guarded
 from kvexp.worker import Point
 
@@ -68,13 +70,14 @@ class Outcome:
     untried: int = 0
 
 
-def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
+def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead | None = None) -> int:
     """Every job is measured, its rows are on disk and tracked, and the table is printed.
 
     Args:
         jobs: The curves, in order, round by round; their folders share one parent, the sweep's folder.
         settings: How.
         command: What was typed; kept with the sweep.
+        ahead: What was started before.
 
     Returns:
         0 when something is `ok` or `verified` and nothing is wrong, 1 when a row is `incorrect` or `failed`,
@@ -88,9 +91,16 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
     with ExitStack() as stack:
         stack.enter_context(_terminable())
         outcome = _begun(home, settings, stack)
-        workers = stack.enter_context(Workers(settings, _say))
+        measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
+        ahead = ahead or stack.enter_context(Ahead(measures, tracks))
+        ahead.keep(measures, tracks)
+        workers = stack.enter_context(Workers(settings, _say, ahead.started))
         workers.start(jobs[0].experiment.device)
-        tracker = Guarded(settings.tracking, home, command, settings.resumes, _say)
+        store = ahead.store() if tracks else None
+        if store:
+            store.begin(settings.tracking)
+            drawn.prepare()
+        tracker = Guarded(store.connected if store else None, home, command, settings.resumes, _say)
         status = "KILLED"
         try:
             _measure(jobs, settings, workers, tracker, outcome)
@@ -100,8 +110,8 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str) -> int:
             _say(f"kvexp: {error}")
             return 1
         finally:
-            # The device is free before a store that is slow to answer is told of the end.
-            workers.close()
+            # The device is on its way to be free before a store that is slow to answer is told of the end.
+            workers.end()
             tracker.end(status)
             if outcome.rows:
                 _tell(outcome, home, settings.repeat)
@@ -172,6 +182,7 @@ def _measure(
                 workers.close()
                 repetition = job.repetition
             begun = measuring.begin(job.experiment, workers, outcome.done.get(repetition or 1, {}))
+            tracker.start()
             progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
                 curve = _kept(job, begun, begun.points(), progress, outcome, settings.fail_fast)

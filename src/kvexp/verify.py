@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kvexp import memory
 from kvexp.errors import IncorrectResult
 from kvexp.quantize import quantize
 from kvexp.workload import Cache, Tensors
@@ -18,10 +19,7 @@ from kvexp.workload import Cache, Tensors
 POISON = 0xA5
 """The byte of a slot that nobody wrote; as bfloat16, half or float it is a tiny negative number."""
 
-_POISON_WORD = int.from_bytes(bytes([POISON]) * 8, "little", signed=True)
-
 ROWS_BYTES = 128 << 20
-SCAN_BYTES = 1 << 30
 
 
 def poison(cache: Cache) -> None:
@@ -54,7 +52,9 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Se
     verify_each([(run, mappings, windows)], tensors)
 
 
-def verify_each(runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], tensors: Tensors) -> None:
+def verify_each(
+    runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], tensors: Tensors, everywhere: bool = True
+) -> None:
     """`verify` for several calls, one after another, with one look at the rest of the cache for all of them.
 
     That look misses nothing as long as the first call's mappings hold all slots of the others': what a call
@@ -63,6 +63,7 @@ def verify_each(runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], t
     Args:
         runs: For each call what runs it, its mappings and its windows, as in `verify`.
         tensors: See `verify`.
+        everywhere: Whether to look at the rest of the cache now, and not only when `verify_again` does.
 
     Raises:
         IncorrectResult: See `verify`.
@@ -75,7 +76,8 @@ def verify_each(runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], t
                 raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
             _check_written(tensors, mappings, windows)
             restore(tensors, mappings)
-        check_untouched(tensors.cache)
+        if everywhere:
+            check_untouched(tensors.cache)
     except IncorrectResult:
         poison(tensors.cache)
         raise
@@ -90,6 +92,8 @@ def verify_again(
 ) -> None:
     """Returns when what ran since the last check, and one run more, hold the law as well.
 
+    What any of them wrote outside its slots is still there, or in the slot of a mapping that is compared.
+
     Args:
         run: See `verify`.
         tensors: See `verify`; its cache is as the timed runs left it.
@@ -98,16 +102,15 @@ def verify_again(
         left: For each mapping, whose rows the timed runs left in it; those of the first window by default.
 
     Raises:
-        IncorrectResult: A call that was right at first was not right later.
+        IncorrectResult: A slot that was right at first was not right later, or see `verify`.
     """
     try:
         _check_written(tensors, mappings, left)
-        restore(tensors, mappings)
-        # What the timed runs wrote elsewhere is still there when this looks for it.
-        verify(run, tensors, mappings, windows)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
+    restore(tensors, mappings)
+    verify(run, tensors, mappings, windows)
 
 
 def _check_written(tensors: Tensors, mappings: int, windows: Sequence[int]) -> None:
@@ -123,22 +126,36 @@ def _check_written(tensors: Tensors, mappings: int, windows: Sequence[int]) -> N
 def _check_rows(
     name: str, tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
 ) -> None:
-    wrong = torch.zeros((), dtype=torch.int64, device=slots.device)
-    total = 0
+    wrong = torch.zeros((), dtype=torch.bool, device=slots.device)
+    for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
+        found = _gathered(tensors, plane, slots[chosen, tokens]).view(-1, expected.numel())
+        asked = expected.reshape(-1)
+        if asked.numel() % 8 == 0:
+            # Words: the mask of differences is that much shorter.
+            found, asked = found.view(torch.int64), _aligned(asked).view(torch.int64)
+        wrong |= (found != asked).any()
+    if bool(wrong):
+        fraction, total = _wrong(tensors, rows, plane, scale, slots)
+        where = _first_difference(tensors, rows, plane, scale, slots)
+        raise IncorrectResult(
+            f"{100 * fraction:.3g} % of the {total} elements written to {name} are wrong, "
+            f"the first at {where}"
+        )
+
+
+def _aligned(data: Tensor) -> Tensor:
+    return data.clone() if data.storage_offset() % 8 else data
+
+
+def _wrong(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> tuple[float, int]:
+    """The fraction of the written elements that are wrong, and their number."""
+    item, wrong, total = _INTEGERS[plane.itemsize], 0, 0
     for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
         found = _gathered(tensors, plane, slots[chosen, tokens]).view(-1, *expected.shape)
-        item = _INTEGERS[plane.itemsize]
         differs = found.view(item) != expected.view(item)
-        wrong += differs.count_nonzero()
+        wrong += int(differs.count_nonzero())
         total += differs.numel()
-    count = int(wrong)
-    if not count:
-        return
-    where = _first_difference(tensors, rows, plane, scale, slots)
-    raise IncorrectResult(
-        f"{100 * count / total:.3g} % of the {total} elements written to {name} are wrong, "
-        f"the first at {where}"
-    )
+    return wrong / total, total
 
 
 def _chunks(
@@ -184,19 +201,11 @@ def check_untouched(cache: Cache) -> None:
     Raises:
         IncorrectResult: A byte is not.
     """
-    for start in range(0, cache.storage.numel(), SCAN_BYTES):
-        chunk = cache.storage[start : start + SCAN_BYTES]
-        whole = chunk.numel() // 8 * 8
-        words = chunk[:whole].view(torch.int64)
-        # Least and largest: one pass over the memory, and nothing written.
-        clean = (chunk[whole:] == POISON).all()
-        if whole:
-            clean = clean & (torch.stack(torch.aminmax(words)) == _POISON_WORD).all()
-        if not bool(clean):
-            raise IncorrectResult(
-                f"a byte outside the written slots changed, byte {_first_changed(cache.storage)} of the "
-                f"{cache.storage.numel()} of the cache and its guards"
-            )
+    if not memory.is_all(POISON, cache.storage):
+        raise IncorrectResult(
+            f"a byte outside the written slots changed, byte {_first_changed(cache.storage)} of the "
+            f"{cache.storage.numel()} of the cache and its guards"
+        )
 
 
 def _first_changed(storage: Tensor) -> int:

@@ -32,8 +32,45 @@ Point = tuple[dict[str, Any], Sequence[float]]
 """A row and its raw samples in microseconds."""
 
 
+class Started:
+    """A measuring process that imports its libraries; the `Worker` that gets it tells it the device."""
+
+    def __init__(self) -> None:
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            bufsize=0,
+            # Ctrl-C reaches the parent alone, which ends the child.
+            start_new_session=True,
+        )
+
+    def end(self) -> None:
+        """The process is being ended; it may take the system a while to get a GPU's memory back."""
+        with contextlib.suppress(OSError):
+            self.process.kill()
+
+    def close(self) -> None:
+        """The process has ended and its memory is free."""
+        self.end()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+        for pipe in (self.process.stdin, self.process.stdout, self.errors):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
 class Worker:
     """The parent's side of one measuring process.
+
+    Args:
+        requested: The device.
+        timeout_s: Seconds after which a point is given up; None waits for ever.
+        waits: Told when another process measures on the GPU first.
+        started: The process, where there is one already.
 
     Attributes:
         requested: The device as it was asked for.
@@ -43,7 +80,13 @@ class Worker:
         impl_hash: The hash of the sources of the implementation that was opened last.
     """
 
-    def __init__(self, requested: str, timeout_s: float | None = None, waits: Waits = lambda _: None) -> None:
+    def __init__(
+        self,
+        requested: str,
+        timeout_s: float | None = None,
+        waits: Waits = lambda _: None,
+        started: Started | None = None,
+    ) -> None:
         self.requested = requested
         self.device = ""
         self.environment: dict[str, Any] = {}
@@ -53,16 +96,10 @@ class Worker:
         self._waits = waits
         self._heard = b""
         self._given_up = False
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", CHILD, requested],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            bufsize=0,
-            # Ctrl-C reaches the parent alone, which ends the child.
-            start_new_session=True,
-        )
+        self._started = started or Started()
+        self._process, self._errors = self._started.process, self._started.errors
+        with contextlib.suppress(WorkerDied):  # `wait` tells
+            self._send(requested)
 
     def __enter__(self) -> Self:
         return self
@@ -117,11 +154,16 @@ class Worker:
     def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
         """The row and the raw samples of those points of the opened curve, as each is measured.
 
+        The process sets up the curve at once, and begins with the points when the first is asked for.
+
         Raises:
             ConfigError: The experiment is wrong whatever the machine.
             WorkerDied: The process ended before the curve did, or a point did not end in time.
         """
         self._send(json.dumps(list(num_tokens)))
+        return self._points()
+
+    def _points(self) -> Iterator[Point]:
         patience_s = self._timeout_s
         while True:
             answer = self._receive(patience_s, "the point did not end")
@@ -130,6 +172,8 @@ class Worker:
                     # To wait for another process's curve is no hang, however long that takes.
                     patience_s = None if answer["holder"] else self._timeout_s
                     self._waits(answer["holder"])
+                case "opened":
+                    self._send("")
                 case "point":
                     yield answer["row"], answer["samples_us"]
                     self._send("")
@@ -143,16 +187,13 @@ class Worker:
         self.open(experiment)
         yield from self.points(experiment.workload.num_tokens)
 
+    def end(self) -> None:
+        """The process is being ended; `close` waits until it has."""
+        self._started.end()
+
     def close(self) -> None:
         """The process has ended and its memory is free."""
-        with contextlib.suppress(OSError):
-            self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._started.close()
 
     def _send(self, line: str) -> None:
         assert self._process.stdin
@@ -252,6 +293,9 @@ class Inline:
         assert self._experiment
         for measurement in child.measured(self._experiment, list(num_tokens), self.columns, self._waits):
             yield measurement.row(), measurement.samples_us
+
+    def end(self) -> None:
+        """Nothing is left to end."""
 
     def close(self) -> None:
         """Nothing is left to end."""

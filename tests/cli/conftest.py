@@ -54,7 +54,7 @@ def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def type_in(*argv: str) -> Outcome:
         outcome = Outcome()
 
-        def measured(jobs: Sequence[sweep.Job], settings: SweepSettings, command: str) -> int:
+        def measured(jobs: Sequence[sweep.Job], settings: SweepSettings, command: str, *_: object) -> int:
             outcome.jobs, outcome.settings, outcome.command = jobs, settings, command
             return 0
 

@@ -161,9 +161,8 @@ def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
         def end_sweep(self, _):
             asked.append("end")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kvexp.tracking.connect", lambda _: Lost())
-        guarded = Guarded(settings("none", None, None, "kvexp", {}), tmp_path, "", False, said.append)
+    guarded = Guarded(Lost, tmp_path, "", False, said.append)
+    guarded.start()
     for _ in range(3):
         guarded.log_curve(tmp_path, "", [])
     guarded.end("FINISHED")

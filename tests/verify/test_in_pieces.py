@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kvexp import memory
 from kvexp import verify as law_of_bytes
 from kvexp.verify import POISON, verify
 from tests import places
@@ -13,7 +14,7 @@ from tests.places import MAPPINGS, TOTAL, free_slot, point, reason, spoilt
 def small(monkeypatch):
     # Five rows of the cache at once; the cache in pieces that its size is no multiple of.
     monkeypatch.setattr(law_of_bytes, "ROWS_BYTES", 5 * 2 * 32 * 4)
-    monkeypatch.setattr(law_of_bytes, "SCAN_BYTES", 4104)
+    monkeypatch.setattr(memory, "CHUNK_WORDS", 513)
 
 
 def test_right_bytes_pass(tensors):
@@ -49,9 +50,9 @@ def test_a_changed_guard_is_found(tensors):
         assert f"byte {at % tensors.cache.storage.numel()} of" in reason(tensors, run)
 
 
-@pytest.mark.parametrize("piece", [8, 24, 4096, 1 << 20])
-def test_a_byte_is_found_wherever_a_piece_ends(layout, piece, monkeypatch):
-    monkeypatch.setattr(law_of_bytes, "SCAN_BYTES", piece)
+@pytest.mark.parametrize("words", [1, 3, 512, 1 << 17])
+def test_a_byte_is_found_wherever_a_piece_ends(layout, words, monkeypatch):
+    monkeypatch.setattr(memory, "CHUNK_WORDS", words)
     with point(layout=layout) as tensors:
         run = spoilt(tensors, "key_cache", free_slot(tensors), 0, 0)
         at = int(places.addresses(tensors, tensors.key_cache, torch.tensor([free_slot(tensors)]))[0, 0, 0])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from kvexp.memory import checksum
 from kvexp.verify import poison
 from kvexp.workload import GUARD_BYTES, NO_SLOT, build
-from kvexp.workload.checksum import checksum
 from tests import composed, tiny
 
 LAYOUTS = composed.options("layout")

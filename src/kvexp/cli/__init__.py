@@ -1,6 +1,6 @@
 """The command line: the only room that sees argv, Hydra and OmegaConf.
 
-Importing this package imports none of them, so that `--help` answers at once.
+Importing this package imports none of them, so that `--help` answers at once, and a sweep's processes start.
 """
 
 import io
@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import __version__
+from kvexp import __version__, ahead
+from kvexp.ahead import Ahead
 from kvexp.cli import catalogue, commands
 from kvexp.errors import ConfigError, Terminated
 
@@ -25,15 +26,21 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
-    code = dispatch(sys.argv[1:])
+    with ahead.of(sys.argv[1:]) as begun:
+        code = dispatch(sys.argv[1:], begun)
     say("")
     sys.exit(code)
 
 
-def dispatch(argv: Sequence[str]) -> int:
-    """The exit code of one command line; a ConfigError becomes one sentence on stderr."""
+def dispatch(argv: Sequence[str], begun: Ahead | None = None) -> int:
+    """The exit code of one command line; a ConfigError becomes one sentence on stderr.
+
+    Args:
+        argv: What was typed.
+        begun: What a sweep needs, where that was started already.
+    """
     try:
-        return _command(list(argv))
+        return _command(list(argv), begun)
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
@@ -57,7 +64,7 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _command(argv: list[str]) -> int:
+def _command(argv: list[str], begun: Ahead | None = None) -> int:
     if argv and argv[0] in commands.names():
         return commands.run(argv[0], argv[1:])
     if "--help" in argv or "-h" in argv:
@@ -70,7 +77,7 @@ def _command(argv: list[str]) -> int:
         raise ConfigError(_unknown_word(argv[0], catalogue.config_dirs(argv)))
     from kvexp.cli.run import run  # here, since it imports Hydra
 
-    return run(argv)
+    return run(argv, begun)
 
 
 def _is_word(argument: str) -> bool:

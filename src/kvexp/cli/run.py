@@ -15,9 +15,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from kvexp import folder as sweep_folder
+from kvexp.ahead import Ahead
 from kvexp.cli import WRONG, catalogue, how, layouts, presets, resume, say, typed
 from kvexp.cli.argv import CommandLine, ordered
 from kvexp.cli.folders import forget
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from kvexp.sweep import Job
 
 MANY = 10
-"""Curves above which composing is announced: Hydra needs 0.1 to 0.2 s for each, silently."""
+"""Curves above which composing is announced: Hydra needs about 0.1 s for each, silently."""
 
 
 class Curves:
@@ -161,19 +163,22 @@ class SweepStart(Callback):
             say(f"composing {count} curves\n")
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], ahead: Ahead | None = None) -> int:
     """The exit code of composing and measuring what was typed; see `swept`."""
-    return swept(argv)[0]
+    return swept(argv, ahead=ahead)[0]
 
 
 def swept(
-    argv: Sequence[str], check: Callable[[Sequence["Job"]], None] = lambda jobs: None
+    argv: Sequence[str],
+    check: Callable[[Sequence["Job"]], None] = lambda jobs: None,
+    ahead: Ahead | None = None,
 ) -> tuple[int, Path | None]:
     """The exit code of composing and measuring what was typed, and the sweep's folder.
 
     Args:
         argv: What was typed.
         check: Shown the jobs before the first is measured; a ConfigError of its own ends it there.
+        ahead: What was started before.
 
     Returns:
         The code, and None for the folder where a flag only prints.
@@ -189,7 +194,7 @@ def swept(
         if code or not line.measures:
             return code, None
         curves.check()
-        return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]), check)
+        return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]), check, ahead)
     except ConfigError:
         if HydraConfig.initialized() and line.measures:
             with suppress(*COMPOSING):  # it may be what cannot be composed
@@ -198,7 +203,7 @@ def swept(
 
 
 def _measure(
-    curves: Curves, command: str, check: Callable[[Sequence["Job"]], None]
+    curves: Curves, command: str, check: Callable[[Sequence["Job"]], None], ahead: Ahead | None
 ) -> tuple[int, Path | None]:
     from kvexp import sweep  # here, since what only prints or is wrong does without
     from kvexp.cli.rounds import rounds
@@ -214,7 +219,7 @@ def _measure(
     try:
         check(jobs)
         sweep_folder.write_command(home, curves.line.overrides, flags)
-        return sweep.run(jobs, how_run, shown(command)), home
+        return sweep.run(jobs, how_run, shown(command), ahead), home
     finally:
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.
@@ -241,14 +246,20 @@ def _compose(line: CommandLine, curves: Curves) -> int:
 
 @contextmanager
 def _hydra_raises(argv: Sequence[str]) -> Iterator[None]:
-    """Hydra reads this argv, and its errors reach us: it prints and exits unless told otherwise."""
+    """Hydra reads this argv, and its errors reach us: it prints and exits unless told otherwise.
+
+    It composes each job once: the rehearsal before that is for launchers which compose somewhere else.
+    """
     typed_argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    rehearse = Sweeper.validate_batch_is_legal
     HydraConfig.instance().cfg = None
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [sys.argv[0], *argv], "1"
+    Sweeper.validate_batch_is_legal = lambda *_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
         sys.argv = typed_argv
+        Sweeper.validate_batch_is_legal = rehearse  # type: ignore[method-assign]
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

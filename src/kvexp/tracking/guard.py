@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from kvexp import folder as sweep_folder
-from kvexp import tracking
 from kvexp.errors import TrackingError
-from kvexp.tracking import Tracker, TrackingSettings, sync
+from kvexp.tracking import Tracker, sync
 
 LATER = "the sweep goes on untracked, its rows are on disk, and kvexp sync sends them later"
 
@@ -17,7 +16,7 @@ class Guarded:
     """The tracker of one sweep, or of none.
 
     Args:
-        settings: Where to track.
+        connected: Gives the store when it is ready, or raises TrackingError; None tracks nothing.
         home: The sweep's folder.
         command: What was typed.
         resumes: Whether the sweep was begun before; what the store has missed of it is sent then.
@@ -26,27 +25,34 @@ class Guarded:
 
     def __init__(
         self,
-        settings: TrackingSettings,
+        connected: Callable[[], Tracker] | None,
         home: Path,
         command: str,
         resumes: bool,
         say: Callable[[str], None],
     ) -> None:
+        self._connected = connected
         self._home = home
+        self._command = command
+        self._resumes = resumes
         self._say = say
         self._killed = False
         self._tracker: Tracker | None = None
+
+    def start(self) -> None:
+        """The sweep has its run in the store; asked again, nothing happens."""
+        connected, self._connected = self._connected, None
         try:
-            self._tracker = tracking.connect(settings)
-            if self._tracker:
-                self._start(self._tracker, home, command, resumes)
+            if connected:
+                self._tracker = connected()
+                self._start(self._tracker)
         except TrackingError as error:
             self._give_up(error)
 
-    def _start(self, tracker: Tracker, home: Path, command: str, resumes: bool) -> None:
-        sweep_id = sweep_folder.id_of(home)
-        missing = tracker.missing(sweep_id, sync.curves(home)) if resumes else []
-        tracker.start_sweep(sweep_id, command, resumes, sweep_folder.name_of(home))
+    def _start(self, tracker: Tracker) -> None:
+        sweep_id = sweep_folder.id_of(self._home)
+        missing = tracker.missing(sweep_id, sync.curves(self._home)) if self._resumes else []
+        tracker.start_sweep(sweep_id, self._command, self._resumes, sweep_folder.name_of(self._home))
         sync.catch_up(tracker, missing, self._say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from kvexp.case import Case
 from kvexp.layout import Layout, Plane
+from kvexp.memory import checksum
 from kvexp.op import cache_item_bytes
 from kvexp.workload import inputs, patterns, room
-from kvexp.workload.checksum import checksum
 from kvexp.workload.inputs import Rows
 
 GUARD_BYTES = 4096

@@ -1,0 +1,156 @@
+"""A store in a process of its own, which imports MLflow while others compose, import torch or draw.
+
+`python -m kvexp.tracking.remote` is that process. Its standard input is one end of a pair of sockets: it is
+sent the names and arguments of methods, and answers each in turn until the other end is closed.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from kvexp import tracking
+from kvexp.errors import TrackingError
+from kvexp.tracking import Tracker, TrackingSettings
+
+END_SECONDS = 5.0
+"""Patience, at the end, with an answer that nobody waits for any more."""
+_CONNECT = "connect"
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+class Remote:
+    """The parent's side: a process that is started at once, and a Tracker when it is connected."""
+
+    def __init__(self) -> None:
+        self.uri = self.page = ""
+        self._due = 0
+        self._pipe, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kvexp.tracking.remote"],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                # Ctrl-C reaches the parent alone: what is being sent is sent whole.
+                start_new_session=True,
+            )
+
+    def begin(self, settings: TrackingSettings) -> None:
+        """The process connects to that store; see `connected`."""
+        self.uri = tracking.shown(settings.uri or "")
+        with suppress(TrackingError):  # `connected` tells
+            self._ask(_CONNECT, settings)
+
+    def connected(self) -> Tracker:
+        """This tracker, whose store is ready.
+
+        Raises:
+            TrackingError: The store cannot be reached or made.
+        """
+        self.page = self._answer()
+        return self
+
+    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False, name: str = "") -> None:
+        """See `Tracker`, as for the methods below."""
+        self._asked("start_sweep", sweep_id, command, resumes, name)
+
+    def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`."""
+        self._asked("log_curve", folder, target, rows)
+
+    def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
+        """See `Tracker`."""
+        found: list[Path] = self._asked("missing", sweep_id, folders)
+        return found
+
+    def end_sweep(self, status: str) -> None:
+        """See `Tracker`."""
+        self._asked("end_sweep", status)
+
+    def log_report(self, sweep_id: str, folder: Path) -> None:
+        """See `Tracker`."""
+        self._asked("log_report", sweep_id, folder)
+
+    def lacks_report(self, sweep_id: str) -> bool:
+        """See `Tracker`."""
+        return bool(self._asked("lacks_report", sweep_id))
+
+    def close(self) -> None:
+        """The process has ended, once it has done what it was asked."""
+        try:
+            with suppress(OSError):
+                self._pipe.close()
+            if self._due:
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END_SECONDS)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def _asked(self, method: str, *arguments: Any) -> Any:
+        self._ask(method, *arguments)
+        return self._answer()
+
+    def _ask(self, method: str, *arguments: Any) -> None:
+        try:
+            self._pipe.send((method, arguments))
+        except OSError as error:
+            raise self._died() from error
+        self._due += 1
+
+    def _answer(self) -> Any:
+        """The answer to what was asked last; earlier ones are there where an interrupt left them."""
+        while True:
+            try:
+                answer = self._pipe.recv()
+            except (EOFError, OSError, UnpicklingError) as error:
+                raise self._died() from error
+            self._due -= 1
+            if isinstance(answer, TrackingError):
+                raise answer
+            if self._due <= 0:
+                return answer
+
+    def _died(self) -> TrackingError:
+        self._due = 0
+        return TrackingError(f"the tracking store {self.uri} cannot be used: its process has ended", True)
+
+
+def serve(pipe: Connection) -> None:
+    """Everything that is asked is answered, until the other end is closed."""
+    if sys.platform == "linux":
+        # A resumed sweep must not meet what its dead parent had asked for.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    tracking.quiet()
+    with suppress(ImportError):  # connecting tells
+        import kvexp.tracking.mlflow  # noqa: F401
+    tracker: Tracker | None = None
+    while True:
+        try:
+            method, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: Any
+        try:
+            if method == _CONNECT:
+                tracker = tracking.connect(*arguments)
+                answer = tracker.page if tracker else ""
+            else:
+                answer = getattr(tracker, method)(*arguments)
+        except TrackingError as error:
+            answer = error
+        with suppress(OSError):
+            pipe.send(answer)
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        serve(Connection(os.dup(0)))
+    os._exit(0)  # it takes MLflow's modules a while to be taken apart

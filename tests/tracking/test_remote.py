@@ -1,0 +1,119 @@
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+
+from kvexp.errors import TrackingError
+from kvexp.tracking import settings
+from kvexp.tracking.remote import Remote
+from tests.reliability.test_kill import ended
+
+
+@pytest.fixture
+def remote():
+    made = Remote()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def connected(remote, store):
+    remote.begin(store)
+    return remote.connected()
+
+
+def test_another_process_sends_a_sweep_as_this_one_would(
+    connected, sweep, job, measure, experiment, tmp_path, request
+):
+    name = request.node.name
+    connected.start_sweep(name, "python -m kvexp impl=cuda")
+    rows = measure("skipped")
+    folder = job(rows)
+    assert connected.missing(name, [folder]) == [folder]
+    connected.log_curve(folder, experiment.impl.target, rows)
+    connected.end_sweep("FINISHED")
+    assert connected.missing(name, [folder]) == []
+    assert connected.lacks_report(name)
+    (tmp_path / "report.md").write_text("# Title\nSaid.\n")
+    (tmp_path / "report.html").write_text("page")
+    connected.log_report(name, tmp_path)
+    assert not connected.lacks_report(name)
+    parent, child = sweep(name)
+    assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert child.data.metrics["points_ok"] == 15
+    assert parent.data.tags["kvexp.pid"] == str(connected._process.pid)
+
+
+def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, sweep, request):
+    name = request.node.name
+    connected._ask("start_sweep", name, "")
+    assert connected.missing(name, []) == []
+    connected.end_sweep("KILLED")
+    (parent,) = sweep(name)
+    assert parent.info.status == "KILLED"
+
+
+def test_trouble_crosses_whole(remote):
+    remote.begin(settings("server", "http://me:secret@127.0.0.1:9", None, "kvexp", {}))
+    with pytest.raises(
+        TrackingError, match=r"the tracking store http://me:\*\*\*@127\.0\.0\.1:9 cannot"
+    ) as raised:
+        remote.connected()
+    assert raised.value.unreachable
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_process_that_was_killed_is_a_store_out_of_reach(remote, when):
+    found = settings("local", "sqlite:////nowhere/mlflow.db", None, "kvexp", {})
+    if when == "before":
+        remote._process.kill()
+        remote._process.wait()
+    remote.begin(found)
+    remote._process.kill()
+    with pytest.raises(
+        TrackingError, match=r"sqlite:////nowhere/mlflow\.db cannot be used: its process"
+    ) as raised:
+        remote.connected()
+    assert raised.value.unreachable
+
+
+def test_it_ends_at_once_where_nothing_was_asked():
+    made = Remote()
+    begin = time.monotonic()
+    made.close()
+    assert time.monotonic() - begin < 1
+    assert not psutil.pid_exists(made._process.pid)
+
+
+def test_it_ends_soon_where_a_server_never_answers(monkeypatch):
+    monkeypatch.setattr("kvexp.tracking.remote.END_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        made = Remote()
+        made.begin(settings("server", f"http://127.0.0.1:{silent.getsockname()[1]}", None, "kvexp", {}))
+        begin = time.monotonic()
+        made.close()
+    assert time.monotonic() - begin < 2
+    assert not psutil.pid_exists(made._process.pid)
+
+
+def test_it_ends_with_its_parent():
+    parent = """
+import os, signal
+from kvexp.tracking.remote import Remote
+
+made = Remote()
+print(made._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    with suppress(psutil.NoSuchProcess):
+        ended(psutil.Process(pid))
