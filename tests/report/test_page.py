@@ -177,3 +177,13 @@ def test_twenty_lines_and_single_points_are_drawn():
     curves = [curve({8: 1.0 + number}, impl=f"i{number}") for number in range(20)]
     said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
     assert len(re.findall("<svg", html(said, drawn(said)))) == 6
+
+
+@pytest.mark.parametrize(
+    ("other", "drawn_too"), [({"impl": "triton"}, True), ({"timer": "wall_clock"}, False)]
+)
+def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, drawn_too):
+    curves = [curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other)]
+    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    figure = html(said, drawn(said)).partition("Share of a plain copy")[0]
+    assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
