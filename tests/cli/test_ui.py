@@ -1,6 +1,7 @@
 """`kvexp ui` says where the runs are and becomes MLflow's server; tests/browser opens its pages."""
 
 import os
+import socket
 import sqlite3
 
 import pytest
@@ -14,6 +15,14 @@ def served(monkeypatch):
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
     return calls
+
+
+@pytest.fixture
+def port():
+    """A port that is free now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def test_without_runs_it_says_what_makes_some(typed):
@@ -30,14 +39,14 @@ def test_a_file_that_is_no_store_is_refused(typed, elsewhere, served):
     assert "mlruns/mlflow.db is no store of runs (file is not a database)" in outcome.err
 
 
-def test_it_names_the_newest_sweeps_page_of_each_experiment(typed, elsewhere, served):
+def test_it_names_the_newest_sweeps_page_of_each_experiment(typed, elsewhere, served, port):
     for name in ("kvexp", "other"):
         connect(TrackingSettings("local", f"sqlite:///{elsewhere}/there/mlflow.db", name))
-    outcome = typed("ui", "there", "--port", "5001")
+    outcome = typed("ui", "there", "--port", str(port))
     view = "runs?workflowType=machine_learning&viewStateShareKey=kvexp-last"
     assert outcome.out.splitlines()[:2] == [
-        f"kvexp: http://127.0.0.1:5001/#/experiments/1/{view}",
-        f"other: http://127.0.0.1:5001/#/experiments/2/{view}",
+        f"kvexp: http://127.0.0.1:{port}/#/experiments/1/{view}",
+        f"other: http://127.0.0.1:{port}/#/experiments/2/{view}",
     ]
     ((_, command, environment),) = served
     assert command[1:4] == ["-m", "mlflow", "ui"]
@@ -45,11 +54,28 @@ def test_it_names_the_newest_sweeps_page_of_each_experiment(typed, elsewhere, se
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
-def test_of_a_store_without_views_it_names_the_whole_ui(typed, elsewhere, served):
+def test_of_a_store_without_views_it_names_the_whole_ui(typed, elsewhere, served, port):
     (elsewhere / "mlruns").mkdir()
     with sqlite3.connect(elsewhere / "mlruns" / "mlflow.db") as database:
         database.execute("create table experiments (experiment_id, name, lifecycle_stage)")
         database.execute("create table experiment_tags (experiment_id, key, value)")
-    outcome = typed("ui")
-    assert outcome.out.splitlines()[0] == "http://127.0.0.1:5000"
+    outcome = typed("ui", "--port", str(port))
+    assert outcome.out.splitlines()[0] == f"http://127.0.0.1:{port}"
     assert len(served) == 1
+
+
+def test_a_port_that_is_taken_or_none_is_refused(typed, elsewhere, served):
+    connect(TrackingSettings("local", f"sqlite:///{elsewhere}/mlruns/mlflow.db", "kvexp"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = typed("ui", "--port", str(port))
+    assert (
+        outcome.err
+        == f"kvexp: port {port} cannot be used (Address already in use); type --port with another\n"
+    )
+    for none in ("0", "65536"):
+        outcome = typed("ui", "--port", none)
+        assert outcome.err == f"kvexp: --port must be a number from 1 to 65535, not {none}\n"
+        assert (outcome.code, served) == (2, [])

@@ -144,8 +144,11 @@ def test_without_a_copy_there_is_no_ceiling():
 def test_the_rule_is_told_with_its_figures():
     (machine,) = machines([row()])
     assert "2 % (5 % below 512 tokens)" in headline.certainty(machine)
+    assert "Each point is that of one process. " in headline.certainty(machine)
     (machine,) = machines([row(device="cpu", processes=2)])
-    assert "20 %" in headline.certainty(machine)
+    said = headline.certainty(machine)
+    assert "20 %" in said
+    assert "the middle one of up to 2 processes" in said
 
 
 def test_the_ceiling_is_shown_and_never_ranked():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from kvexp.report.contrasts import Axis, is_enough, told
 from kvexp.report.lines import Line, Machine, Row
 from kvexp.report.words import listed, number, percent, tokens
+from kvexp.results import PROCESSES
 from kvexp.verdict import CPU, GPU_FEW, GPU_MANY, MANY_TOKENS
 
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
@@ -109,10 +110,11 @@ def certainty(machine: Machine) -> str:
     noise = f"{100 * GPU_MANY:.0f} % ({100 * GPU_FEW:.0f} % below {MANY_TOKENS} tokens)"
     if all(str(line.key["device"]).startswith("cpu") for line in machine.lines):
         noise = f"{100 * CPU:.0f} %"
+    most = max(row.get(PROCESSES, 1) for line in machine.lines for row in line.points)
+    whose = f"the middle one of up to {most} processes" if most > 1 else "one process"
     return (
-        "Each point is that of one process, the middle one of several. A difference is told only where "
-        f"the intervals of two medians are over {noise} apart, as far as processes measuring the same code "
-        "were seen to differ."
+        f"Each point is that of {whose}. A difference is told only where the intervals of two medians are "
+        f"over {noise} apart, as far as processes measuring the same code were seen to differ."
     )
 
 

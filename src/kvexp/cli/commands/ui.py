@@ -1,6 +1,7 @@
 """Shows the tracked runs in a browser, in MLflow's own UI; Ctrl-C ends it."""
 
 import os
+import socket
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     """The process becomes MLflow's server.
 
     Raises:
-        ConfigError: There are no runs.
+        ConfigError: There are no runs, or the port cannot be used.
     """
     parser = Parser("kvexp ui", description=__doc__)
     parser.add_argument("dir", nargs="?", type=Path, default=Path("mlruns"), metavar="DIR", help="mlruns/")
@@ -34,11 +35,27 @@ def main(argv: Sequence[str]) -> NoReturn:
     file = typed.dir / "mlflow.db"
     if not file.is_file():
         raise ConfigError(f"there are no runs yet ({file} is missing); make run makes some")
+    _check(typed.port)
     say("".join(f"{line}\n" for line in _pages(file, f"http://{_HOST}:{typed.port}")))
     say("It answers in a few seconds; Ctrl-C ends it.\n")
     command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{file.absolute()}", "--host", _HOST]
     command += ["--port", str(typed.port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     os.execve(sys.executable, [sys.executable, "-m", *command], os.environ | _QUIET)
+
+
+def _check(port: int) -> None:
+    """Returns when the port is free; MLflow would answer with a trace of calls."""
+    if not 0 < port < 1 << 16:
+        raise ConfigError(f"--port must be a number from 1 to 65535, not {port}")
+    with socket.socket() as found:
+        # As MLflow's server does: a port that was left a moment ago is free.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind((_HOST, port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} cannot be used ({error.strerror}); type --port with another"
+            ) from error
 
 
 def _pages(file: Path, address: str) -> list[str]:
