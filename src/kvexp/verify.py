@@ -52,9 +52,7 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Se
     verify_each([(run, mappings, windows)], tensors)
 
 
-def verify_each(
-    runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], tensors: Tensors, everywhere: bool = True
-) -> None:
+def verify_each(runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], tensors: Tensors) -> None:
     """`verify` for several calls, one after another, with one look at the rest of the cache for all of them.
 
     That look misses nothing as long as the first call's mappings hold all slots of the others': what a call
@@ -63,7 +61,6 @@ def verify_each(
     Args:
         runs: For each call what runs it, its mappings and its windows, as in `verify`.
         tensors: See `verify`.
-        everywhere: Whether to look at the rest of the cache now, and not only when `verify_again` does.
 
     Raises:
         IncorrectResult: See `verify`.
@@ -76,8 +73,7 @@ def verify_each(
                 raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
             _check_written(tensors, mappings, windows)
             restore(tensors, mappings)
-        if everywhere:
-            check_untouched(tensors.cache)
+        check_untouched(tensors.cache)
     except IncorrectResult:
         poison(tensors.cache)
         raise

@@ -1,3 +1,4 @@
+import os
 import signal
 import socket
 import subprocess
@@ -117,3 +118,19 @@ os.kill(os.getpid(), signal.SIGKILL)
     pid = int(done.stdout)
     with suppress(psutil.NoSuchProcess):
         ended(psutil.Process(pid))
+
+
+def test_signals_to_all_processes_of_a_sweep_leave_the_store_to_its_parent(connected, request):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        os.kill(connected._process.pid, number)
+    connected.start_sweep(request.node.name, "python -m kvexp")
+    connected.end_sweep("KILLED")
+    assert connected.missing(request.node.name, []) == []
+
+
+def test_a_database_that_a_dead_process_made_in_part_is_made_anew(remote, tmp_path):
+    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
+        (tmp_path / name).write_text("a part")
+    remote.begin(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
+    remote.connected().start_sweep("a", "python -m kvexp")
+    assert [file.name for file in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]

@@ -26,8 +26,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
-    with ahead.of(sys.argv[1:]) as begun:
-        code = dispatch(sys.argv[1:], begun)
+    try:
+        with ahead.of(sys.argv[1:]) as begun:
+            code = dispatch(sys.argv[1:], begun)
+    except KeyboardInterrupt:  # while processes began or ended
+        code = SIGNALLED + signal.SIGINT
     say("")
     sys.exit(code)
 

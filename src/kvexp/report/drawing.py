@@ -16,7 +16,11 @@ from kvexp.report.palette import GRID, INK, MUTED, PALETTE
 from kvexp.report.panels import Panel, Series
 from kvexp.verdict import Verdict, interval
 
-_COPY = ("bytes_moved", "timer", "mode", "cache_state", "inputs_state")  # lines alike in these have one copy
+_COPY = (
+    "bytes_moved",
+    "cache_state",
+    "inputs_state",
+)  # points that a clock finds alike in these have one copy
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _DIVERGING = LinearSegmentedColormap.from_list("told", ["#e89a66", "#ffffff", "#66aad1"])
 _FAR = 0.2  # of a copy's speed; below that a linear axis shows no differences
@@ -152,11 +156,13 @@ def _draw(axes: Axes, series: Series, of: Callable[[Row], float | None], *, inve
 def _floors(axes: Axes, panel: Panel) -> None:
     """What nothing can beat: an empty kernel, and a copy, where all lines have the same one."""
     copies: dict[int, dict[tuple[Any, ...], list[float]]] = {}
+    clocks = set()
     for row in (row for one in panel.series for row in one.line.points):
         if row.get("copy_us") is not None:
             kinds = copies.setdefault(row["num_tokens"], {})
             kinds.setdefault(tuple(row.get(column) for column in _COPY), []).append(row["copy_us"])
-    if copies and all(len(kinds) == 1 for kinds in copies.values()):
+            clocks.add((row.get("timer"), row.get("mode")))
+    if len(clocks) == 1 and all(len(kinds) == 1 for kinds in copies.values()):
         sizes = sorted(copies)
         times = [median(next(iter(copies[size].values()))) for size in sizes]
         axes.plot(sizes, times, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="a plain copy")

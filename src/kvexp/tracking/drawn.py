@@ -11,7 +11,7 @@ PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 
 def prepare() -> None:
     """What draws is imported, which takes a second: in good time, when something else is waited for."""
-    with suppress(ImportError):  # drawing tells
+    with suppress(Exception):  # drawing tells
         import kvexp.report.written  # noqa: F401
 
 

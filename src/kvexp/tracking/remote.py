@@ -124,7 +124,12 @@ class Remote:
 
 
 def serve(pipe: Connection) -> None:
-    """Everything that is asked is answered, until the other end is closed."""
+    """Everything that is asked is answered, until the other end is closed, whoever sends which signal.
+
+    What ends a sweep may end all of its processes; the parent has its end to tell.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         # A resumed sweep must not meet what its dead parent had asked for.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -151,6 +156,7 @@ def serve(pipe: Connection) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        serve(Connection(os.dup(0)))
+    to_parent = Connection(os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # whatever MLflow starts reads nothing of it
+    serve(to_parent)
     os._exit(0)  # it takes MLflow's modules a while to be taken apart

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import requests
 import sqlalchemy.exc
@@ -59,9 +60,20 @@ def ready(uri: str, experiment: str) -> tuple[MlflowClient, str]:
     make_folder(file.parent)
     # Two processes that make MLflow's tables in one new sqlite file at once destroy it.
     with locked(file.parent / ".lock", _LOCK_SECONDS):
+        if not file.exists():
+            _make(uri, file)
         check_database(file)
         client = MlflowClient(tracking_uri=uri)
         return client, _experiment(client, experiment, (file.parent / "artifacts").as_uri())
+
+
+def _make(uri: str, file: Path) -> None:
+    """The file is there with MLflow's tables, or not at all: one that is made in part is never usable."""
+    new = file.with_name(f"{file.name}.new")
+    for left in (new, *new.parent.glob(f"{new.name}-*")):
+        left.unlink(missing_ok=True)
+    MlflowClient(tracking_uri=uri.replace(str(file), str(new), 1))
+    os.replace(new, file)
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
