@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 
 import torch
@@ -60,6 +60,8 @@ class Curve:
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
         machine: The GPU to look at while it measures.
         records: What the GPU runs, for timer=cupti.
+        large_copy: The shape of the fastest copy that is too large for the L2, once it is known: there the
+            memory decides, whatever the size.
     """
 
     op: Op
@@ -73,6 +75,7 @@ class Curve:
     empty_kernel_us: float | None
     machine: Machine
     records: Activity | None = None
+    large_copy: list[int] = field(default_factory=list)
 
 
 def timed(curve: Curve, case: Case) -> bool:
@@ -150,9 +153,13 @@ def timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: r
 def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int) -> float | None:
     """Median time of the fastest copy that reads and writes as many bytes, measured as the op was.
 
-    Where there are several shapes of copy, a few samples of each say which one is measured.
+    Where there are several shapes of copy, a few samples of each say which one is measured; of copies that
+    the L2 has no room for, those of the curve's first.
     """
     unrolls = ceiling.unrolls(case.device, written)
+    large = curve.l2_bytes is not None and written > replicas.COLD_FACTOR * curve.l2_bytes
+    if large and curve.large_copy:
+        unrolls = tuple(curve.large_copy)
     if len(unrolls) > 1:
         few = replace(curve, rule=replace(curve.rule, warmup=1, min_samples=FEW, max_samples=FEW))
         tried = [
@@ -161,6 +168,8 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
             for _, long, short in copies(curve, case, plan, read, written, [unroll])
         ]
         unrolls = (min(tried)[1],) if tried else ()
+        if large:
+            curve.large_copy[:] = unrolls
     found = [
         median_us(timing(curve, case, long, short, plan))
         for _, long, short in copies(curve, case, plan, read, written, unrolls)

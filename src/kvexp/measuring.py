@@ -93,6 +93,15 @@ class Begun:
     end: tuple[Status, str] | None = None
     measured: Iterable[Point] = ()
 
+    @property
+    def minds_the_host(self) -> bool:
+        """Whether what else runs on this host can show in the curve's figures.
+
+        It cannot where the GPU's own clock is asked and a replay is one launch, queued behind a spin.
+        """
+        e = self.experiment
+        return e.device == "cpu" or e.mode.name != "cudagraph" or e.timer.name == "wall_clock"
+
     def points(self) -> Iterator[Point]:
         """The points in order; those that a dead process or a missing device leaves are rows too.
 

@@ -182,7 +182,9 @@ def _measure(
                 workers.close()
                 repetition = job.repetition
             begun = measuring.begin(job.experiment, workers, outcome.done.get(repetition or 1, {}))
-            tracker.start()
+            # A store is connected to while graphs are timed on a GPU: it takes as long as the first curve.
+            if settings.resumes or begun.minds_the_host:
+                tracker.start()
             progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
                 curve = _kept(job, begun, begun.points(), progress, outcome, settings.fail_fast)

@@ -171,6 +171,34 @@ def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
     assert len(said) == 1
 
 
+def test_a_store_that_was_not_waited_for_has_the_sweep_before_its_first_curve(tmp_path):
+    asked = []
+
+    class Late:
+        uri, page = "http://late", ""
+
+        def start_sweep(self, *_):
+            asked.append("start")
+
+        def log_curve(self, *_):
+            asked.append("curve")
+
+    guarded = Guarded(Late, tmp_path, "", False, asked.append)
+    for _ in range(2):
+        guarded.log_curve(tmp_path, "", [])
+    assert asked == ["start", "curve", "curve"]
+
+
+def test_a_sweep_that_ends_before_its_store_was_asked_says_where_its_rows_are(tmp_path):
+    said = []
+    guarded = Guarded(lambda: pytest.fail("it is asked"), tmp_path, "", False, said.append)
+    guarded.end("KILLED")
+    guarded.send_report()
+    (line,) = said
+    assert "rows are on disk" in line
+    assert "kvexp sync" in line
+
+
 def test_a_variable_of_mlflows_that_is_no_number_costs_a_warning(place, monkeypatch):
     monkeypatch.setattr(
         type(place), "environment", place.environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "soon"}

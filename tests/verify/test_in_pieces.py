@@ -13,7 +13,7 @@ from tests.places import MAPPINGS, TOTAL, free_slot, point, reason, spoilt
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     # Five rows of the cache at once; the cache in pieces that its size is no multiple of.
-    monkeypatch.setattr(law_of_bytes, "ROWS_BYTES", 5 * 2 * 32 * 4)
+    monkeypatch.setattr(law_of_bytes, "ROWS_BYTES", 5 * 2 * 32 * 2)
     monkeypatch.setattr(memory, "CHUNK_WORDS", 513)
 
 

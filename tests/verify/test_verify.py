@@ -126,7 +126,8 @@ def test_what_the_timed_calls_left_is_looked_at(tensors):
     assert tensors.cache.storage.unique().tolist() == [POISON]
 
 
-def test_what_a_short_replay_wrote_into_a_slot_of_the_long_one_alone_is_found(tensors):
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_a_short_replay_wrote_into_a_slot_of_the_long_one_alone_is_found(tensors, whole):
     """It compares none but its own slots; all others are poison again by then."""
     others = tensors.written_slots(MAPPINGS)[1:].reshape(-1)
 
@@ -139,7 +140,19 @@ def test_what_a_short_replay_wrote_into_a_slot_of_the_long_one_alone_is_found(te
 
     runs = [(lambda: places.write(tensors), MAPPINGS, ()), (short, 1, ())]
     with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
-        verify_each(runs, tensors)
+        verify_each(runs, tensors, whole)
+    assert tensors.cache.storage.unique().tolist() == [POISON]
+
+
+def test_what_the_first_look_leaves_out_the_last_one_finds(tensors):
+    def long():
+        places.write(tensors)
+        tensors.cache.storage[-1] = 0
+
+    verify_each([(long, MAPPINGS, ()), (lambda: places.write(tensors), MAPPINGS, ())], tensors, whole=False)
+    places.write(tensors)
+    with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
+        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
 
 
 def test_wrong_rows_that_the_timed_calls_left_are_found_though_the_last_run_is_right(tensors):

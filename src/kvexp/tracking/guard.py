@@ -9,7 +9,8 @@ from kvexp import folder as sweep_folder
 from kvexp.errors import TrackingError
 from kvexp.tracking import Tracker, sync
 
-LATER = "the sweep goes on untracked, its rows are on disk, and kvexp sync sends them later"
+SYNC = "its rows are on disk, and kvexp sync sends them later"
+LATER = f"the sweep goes on untracked, {SYNC}"
 
 
 class Guarded:
@@ -56,7 +57,8 @@ class Guarded:
         sync.catch_up(tracker, missing, self._say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve is in the store."""
+        """The curve is in the store; its sweep is there first."""
+        self.start()
         if self._tracker:
             try:
                 self._tracker.log_curve(folder, target, rows)
@@ -80,6 +82,8 @@ class Guarded:
                 self._say(self._tracker.page)
             if not self._killed:
                 sync.send_report(self._tracker, self._home, self._say)
+        elif self._connected:
+            self._say(f"kvexp: the sweep ended before its tracking store was asked; {SYNC}")
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None

@@ -1,5 +1,7 @@
 """cuda: CUDA C++ kernels, compiled with NVRTC for the sizes at hand, launched on torch's current stream."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +9,8 @@ from torch import Tensor
 
 from kvexp.errors import Unsupported
 from kvexp.impl.cuda import fit
-from kvexp.impl.cuda.launcher import Gpu, Launcher
+from kvexp.impl.cuda.launcher import PLANS, Gpu, Launcher
+from kvexp.impl.cuda.spec import Options, Spec
 from kvexp.impl.cuda.tuning import checked
 from kvexp.op import Call
 
@@ -99,21 +102,29 @@ class Cuda:
             Its `prepare(num_tokens)` gives a function of the addresses of the op's tensors, in its order, 0
             for None, which launches on torch's current stream. The tensors' device must be the current one.
         """
+        return Launcher(*self._fitted(op, *arguments))
+
+    @functools.cached_property
+    def _launcher(self) -> Callable[..., Launcher]:
+        """The launcher of what `_fitted` gives, made once: a curve binds thousands of calls that share it."""
+        return functools.lru_cache(PLANS)(Launcher)
+
+    def _fitted(self, op: str, *arguments: Any) -> tuple[Spec, Options, int, Gpu, int | None]:
+        """What launches the op with such arguments, as the words of a Launcher."""
         key, value, *caches, _, kv_cache_dtype, k_scale, _ = arguments
         items = fit.items(key, kv_cache_dtype, k_scale, self.options.software_fp8)
         if op == "reshape_and_cache":
             key_cache, value_cache = caches
             num_slots = value_cache.shape[0] * value_cache.shape[3]
             spec = fit.head_major(key, value, key_cache, value_cache, items)
-            return Launcher(spec, self.options, num_slots, self.gpu)
-        head_size = key.shape[2]
-        packed = op == "reshape_and_cache_flash_diffkv"
-        if packed:
+            return spec, self.options, num_slots, self.gpu, None
+        head_size, value_at = key.shape[2], None
+        if op == "reshape_and_cache_flash_diffkv":
             caches = [caches[0][..., :head_size], caches[0][..., head_size:]]
+            value_at = head_size * items.cache_bytes
         num_slots = caches[0].shape[0] * caches[0].shape[1]
         flash = fit.flash(key, value, caches[0], caches[1], items)
-        value_at = head_size * items.cache_bytes if packed else None
-        return Launcher(flash, self.options, num_slots, self.gpu, value_at)
+        return flash, self.options, num_slots, self.gpu, value_at
 
     def _call(
         self, op: str, tensors: tuple[Tensor, ...], kv_cache_dtype: str, *scales: Tensor | None
@@ -122,8 +133,7 @@ class Cuda:
         num_tokens = tensors[-1].shape[0]
         if not num_tokens:
             return _nothing
-        launcher = self.launcher(op, *tensors, kv_cache_dtype, *scales)
-        launch = launcher.prepare(num_tokens)
+        launch = self._launcher(*self._fitted(op, *tensors, kv_cache_dtype, *scales)).prepare(num_tokens)
         alive = (*tensors, *scales)
         addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in alive)
 

@@ -64,8 +64,8 @@ __device__ __forceinline__ uint16_t fp8x2(float low, float high) { return uint16
 #endif
 
 // The scale of a head's items; copies have none and read none. Like a row's, the load is relaxed so that it is not
-// moved behind the test of the slot. Its scope is the CTA, for which L1 may answer: each thread of the grid asks for
-// the same few scales, and one slice of L2 would answer them all in turn.
+// moved behind the test of the slot, and L1 may answer: each thread of the grid asks for the same few scales, and one
+// slice of L2 would answer them all in turn.
 __device__ __forceinline__ float load_scale(const float* scales, uint32_t head) {
     float scale = 1.0f;
     if constexpr (CACHE_FORMAT != COPIED) {
@@ -75,32 +75,47 @@ __device__ __forceinline__ float load_scale(const float* scales, uint32_t head) 
     return scale;
 }
 
+// `x`, or where it is larger than 2^20 that many of its sign; NaN stays.
+__device__ __forceinline__ float clamped(float x) {
+    constexpr float MOST = 0x1p20f;
+    float clamp;
+#if __CUDA_ARCH__ >= 860
+    asm("min.NaN.xorsign.abs.f32 %0, %1, %2;" : "=f"(clamp) : "f"(x), "f"(MOST));
+#else
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(clamp) : "f"(x), "f"(MOST));
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(clamp) : "f"(clamp), "f"(-MOST));
+#endif
+    return clamp;
+}
+
 // A scale to divide by. Division by the machine's own sequence takes some ten instructions and a call for the rare
-// cases; where the scale's exponent is mild, a reciprocal that all items of a chunk share and corrections by the exact
-// remainder, two instructions each, come to the same quotient.
+// cases; where the scale is positive and its exponent mild, a reciprocal that all items of a chunk share and corrections
+// by the exact remainder, two instructions each, come to the same quotient.
 //
 // One correction is enough for sources of 16 bits: tests/gpu/test_division_on_gpu.py tries all their significands with
 // all of the scale's. Two are for any: the first leaves less than an ulp, from where the second rounds correctly
 // (P. Markstein, IBM Journal of Research and Development 34, 1990).
+//
+// The remainder of an infinite quotient would be NaN, so the first quotient is clamped: what it then lacks, all of an
+// infinity, comes with the correction. The remainder is taken with its sign turned, from which a quotient of -0 keeps
+// its own.
 struct Divisor {
     float scale;
     float reciprocal;
     bool mild;  // no remainder of a quotient that fp8 can tell from 0 is subnormal
 
     __device__ __forceinline__ explicit Divisor(float by)
-        : scale(by), reciprocal(__frcp_rn(by)), mild(fabsf(by) >= 0x1p-60f && fabsf(by) <= 0x1p60f) {}
+        : scale(by), reciprocal(__frcp_rn(by)), mild(by >= 0x1p-60f && by <= 0x1p60f) {}
 
     template <bool MILD>
     __device__ __forceinline__ float quotient(float x) const {
         if constexpr (!MILD) return __fdiv_rn(x, scale);
-        const float first = __fmul_rn(x, reciprocal);
-        float better = first;
+        float quotient = clamped(__fmul_rn(x, reciprocal));
 #pragma unroll
         for (int correction = 0; correction < (SOURCE_BYTES == 2 ? 1 : 2); ++correction) {
-            better = __fmaf_rn(__fmaf_rn(-better, scale, x), reciprocal, better);
+            quotient = __fmaf_rn(-__fmaf_rn(quotient, scale, -x), reciprocal, quotient);
         }
-        // A zero would lose its sign, and an infinity become NaN.
-        return fabsf(better) > 0.0f ? better : first;
+        return quotient;
     }
 };
 
@@ -136,4 +151,17 @@ __device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted(const Chunk<ITEM
         const Divisor by(scale);
         return by.mild ? fp8_codes<true, ITEMS>(chunk, by) : fp8_codes<false, ITEMS>(chunk, by);
     }
+}
+
+// The same, now: an empty statement asks for it, or the compiler would convert behind the test of the slot, and so begin
+// when that has come from memory instead of meanwhile.
+template <int ITEMS>
+__device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted_now(const Chunk<ITEMS * SOURCE_BYTES>& chunk,
+                                                                    float scale) {
+    auto codes = converted<ITEMS>(chunk, scale);
+    if constexpr (CACHE_FORMAT != COPIED && ITEMS >= 4) {
+#pragma unroll
+        for (int w = 0; w < codes.WORDS; ++w) asm volatile("" : "+r"(codes.word[w]));
+    }
+    return codes;
 }

@@ -13,7 +13,8 @@
 // layout; layouts differ in where a chunk goes. With BOTH a thread moves the same chunk of K and of V, else one chunk
 // of either. Loads do not wait for the slot, unless SLOT_FIRST says so, which spares the rows of padding; stores come
 // last.
-// A thread has UNROLL chunks, THREADS apart: all their slots are asked for, then all their rows, then all are stored.
+// A thread has UNROLL chunks, THREADS apart: all their slots are asked for, then all their rows, which are converted
+// while the slots are on their way; then all are stored.
 // THREADS in a CTA, and as many CTAs as `total` needs.
 //
 // Semantics: docs/semantics.md.
@@ -33,6 +34,7 @@ static_assert(!BOTH || HEAD_SIZE == HEAD_SIZE_V, "the same chunk of K and of V")
 constexpr int SOURCE_ACCESS = VEC * SOURCE_BYTES < 16 ? VEC * SOURCE_BYTES : 16;
 constexpr int CACHE_ACCESS = VEC * CACHE_BYTES;
 using SourceChunk = Chunk<VEC * SOURCE_BYTES>;
+using CacheChunk = Chunk<VEC * CACHE_BYTES>;
 
 __device__ __forceinline__ SourceChunk load_row(const uint8_t* rows, index_t token, int64_t stride, uint32_t chunk) {
     const int64_t item = int64_t(token) * stride + int64_t(chunk) * VEC;
@@ -61,10 +63,6 @@ __device__ __forceinline__ int64_t place(int64_t slot, uint32_t head, uint32_t c
     return item * CACHE_BYTES;
 }
 
-__device__ __forceinline__ void store_row(uint8_t* to, const SourceChunk& row, float scale) {
-    store<CACHE_ACCESS>(to, converted<VEC>(row, scale));
-}
-
 // The place, or the last one instead of any that follows it: what is read for those is stored by nobody.
 __device__ __forceinline__ index_t known(index_t flat, int64_t total) {
     return UNROLL == 1 || flat < index_t(total) ? flat : index_t(total) - 1;
@@ -79,6 +77,7 @@ reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restri
     if (first >= index_t(total)) return;
     int64_t slot[UNROLL];
     SourceChunk k[UNROLL], v[UNROLL];  // without BOTH k is the chunk of either
+    CacheChunk k_codes[UNROLL], v_codes[UNROLL];
     float own_k_scale[UNROLL], own_v_scale[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) slot[u] = slot_mapping[known(first + u * THREADS, total) / TOKEN_CHUNKS];
@@ -102,18 +101,23 @@ reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restri
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
+        k_codes[u] = converted_now<VEC>(k[u], own_k_scale[u]);
+        if constexpr (BOTH) v_codes[u] = converted_now<VEC>(v[u], own_v_scale[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
         const index_t flat = first + u * THREADS;
         if (u && flat >= index_t(total)) return;
         if (!is_slot(slot[u], num_slots)) continue;
         const uint32_t chunk = uint32_t(flat % TOKEN_CHUNKS);
         if constexpr (BOTH) {
             const int64_t at = place(slot[u], chunk / HEAD_CHUNKS, chunk % HEAD_CHUNKS);
-            store_row(key_cache + at, k[u], own_k_scale[u]);
-            store_row(value_cache + at, v[u], own_v_scale[u]);
+            store<CACHE_ACCESS>(key_cache + at, k_codes[u]);
+            store<CACHE_ACCESS>(value_cache + at, v_codes[u]);
         } else {
             const Part part = part_of(chunk);
             const int64_t at = place(slot[u], part.head, part.chunk);
-            store_row((part.is_key ? key_cache : value_cache) + at, k[u], own_k_scale[u]);
+            store<CACHE_ACCESS>((part.is_key ? key_cache : value_cache) + at, k_codes[u]);
         }
     }
 }

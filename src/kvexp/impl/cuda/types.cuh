@@ -60,15 +60,16 @@ __device__ __forceinline__ uint32_t bits_of(const Chunk<N>& chunk, int at) {
 
 // Loads here are relaxed, which asks nothing of the hardware that a plain load does not, but holds the assembler: it
 // would move a plain load behind the test of the slot, and the kernel would wait for two memory accesses one after
-// the other instead of both at once.
+// the other instead of both at once. Their scope is the CTA, for which L1 may answer: a thread that reads 32 bytes does
+// so in two halves, and with a wider scope L2 would send each sector twice.
 template <int BYTES>
 __device__ __forceinline__ uint32_t load_bits(const uint8_t* from) {
     static_assert(BYTES == 1 || BYTES == 2, "wider ones are words");
     uint16_t bits;
     if constexpr (BYTES == 1) {
-        asm volatile("ld.relaxed.gpu.global.u8 %0, [%1];" : "=h"(bits) : "l"(from));
+        asm volatile("ld.relaxed.cta.global.u8 %0, [%1];" : "=h"(bits) : "l"(from));
     } else {
-        asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(bits) : "l"(from));
+        asm volatile("ld.relaxed.cta.global.u16 %0, [%1];" : "=h"(bits) : "l"(from));
     }
     return bits;
 }
@@ -81,20 +82,20 @@ __device__ __forceinline__ Chunk<N> load(const uint8_t* from) {
     if constexpr (ACCESS == 16) {
 #pragma unroll
         for (int w = 0; w < N / 4; w += 4) {
-            asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+            asm volatile("ld.relaxed.cta.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                          : "=r"(word[w]), "=r"(word[w + 1]), "=r"(word[w + 2]), "=r"(word[w + 3])
                          : "l"(from + 4 * w));
         }
     } else if constexpr (ACCESS == 8) {
 #pragma unroll
         for (int w = 0; w < N / 4; w += 2) {
-            asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+            asm volatile("ld.relaxed.cta.global.v2.u32 {%0, %1}, [%2];"
                          : "=r"(word[w]), "=r"(word[w + 1]) : "l"(from + 4 * w));
         }
     } else if constexpr (ACCESS == 4) {
 #pragma unroll
         for (int w = 0; w < N / 4; ++w) {
-            asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word[w]) : "l"(from + 4 * w));
+            asm volatile("ld.relaxed.cta.global.u32 %0, [%1];" : "=r"(word[w]) : "l"(from + 4 * w));
         }
     } else {
         constexpr int PER_WORD = Chunk<N>::WORD_BYTES / ACCESS;

@@ -69,6 +69,16 @@ def _tile(ROW_ITEMS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def _tile_by_columns(num_tokens, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The same where neighbours share columns: tokens whose slots share sectors then write at nearly the same
+    time, wherever they stand in the call, and L2 joins what they write.
+    """
+    tiles = tl.cdiv(num_tokens, TOKENS).to(tl.int32)  # no more than programs, which 32 bits count
+    program = tl.program_id(0)
+    return (program % tiles).to(tl.int64) * TOKENS, program // tiles * COLUMNS
+
+
+@triton.jit
 def _place_in_row(column, head_stride, HEAD_SIZE: tl.constexpr):
     """Where each column lies from the start of its slot."""
     return (column // HEAD_SIZE).to(tl.int64) * head_stride + column % HEAD_SIZE
@@ -244,7 +254,7 @@ def head_major(
     of K's block, and row c of V's. Rows are read along columns and the caches written mostly along tokens;
     what turns a tile in between is the compiler, through shared memory.
     """
-    first_token, first_column = _tile(ROW_ITEMS, TOKENS, COLUMNS)
+    first_token, first_column = _tile_by_columns(num_tokens, TOKENS, COLUMNS)
     token = first_token + tl.arange(0, TOKENS)
     column = first_column + tl.arange(0, COLUMNS)
     in_row = column < ROW_ITEMS
