@@ -18,14 +18,15 @@ extern "C" __global__ void quotients(unsigned long long* wrong) {
     if (found || !by.mild) atomicAdd(wrong, found + !by.mild);
 }
 
-#if SOURCE_BYTES == 2
-// All 2^16 source items, one a thread, by each of the scales.
+// All 2^16 source items of 16 bits, one a thread, by each of the scales; of 32 bits those whose upper half these are, with a
+// lower half that is zero for every other scale.
 extern "C" __global__ void codes(unsigned long long* wrong, const float* scales, int64_t num_scales) {
     const uint32_t thread = blockIdx.x * THREADS + threadIdx.x;
-    const Chunk<2> item = {uint16_t(thread)};
     for (int64_t i = 0; i < num_scales; ++i) {
+        const uint32_t lower = i % 2 ? thread * 40503u & 0xffff : 0;
+        const Chunk<SOURCE_BYTES> item = {
+            Chunk<SOURCE_BYTES>::word_t(SOURCE_BYTES == 2 ? thread : thread << 16 | lower)};
         const uint8_t right = uint8_t(fp8x2(__fdiv_rn(source_item(item, 0), scales[i]), 0.0f));
         if (converted<1>(item, scales[i]).word[0] != right) atomicAdd(wrong, 1ull);
     }
 }
-#endif

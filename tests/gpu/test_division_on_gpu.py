@@ -74,7 +74,7 @@ def test_every_significand_by_every_scale_s(count, source):
 
 
 @pytest.mark.parametrize("cache", ["E4M3", "E5M2"])
-@pytest.mark.parametrize("source", ["bfloat16", "float16"])
+@pytest.mark.parametrize("source", SIGNIFICANDS)
 def test_every_item_by_scales_of_every_kind(count, source, cache):
     generator = torch.Generator().manual_seed(5)
     bits = torch.randint(-(2**31), 2**31, (20_000,), generator=generator).to(torch.int32)

@@ -147,8 +147,14 @@ def test_flash_has_large_tiles_only_where_the_l2_takes_what_it_writes():
     last = (30 << 20) // 4096
     assert [source.is_large(flash, 1024, n, gpu) for n in (last, last + 1)] == [True, False]
     assert source.is_large(kernel("head_major"), 1024, last + 1, gpu)
-    to_fp8 = source.Kernel("flash", ("*bf16",), (), (("FP8", 1),))
-    assert not source.is_large(to_fp8, 1024, last, gpu)
+
+
+def test_what_becomes_fp8_has_large_tiles_from_a_quarter_of_a_filling_on():
+    gpu, to_fp8 = source.Gpu(132, l2_bytes=60 << 20), source.Kernel("flash", ("*bf16",), (), (("FP8", 1),))
+    first = 132 * 2048 * 8 // 4 // 1024
+    found = [source.is_large(to_fp8, 1024, n, gpu) for n in (first - 1, first, 1 << 20)]
+    assert found == [False, True, True]
+    assert source.tile(to_fp8, 1024, large=True) == (2, 1024)
 
 
 def test_rows_wait_for_their_slots_where_accesses_fill_the_gpu_three_times():

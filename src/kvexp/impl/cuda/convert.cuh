@@ -96,9 +96,9 @@ __device__ __forceinline__ float clamped(float x) {
 // all of the scale's. Two are for any: the first leaves less than an ulp, from where the second rounds correctly
 // (P. Markstein, IBM Journal of Research and Development 34, 1990).
 //
-// The remainder of an infinite quotient would be NaN, so the first quotient is clamped: what it then lacks, all of an
-// infinity, comes with the correction. The remainder is taken with its sign turned, from which a quotient of -0 keeps
-// its own.
+// The remainder of an infinite quotient would be NaN, so each quotient is clamped before it is corrected: what it then
+// lacks, all of an infinity, comes with the correction. The remainder is taken with its sign turned, from which a
+// quotient of -0 keeps its own.
 struct Divisor {
     float scale;
     float reciprocal;
@@ -110,9 +110,10 @@ struct Divisor {
     template <bool MILD>
     __device__ __forceinline__ float quotient(float x) const {
         if constexpr (!MILD) return __fdiv_rn(x, scale);
-        float quotient = clamped(__fmul_rn(x, reciprocal));
+        float quotient = __fmul_rn(x, reciprocal);
 #pragma unroll
         for (int correction = 0; correction < (SOURCE_BYTES == 2 ? 1 : 2); ++correction) {
+            quotient = clamped(quotient);
             quotient = __fmaf_rn(-__fmaf_rn(quotient, scale, -x), reciprocal, quotient);
         }
         return quotient;

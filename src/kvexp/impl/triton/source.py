@@ -25,6 +25,9 @@ FP8 = {"fp8_e4m3": "*fp8e4nv", "fp8_e5m2": "*fp8e5"}
 THREADS = 128
 """Of a program with the usual number of warps."""
 
+FP8_ITEMS = 8
+"""Items of a thread that become fp8, of the smaller tile."""
+
 LARGE_ITEMS = 4096
 TILES = ((LARGE_ITEMS, 128), (1024, 64))
 """Of head_major: items of K, and of V, of one program, and the most columns; with many tokens and with few.
@@ -214,12 +217,17 @@ class Gpu:
 def is_large(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
     """Whether the larger tiles are the faster ones: they fill the GPU four times, and for flash, the L2 takes
     what is written. Beyond that the memory is the bound, and more programs hide more of its latency.
+
+    Converting to fp8 is itself what takes the time, of which a larger tile spares some from a quarter of a
+    filling on.
     """
+    if kernel.name == "flash" and dict(kernel.constants)["FP8"]:
+        return 4 * num_tokens * row_items >= FP8_ITEMS * gpu.sm_count * SM_THREADS
     fills = num_tokens * row_items >= LARGE_ITEMS * gpu.sm_count * 4
     if kernel.name != "flash":
         return fills
     written = 2 * num_tokens * row_items * _source_bytes(kernel)
-    return fills and not dict(kernel.constants)["FP8"] and written <= gpu.l2_bytes // 2
+    return fills and written <= gpu.l2_bytes // 2
 
 
 def waits_for_slots(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
@@ -247,7 +255,7 @@ def tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) 
     """
     constant = dict(kernel.constants)
     if kernel.name == "flash":
-        a_thread_s = 8 if constant["FP8"] else VECTOR_BYTES // _source_bytes(kernel)
+        a_thread_s = FP8_ITEMS if constant["FP8"] else VECTOR_BYTES // _source_bytes(kernel)
         items = widest = THREADS * a_thread_s * (2 if large else 1)
     else:
         items, widest = TILES[0 if large else 1]

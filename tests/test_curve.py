@@ -1,0 +1,61 @@
+"""Which shape of copy the ceiling is, among several that are tried."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from kvexp import ceiling, curve
+from kvexp.curve import Curve, copy_us
+from kvexp.timer import Rule, Timing
+
+L2 = 60 << 20
+LARGE = 3 * L2
+CASE = SimpleNamespace(device="cuda:0")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Each shape of a size that was measured so far; two vectors a thread are the fastest, then one."""
+    seen = []
+    latency_us = {1: 2.0, 2: 1.5, 4: 3.0}
+
+    def copies(of, case, plan, read, written, unrolls):
+        return [(None, unroll, written) for unroll in unrolls]
+
+    def timing(of, case, unroll, written, plan):
+        seen.append((written, unroll, of.rule.max_samples))
+        return Timing((latency_us[unroll],) * of.rule.min_samples)
+
+    monkeypatch.setattr(ceiling, "unrolls", lambda device, written: (1, 2, 4) if written > L2 // 8 else (1,))
+    monkeypatch.setattr(curve, "copies", copies)
+    monkeypatch.setattr(curve, "timing", timing)
+    return seen
+
+
+@pytest.fixture
+def gpu_s():
+    nothing = dict.fromkeys(["op", "impl", "memory", "l2_state", "evict", "empty_kernel_us", "machine"])
+    return Curve(**nothing, rule=Rule(), item_bytes=2, l2_bytes=L2)
+
+
+def test_a_few_samples_of_each_shape_choose_the_one_that_is_measured(measured, gpu_s):
+    assert copy_us(gpu_s, CASE, None, L2, L2) == 1.5
+    few, full = curve.FEW, Rule().max_samples
+    assert measured == [(L2, 1, few), (L2, 2, few), (L2, 4, few), (L2, 2, full)]
+
+
+def test_a_size_has_its_own_shape_as_long_as_the_l2_takes_it(measured, gpu_s):
+    for written in (L2, L2 + 16):
+        copy_us(gpu_s, CASE, None, written, written)
+    assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 2
+
+
+def test_copies_that_the_l2_has_no_room_for_have_one_shape(measured, gpu_s):
+    for written in (LARGE, 2 * LARGE, L2, 4 * LARGE):
+        assert copy_us(gpu_s, CASE, None, written, written) == 1.5
+    assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2, 2]
+
+
+def test_one_shape_is_measured_at_once(measured, gpu_s):
+    assert copy_us(gpu_s, CASE, None, 4096, 4096) == 2.0
+    assert measured == [(4096, 1, Rule().max_samples)]
