@@ -131,20 +131,13 @@ def _timed_plan(
     return plan if case.timer == "cuda_event" else replace(plan, short_calls=0)
 
 
-def replays(
-    curve: Curve, case: Case, bound: Sequence[Call], plan: replicas.Plan
-) -> tuple[Replay, Replay | None]:
-    """The long replay of these calls, and the short one whose time is subtracted where there is one.
-
-    From a replay of one call that of an empty kernel is subtracted, whose own time the curve knows.
-    """
+def replays(case: Case, bound: Sequence[Call], plan: replicas.Plan) -> tuple[Replay, Replay | None]:
+    """The long replay of these calls, and the short one whose time is subtracted where there is one."""
     calls = list(islice(cycle(bound), plan.calls))
     long = Replay(mode.prepare(case.mode, calls), plan.calls)
-    if case.timer != "cuda_event" or not timed(curve, case):
+    if not plan.short_calls:
         return long, None
-    if plan.short_calls:
-        return long, Replay(mode.prepare(case.mode, calls[: plan.short_calls]), plan.short_calls)
-    return long, Replay(mode.prepare(case.mode, [ceiling.empty_call()]), 0, curve.empty_kernel_us or 0.0)
+    return long, Replay(mode.prepare(case.mode, calls[: plan.short_calls]), plan.short_calls)
 
 
 def timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: replicas.Plan) -> Timing:
@@ -196,7 +189,7 @@ def copies(
         calls = [move.call(unroll) for move in moves]
         calls[0]()
         moves[0].place.fill_(POISON)
-        yield moves, *replays(curve, case, calls, plan)
+        yield moves, *replays(case, calls, plan)
         ceiling.restore(curve.memory, written, len(calls))
 
 
@@ -210,7 +203,7 @@ def empty_kernel_us(curve: Curve, case: Case) -> float | None:
     call = ceiling.empty_call()
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
-    long, short = replays(curve, case, [call], plan)
+    long, short = replays(case, [call], plan)
     return _resolved(median_us(timing(curve, case, long, short, plan)))
 
 

@@ -187,10 +187,10 @@ def measured(curve: Curve, case: Case) -> Measurement:
         ]
         if case.mode == "cudagraph":
             _warm_up(bound[0], tensors)
-        long, short = curves.replays(curve, case, bound, plan)
+        long, short = curves.replays(case, bound, plan)
     with seconds.of("verify_s"):
         runs: list[Any] = [(long.run, plan.mappings, plan.last_windows(long.calls))]
-        if short and short.calls:
+        if short:
             written_last = plan.last_windows(short.calls)
             runs.append((short.run, len(written_last), written_last))
         verify_each(runs, tensors, whole=not curves.timed(curve, case))

@@ -13,7 +13,10 @@ MOST_EAGER_CALLS = 16
 """Calls, of up to some fifty kernels each, that fit the launch queue of about 1,000 behind the spin."""
 
 FEWEST_CALLS = 4
-"""Calls of a graph's long replay; of calls that are long themselves there are fewer, in the end one."""
+"""Calls of a graph's long replay; of calls that are long themselves there are fewer."""
+
+FEWEST_LONG_CALLS = 2
+"""One call alone would leave in the L2 what the next one, as in a model, has to wait for."""
 
 GPU_REPLAY_US = 400.0
 CPU_REPLAY_US = 200.0
@@ -27,8 +30,7 @@ class Plan:
 
     Attributes:
         calls: Calls of the long replay.
-        short_calls: Calls of the short replay, whose time is subtracted; 0 where none is needed, and where
-            the long replay is one call: beside that an empty kernel is enough.
+        short_calls: Calls of the short replay, whose time is subtracted; 0 where none is needed.
         mappings: Slot mappings that the calls walk through, none sharing a slot with another.
         cache_state: `cold`, `hot` (every call writes the same slots) or `warm` (the cache is too small for
             either); None on a CPU, whose caches are not watched.
@@ -100,7 +102,7 @@ def gpu_plan(
     most = MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS
     expected_us = 1.0 + bytes_moved / 3e6
     long_enough = math.ceil(GPU_REPLAY_US / expected_us)
-    fewest = min(FEWEST_CALLS, long_enough)
+    fewest = max(FEWEST_LONG_CALLS, min(FEWEST_CALLS, long_enough))
     to_be_cold = COLD_FACTOR * l2_bytes // bytes_written + 1
     wanted = long_enough if cache == "hot" else max(long_enough, to_be_cold)
     calls = max(fewest, min(most, wanted))
@@ -123,7 +125,7 @@ def gpu_plan(
         windows = min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1)
     return Plan(
         calls=calls,
-        short_calls=max(1, calls // 4) if calls > 1 else 0,
+        short_calls=max(1, calls // 4),
         mappings=mappings,
         cache_state=state,
         evict=state == "cold" or inputs == "cold",

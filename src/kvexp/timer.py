@@ -27,7 +27,7 @@ from kvexp.op import Call
 GPU_CLOCKS = ("cuda_event", "cupti")
 """Timers that tell GPU time alone, in either mode."""
 
-FIRST_SPIN_CYCLES = 200_000
+FIRST_SPIN_CYCLES = 400_000
 PROFILED_CALLS = 10
 """Calls that a profiler is shown; ncu replays each many times."""
 
@@ -69,17 +69,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Replay:
-    """Something that can be run and holds a known number of calls.
-
-    Attributes:
-        run: Runs it.
-        calls: The calls whose latency is asked for.
-        beside_us: Microseconds of what it runs besides.
-    """
+    """Something that can be run and holds a known number of calls."""
 
     run: Call
     calls: int
-    beside_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,7 @@ def cuda_event(long: Replay, short: Replay, evict: Call | None, rule: Rule, eage
 
     Args:
         long: The replay with more calls.
-        short: The replay with fewer calls; of a long replay of one call, one empty kernel and no call.
+        short: The replay with fewer calls.
         evict: Runs before each replay, outside the events, to drive the cache's slots out of the L2.
         rule: When to stop.
         eager: The replays launch from Python; then the host's time for a call is kept too.
@@ -227,8 +220,7 @@ class _Stopwatch:
         begin_long, end_long, begin_short, end_short = self._marks
         long_ms = begin_long.elapsed_time(end_long)
         short_ms = begin_short.elapsed_time(end_short)
-        calls_us = (long_ms - short_ms) * 1e3 - self.long.beside_us + self.short.beside_us
-        return float(calls_us) / (self.long.calls - self.short.calls)
+        return float(long_ms - short_ms) * 1e3 / (self.long.calls - self.short.calls)
 
     def _queue(self) -> bool:
         """Both replays have run; true when they were queued before the GPU came to them."""

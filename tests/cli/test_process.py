@@ -53,6 +53,7 @@ from kvexp.cli import main
 from kvexp.measurement import Measurement
 
 class MadeUp:
+    minds_the_host = True
     there = ()
 
     def __init__(self, experiment, *_):
