@@ -1,5 +1,6 @@
 """Which shape of copy the ceiling is, among several that are tried."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from kvexp.timer import Rule, Timing
 
 L2 = 60 << 20
 LARGE = 3 * L2
-CASE = SimpleNamespace(device="cuda:0")
+CASE = SimpleNamespace(device="cuda:0", mode="cudagraph", timer="cuda_event")
 
 
 @pytest.fixture
@@ -54,6 +55,19 @@ def test_copies_that_the_l2_has_no_room_for_have_one_shape(measured, gpu_s):
     for written in (LARGE, 2 * LARGE, L2, 4 * LARGE):
         assert copy_us(gpu_s, CASE, None, written, written) == 1.5
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2, 2]
+
+
+def test_a_size_is_tried_once_for_all_curves_that_share_what_they_know(measured, gpu_s):
+    for of in (gpu_s, replace(gpu_s), replace(gpu_s, shapes={})):
+        copy_us(of, CASE, None, L2, L2)
+    assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2]
+
+
+def test_copies_that_are_launched_or_read_otherwise_are_tried_of_their_own(measured, gpu_s):
+    eager = SimpleNamespace(**vars(CASE) | {"mode": "no_graph"})
+    for case, read in ((CASE, LARGE), (CASE, 2 * LARGE), (eager, LARGE), (CASE, LARGE)):
+        copy_us(gpu_s, case, None, read, LARGE)
+    assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 3 + [2]
 
 
 def test_one_shape_is_measured_at_once(measured, gpu_s):

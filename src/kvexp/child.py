@@ -20,12 +20,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement
 from kvexp.turns import Waits
+
+if TYPE_CHECKING:
+    from kvexp.curve import Shapes
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -62,8 +65,11 @@ def measured(
     columns: dict[str, Any],
     waits: Waits,
     opened: Callable[[], None] = lambda: None,
+    shapes: "Shapes | None" = None,
 ) -> Iterator[Measurement]:
     """Those points of the curve, as each is measured; `opened` is called before the first.
+
+    Curves that share `shapes` try what copies are the fastest once.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -72,7 +78,8 @@ def measured(
 
     if num_tokens:
         workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
-        yield from pipeline.run(replace(experiment, workload=workload), columns, waits, opened)
+        curve = replace(experiment, workload=workload)
+        yield from pipeline.run(curve, columns, waits, opened, shapes)
 
 
 def serve() -> None:
@@ -88,8 +95,9 @@ def serve() -> None:
     _say(out, event="ready", device=device, environment=columns, refusal=refusal)
     if refusal:
         return
+    shapes: Shapes = {}
     for line in sys.stdin:
-        _answer(out, Experiment.from_json(line), columns)
+        _answer(out, Experiment.from_json(line), columns, shapes)
 
 
 def _wake_driver() -> None:
@@ -110,7 +118,7 @@ def _end_in_good_order() -> None:
             Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
 
 
-def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> None:
+def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any], shapes: "Shapes") -> None:
     digest = impl_hash(experiment)
     _say(out, event="curve", impl_hash=digest)
     wanted: list[int] = json.loads(_heard())
@@ -123,7 +131,8 @@ def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any]) -> No
         _heard()
 
     try:
-        for measurement in measured(experiment, wanted, {**columns, "impl_hash": digest}, waits, opened):
+        found = {**columns, "impl_hash": digest}
+        for measurement in measured(experiment, wanted, found, waits, opened, shapes):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
             _heard()
             if measurement.status == "failed" and experiment.device != "cpu":

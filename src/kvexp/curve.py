@@ -44,6 +44,10 @@ class L2State:
     inputs: str
 
 
+Shapes = dict[tuple[object, ...], int]
+"""Vectors a thread of the fastest copy, by what distinguishes copies of which another shape may be."""
+
+
 @dataclass(frozen=True)
 class Curve:
     """What all points of a curve share.
@@ -60,8 +64,7 @@ class Curve:
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
         machine: The GPU to look at while it measures.
         records: What the GPU runs, for timer=cupti.
-        large_copy: The shape of the fastest copy that is too large for the L2, once it is known: there the
-            memory decides, whatever the size.
+        shapes: The shape of the fastest copy by what is copied how, as far as it was tried in this process.
     """
 
     op: Op
@@ -75,7 +78,7 @@ class Curve:
     empty_kernel_us: float | None
     machine: Machine
     records: Activity | None = None
-    large_copy: list[int] = field(default_factory=list)
+    shapes: Shapes = field(default_factory=dict)
 
 
 def timed(curve: Curve, case: Case) -> bool:
@@ -153,13 +156,15 @@ def timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: r
 def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int) -> float | None:
     """Median time of the fastest copy that reads and writes as many bytes, measured as the op was.
 
-    Where there are several shapes of copy, a few samples of each say which one is measured; of copies that
-    the L2 has no room for, those of the curve's first.
+    Where there are several shapes of copy, a few samples of each say which one is measured, once for all
+    curves of this process. Copies that the L2 has no room for are all alike: there the memory decides.
     """
     unrolls = ceiling.unrolls(case.device, written)
     large = curve.l2_bytes is not None and written > replicas.COLD_FACTOR * curve.l2_bytes
-    if large and curve.large_copy:
-        unrolls = tuple(curve.large_copy)
+    size = (read // written, "large") if large else (read, written)
+    kind = (case.device, case.mode, case.timer, curve.l2_state, *size)
+    if kind in curve.shapes:
+        unrolls = (curve.shapes[kind],)
     if len(unrolls) > 1:
         few = replace(curve, rule=replace(curve.rule, warmup=1, min_samples=FEW, max_samples=FEW))
         tried = [
@@ -168,8 +173,7 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
             for _, long, short in copies(curve, case, plan, read, written, [unroll])
         ]
         unrolls = (min(tried)[1],) if tried else ()
-        if large:
-            curve.large_copy[:] = unrolls
+        curve.shapes.update(dict.fromkeys([kind] if tried else [], *unrolls))
     found = [
         median_us(timing(curve, case, long, short, plan))
         for _, long, short in copies(curve, case, plan, read, written, unrolls)

@@ -49,6 +49,7 @@ def run(
     environment: dict[str, Any],
     waits: Waits = lambda _: None,
     opened: Callable[[], None] = lambda: None,
+    shapes: curves.Shapes | None = None,
 ) -> Iterator[Measurement]:
     """One Measurement for each point of the curve, in order.
 
@@ -57,6 +58,7 @@ def run(
         environment: The machine's columns; they go into every row.
         waits: Told when another process measures on the GPU first.
         opened: Called when the curve is set up; nothing is timed before it returns.
+        shapes: What earlier curves of this process found of copies, and this one adds to.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -69,7 +71,9 @@ def run(
         refusal = attempt(lambda: stack.enter_context(turn(uuid, waits)))
         opening = Seconds()
         with opening.of("curve_setup_s"):
-            curve = attempt(lambda: _open(experiment, cases, stack, machine)) if refusal is None else refusal
+            known = {} if shapes is None else shapes
+            begin = functools.partial(_open, experiment, cases, stack, machine, known)
+            curve = attempt(begin) if refusal is None else refusal
         opened()
         if isinstance(curve, Curve):
             with opening.of("curve_setup_s"):
@@ -105,7 +109,9 @@ def attempt(work: Callable[[], T]) -> T | Failure:
         return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machine: Machine) -> Curve:
+def _open(
+    experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machine: Machine, shapes: curves.Shapes
+) -> Curve:
     """The parts of the curve; what is refused for all its points is refused here."""
     largest = max(cases, key=lambda case: case.num_tokens)
     source: torch.dtype = getattr(torch, str(experiment.dtype.options["torch_dtype"]))
@@ -140,6 +146,7 @@ def _open(experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machi
         empty_kernel_us=None,
         machine=machine,
         records=stack.enter_context(recording()) if largest.timer == "cupti" else None,
+        shapes=shapes,
     )
 
 
