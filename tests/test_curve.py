@@ -7,10 +7,13 @@ import pytest
 
 from kvexp import ceiling, curve
 from kvexp.curve import Curve, copy_us
+from kvexp.replicas import Plan
 from kvexp.timer import Rule, Timing
 
 L2 = 60 << 20
 LARGE = 3 * L2
+PLAN = Plan(calls=4, short_calls=1, mappings=4, cache_state="cold", evict=True, inputs_state="hot")
+WARM = Plan(calls=4, short_calls=1, mappings=1, cache_state="warm", evict=False, inputs_state="hot")
 CASE = SimpleNamespace(device="cuda:0", mode="cudagraph", timer="cuda_event")
 
 
@@ -40,36 +43,42 @@ def gpu_s():
 
 
 def test_a_few_samples_of_each_shape_choose_the_one_that_is_measured(measured, gpu_s):
-    assert copy_us(gpu_s, CASE, None, L2, L2) == 1.5
+    assert copy_us(gpu_s, CASE, PLAN, L2, L2) == 1.5
     few, full = curve.FEW, Rule().max_samples
     assert measured == [(L2, 1, few), (L2, 2, few), (L2, 4, few), (L2, 2, full)]
 
 
 def test_a_size_has_its_own_shape_as_long_as_the_l2_takes_it(measured, gpu_s):
     for written in (L2, L2 + 16):
-        copy_us(gpu_s, CASE, None, written, written)
+        copy_us(gpu_s, CASE, PLAN, written, written)
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 2
 
 
 def test_copies_that_the_l2_has_no_room_for_have_one_shape(measured, gpu_s):
     for written in (LARGE, 2 * LARGE, L2, 4 * LARGE):
-        assert copy_us(gpu_s, CASE, None, written, written) == 1.5
+        assert copy_us(gpu_s, CASE, PLAN, written, written) == 1.5
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2, 2]
 
 
 def test_a_size_is_tried_once_for_all_curves_that_share_what_they_know(measured, gpu_s):
     for of in (gpu_s, replace(gpu_s), replace(gpu_s, shapes={})):
-        copy_us(of, CASE, None, L2, L2)
+        copy_us(of, CASE, PLAN, L2, L2)
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2]
 
 
 def test_copies_that_are_launched_or_read_otherwise_are_tried_of_their_own(measured, gpu_s):
     eager = SimpleNamespace(**vars(CASE) | {"mode": "no_graph"})
-    for case, read in ((CASE, LARGE), (CASE, 2 * LARGE), (eager, LARGE), (CASE, LARGE)):
-        copy_us(gpu_s, case, None, read, LARGE)
-    assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 3 + [2]
+    for case, plan, read in (
+        (CASE, PLAN, LARGE),
+        (CASE, PLAN, 2 * LARGE),
+        (eager, PLAN, LARGE),
+        (CASE, WARM, LARGE),
+        (CASE, PLAN, LARGE),
+    ):
+        copy_us(gpu_s, case, plan, read, LARGE)
+    assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 4 + [2]
 
 
 def test_one_shape_is_measured_at_once(measured, gpu_s):
-    assert copy_us(gpu_s, CASE, None, 4096, 4096) == 2.0
+    assert copy_us(gpu_s, CASE, PLAN, 4096, 4096) == 2.0
     assert measured == [(4096, 1, Rule().max_samples)]

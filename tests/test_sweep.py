@@ -11,6 +11,7 @@ import torch
 from kvexp import ahead, report, rows, sweep
 from kvexp.cli.rounds import rounds
 from kvexp.errors import ConfigError, Terminated, TrackingError
+from kvexp.measuring import Begun
 from kvexp.progress import Progress
 from kvexp.settings import SweepSettings
 from kvexp.sweep import Job, exit_code
@@ -38,7 +39,7 @@ class Tracker:
         if what in self.trouble:
             raise TrackingError("the store at memory:// is out of reach")
 
-    def start_sweep(self, sweep_id, command, resumes=False, name=""):
+    def start_sweep(self, sweep_id, command, resumes=False, name="", began_ms=None):
         self._take("start", sweep_id, command)
 
     def log_curve(self, folder, target, rows):
@@ -71,6 +72,12 @@ class Remote:
 def importable(monkeypatch):
     """The measuring process finds tests.wrong."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+
+
+@pytest.fixture(params=["waited for", "asked later"])
+def store(request, monkeypatch):
+    """Whether curves mind what else runs: then the store is ready before the first of them."""
+    monkeypatch.setattr(Begun, "minds_the_host", request.param == "waited for")
 
 
 @pytest.fixture
@@ -216,7 +223,9 @@ class TestASweep:
         assert "rows.jsonl (No space left on device), so the sweep stops; the 0 rows before it" in said
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-    def test_that_is_asked_to_end_ends_its_run_and_its_process(self, jobs, tracked, monkeypatch, number):
+    def test_that_is_asked_to_end_ends_its_run_and_its_process(
+        self, jobs, tracked, monkeypatch, number, store
+    ):
         one, tracker, pids = jobs("torch"), tracked(Tracker()), []
         started = Worker.__init__
 
@@ -229,11 +238,14 @@ class TestASweep:
         with pytest.raises(Terminated) as raised:
             sweep.run(one, TRACKED, COMMAND)
         assert raised.value.number == number
+        assert [asked[0] for asked in tracker.asked] == ["start", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
         assert len(rows.read(one[0].folder)) == 1
         assert not any(psutil.pid_exists(pid) for pid in pids)
 
-    def test_that_is_interrupted_leaves_whole_rows_and_ends_its_run(self, jobs, tracked, monkeypatch, capfd):
+    def test_that_is_interrupted_leaves_whole_rows_and_ends_its_run(
+        self, jobs, tracked, monkeypatch, capfd, store
+    ):
         two, seen, tracker = jobs("torch", "torch"), [], tracked(Tracker())
 
         def advance(self, row):

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from kvexp import pipeline
+from kvexp import curve, pipeline
+from kvexp.errors import Unsupported
 from tests import composed, law, tiny
 from tests.law import FLASH
 
@@ -111,6 +112,17 @@ def test_a_byte_beside_the_cache_is_found(before):
     point = measured(how="stray.Overrunning", options={"before": before})[0]
     assert point.status == "incorrect"
     assert point.reason.startswith(f"{BESIDES}, byte {at} of the 40960 of the cache and its guards")
+
+
+def test_a_byte_beside_the_cache_is_found_though_the_timer_refuses_the_call(monkeypatch):
+    def refuses(*_):
+        raise Unsupported("the call waits for the GPU")
+
+    monkeypatch.setattr(curve, "timing", refuses)
+    chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
+    assert only(how="stray.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
+    (point,) = measured(**chosen)
+    assert (point.status, point.reason) == ("skipped", "the call waits for the GPU")
 
 
 @pytest.mark.parametrize("nth", [1, 2, 4])

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
+WAKING_SECONDS = 10.0
+"""Patience with a driver that a CPU does not need."""
 OOM_SCORE_ADJ = "500"
 """Of -1000 to 1000: when the host runs out of memory, the kernel ends this process and not the parent."""
 
@@ -88,10 +90,13 @@ def serve() -> None:
     # What libraries print must not come between the lines of the protocol.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    threading.Thread(target=_wake_driver, daemon=True).start()
+    waking = threading.Thread(target=_wake_driver, daemon=True)
+    waking.start()
     import torch  # noqa: F401  # takes seconds, in which the device may not be known yet
 
     device, columns, refusal = ready(_heard().strip())
+    if device == "cpu":
+        waking.join(WAKING_SECONDS)  # it would be awake beside what is timed
     _say(out, event="ready", device=device, environment=columns, refusal=refusal)
     if refusal:
         return

@@ -162,7 +162,8 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
     unrolls = ceiling.unrolls(case.device, written)
     large = curve.l2_bytes is not None and written > replicas.COLD_FACTOR * curve.l2_bytes
     size = (read // written, "large") if large else (read, written)
-    kind = (case.device, case.mode, case.timer, curve.l2_state, *size)
+    l2_state = (plan.cache_state, plan.inputs_state, plan.evict)
+    kind = (case.device, case.mode, case.timer, *l2_state, *size)
     if kind in curve.shapes:
         unrolls = (curve.shapes[kind],)
     if len(unrolls) > 1:

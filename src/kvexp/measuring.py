@@ -97,7 +97,7 @@ class Begun:
     def minds_the_host(self) -> bool:
         """Whether what else runs on this host can show in the curve's figures.
 
-        It cannot where the GPU's own clock is asked and a replay is one launch, queued behind a spin.
+        It cannot where the GPU's own clock is asked and a replay is one launch.
         """
         e = self.experiment
         return e.device == "cpu" or e.mode.name != "cudagraph" or e.timer.name == "wall_clock"

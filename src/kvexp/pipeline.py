@@ -30,7 +30,7 @@ from kvexp.measurement import Measurement, Statistics, Status
 from kvexp.op import Call, Op
 from kvexp.timer import Rule, Timing
 from kvexp.turns import Waits, turn
-from kvexp.verify import poison, restore, verify_again, verify_each
+from kvexp.verify import check_untouched, poison, restore, verify_again, verify_each
 from kvexp.workload import Tensors, allocate, build, patterns
 
 T = TypeVar("T")
@@ -209,7 +209,13 @@ def measured(curve: Curve, case: Case) -> Measurement:
         return Measurement(case, "verified", reason, seconds=seconds)
     with seconds.of("timing_s"):
         before = curve.machine.look()
-        timing = curves.timing(curve, case, long, short, plan)
+        try:
+            timing = curves.timing(curve, case, long, short, plan)
+        except KvexpError:
+            # No later look will find what was written elsewhere, which is worse than not to be timed.
+            restore(tensors, plan.mappings)
+            check_untouched(tensors.cache)
+            raise
         after = curve.machine.look()
     with seconds.of("verify_s"):
         windows = plan.last_windows(long.calls)

@@ -112,6 +112,8 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         finally:
             # The device is on its way to be free before a store that is slow to answer is told of the end.
             workers.end()
+            if outcome.rows:
+                tracker.start()
             tracker.end(status)
             if outcome.rows:
                 _tell(outcome, home, settings.repeat)

@@ -2,7 +2,8 @@
 
 The cache is poisoned once per curve. A check gathers the written slots, compares them with the bytes that
 the contract asks for, poisons those slots again, and scans the whole cache: any byte that is not poison then
-was written without being asked for. So after a right call the cache is all poison again.
+was written without being asked for. So after a right call the cache is all poison again. A point that is
+timed is checked before and after, and the whole cache is scanned the second time.
 """
 
 import math
@@ -64,8 +65,9 @@ def verify_each(
     Args:
         runs: For each call what runs it, its mappings and its windows, as in `verify`.
         tensors: See `verify`.
-        whole: Whether the look is at all of the cache; otherwise at the first call's slots. That will do
-            where `verify_again` follows with the same mappings, whose own look finds what is elsewhere.
+        whole: Whether the look is at all of the cache; otherwise at slots of the first call, where a later
+            one may have written into them. That will do where a look at all follows before anything else
+            than these calls has run: what they wrote elsewhere is still there.
 
     Raises:
         IncorrectResult: See `verify`.

@@ -263,6 +263,7 @@ class Inline:
         self.device = ""
         self.environment: dict[str, Any] = {}
         self.refusal = ""
+        self._shapes: dict[tuple[object, ...], int] = {}
         self.impl_hash: str | None = None
         self._experiment: Experiment | None = None
 
@@ -291,7 +292,10 @@ class Inline:
         from kvexp import child
 
         assert self._experiment
-        for measurement in child.measured(self._experiment, list(num_tokens), self.columns, self._waits):
+        found = child.measured(
+            self._experiment, list(num_tokens), self.columns, self._waits, shapes=self._shapes
+        )
+        for measurement in found:
             yield measurement.row(), measurement.samples_us
 
     def end(self) -> None:

@@ -69,6 +69,14 @@ def test_every_specialisation_of_the_covering_lists_compiles_without_a_gpu(kerne
     assert b"\0.text." + spec.kernel.encode() + b"\0" in code
 
 
+@pytest.mark.parametrize("items", [E4M3, E5M2])
+@pytest.mark.parametrize(
+    "spec", [flash(vec=16), head_major(source_vec=16, key_vec=16)], ids=lambda s: s.kernel
+)
+def test_conversion_compiles_for_the_oldest_gpus_of_cuda_13(spec, items):
+    assert compiled(replace(spec, items=items), "sm_75")
+
+
 def test_the_covering_lists_hold_every_value_and_are_short():
     assert len(ROWS) * len(ARCHES) <= 200
     for kernel, factors in specialisations.FACTORS.items():

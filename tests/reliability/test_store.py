@@ -189,6 +189,31 @@ def test_a_store_that_was_not_waited_for_has_the_sweep_before_its_first_curve(tm
     assert asked == ["start", "curve", "curve"]
 
 
+def test_a_store_whose_wait_was_interrupted_is_asked_again_at_the_end(tmp_path):
+    asked = []
+
+    class Slow:
+        uri, page = "http://slow", ""
+
+        def __init__(self):
+            asked.append("connect")
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+
+        def start_sweep(self, *_):
+            asked.append("start")
+
+        def end_sweep(self, status):
+            asked.append(status)
+
+    guarded = Guarded(Slow, tmp_path, "", False, lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        guarded.log_curve(tmp_path, "", [])
+    guarded.start()
+    guarded.end("KILLED")
+    assert asked == ["connect", "connect", "start", "KILLED"]
+
+
 def test_a_sweep_that_ends_before_its_store_was_asked_says_where_its_rows_are(tmp_path):
     said = []
     guarded = Guarded(lambda: pytest.fail("it is asked"), tmp_path, "", False, said.append)

@@ -81,6 +81,12 @@ def test_rows_samples_and_configuration_are_artifacts(logged, client, store):
     assert child.info.artifact_uri.startswith((mlruns / "artifacts").as_uri())
 
 
+def test_a_sweep_that_reaches_its_store_late_began_when_it_did(tracker, sweep):
+    tracker.start_sweep("late", "", name="late", began_ms=1_700_000_000_000)
+    parent, *_ = sweep("late")
+    assert parent.info.start_time == 1_700_000_000_000
+
+
 def test_a_typed_password_is_in_no_artifact(tracker, sweep, client, job, measure, experiment, tmp_path):
     folder, uri = job(measure()), "http://maria:secret@host:5000"
     (folder / ".hydra" / "config.yaml").write_text(f"tracking:\n  uri: {uri}\ndevice: cpu\n")

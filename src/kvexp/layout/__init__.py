@@ -82,7 +82,8 @@ class Layout(Protocol):
     Attributes:
         name: Its word in the configuration.
         shape: The shape of its planes: `flash` is `[num_blocks, block_size, num_heads, head_size]` with any
-            strides, `head_major` is what `op.reshape_and_cache` takes.
+            strides but that of the last dim, whose items are adjacent; `head_major` is what
+            `op.reshape_and_cache` takes.
         packed: K and V of a head lie side by side, so that both are one plane as well.
         stride_order: The dims of the logical shape in the order in which they lie in memory, the outermost
             first; the shape is `[num_blocks, 2, block_size, num_heads, head_size]`, or packed
@@ -99,7 +100,10 @@ class Layout(Protocol):
         ...
 
     def gather(self, plane: Any, slots: Any) -> Any:
-        """A copy of the rows of `slots` (int64 `[n]`, all valid), `[n, num_heads, head_size]`."""
+        """A copy of the rows of `slots` (int64 `[n]`, all valid), `[n, num_heads, head_size]`.
+
+        A plane of the shape `flash` may hold words of several items each: its last dim is as much shorter.
+        """
         ...
 
     def scatter(self, plane: Any, slots: Any, rows: Any) -> None:

@@ -52,7 +52,9 @@ class Tracker(Protocol):
     uri: str
     page: str
 
-    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False, name: str = "") -> None:
+    def start_sweep(
+        self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
+    ) -> None:
         """The sweep has its parent run: its earlier one, where it resumes and that is there.
 
         Args:
@@ -60,6 +62,7 @@ class Tracker(Protocol):
             command: What was typed.
             resumes: Whether it was begun before.
             name: What people call it; by default the id.
+            began_ms: When it began, in milliseconds since 1970; by default now.
         """
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:

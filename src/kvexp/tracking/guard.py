@@ -1,5 +1,6 @@
 """A sweep's tracker whose first trouble is said once; from then on there is none, and the sweep goes on."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,22 +39,26 @@ class Guarded:
         self._resumes = resumes
         self._say = say
         self._killed = False
+        self._began_ms = int(time.time() * 1000)
         self._tracker: Tracker | None = None
 
     def start(self) -> None:
         """The sweep has its run in the store; asked again, nothing happens."""
-        connected, self._connected = self._connected, None
+        if not self._connected:
+            return
         try:
-            if connected:
-                self._tracker = connected()
-                self._start(self._tracker)
+            self._tracker = self._connected()
+            self._connected = None  # what interrupts a wait leaves it, to be asked again at the end
+            self._start(self._tracker)
         except TrackingError as error:
+            self._connected = None
             self._give_up(error)
 
     def _start(self, tracker: Tracker) -> None:
         sweep_id = sweep_folder.id_of(self._home)
         missing = tracker.missing(sweep_id, sync.curves(self._home)) if self._resumes else []
-        tracker.start_sweep(sweep_id, self._command, self._resumes, sweep_folder.name_of(self._home))
+        name = sweep_folder.name_of(self._home)
+        tracker.start_sweep(sweep_id, self._command, self._resumes, name, self._began_ms)
         sync.catch_up(tracker, missing, self._say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -83,7 +88,7 @@ class Guarded:
             if not self._killed:
                 sync.send_report(self._tracker, self._home, self._say)
         elif self._connected:
-            self._say(f"kvexp: the sweep ended before its tracking store was asked; {SYNC}")
+            self._say(f"kvexp: the sweep ended before its tracking store was ready; {SYNC}")
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None

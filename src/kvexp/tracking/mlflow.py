@@ -60,7 +60,9 @@ class MlflowTracker:
         served = uri.startswith("http")
         self.page = f"{self.uri.rstrip('/')}{views.page(self._experiment_id)}" if served else ""
 
-    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False, name: str = "") -> None:
+    def start_sweep(
+        self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
+    ) -> None:
         """The sweep has its parent run; runs that died on this host are closed first."""
         self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
         tags = {**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"}
@@ -72,7 +74,7 @@ class MlflowTracker:
                 self._client.update_run(self._parent_id, status="RUNNING")
                 self._client.log_batch(self._parent_id, tags=[RunTag(*tag) for tag in tags.items()])
             else:
-                run = self._client.create_run(self._experiment_id, tags=tags, run_name=self._name)
+                run = self._client.create_run(self._experiment_id, began_ms, tags, self._name)
                 self._parent_id = run.info.run_id
             with suppress(MlflowException):  # a view is no reason to go untracked
                 self._client.set_experiment_tag(self._experiment_id, *views.last(sweep_id).tag(_now_ms()))

@@ -57,9 +57,11 @@ class Remote:
         self.page = self._answer()
         return self
 
-    def start_sweep(self, sweep_id: str, command: str, resumes: bool = False, name: str = "") -> None:
+    def start_sweep(
+        self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
+    ) -> None:
         """See `Tracker`, as for the methods below."""
-        self._asked("start_sweep", sweep_id, command, resumes, name)
+        self._asked("start_sweep", sweep_id, command, resumes, name, began_ms)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Tracker`."""

@@ -82,8 +82,7 @@ __device__ __forceinline__ float clamped(float x) {
 #if __CUDA_ARCH__ >= 860
     asm("min.NaN.xorsign.abs.f32 %0, %1, %2;" : "=f"(clamp) : "f"(x), "f"(MOST));
 #else
-    asm("min.NaN.f32 %0, %1, %2;" : "=f"(clamp) : "f"(x), "f"(MOST));
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(clamp) : "f"(clamp), "f"(-MOST));
+    clamp = x > MOST ? MOST : x < -MOST ? -MOST : x;
 #endif
     return clamp;
 }

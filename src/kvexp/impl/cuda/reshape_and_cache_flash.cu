@@ -101,6 +101,7 @@ reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restri
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
+        if (CACHE_FORMAT != COPIED && SLOT_FIRST && !is_slot(slot[u], num_slots)) continue;
         k_codes[u] = converted_now<VEC>(k[u], own_k_scale[u]);
         if constexpr (BOTH) v_codes[u] = converted_now<VEC>(v[u], own_v_scale[u]);
     }
