@@ -209,13 +209,8 @@ def measured(curve: Curve, case: Case) -> Measurement:
         return Measurement(case, "verified", reason, seconds=seconds)
     with seconds.of("timing_s"):
         before = curve.machine.look()
-        try:
+        with _looked_at(tensors, plan.mappings):
             timing = curves.timing(curve, case, long, short, plan)
-        except KvexpError:
-            # No later look will find what was written elsewhere, which is worse than not to be timed.
-            restore(tensors, plan.mappings)
-            check_untouched(tensors.cache)
-            raise
         after = curve.machine.look()
     with seconds.of("verify_s"):
         windows = plan.last_windows(long.calls)
@@ -225,6 +220,21 @@ def measured(curve: Curve, case: Case) -> Measurement:
     with seconds.of("ceiling_s"):
         copy_us = curves.copy_us(curve, case, plan, read, written)
     return _timed(curve, case, plan, timing, (before, after), copy_us, seconds)
+
+
+@contextmanager
+def _looked_at(tensors: Tensors, mappings: int) -> Iterator[None]:
+    """What refuses inside is raised once all of the cache has been looked at: no later look follows.
+
+    Raises:
+        IncorrectResult: A byte was written elsewhere, which is worse than not to be timed.
+    """
+    try:
+        yield
+    except KvexpError:
+        restore(tensors, mappings)
+        check_untouched(tensors.cache)
+        raise
 
 
 def copied(curve: Curve, case: Case) -> Measurement:
