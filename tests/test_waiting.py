@@ -10,10 +10,11 @@ import pytest
 
 from kvexp import locks, measuring, pipeline, rows, sweep, turns, worker
 from kvexp.errors import WorkerDied
+from kvexp.inline import Inline
 from kvexp.settings import SweepSettings
 from kvexp.sweep import Job
 from kvexp.tracking import TrackingSettings
-from kvexp.worker import Inline, Worker
+from kvexp.worker import Worker
 from tests import composed
 from tests.turning import UUID
 

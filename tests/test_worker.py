@@ -11,9 +11,10 @@ import torch
 
 from kvexp import environment
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
+from kvexp.inline import Inline
 from kvexp.measurement import Measurement
 from kvexp.rows import identity
-from kvexp.worker import Inline, Worker
+from kvexp.worker import Worker
 from tests import composed
 
 ROOT = str(Path(__file__).parents[1])
@@ -192,7 +193,8 @@ def test_the_process_ends_with_its_parent():
 import os, signal, sys
 from kvexp.experiment import Experiment
 from kvexp.rows import identity
-from kvexp.worker import Inline, Worker
+from kvexp.inline import Inline
+from kvexp.worker import Worker
 
 worker = Worker("cpu")
 worker.wait()

@@ -166,15 +166,17 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
     kind = (case.device, case.mode, case.timer, *l2_state, *size)
     if kind in curve.shapes:
         unrolls = (curve.shapes[kind],)
-    if len(unrolls) > 1:
+    elif len(unrolls) > 1:
         few = replace(curve, rule=replace(curve.rule, warmup=1, min_samples=FEW, max_samples=FEW))
         tried = [
             (median_us(timing(few, case, long, short, plan)), unroll)
             for unroll in unrolls
             for _, long, short in copies(curve, case, plan, read, written, [unroll])
         ]
-        unrolls = (min(tried)[1],) if tried else ()
-        curve.shapes.update(dict.fromkeys([kind] if tried else [], *unrolls))
+        if not tried:
+            return None
+        curve.shapes[kind] = min(tried)[1]
+        unrolls = (curve.shapes[kind],)
     found = [
         median_us(timing(curve, case, long, short, plan))
         for _, long, short in copies(curve, case, plan, read, written, unrolls)

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 
 from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
+from kvexp.inline import Inline
 from kvexp.measurement import Measurement, Status
 from kvexp.rows import Identity, identity
 from kvexp.settings import SweepSettings
-from kvexp.worker import Inline, Point, Started, Worker
+from kvexp.worker import Point, Started, Worker
 
 
 class Workers:

@@ -1,37 +1,34 @@
-"""The path: a curve's parts are made once, each point is verified and then timed, the outcome is a row.
+"""The path of a curve: its parts are made once, each of its points becomes a row, whatever happens.
 
-wait for a turn at the GPU -> allocate the curve's cache -> build the case's tensors -> bind the calls
--> prepare a replay -> verify the replay -> time the same replay -> time a copy of equal bytes -> Measurement
+wait for a turn at the GPU -> allocate the curve's cache -> `kvexp.point`, for each num_tokens -> Measurement
 """
 
 import datetime
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import torch
 
-from kvexp import ceiling, mode, replicas, timer
+from kvexp import ceiling, mode, point, timer
 from kvexp import curve as curves
 from kvexp.activity import recording
 from kvexp.case import Case
 from kvexp.curve import Curve
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
-from kvexp.estimate import summarise
 from kvexp.experiment import Experiment
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
-from kvexp.machine import Look, Machine, columns
-from kvexp.measurement import Measurement, Statistics, Status
-from kvexp.op import Call, Op
-from kvexp.timer import Rule, Timing
+from kvexp.machine import Machine
+from kvexp.measurement import Measurement, Status
+from kvexp.op import Op
+from kvexp.point import Seconds
+from kvexp.timer import Rule
 from kvexp.turns import Waits, turn
-from kvexp.verify import check_untouched, poison, restore, verify_again, verify_each
-from kvexp.workload import Tensors, allocate, build, patterns
+from kvexp.verify import poison
+from kvexp.workload import allocate, patterns
 
 T = TypeVar("T")
 
@@ -166,163 +163,9 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 def _tried(curve: Curve, case: Case) -> Measurement | Failure:
     """The point's measurement; the cache is all poison again, whatever happened."""
-    outcome = attempt(lambda: (copied if isinstance(curve.impl, ceiling.Copy) else measured)(curve, case))
+    measure = point.copied if isinstance(curve.impl, ceiling.Copy) else point.measured
+    outcome = attempt(lambda: measure(curve, case))
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
         attempt(curve.memory.fill)
     return outcome
-
-
-def measured(curve: Curve, case: Case) -> Measurement:
-    """The point verified and, where it can be, timed.
-
-    Raises:
-        Unsupported: The point cannot be done here.
-        IncorrectResult: The calls wrote wrong bytes.
-    """
-    patterns.check(case)
-    seconds = Seconds()
-    read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curves.plan(curve, case, read, written)
-    with seconds.of("setup_s"):
-        tensors = build(case, curve.memory, plan.mappings, plan.windows)
-        bound = [
-            curve.op.bind(
-                curve.impl, tensors.window(i % plan.windows), tensors.slot_mappings[i % plan.mappings]
-            )
-            for i in range(max(plan.mappings, plan.windows))
-        ]
-        if case.mode == "cudagraph":
-            _warm_up(bound[0], tensors)
-        long, short = curves.replays(case, bound, plan)
-    with seconds.of("verify_s"):
-        runs: list[Any] = [(long.run, plan.mappings, plan.last_windows(long.calls))]
-        if short:
-            written_last = plan.last_windows(short.calls)
-            runs.append((short.run, len(written_last), written_last))
-        verify_each(runs, tensors, whole=not curves.timed(curve, case))
-    if not curves.timed(curve, case):
-        if case.timer == "profile":
-            timer.profile(list(islice(cycle(bound), timer.PROFILED_CALLS)), f"kvexp {case.num_tokens}")
-            restore(tensors, plan.mappings)
-        reason = curve.impl.untimed or curves.UNTIMED[case.timer]
-        return Measurement(case, "verified", reason, seconds=seconds)
-    with seconds.of("timing_s"):
-        before = curve.machine.look()
-        with _looked_at(tensors, plan.mappings):
-            timing = curves.timing(curve, case, long, short, plan)
-        after = curve.machine.look()
-    with seconds.of("verify_s"):
-        windows = plan.last_windows(long.calls)
-        # A sample ends with the short replay, which writes the first mappings once more.
-        again = plan.last_windows(short.calls) if short else []
-        verify_again(long.run, tensors, plan.mappings, windows, [*again, *windows[len(again) :]])
-    with seconds.of("ceiling_s"):
-        copy_us = curves.copy_us(curve, case, plan, read, written)
-    return _timed(curve, case, plan, timing, (before, after), copy_us, seconds)
-
-
-@contextmanager
-def _looked_at(tensors: Tensors, mappings: int) -> Iterator[None]:
-    """What refuses inside is raised once all of the cache has been looked at: no later look follows.
-
-    Raises:
-        IncorrectResult: A byte was written elsewhere, which is worse than not to be timed.
-    """
-    try:
-        yield
-    except KvexpError:
-        restore(tensors, mappings)
-        check_untouched(tensors.cache)
-        raise
-
-
-def copied(curve: Curve, case: Case) -> Measurement:
-    """The point of impl=copy: the fastest copy of as many bytes; each shape is checked and, if asked, timed.
-
-    Raises:
-        Unsupported: There is no such copy here, or only a profiler is to see it.
-        IncorrectResult: Other bytes arrived than were to be copied.
-    """
-    if case.timer == "profile":
-        raise Unsupported("impl=copy is the ceiling and no implementation; timer=profile shows those alone")
-    patterns.check(case)
-    seconds = Seconds()
-    read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curves.plan(curve, case, read, written)
-    shapes = 0
-    found: list[tuple[float, Timing, tuple[Look | None, Look | None]]] = []
-    unrolls = ceiling.unrolls(case.device, written)
-    for moves, long, short in curves.copies(curve, case, plan, read, written, unrolls):
-        shapes += 1
-        with seconds.of("verify_s"):
-            ceiling.check(curve.memory, moves, long)
-        if not curves.timed(curve, case):
-            continue
-        with seconds.of("timing_s"):
-            before = curve.machine.look()
-            timing = curves.timing(curve, case, long, short, plan)
-            after = curve.machine.look()
-        with seconds.of("verify_s"):
-            ceiling.check(curve.memory, moves, long)
-        found.append((curves.median_us(timing), timing, (before, after)))
-    if not shapes:
-        raise Unsupported(
-            "impl=copy has no copy for this point: one writes at least 16 bytes and at most the cache, "
-            "and on a CPU it reads no more than it writes"
-        )
-    if not found:
-        return Measurement(case, "verified", curves.UNTIMED[case.timer], seconds=seconds)
-    copy_us, timing, looks = min(found, key=lambda shape: shape[0])
-    return _timed(curve, case, plan, timing, looks, copy_us, seconds)
-
-
-def _timed(
-    curve: Curve,
-    case: Case,
-    plan: replicas.Plan,
-    timing: Timing,
-    looks: tuple[Look | None, Look | None],
-    copy_us: float | None,
-    seconds: dict[str, float],
-) -> Measurement:
-    return Measurement(
-        case=case,
-        status="ok",
-        statistics=_statistics(timing),
-        bytes_moved=sum(curve.op.bytes_moved(case, curve.item_bytes)),
-        replicas=plan.calls,
-        cache_state=plan.cache_state,
-        inputs_state=plan.inputs_state,
-        host_us=timing.host_us,
-        copy_us=copy_us,
-        empty_kernel_us=curve.empty_kernel_us,
-        samples_us=timing.samples_us,
-        machine=columns(*looks),
-        seconds=seconds,
-    )
-
-
-class Seconds(dict[str, float]):
-    """Where a point's time goes: seconds by part."""
-
-    @contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        """What happens inside is added to the part."""
-        begin = time.perf_counter()
-        yield
-        self[part] = self.get(part, 0.0) + time.perf_counter() - begin
-
-
-def _warm_up(call: Call, tensors: Tensors) -> None:
-    """The call has run once, outside any capture, and left no trace in its slots."""
-    call()
-    torch.cuda.synchronize()
-    restore(tensors, 1)
-
-
-def _statistics(timing: Timing) -> Statistics:
-    statistics = summarise(timing.samples_us)
-    if statistics.latency_us <= 0:
-        raise KvexpError("the latency is below what the timer resolves")
-    return statistics
