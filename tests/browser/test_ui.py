@@ -49,6 +49,8 @@ def compare(table):
     table.locator(".ag-header input[type=checkbox]").first.check()
     table.get_by_role("button", name="Compare", exact=True).click()
     expect(table.get_by_text(f"Comparing {CURVES} Runs")).to_be_visible()
+    # The page moves when its plot is drawn: a click before that can miss what it was meant for.
+    expect(table.locator(".parcoords .axis-title").first).to_be_visible()
 
 
 def open_artifact(page, file):
