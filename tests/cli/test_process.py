@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-SECONDS = 1.5
+AT_ONCE = 8
+"""Times as long as the import of Hydra, which none of these can do without: some 1.5 s, more beside other work."""
 ANSWERS = {
     "--help": 0,
     "impl=tornch": 2,
@@ -25,13 +26,16 @@ def start(*arguments, cwd):
 
 @pytest.mark.parametrize("line", ANSWERS)
 def test_help_and_typos_answer_at_once(tmp_path, line):
-    seconds = []
+    answers, imports = [], []
     for _ in range(3):
-        begin = time.perf_counter()
-        process = start("-m", "kvexp", *line.split(), cwd=tmp_path)
-        seconds.append(time.perf_counter() - begin)
-        assert process.returncode == ANSWERS[line]
-    assert min(seconds) < SECONDS
+        for arguments, code, seconds in (
+            (("-m", "kvexp", *line.split()), ANSWERS[line], answers),
+            (("-c", "import hydra.main"), 0, imports),
+        ):
+            begin = time.perf_counter()
+            assert start(*arguments, cwd=tmp_path).returncode == code
+            seconds.append(time.perf_counter() - begin)
+    assert min(answers) < AT_ONCE * min(imports)
     assert list(tmp_path.iterdir()) == []
 
 
