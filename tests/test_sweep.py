@@ -32,6 +32,7 @@ class Tracker:
 
     def __init__(self, trouble=()):
         self.asked = []
+        self.on_its_way = 0
         self.trouble = trouble
 
     def _take(self, what, *details):
@@ -43,7 +44,11 @@ class Tracker:
         self._take("start", sweep_id, command)
 
     def log_curve(self, folder, target, rows):
+        self.on_its_way = 1
         self._take("curve", folder.name, [row["num_tokens"] for row in rows])
+
+    def settle(self):
+        self.on_its_way = 0
 
     def end_sweep(self, status):
         self._take("end", status)
@@ -329,6 +334,19 @@ class TestTracking:
             ("report", "2026-11-21/13-00-00-000001", ["0", "1", "report.html", "report.md"]),
         ]
         assert "tracked in memory://" in capfd.readouterr().err
+
+    @pytest.mark.parametrize(("minded", "seen"), [(True, [(1, 0), (2, 0)]), (False, [(0, 0), (2, 1)])])
+    def test_is_done_before_a_curve_that_minds_the_host(self, jobs, tracked, monkeypatch, minded, seen):
+        tracker, found, measured = tracked(Tracker()), [], Begun.points
+
+        def points(begun):
+            found.append((len(tracker.asked), tracker.on_its_way))
+            return measured(begun)
+
+        monkeypatch.setattr(Begun, "minds_the_host", minded)
+        monkeypatch.setattr(Begun, "points", points)
+        assert sweep.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
+        assert found == seen
 
     def test_of_a_sweep_with_a_wrong_row_ends_failed(self, jobs, tracked):
         tracker = tracked(Tracker())

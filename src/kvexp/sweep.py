@@ -184,8 +184,10 @@ def _measure(
                 workers.close()
                 repetition = job.repetition
             begun = measuring.begin(job.experiment, workers, outcome.done.get(repetition or 1, {}))
-            # A store is connected to while graphs are timed on a GPU: it takes as long as the first curve.
-            if settings.resumes or begun.minds_the_host:
+            # Where the host is not minded, the store is begun, and sent each curve, beside the next one.
+            if begun.minds_the_host:
+                tracker.settle()
+            elif settings.resumes:
                 tracker.start()
             progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 AT_ONCE = 8
-"""Times as long as the import of Hydra, which none of these can do without: some 1.5 s, more beside other work."""
+"""Times as long as the import of Hydra, which they need: some 1.5 s, and more beside other work."""
 ANSWERS = {
     "--help": 0,
     "impl=tornch": 2,

@@ -50,6 +50,26 @@ def test_another_process_sends_a_sweep_as_this_one_would(
     assert parent.data.tags["kvexp.pid"] == str(connected._process.pid)
 
 
+def test_a_curve_is_sent_while_its_sender_goes_on(connected, job, measure, experiment, request):
+    connected.start_sweep(request.node.name, "python -m kvexp impl=cuda")
+    rows = measure("skipped")
+    folders = [job(rows, number) for number in (0, 1)]
+    os.kill(connected._process.pid, signal.SIGSTOP)
+    connected.log_curve(folders[0], experiment.impl.target, rows)
+    os.kill(connected._process.pid, signal.SIGCONT)
+    connected.log_curve(folders[1], experiment.impl.target, rows)
+    connected.settle()
+    assert connected.missing(request.node.name, folders) == []
+
+
+def test_a_curve_that_does_not_arrive_is_said_when_that_is_asked(connected, job, measure, experiment):
+    rows = measure("skipped")
+    connected.log_curve(job(rows), experiment.impl.target, rows)  # of a sweep that nobody has begun
+    with pytest.raises(TrackingError):
+        connected.settle()
+    connected.settle()
+
+
 def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, sweep, request):
     name = request.node.name
     connected._ask("start_sweep", name, "")

@@ -66,13 +66,16 @@ class Tracker(Protocol):
         """
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve's rows are a finished child run of the sweep.
+        """The curve's rows are a finished child run of the sweep, or are on their way; see `settle`.
 
         Args:
             folder: The job's.
             target: The dotted path of the implementation's class.
             rows: What `folder` holds.
         """
+
+    def settle(self) -> None:
+        """What was on its way has arrived; every other method waits for it, too, and raises its trouble."""
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """The curves' folders that no whole run of the sweep is of; runs that are not whole are deleted."""

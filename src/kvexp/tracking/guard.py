@@ -62,11 +62,20 @@ class Guarded:
         sync.catch_up(tracker, missing, self._say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve is in the store; its sweep is there first."""
+        """The curve is on its way to the store; its sweep is there first."""
         self.start()
         if self._tracker:
             try:
                 self._tracker.log_curve(folder, target, rows)
+            except TrackingError as error:
+                self._give_up(error)
+
+    def settle(self) -> None:
+        """The sweep and its curves are in the store: nothing of that runs beside the caller."""
+        self.start()
+        if self._tracker:
+            try:
+                self._tracker.settle()
             except TrackingError as error:
                 self._give_up(error)
 

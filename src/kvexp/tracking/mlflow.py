@@ -116,6 +116,9 @@ class MlflowTracker:
                 self._tag_parent(rows)
         self._curves.append(rows[0])
 
+    def settle(self) -> None:
+        """Nothing is on its way when a method has returned."""
+
     def end_sweep(self, status: str) -> None:
         """The parent run has ended, with the points of all its curves counted."""
         with border(self.uri):

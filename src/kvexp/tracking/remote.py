@@ -64,8 +64,14 @@ class Remote:
         self._asked("start_sweep", sweep_id, command, resumes, name, began_ms)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """See `Tracker`; the curve is being sent when this returns, and the one before has arrived."""
+        self.settle()
+        self._ask("log_curve", folder, target, rows)
+
+    def settle(self) -> None:
         """See `Tracker`."""
-        self._asked("log_curve", folder, target, rows)
+        if self._due:
+            self._answer()
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """See `Tracker`."""
