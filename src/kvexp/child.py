@@ -4,9 +4,8 @@ It speaks JSON lines. It imports its libraries, is sent a device, says `ready`, 
 environment, and ends if the machine lacks the device. For each experiment it is sent it says `curve`, with
 the hash of the implementation's sources, and waits for a list of the `num_tokens` to measure. When another
 process measures on the GPU it says `waiting` with the words for that one, and again with none when the turn
-has come. It says `opened` when the curve is set up and `point` for each `num_tokens`; after each of these it
-waits for the parent's word to go on, so that nothing that the parent does runs beside a measurement. Then it
-says `end`.
+has come. It says `point` for each `num_tokens` and waits for the parent's word to go on, so that nothing that
+the parent does runs beside a measurement. Then it says `end`.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -66,10 +65,9 @@ def measured(
     num_tokens: list[int],
     columns: dict[str, Any],
     waits: Waits,
-    opened: Callable[[], None] = lambda: None,
     shapes: "Shapes | None" = None,
 ) -> Iterator[Measurement]:
-    """Those points of the curve, as each is measured; `opened` is called before the first.
+    """Those points of the curve, as each is measured.
 
     Curves that share `shapes` try what copies are the fastest once.
 
@@ -81,7 +79,7 @@ def measured(
     if num_tokens:
         workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
         curve = replace(experiment, workload=workload)
-        yield from pipeline.run(curve, columns, waits, opened, shapes)
+        yield from pipeline.run(curve, columns, waits, shapes)
 
 
 def serve() -> None:
@@ -131,13 +129,9 @@ def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any], shape
     def waits(holder: str | None) -> None:
         _say(out, event="waiting", holder=holder)
 
-    def opened() -> None:
-        _say(out, event="opened")
-        _heard()
-
     try:
         found = {**columns, "impl_hash": digest}
-        for measurement in measured(experiment, wanted, found, waits, opened, shapes):
+        for measurement in measured(experiment, wanted, found, waits, shapes):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
             _heard()
             if measurement.status == "failed" and experiment.device != "cpu":

@@ -56,9 +56,7 @@ class Inline:
         from kvexp import child
 
         assert self._experiment
-        found = child.measured(
-            self._experiment, list(num_tokens), self.columns, self._waits, shapes=self._shapes
-        )
+        found = child.measured(self._experiment, list(num_tokens), self.columns, self._waits, self._shapes)
         for measurement in found:
             yield measurement.row(), measurement.samples_us
 

@@ -1,7 +1,7 @@
 """The points of one curve, whatever becomes of the process that measures them."""
 
 import datetime
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from kvexp.errors import Unsupported, WorkerDied
@@ -84,7 +84,6 @@ class Begun:
         wanted: The `num_tokens` that are to be tried.
         there: The points that are not, since they are right already.
         end: The status and the reason of every point, where nothing can be measured.
-        measured: The wanted points, where they can.
     """
 
     experiment: Experiment
@@ -92,7 +91,6 @@ class Begun:
     wanted: Sequence[int]
     there: Sequence[Identity] = ()
     end: tuple[Status, str] | None = None
-    measured: Iterable[Point] = ()
 
     @property
     def minds_the_host(self) -> bool:
@@ -114,7 +112,7 @@ class Begun:
             return
         tried = 0
         try:
-            for point in self.measured:
+            for point in self.worker.points(self.wanted):
                 yield point
                 tried += 1
         except WorkerDied as death:
@@ -130,7 +128,7 @@ class Begun:
 
 
 def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) -> Begun:
-    """The worker sets up the curve, and the points whose identity is among the `done` are left out."""
+    """The worker knows the curve, and the points whose identity is among the `done` are left out."""
     worker = workers.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
@@ -141,10 +139,9 @@ def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) 
             case.num_tokens: identity({**asdict(case), **worker.columns}) for case in experiment.cases()
         }
         wanted = [num_tokens for num_tokens, point in points.items() if point not in done]
-        measured = worker.points(wanted)
     except Unsupported as refusal:
         return Begun(experiment, worker, every, end=("skipped", str(refusal)))
     except WorkerDied as death:
         return Begun(experiment, worker, every, end=("failed", str(death)))
     there = [point for point in points.values() if point in done]
-    return Begun(experiment, worker, wanted, there, measured=measured)
+    return Begun(experiment, worker, wanted, there)

@@ -45,7 +45,6 @@ def run(
     experiment: Experiment,
     environment: dict[str, Any],
     waits: Waits = lambda _: None,
-    opened: Callable[[], None] = lambda: None,
     shapes: curves.Shapes | None = None,
 ) -> Iterator[Measurement]:
     """One Measurement for each point of the curve, in order.
@@ -54,7 +53,6 @@ def run(
         experiment: The curve, resolved for this process's device.
         environment: The machine's columns; they go into every row.
         waits: Told when another process measures on the GPU first.
-        opened: Called when the curve is set up; nothing is timed before it returns.
         shapes: What earlier curves of this process found of copies, and this one adds to.
 
     Raises:
@@ -71,9 +69,7 @@ def run(
             known = {} if shapes is None else shapes
             begin = functools.partial(_open, experiment, cases, stack, machine, known)
             curve = attempt(begin) if refusal is None else refusal
-        opened()
-        if isinstance(curve, Curve):
-            with opening.of("curve_setup_s"):
+            if isinstance(curve, Curve):
                 curve = attempt(functools.partial(_floored, curve, cases))
         for case in cases:
             started_at = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")

@@ -154,16 +154,13 @@ class Worker:
     def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
         """The row and the raw samples of those points of the opened curve, as each is measured.
 
-        The process sets up the curve at once, and begins with the points when the first is asked for.
+        The process sets up the curve when the first is asked for.
 
         Raises:
             ConfigError: The experiment is wrong whatever the machine.
             WorkerDied: The process ended before the curve did, or a point did not end in time.
         """
         self._send(json.dumps(list(num_tokens)))
-        return self._points()
-
-    def _points(self) -> Iterator[Point]:
         patience_s = self._timeout_s
         while True:
             answer = self._receive(patience_s, "the point did not end")
@@ -172,8 +169,6 @@ class Worker:
                     # To wait for another process's curve is no hang, however long that takes.
                     patience_s = None if answer["holder"] else self._timeout_s
                     self._waits(answer["holder"])
-                case "opened":
-                    self._send("")
                 case "point":
                     yield answer["row"], answer["samples_us"]
                     self._send("")

@@ -70,6 +70,15 @@ def test_a_curve_that_does_not_arrive_is_said_when_that_is_asked(connected, job,
     connected.settle()
 
 
+def test_after_trouble_nothing_more_is_asked_than_to_end(connected, sweep, job, measure, experiment, request):
+    rows = measure("skipped")
+    connected.log_curve(job(rows), experiment.impl.target, rows)
+    with pytest.raises(TrackingError):
+        connected.start_sweep(request.node.name, "python -m kvexp")
+    connected.settle()
+    assert sweep(request.node.name) == []
+
+
 def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, sweep, request):
     name = request.node.name
     connected._ask("start_sweep", name, "")

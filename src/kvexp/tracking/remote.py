@@ -31,7 +31,7 @@ class Remote:
 
     def __init__(self) -> None:
         self.uri = self.page = ""
-        self._due = 0
+        self._asked_last = self._answered_last = 0
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -71,6 +71,7 @@ class Remote:
     def settle(self) -> None:
         """See `Tracker`."""
         if self._due:
+            self._ask("settle")  # an interrupt may have taken the last answer, but none takes this one
             self._answer()
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
@@ -102,32 +103,38 @@ class Remote:
             self._process.kill()
             self._process.wait()
 
+    @property
+    def _due(self) -> bool:
+        """Whether an answer may be on its way."""
+        return self._answered_last < self._asked_last
+
     def _asked(self, method: str, *arguments: Any) -> Any:
+        """The answer; where trouble is on its way already that is raised, and nothing is asked."""
+        self.settle()
         self._ask(method, *arguments)
         return self._answer()
 
     def _ask(self, method: str, *arguments: Any) -> None:
+        self._asked_last += 1
         try:
-            self._pipe.send((method, arguments))
+            self._pipe.send((self._asked_last, method, arguments))
         except OSError as error:
             raise self._died() from error
-        self._due += 1
 
     def _answer(self) -> Any:
-        """The answer to what was asked last; earlier ones are there where an interrupt left them."""
+        """The answer to what was asked last; trouble with what was asked before comes first."""
         while True:
             try:
-                answer = self._pipe.recv()
+                self._answered_last, answer = self._pipe.recv()
             except (EOFError, OSError, UnpicklingError) as error:
                 raise self._died() from error
-            self._due -= 1
             if isinstance(answer, TrackingError):
                 raise answer
-            if self._due <= 0:
+            if not self._due:
                 return answer
 
     def _died(self) -> TrackingError:
-        self._due = 0
+        self._answered_last = self._asked_last
         return TrackingError(f"the tracking store {self.uri} cannot be used: its process has ended", True)
 
 
@@ -147,7 +154,7 @@ def serve(pipe: Connection) -> None:
     tracker: Tracker | None = None
     while True:
         try:
-            method, arguments = pipe.recv()
+            number, method, arguments = pipe.recv()
         except (EOFError, OSError):
             return
         answer: Any
@@ -160,7 +167,7 @@ def serve(pipe: Connection) -> None:
         except TrackingError as error:
             answer = error
         with suppress(OSError):
-            pipe.send(answer)
+            pipe.send((number, answer))
 
 
 if __name__ == "__main__":
