@@ -25,6 +25,9 @@ from kvexp.timer import Timing
 from kvexp.verify import check_untouched, restore, verify_again, verify_each
 from kvexp.workload import Tensors, build, patterns
 
+LEAST_OF_EMPTY = 0.5
+"""No call takes less of an empty kernel's time than this, whatever the noise of both."""
+
 
 def measured(curve: Curve, case: Case) -> Measurement:
     """The point verified and, where it can be, timed.
@@ -142,7 +145,7 @@ def _timed(
     return Measurement(
         case=case,
         status="ok",
-        statistics=_statistics(timing),
+        statistics=_statistics(timing, curve.empty_kernel_us),
         bytes_moved=sum(curve.op.bytes_moved(case, curve.item_bytes)),
         replicas=plan.calls,
         cache_state=plan.cache_state,
@@ -174,8 +177,18 @@ def _warm_up(call: Call, tensors: Tensors) -> None:
     restore(tensors, 1)
 
 
-def _statistics(timing: Timing) -> Statistics:
+def _statistics(timing: Timing, empty_kernel_us: float | None) -> Statistics:
+    """What the samples say.
+
+    Raises:
+        KvexpError: They say nothing of the call: it launches on another stream than the one that is timed.
+    """
     statistics = summarise(timing.samples_us)
     if statistics.latency_us <= 0:
         raise KvexpError("the latency is below what the timer resolves")
+    if empty_kernel_us and statistics.latency_us < LEAST_OF_EMPTY * empty_kernel_us:
+        raise KvexpError(
+            f"a call takes {statistics.latency_us:.3g} us and an empty kernel {empty_kernel_us:.3g}, "
+            "so it does not run on torch's current stream, which is what is timed"
+        )
     return statistics

@@ -171,6 +171,16 @@ def test_a_call_that_is_right_once_is_not_timed():
         assert point.statistics is None
 
 
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+def test_a_call_on_another_stream_has_no_latency(mode):
+    made = experiment("impl=torch", f"mode={mode}")
+    other = replace(made, impl=replace(made.impl, name="elsewhere", target="tests.wrong.Elsewhere"))
+    for point in pipeline.run(other.resolved("cuda:0"), environment.read("cuda:0")):
+        # What is looked at before it has run is incorrect.
+        assert point.status in ("failed", "incorrect"), point
+        assert point.statistics is None
+
+
 def test_the_gpu_is_watched_while_it_measures():
     for point in measured("impl=cuda"):
         row = point.row()
