@@ -93,6 +93,13 @@ def test_two_sweeps_of_one_name_have_ids_of_their_own_and_keep_them(tmp_path):
     assert {folder.name_of(home) for home in homes} == {"multirun/nightly"}
 
 
+def test_done_is_what_was_right_when_it_was_tried_last(tmp_path):
+    right, other = row(impl_hash="a"), row(impl_hash="a", num_tokens=4)
+    again = other | {"status": "failed", "impl_hash": None}  # its process died while it was looked for
+    sweep(tmp_path, [[right, other], [again]])
+    assert list(folder.done(tmp_path)[1].values()) == [right]
+
+
 @pytest.mark.parametrize("record", [None, "{}", "[]", '{"id": 5}', """{"id": "' or 1"}"""])
 def test_a_sweep_that_began_without_an_id_has_its_name_for_one_even_when_resumed(tmp_path, record):
     home = sweep(tmp_path / LATER, [[row()]])

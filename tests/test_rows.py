@@ -121,6 +121,23 @@ def test_of_several_tries_of_a_point_the_newest_counts():
     assert newest([first, other, again]) == [again, other]
 
 
+UNNAMED = {"status": "failed", "device": "auto", "mode": "auto", "timer": "auto", "device_name": None}
+NAMED = {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event", "device_name": "NVIDIA H200"}
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_a_try_without_a_device_is_left_out_where_its_point_has_another(turned):
+    died, alone, done = row(**UNNAMED), row(**UNNAMED, num_tokens=4), row(**NAMED)
+    tries = [died, alone, done][::turned]
+    assert newest(tries) == [one for one in tries if one is not died]
+
+
+@pytest.mark.parametrize("other", [{"device": "cpu"}, {"mode": "no_graph"}, {"repetition": 2}, {"seed": 1}])
+def test_a_try_without_a_device_stands_beside_those_of_other_points(other):
+    tries = [row(**UNNAMED | {"device": "cuda:0", "mode": "cudagraph"}), row(**NAMED | other)]
+    assert newest(tries) == tries
+
+
 def test_jobs_are_read_in_numeric_order(tmp_path):
     for job in (10, 9, 0):
         RowFile(tmp_path / str(job)).append(row(num_tokens=job))

@@ -17,7 +17,7 @@ from typing import Any
 
 from kvexp import jsonl, locks
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.rows import RIGHT, ROWS, Identity, identity, read, repetition
+from kvexp.rows import RIGHT, ROWS, Identity, identity, newest, read, repetition
 
 COMMAND = "command.json"
 LOCK = ".lock"
@@ -133,13 +133,13 @@ def _content(file: Path) -> Any:
 
 
 def done(folder: Path) -> dict[int, dict[Identity, dict[str, Any]]]:
-    """The newest right row of each point that has one, by repetition.
+    """The row of each point whose last try was right, by repetition.
 
     Raises:
         KvexpError: The folder holds a file that is not one of rows.
     """
     found: dict[int, dict[Identity, dict[str, Any]]] = {}
-    for row in read(folder):
+    for row in newest(read(folder)):
         if row["status"] in RIGHT:
             found.setdefault(repetition(row), {})[identity(row)] = row
     return found

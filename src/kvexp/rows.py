@@ -35,6 +35,9 @@ IDENTITY = (
 """The columns that say which point a row is of: what was measured, and what can change its outcome."""
 Identity = tuple[Any, ...]
 _TRIED = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
+_RESOLVED = ("device", "mode", "timer")
+"""The columns that are `auto` until a measuring process has named its device."""
+_TYPED = ("workload", *(column.name for column in fields(Case) if column.compare))
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
 RIGHT = ("ok", "verified")
@@ -120,14 +123,35 @@ def newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each point and repetition, the last of several tries; in the order of the first tries.
 
     A kernel that was changed between two tries leaves one row, that of its last state. Points that differ in
-    their workload's name alone are two.
+    their workload's name alone are two. A row that names no device (its process ended before it had one) is
+    left out where its point has another.
     """
-    return list({(repetition(row), *tried(row)): row for row in rows}.values())
+    found = list({(repetition(row), *tried(row)): row for row in rows}.values())
+    named: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        if row.get("device_name") is not None:
+            named.setdefault(_typed(row), []).append(row)
+    return [
+        row
+        for row in found
+        if row.get("device_name") is not None
+        or not any(_became(row, other) for other in named.get(_typed(row), ()))
+    ]
 
 
 def repetition(row: Row) -> int:
     """Which of the processes that measured its point the row comes from; one alone is the first."""
     return int(row.get(REPETITION) or 1)
+
+
+def _typed(row: Row) -> tuple[Any, ...]:
+    """What the point was to be, without what a machine resolves."""
+    return (repetition(row), *(row.get(column) for column in _TYPED if column not in _RESOLVED))
+
+
+def _became(nameless: Row, other: Row) -> bool:
+    """Whether what the one says, which may be `auto`, is what the other says."""
+    return all(nameless.get(column) in ("auto", other.get(column)) for column in _RESOLVED)
 
 
 def curves(rows: Sequence[Row]) -> list[list[Row]]:
