@@ -248,6 +248,21 @@ class TestASweep:
         assert len(rows.read(one[0].folder)) == 1
         assert not any(psutil.pid_exists(pid) for pid in pids)
 
+    def test_goes_on_where_a_signal_is_ignored(self, jobs, monkeypatch):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        monkeypatch.setattr(Progress, "advance", lambda self, row: os.kill(os.getpid(), signal.SIGHUP))
+        try:
+            assert sweep.run(jobs("torch"), UNTRACKED, COMMAND) == 0
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_whose_folder_cannot_be_locked_does_not_begin(self, jobs):
+        one = jobs("torch")
+        (one[0].folder.parent / ".lock").mkdir(parents=True)
+        with pytest.raises(ConfigError, match=r"13-00-00-000001 cannot be locked \(Is a directory\)"):
+            sweep.run(one, UNTRACKED, COMMAND)
+
     def test_that_is_interrupted_leaves_whole_rows_and_ends_its_run(
         self, jobs, tracked, monkeypatch, capfd, store
     ):

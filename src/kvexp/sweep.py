@@ -132,6 +132,8 @@ def exit_code(rows: Sequence[Row]) -> int:
 def _terminable() -> Iterator[None]:
     """SIGTERM and SIGHUP end the sweep as Ctrl-C does: no process is left, and the store is told.
 
+    One that is ignored stays so: `nohup` means it.
+
     Raises:
         Terminated: One of them came.
     """
@@ -139,7 +141,10 @@ def _terminable() -> Iterator[None]:
     def terminate(number: int, _: object) -> None:
         raise Terminated(number)
 
-    before = {number: signal.signal(number, terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, terminate)
     try:
         yield
     finally:
@@ -159,6 +164,8 @@ def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
         return Outcome(folder.done(home) if settings.resumes else {})
     except TimeoutError as error:
         raise ConfigError(f"another sweep is at work there: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{home} cannot be locked ({error.strerror}); nothing was measured") from error
     except KvexpError as error:
         raise ConfigError(f"{home} cannot be resumed: {error}") from error
 

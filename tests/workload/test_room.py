@@ -1,5 +1,8 @@
 """Room: whether a curve's tensors fit, and what would."""
 
+import math
+from types import SimpleNamespace
+
 import psutil
 import pytest
 
@@ -46,3 +49,19 @@ def test_nothing_is_advised_where_not_one_block_fits(monkeypatch):
 
 def test_what_is_free_is_what_the_machine_can_give():
     assert 0 < room.free_bytes("cpu") <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("limit", "stat", "free"),
+    [
+        ("4000", "anon 1000\ninactive_file 1500", 2500),  # files that were read can go
+        ("max", "inactive_file 0", math.inf),
+        ("4000", "anon 1000", 1000),
+    ],
+)
+def test_a_containers_limit_counts_without_the_files_it_has_read(monkeypatch, tmp_path, limit, stat, free):
+    for name, text in (("max", limit), ("current", "3000"), ("stat", stat)):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: SimpleNamespace(available=1 << 40))
+    assert room.free_bytes("cpu") == min(free, 1 << 40)

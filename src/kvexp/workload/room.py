@@ -9,6 +9,8 @@ import torch
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 
+CGROUP = Path("/sys/fs/cgroup")
+"""What a container sees as its own group."""
 WORKING_BYTES = 1 << 30
 """What verification (chunks of rows) and graph capture need beside the tensors."""
 
@@ -48,11 +50,11 @@ def free_bytes(device: str) -> float:
 
 
 def _cgroup_free_bytes() -> float:
-    """What a container's limit leaves; infinite where there is none."""
-    group = Path("/sys/fs/cgroup")
+    """What a container's limit leaves, files in the page cache counted as free; infinite without a limit."""
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return math.inf if limit == "max" else int(limit) - used + int(stat.get("inactive_file", 0))
     except (OSError, ValueError):
         return math.inf
-    return math.inf if limit == "max" else int(limit) - used
