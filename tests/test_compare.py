@@ -64,8 +64,17 @@ def test_rows_of_one_case_are_processes():
     after = [row(1.02 * one["latency_us"], num_tokens=512) for one in before]
     (point,) = compare(before, after)
     assert point.word == "slower"
-    assert (point.baseline_us, point.candidate_us) == (10.0, 10.2)
+    assert (point.baseline_us, point.candidate_us) == pytest.approx((10.0, 10.2), rel=1e-5)
     assert compare(before[:1], after[:1])[0].word == "ambiguous"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_the_ratio_is_the_quotient_of_the_latencies_beside_it(processes):
+    before, after = (
+        [row(us) for us in latencies[:processes]] for latencies in ((10, 30, 11, 9, 12), (20, 21, 50, 19, 8))
+    )
+    (point,) = compare(before, after)
+    assert point.verdict.ratio == pytest.approx(point.candidate_us / point.baseline_us)
 
 
 @pytest.mark.parametrize(("column", "other"), [("device_name", "NVIDIA H100"), ("driver", "590")])
@@ -95,9 +104,15 @@ def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
     assert words([both[0]], [both[1]], apart=["device"]) == [("slower", 64)]
 
 
-def test_two_that_share_no_case_are_refused():
-    with pytest.raises(ConfigError, match="share no case"):
+def test_two_that_share_no_case_are_refused_with_what_they_differ_in():
+    with pytest.raises(ConfigError, match=r"share no case: .*; seed is 0 in the baseline and 1 in the candid"):
         compare([row()], [row(seed=1)])
+    with pytest.raises(ConfigError, match="; num_tokens is 1, 2 in the baseline and 4 in the candidate"):
+        compare([row(num_tokens=1), row(num_tokens=2)], [row(num_tokens=4)])
+    with pytest.raises(ConfigError, match=r"equal choices and sizes$"):
+        compare(
+            [row(num_tokens=1), row(num_tokens=2, seed=1)], [row(num_tokens=2), row(num_tokens=1, seed=1)]
+        )
 
 
 def test_two_that_measured_nothing_are_refused():

@@ -1,15 +1,14 @@
 """Two sets of rows, point by point: what became faster, slower, broken or missing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from statistics import median
 from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import ConfigError
 from kvexp.results import TOGETHER
 from kvexp.rows import CURVE, RIGHT, curves, labels, word
-from kvexp.verdict import Verdict, judge_processes
+from kvexp.verdict import Verdict, judge_processes, latencies
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -34,7 +33,7 @@ class Point:
         label: Its curve's name.
         num_tokens: Its size.
         word: One of WORST_FIRST.
-        baseline_us: The median over the baseline's processes; None where none timed it.
+        baseline_us: The baseline's latency, see `verdict.latencies`; None where no process timed it.
         candidate_us: The same for the candidate's.
         verdict: The ratio and its interval, where both have a latency.
         note: Why it is broken or missing, in the row's words, or how many processes each side has where they
@@ -81,7 +80,7 @@ def compare(
     columns = [column for column in _CASE if column not in apart]
     sides = [_by_case(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
-        raise ConfigError(_NONE_SHARED)
+        raise ConfigError(_NONE_SHARED + _differing(columns, *sides))
     names = _names([*baseline, *candidate], columns)
     points = [
         _point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance)
@@ -139,8 +138,21 @@ def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
     """
     columns = [column for column in _CASE if column != "device"]
     measured = _by_case(baseline, columns)
-    if not any(tuple(getattr(case, column) for column in columns) in measured for case in cases):
-        raise ConfigError(_NONE_SHARED)
+    asked = {tuple(getattr(case, column) for column in columns) for case in cases}
+    if not asked & set(measured):
+        raise ConfigError(_NONE_SHARED + _differing(columns, measured, asked))
+
+
+def _differing(columns: Sequence[str], baseline: Collection[Key], candidate: Collection[Key]) -> str:
+    """The columns of which the two have no value in common, in words; empty where there is none."""
+    said = []
+    for column, before, now in zip(
+        columns, zip(*baseline, strict=True), zip(*candidate, strict=True), strict=True
+    ):
+        if not set(before) & set(now):
+            first, second = (", ".join(map(str, dict.fromkeys(values))) for values in (before, now))
+            said.append(f"{column} is {first} in the baseline and {second} in the candidate")
+    return f"; {'; '.join(said)}" if said else ""
 
 
 def _has_several_devices(rows: Sequence[Row]) -> bool:
@@ -202,15 +214,11 @@ def _point(
         found = "new"
     elif is_right:
         found, note = "same", "verified, not timed"
-    return Point(label, size, found, _time(before), _time(now), verdict, note) if found else None
+    return Point(label, size, found, *latencies(before, now), verdict, note) if found else None
 
 
 def _why(row: Row) -> str:
     return f"{row['status']}: {row['reason']}"
-
-
-def _time(rows: Sequence[Row]) -> float | None:
-    return median(row["latency_us"] for row in rows) if rows else None
 
 
 def _badness(point: Point) -> tuple[int, float, str, int]:

@@ -9,7 +9,7 @@ than two processes were seen to differ.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, variance
+from statistics import geometric_mean, mean, variance
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
@@ -41,8 +41,8 @@ class Verdict:
     Attributes:
         word: `faster` or `slower` where the difference exceeds both kinds of noise, `same` where it is
             certain to be smaller than the second kind, else `ambiguous`.
-        ratio: The candidate's median over the baseline's.
-        low: The least ratio that the intervals of the two medians allow.
+        ratio: The candidate's latency over the baseline's, as `latencies` gives them.
+        low: The least ratio that the intervals of the two allow.
         high: The greatest.
     """
 
@@ -115,6 +115,21 @@ def judge_processes(
         inside = low * (1 + noise) >= 1 and high <= 1 + noise
         return Verdict("same" if inside else "ambiguous", math.exp(middle), low, high)
     return Verdict("slower" if low > 1 else "faster", math.exp(middle), low, high)
+
+
+def latencies(baseline: Sequence[Row], candidate: Sequence[Row]) -> tuple[float | None, float | None]:
+    """The latency in µs of each side, as `judge_processes` compares them; None of a side without rows.
+
+    From ENOUGH processes a side on it is their geometric mean, else that of the middle one.
+    """
+    enough = min(len(baseline), len(candidate)) >= ENOUGH
+
+    def of(side: Sequence[Row]) -> float | None:
+        if enough:
+            return geometric_mean(row["latency_us"] for row in side)
+        return float(_middle(side)["latency_us"]) if side else None
+
+    return of(baseline), of(candidate)
 
 
 def _middle(rows: Sequence[Row]) -> Row:

@@ -1,5 +1,6 @@
 """The headline says who is fastest where the intervals bear it, and nothing more."""
 
+from kvexp import compare
 from kvexp.report import headline
 from kvexp.report.content import content
 from kvexp.report.contrasts import axes
@@ -202,3 +203,22 @@ def test_on_a_cpu_a_curve_of_one_process_is_told_from_none():
 
 def test_on_a_cpu_a_sweep_with_nothing_to_compare_needs_no_word_of_it():
     assert not any("On a CPU" in note for note in section(curve({8: 1.0}, device="cpu")).notes)
+
+
+def test_several_processes_are_judged_as_a_comparison_judges_them():
+    scattered = {"NHD": (7.7, 7.9, 8.4, 13.9, 14.4), "HND": (11.5, 11.9, 15.9, 17.0, 18.5)}
+    rows = [
+        row(us, num_tokens=512, layout=layout, repetition=number)
+        for layout, latencies in scattered.items()
+        for number, us in enumerate(latencies, 1)
+    ]
+    sides = [compare.one_of(rows, "layout", layout) for layout in ("HND", "NHD")]
+    (point,) = compare.compare(*sides, apart=["layout"])
+    said = section(rows)
+    (contrast,) = said.contrasts
+    assert contrast.cells[""][512] == point.verdict
+    assert point.word == "ambiguous"
+    assert [finding.sentence for finding in said.findings] == ["No difference can be told at 512 tokens."]
+    assert bold(said) == set()
+    assert "the middle one of up to 5 processes" in said.notes[0]
+    assert "what all of them scatter" in said.notes[0]

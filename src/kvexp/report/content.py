@@ -14,7 +14,7 @@ from kvexp.report.lines import Line, Machine, machines
 from kvexp.report.outcomes import Outcome, outcomes, unique
 from kvexp.report.panels import Panel, panels
 from kvexp.report.words import DASH, listed, number, optional, percent
-from kvexp.results import COMMAND, PROCESSES, SWEEP, across
+from kvexp.results import COMMAND, LATENCIES, PROCESSES, SWEEP, across
 from kvexp.rows import curves, labels, word
 from kvexp.verdict import interval
 
@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 _NOT_THE_MACHINES = {
     *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
-    *("gb_per_s", "copy_fraction", "schema", SWEEP, COMMAND, PROCESSES),
+    *("gb_per_s", "copy_fraction", "schema", SWEEP, COMMAND, PROCESSES, LATENCIES),
 }
 
 _ABREAST = 3

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from kvexp.report.lines import Line, Row, named, varied
-from kvexp.results import PROCESSES, TOGETHER
-from kvexp.verdict import Verdict, judge
+from kvexp.results import LATENCIES, PROCESSES, TOGETHER
+from kvexp.verdict import ENOUGH, Verdict, judge, judge_processes
 
 _MOST_PAIRS = 28  # every pair of eight values; of more, each against the first
 
@@ -78,9 +78,16 @@ def is_enough(row: Row) -> bool:
 
 
 def told(baseline: Row, candidate: Row) -> Verdict:
-    """The verdict on two points, `ambiguous` where one of them is not enough."""
-    verdict = judge(baseline, candidate)
+    """The verdict on two points, on all of their processes; `ambiguous` where one of them is not enough."""
+    before, now = map(_processes, (baseline, candidate))
+    enough = min(len(before), len(now)) >= ENOUGH
+    verdict = judge_processes(before, now) if enough else judge(baseline, candidate)
     return verdict if is_enough(baseline) and is_enough(candidate) else replace(verdict, word="ambiguous")
+
+
+def _processes(row: Row) -> list[Row]:
+    """The point as each of its processes found it, without the intervals, which are not known here."""
+    return [{**row, "latency_us": latency_us} for latency_us in row.get(LATENCIES, ())]
 
 
 def _groups(

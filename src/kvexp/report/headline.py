@@ -8,7 +8,7 @@ from kvexp.report.contrasts import Axis, is_enough, told
 from kvexp.report.lines import Line, Machine, Row
 from kvexp.report.words import listed, number, percent, tokens
 from kvexp.results import PROCESSES
-from kvexp.verdict import CPU, GPU_FEW, GPU_MANY, MANY_TOKENS
+from kvexp.verdict import CPU, ENOUGH, GPU_FEW, GPU_MANY, MANY_TOKENS
 
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
 """The axes on which one can be the fastest; other sizes or another op are another task."""
@@ -112,6 +112,11 @@ def certainty(machine: Machine) -> str:
         noise = f"{100 * CPU:.0f} %"
     most = max(row.get(PROCESSES, 1) for line in machine.lines for row in line.points)
     whose = f"the middle one of up to {most} processes" if most > 1 else "one process"
+    if most >= ENOUGH:
+        return (
+            f"Each point is that of {whose}. A difference is told only where it is beyond what all of them "
+            f"scatter, which is weighed with the {noise} that processes measuring the same code differ by."
+        )
     return (
         f"Each point is that of {whose}. A difference is told only where the intervals of two medians are "
         f"over {noise} apart, as far as processes measuring the same code were seen to differ."
