@@ -110,6 +110,24 @@ def test_what_is_no_sweep_is_one_sentence(tmp_path):
         results.read([tmp_path], tmp_path)
 
 
+def test_the_command_has_the_flags_that_its_sweep_was_typed_with(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[row()]])
+    typed = {"overrides": ["impl=cuda,triton"], "flags": ["--multirun", "--config-dir", "my_conf"]}
+    (folder / "command.json").write_text(json.dumps(typed))
+    assert results.read([folder], tmp_path)[0]["command"] == (
+        "python -m kvexp --config-dir my_conf impl=cuda 'workload.num_tokens=[1,2]'"
+    )
+
+
+@pytest.mark.parametrize("content", ["- a: [", "7", b"\xff"])
+def test_a_broken_file_of_hydras_is_named(tmp_path, content):
+    folder = sweep(tmp_path / "s" / "1", [[row()]])
+    file = folder / "0" / ".hydra" / "overrides.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=r"overrides\.yaml holds no overrides"):
+        results.read([folder], tmp_path)
+
+
 def test_a_password_is_in_no_command(tmp_path):
     folder = sweep(tmp_path / "s" / "1", [[row()]])
     (folder / "0" / ".hydra" / "overrides.yaml").write_text("- tracking.uri=http://maria:secret@host:5000\n")

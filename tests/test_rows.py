@@ -8,7 +8,7 @@ from kvexp.rows import RowFile, curves, identity, labels, make_folder, newest, r
 
 
 def row(**columns):
-    return {"status": "ok", "num_tokens": 2, "schema": SCHEMA} | columns
+    return {"status": "ok", "latency_us": 1.0, "num_tokens": 2, "schema": SCHEMA} | columns
 
 
 @pytest.fixture
@@ -92,6 +92,12 @@ def test_a_line_that_is_no_row_is_named_in_one_sentence(tmp_path, line, complain
         ({"num_tokens": "2"}, "num_tokens cannot be '2'"),
         ({"num_tokens": True}, "num_tokens cannot be True"),
         ({"latency_us": "fast"}, "latency_us cannot be 'fast'"),
+        ({"latency_us": None}, "latency_us of an ok row cannot be None"),
+        ({"latency_us": 0.0}, "latency_us of an ok row cannot be 0.0"),
+        ({"latency_us": -5}, "latency_us of an ok row cannot be -5"),
+        ({"copy_us": 0}, "copy_us of an ok row cannot be 0"),
+        ({"timer_options": "[1"}, "timer_options must be a JSON object, not '[1'"),
+        ({"impl_options": "7"}, "impl_options must be a JSON object, not '7'"),
         ({"impl": None}, "impl cannot be None"),
         ({"surprise": {"nested": 1}}, "surprise must be one value"),
     ],

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,15 @@ Row = Mapping[str, Any]
 SWEEP, COMMAND = "sweep", "command"
 """The two columns that a row has here besides its own."""
 
-PROCESSES = "processes"
-"""The column that says how many processes timed a point, there in the rows that `across` gives."""
+PROCESSES, LATENCIES = "processes", "latencies_us"
+"""The columns that say how many processes timed a point, and what each found: in rows of `across`."""
 
 _GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "timer", "device", "workload")
 _SIZES = (
     *("num_heads", "head_size", "head_size_v", "block_size", "num_blocks", "num_layers", "slots", "padding"),
     *("padding_at", "rows", "num_query_heads", "extra_tokens", "seed"),
 )
+_SWEEPING = ("-m", "--multirun")
 _CONFIGS = (".hydra", "config")  # Hydra's own, and what MLflow keeps of it
 
 TOGETHER = {
@@ -70,15 +72,15 @@ def across(found: Sequence[Row]) -> list[Row]:
     """One row for each point of a sweep: of its repetitions one that went wrong, else the one in the middle.
 
     The middle is that of the latencies; of an even number the faster one. No row says which it was, but each
-    how many PROCESSES timed its point, and what disturbed any of them. Of a kernel that was changed meanwhile
-    the last state counts.
+    how many PROCESSES timed its point, their LATENCIES, and what disturbed any of them. Of a kernel that was
+    changed meanwhile the last state counts.
     """
     points: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
         points.setdefault((row.get(SWEEP), *rows.tried(row)), []).append(row)
     return [
         {column: value for column, value in _middle(own).items() if column != rows.REPETITION}
-        | {PROCESSES: len(_timed(own))}
+        | {PROCESSES: len(_timed(own)), LATENCIES: tuple(row["latency_us"] for row in _timed(own))}
         | rows.disturbed(own)
         for own in points.values()
     ]
@@ -146,12 +148,20 @@ def _command(job: Path, found: Sequence[Row]) -> str:
     """What repeats the curve: the overrides that Hydra kept, else everything that its rows say."""
     kept = next(filter(Path.is_file, (job / folder / "overrides.yaml" for folder in _CONFIGS)), None)
     if kept:
-        overrides = [str(override) for override in yaml.safe_load(kept.read_text("utf-8")) or []]
+        try:
+            overrides = [str(override) for override in yaml.safe_load(kept.read_text("utf-8")) or []]
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{kept} holds no overrides, as Hydra writes them") from error
     elif found:
         overrides = _overrides(found)
     else:
         return ""
-    return sweep_folder.shown(shlex.join(["python", "-m", "kvexp", *overrides]))
+    flags: list[str] = []
+    with suppress(ConfigError):  # a folder from elsewhere may not say with which flags it was measured
+        flags = [
+            flag for flag in sweep_folder.read_command(_home(job / rows.ROWS))[1] if flag not in _SWEEPING
+        ]
+    return sweep_folder.shown(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
 
 
 def _overrides(found: Sequence[Row]) -> list[str]:

@@ -40,6 +40,10 @@ _RESOLVED = ("device", "mode", "timer")
 _TYPED = ("workload", *(column.name for column in fields(Case) if column.compare))
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
+OPTIONS = ("impl_options", "timer_options")
+"""The columns that hold a JSON object, as text."""
+_POSITIVE = ("latency_us", "latency_us_high", "latency_us_p80", "copy_us", "empty_kernel_us")
+"""What others divide by or draw on a logarithmic axis; of an `ok` row the first is always there."""
 RIGHT = ("ok", "verified")
 """The statuses of a point that need not be tried again."""
 
@@ -220,7 +224,23 @@ def _row(file: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
             raise KvexpError(f"{where}: {column} cannot be {value!r:.80}")
         if isinstance(value, dict | list):
             raise KvexpError(f"{where}: {column} must be one value, not {value!r:.80}")
+        if column in OPTIONS and value and not _are_options(value):
+            raise KvexpError(f"{where}: {column} must be a JSON object, not {value!r:.80}")
+    if row["status"] == "ok":
+        for column in _POSITIVE:
+            value = row.get(column)
+            if value is None and column != "latency_us":
+                continue
+            if value is None or value <= 0:
+                raise KvexpError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
     return row
+
+
+def _are_options(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _kinds() -> dict[str, Any]:

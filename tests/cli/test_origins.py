@@ -139,3 +139,13 @@ def test_mlflow_is_told_to_be_quiet_before_it_is_asked(stored, monkeypatch):
     assert origins.read(SWEEP)
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+
+
+def test_a_sweep_of_which_no_row_is_whole_is_not_taken_for_another(here, capsys):
+    sweep(here / "multirun" / "2026-11-21" / "10-00", [curve({8: 2.0}), curve({8: 3.0}, layout="NHD")])
+    torn = sweep(here / "torn", [curve({8: 2.0})])
+    (torn / "0" / "rows.jsonl").write_text('{"status": "o')
+    axis = ("--axis", "layout", "--baseline", "NHD", "--candidate", "HND")
+    for words in (("torn", *axis), ("now", "torn")):
+        assert cli.dispatch(["compare", *words]) == 2
+        assert "kvexp: torn holds no whole row\n" in capsys.readouterr().err

@@ -17,11 +17,18 @@ _TRACKED = re.compile(r"[0-9a-f]{32}|[\w.+-]+/[\w.+-]+")
 
 
 def read(name: str) -> Sequence[results.Row]:
-    """The rows of what is named; a path comes first, then a revision, then a run.
+    """The rows of what is named, one at least; a path comes first, then a revision, then a run.
 
     Raises:
         ConfigError: There is no such thing, or what it holds are no rows.
     """
+    found = _read(name)
+    if not found:
+        raise ConfigError(f"{name} holds no whole row")
+    return found
+
+
+def _read(name: str) -> Sequence[results.Row]:
     if Path(name).exists():
         return results.read([Path(name)], Path())
     with tempfile.TemporaryDirectory() as made:

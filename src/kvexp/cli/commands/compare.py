@@ -52,6 +52,6 @@ def _sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:
     if not (typed.baseline and typed.candidate):
         raise ConfigError(f"compare: --axis {typed.axis} wants two values, --baseline and --candidate")
     named = [row for sweep in typed.sweeps for row in origins.read(sweep)]
-    rows = named or results.read([], Path("multirun"))
+    rows = named if typed.sweeps else results.read([], Path("multirun"))
     held, judged = (compare.one_of(rows, typed.axis, value) for value in (typed.baseline, typed.candidate))
     return held, judged, (typed.axis, *results.TOGETHER.get(typed.axis, ()))
