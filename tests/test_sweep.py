@@ -95,7 +95,7 @@ def jobs(tmp_path):
         for number, name in enumerate(names):
             name, options = name if isinstance(name, tuple) else (name, {})
             impl = name if name in composed.options("impl") else "torch"
-            curve = composed.experiment(f"impl={impl}", *chosen)
+            curve = composed.experiment(f"impl={impl}", f"workload.seed={number}", *chosen)
             if impl != name:
                 wrong = replace(curve.impl, name=name, target=f"tests.wrong.{name}", options=options)
                 curve = replace(curve, impl=wrong)
@@ -150,6 +150,18 @@ class TestASweep:
         out, err = capfd.readouterr()
         assert "impl=cuda needs an NVIDIA GPU" in out
         assert f"rows: {two[0].folder.parent}" in err
+
+    def test_measures_once_what_two_curves_turn_out_to_be(self, jobs, capfd):
+        one, other = jobs("torch", "torch")
+        mode = replace(one.experiment.mode, name="no_graph")
+        twin = replace(other, experiment=replace(one.experiment, mode=mode))
+        assert sweep.run([one, twin], UNTRACKED, COMMAND) == 0
+        assert statuses(one) == ["verified"] * 4
+        assert not (twin.folder / "rows.jsonl").exists()
+        out, err = capfd.readouterr()
+        assert "8/8 points" in err
+        assert "is there already, as device=cpu mode=no_graph timer=none; it is not measured twice" in err
+        assert "torch NHD bfloat16: 4 points" in out
 
     def test_keeps_the_raw_samples_beside_the_rows(self, jobs):
         (one,) = jobs("torch", overrides=("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5"))

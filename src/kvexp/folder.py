@@ -9,15 +9,15 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kvexp import jsonl, locks
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.rows import RIGHT, ROWS, Identity, identity, newest, read, repetition
+from kvexp.rows import RIGHT, ROWS, Identity, Row, identity, newest, read, repetition
 
 COMMAND = "command.json"
 LOCK = ".lock"
@@ -25,13 +25,46 @@ _LONGEST_COMMAND = 1 << 20
 _NAME = "%Y-%m-%d/%H-%M-%S-%f"  # of a sweep that was given none, in local time
 
 
-def hold(folder: Path) -> AbstractContextManager[None]:
-    """No other kvexp process of this host works in the folder meanwhile.
+_mine: set[Path] = set()
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """No other kvexp process of this host works in the folder meanwhile; this one may hold it already.
 
     Raises:
         TimeoutError: One does; the message names it.
+        OSError: The folder cannot be locked.
     """
-    return locks.locked(folder / LOCK)
+    file = (folder / LOCK).absolute()
+    if file in _mine:
+        yield
+        return
+    with locks.locked(file):
+        _mine.add(file)
+        try:
+            yield
+        finally:
+            _mine.discard(file)
+
+
+@contextmanager
+def sweeping(folder: Path) -> Iterator[None]:
+    """The folder is held for a sweep.
+
+    Raises:
+        ConfigError: Another process works there, or the folder cannot be locked.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(folder))
+        except TimeoutError as error:
+            raise ConfigError(f"another sweep is at work there: {error}") from error
+        except OSError as error:
+            raise ConfigError(
+                f"{folder} cannot be locked ({error.strerror}); nothing was measured"
+            ) from error
+        yield
 
 
 def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
@@ -132,13 +165,13 @@ def _content(file: Path) -> Any:
         return jsonl.loads(handle.read(_LONGEST_COMMAND))
 
 
-def done(folder: Path) -> dict[int, dict[Identity, dict[str, Any]]]:
+def done(folder: Path) -> dict[int, dict[Identity, Row]]:
     """The row of each point whose last try was right, by repetition.
 
     Raises:
         KvexpError: The folder holds a file that is not one of rows.
     """
-    found: dict[int, dict[Identity, dict[str, Any]]] = {}
+    found: dict[int, dict[Identity, Row]] = {}
     for row in newest(read(folder)):
         if row["status"] in RIGHT:
             found.setdefault(repetition(row), {})[identity(row)] = row

@@ -19,7 +19,7 @@ from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
 from kvexp.measuring import Begun, Workers
 from kvexp.progress import Progress
-from kvexp.rows import REPETITION, RIGHT, Identity, RowFile
+from kvexp.rows import REPETITION, RIGHT, Identity, RowFile, identity
 from kvexp.settings import SweepSettings
 from kvexp.tracking import drawn
 from kvexp.tracking.guard import Guarded
@@ -58,13 +58,13 @@ class Outcome:
     """What is known of a sweep so far.
 
     Attributes:
-        done: The points that were right before it began, by repetition.
+        done: The points that are right, by repetition, those from before it began included.
         rows: The rows of its points, those that were there before included.
         curves: Each job that was begun, with the rows that it got.
         untried: Points that `fail_fast` left.
     """
 
-    done: Mapping[int, Mapping[Identity, Row]] = field(default_factory=dict)
+    done: dict[int, dict[Identity, Row]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     curves: list[tuple[Job, list[Row]]] = field(default_factory=list)
     untried: int = 0
@@ -159,13 +159,9 @@ def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
         ConfigError: Another process works there, or what it holds are no rows.
     """
     home.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(folder.sweeping(home))
     try:
-        stack.enter_context(folder.hold(home))
         return Outcome(folder.done(home) if settings.resumes else {})
-    except TimeoutError as error:
-        raise ConfigError(f"another sweep is at work there: {error}") from error
-    except OSError as error:
-        raise ConfigError(f"{home} cannot be locked ({error.strerror}); nothing was measured") from error
     except KvexpError as error:
         raise ConfigError(f"{home} cannot be resumed: {error}") from error
 
@@ -226,7 +222,11 @@ def _kept(
     """
     curve: list[Row] = []
     file: RowFile | None = None
-    there = [outcome.done[job.repetition or 1][point] for point in begun.there]
+    done = outcome.done.setdefault(job.repetition or 1, {})
+    there = [done[point] for point in begun.there]
+    own = {id(row) for row in outcome.rows}
+    if twins := [row for row in there if id(row) in own]:
+        _say(f"kvexp: {job.label} is there already, as {_resolved(twins[0])}; it is not measured twice")
     for row, samples_us in points:
         if job.repetition:
             row[REPETITION] = job.repetition
@@ -242,12 +242,19 @@ def _kept(
             outcome.curves.append((job, curve))
         curve.append(row)
         outcome.rows.append(row)
+        if row["status"] in RIGHT:
+            done[identity(row)] = row
         progress.advance(row)
         if fail_fast and failures.are_wrong([row]):
             break
     progress.there(len(there))
-    outcome.rows += there
+    outcome.rows += [row for row in there if id(row) not in own]
     return curve
+
+
+def _resolved(row: Row) -> str:
+    """What `auto` meant."""
+    return " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
 
 
 def _tell(outcome: Outcome, home: Path, repeat: int) -> None:

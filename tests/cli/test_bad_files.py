@@ -1,5 +1,7 @@
 """Files of the user's own that are wrong, and folders that hold something already: exit 2, and they stay."""
 
+from kvexp import locks
+
 
 def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, tmp_path):
     folder = tmp_path / "my" / "impl"
@@ -54,6 +56,18 @@ def test_a_folder_with_the_rows_of_another_sweep_is_named_and_stays_as_it_is(typ
     assert (job / "rows.jsonl").read_text() == "{}\n"
     assert (job / ".hydra" / "config.yaml").read_text() == "impl: theirs\n"
     assert list((elsewhere / "kept").iterdir()) == [job]
+
+
+def test_a_folder_where_a_sweep_is_at_work_stays_as_it_is(typed, elsewhere):
+    file = elsewhere / "mine" / "0" / ".hydra" / "overrides.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("- impl=torch\n")
+    with locks.locked(elsewhere / "mine" / ".lock"):
+        outcome = typed("impl=torch", "layout=NHD,HND", "workload=tiny", "hydra.sweep.dir=mine")
+        assert outcome.code == 2
+        assert "another sweep is at work there: " in outcome.err
+        assert file.read_text() == "- impl=torch\n"
+        assert sorted(path.name for path in (elsewhere / "mine").iterdir()) == [".lock", "0"]
 
 
 def test_a_curves_own_folder_deeper_than_usual_is_not_written_into_twice(typed, elsewhere):

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -124,6 +124,8 @@ class Curves:
         )
 
 
+_working = ExitStack()
+"""Holds the folder of the sweep that is composed and measured: Hydra writes there from the first job on."""
 _HOLDS_ROWS = "{} holds the rows of another sweep; choose another hydra.sweep.dir"
 
 
@@ -156,6 +158,7 @@ class SweepStart(Callback):
             raise _Refused(_HOLDS_ROWS.format(folder))
         try:
             make_folder(folder)
+            _working.enter_context(sweep_folder.sweeping(folder))
         except KvexpError as error:
             raise _Refused(str(error)) from error
         count = _count(config)
@@ -186,6 +189,13 @@ def swept(
     Raises:
         ConfigError: Something typed is wrong; nothing was measured, and no file is left.
     """
+    with _working:
+        return _swept(argv, check, ahead)
+
+
+def _swept(
+    argv: Sequence[str], check: Callable[[Sequence["Job"]], None], ahead: Ahead | None
+) -> tuple[int, Path | None]:
     typed_line = ordered(argv)
     line, resumed = resume.begun(typed_line)
     curves = Curves(line, resumed is not None)
@@ -197,6 +207,7 @@ def swept(
         return _measure(curves, shlex.join(["python", "-m", "kvexp", *argv]), check, ahead)
     except ConfigError:
         if HydraConfig.initialized() and line.measures:
+            _working.close()
             with suppress(*COMPOSING):  # it may be what cannot be composed
                 forget(Path(HydraConfig.get().sweep.dir).absolute())
         raise
