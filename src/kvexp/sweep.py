@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kvexp import failures, folder, measuring, report, results
+from kvexp import failures, folder, measuring, report, results, tracking
 from kvexp.ahead import Ahead
 from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
@@ -100,7 +100,8 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         if store:
             store.begin(settings.tracking)
             drawn.prepare()
-        tracker = Guarded(store.connected if store else None, home, command, settings.resumes, _say)
+        connected, again = store.connected if store else None, tracking.sync_command(settings.tracking, home)
+        tracker = Guarded(connected, home, command, settings.resumes, _say, again)
         status = "KILLED"
         try:
             _measure(jobs, settings, workers, tracker, outcome)

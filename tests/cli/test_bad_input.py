@@ -20,7 +20,10 @@ BAD = {
     "impl=TORCH": GROUPS_OF_IMPL,
     "impl=": GROUPS_OF_IMPL,
     "impl=törch": f"'ö' is not allowed there; impl is one of {GROUPS_OF_IMPL}",
-    "x=törch": "cannot read the override 'x=törch': 'ö' is not allowed there",
+    "x=törch": (
+        "cannot read the override 'x=törch': 'ö' is not allowed there; "
+        """quotes of its own let a value hold it: 'x="..."'"""
+    ),
     "impl=cuda)": f"extraneous input ')'; impl is one of {GROUPS_OF_IMPL}",
     "impl=cuda,": f"it ends too early; impl is one of {GROUPS_OF_IMPL}",
     "impl=null": GROUPS_OF_IMPL,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import cli, results, sweep
+from kvexp import baselines, cli, results, sweep
 from kvexp.cli import gating
 from kvexp.cli.commands import gate
 from kvexp.rows import RIGHT, RowFile, repetition
@@ -56,6 +56,16 @@ def test_a_baseline_holds_the_right_rows_of_every_process(there):
     assert {row["status"] for row in rows} <= set(RIGHT)
     assert file.parent.name == file.parent.name.lower().replace(" ", "-")
     assert rows[0]["host"] == os.uname().nodename
+
+
+def test_a_baseline_that_could_not_be_written_is_not_measured(there, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(sweep, "run", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(gating, "check", lambda jobs: None)
+    monkeypatch.setattr(baselines, "ROOT", tmp_path / "file")
+    (tmp_path / "file").write_text("no folder")
+    assert cli.dispatch(["baseline", *CURVE]) == 2
+    said = f"kvexp: baseline: {tmp_path / 'file'} cannot be written to, so nothing was measured\n"
+    assert capfd.readouterr().err.endswith(said)
 
 
 def test_a_baseline_of_other_curves_is_told_before_anything_is_measured(there, monkeypatch, capfd):

@@ -1,11 +1,15 @@
 """The real command in a process of its own: how fast it answers, and what it imports for that."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 
 import pytest
+
+from tests.measured import row
 
 AT_ONCE = 8
 """Times as long as the import of Hydra, which they need: some 1.5 s, and more beside other work."""
@@ -47,6 +51,28 @@ def test_help_and_typos_import_nothing_heavy(tmp_path, line):
     )
     process = start("-c", code, *line.split(), cwd=tmp_path)
     assert process.stderr.splitlines()[-1] == ("" if line == "--help" else "hydra")
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("export", "rows.jsonl")])
+def test_what_cannot_be_written_out_is_a_sentence(tmp_path, words):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "kvexp", *words],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "kvexp: cannot write what there is to say (No space left on device)\n"
+    assert (process.returncode, process.stderr) == (1, said)
+
+
+def test_a_reader_that_left_is_no_error(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+    command = f"{shlex.quote(sys.executable)} -m kvexp export rows.jsonl | true; exit ${{PIPESTATUS[0]}}"
+    process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 # A sweep of one curve that needs neither a device nor time: its row is made up.

@@ -77,7 +77,9 @@ def check_untracked(done, place, complaint):
     assert len(place.rows()) == 8
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("kvexp: ")]
     assert complaint in line
-    assert "kvexp sync sends them later" in line
+    (home,) = place.sweeps
+    assert f"and kvexp sync {home.relative_to(place.folder)}" in line
+    assert line.endswith(" sends them later")
 
 
 def test_sixteen_processes_that_start_at_once_on_a_missing_store_all_end_with_their_runs_stored(tmp_path):

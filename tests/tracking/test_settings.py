@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvexp.errors import ConfigError, TrackingError
-from kvexp.tracking import connect, settings, shown
+from kvexp.tracking import connect, settings, shown, sync_command
 
 SERVER = "http://tracking.example:5000"
 ENVIRON = {"MLFLOW_TRACKING_URI": "http://environ.example:5000"}
@@ -20,6 +20,25 @@ def uri(kind="local", typed=None, yaml=None, environ=None):
 def test_none_never_tracks_whatever_else_is_set():
     assert uri("none", SERVER, SERVER, ENVIRON) is None
     assert connect(settings("none", SERVER, SERVER, "kvexp", ENVIRON)) is None
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({}, ""),
+        ({"typed_uri": SERVER}, f" --to {SERVER}"),
+        ({"typed_uri": "http://maria:secret@host:5000"}, " --to 'http://maria:***@host:5000'"),
+        ({"experiment": "my runs"}, " --experiment 'my runs'"),
+    ],
+)
+def test_the_command_that_sends_a_sweep_later_names_its_store(monkeypatch, tmp_path, chosen, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    usual = {"kind": "local", "typed_uri": None, "yaml_uri": None, "experiment": "kvexp", "environ": {}}
+    home = tmp_path / "multirun" / "2026-11-21" / "10-00"
+    assert sync_command(settings(**usual | chosen), home) == f"kvexp sync multirun/2026-11-21/10-00{words}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
+    assert ("--to" in sync_command(settings(**usual | chosen), home)) == (chosen.get("typed_uri") != SERVER)
 
 
 def test_a_typed_address_wins_over_the_environment():

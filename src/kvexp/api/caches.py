@@ -162,7 +162,7 @@ def allocate_layers(
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a positive whole number, not {size!r}")
     if dtype not in checks.SOURCES:
-        raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype}")
+        raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype!r}")
     item = dtype
     if checks.resolved_format(kv_cache_dtype) != "auto":
         item = torch.uint8

@@ -3,12 +3,14 @@
 Importing this package imports none of them, so that `--help` answers at once, and a sweep's processes start.
 """
 
+import errno
 import io
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from kvexp import __version__, ahead
@@ -17,6 +19,8 @@ from kvexp.cli import catalogue, commands
 from kvexp.errors import ConfigError, Terminated
 
 WRONG = 2
+UNSAID = 1
+"""The exit code where what was done could not be written out."""
 SIGNALLED = 128
 """Exit codes of what a signal ended begin above this, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
 
@@ -49,6 +53,15 @@ def dispatch(argv: Sequence[str], begun: Ahead | None = None) -> int:
             traceback.print_exc()
         sys.stderr.write(f"kvexp: {error}\n")
         return WRONG
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.stderr.write(
+            f"kvexp: cannot write {error.filename or 'what there is to say'} ({error.strerror})\n"
+        )
+        with suppress(OSError):  # what is still buffered goes nowhere then
+            say("")
+        return UNSAID
     except Terminated as end:
         return SIGNALLED + end.number
     except KeyboardInterrupt:
@@ -62,9 +75,11 @@ def say(text: str) -> None:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # What is still buffered would be flushed into the closed pipe when the process ends.
+    except OSError as error:
+        # What is still buffered would be written again when the process ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def _command(argv: list[str], begun: Ahead | None = None) -> int:

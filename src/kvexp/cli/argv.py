@@ -115,10 +115,16 @@ def parsed(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
                 raise ConfigError(f"{text!r} is no override; write key=value") from error
             group = text.partition("=")[0]
             names = ", ".join(catalogue.options(group, dirs)) if group in catalogue.GROUPS else ""
-            possible = f"; {group} is one of {names}" if names else ""
             complaint = _complaint(text, error)
+            quoted = f"""; quotes of its own let a value hold it: '{group}="..."'"""
+            possible = (
+                f"; {group} is one of {names}" if names else quoted if _NOT_ALLOWED in complaint else ""
+            )
             raise ConfigError(f"cannot read the override {text!r}: {complaint}{possible}") from error
     return found
+
+
+_NOT_ALLOWED = "is not allowed there"
 
 
 def _complaint(text: str, error: OverrideParseException) -> str:
@@ -129,7 +135,7 @@ def _complaint(text: str, error: OverrideParseException) -> str:
         # A line with a caret below what was typed.
         position = lines[-1].find("^") - len(lexer)
         at = repr(text[position]) if 0 <= position < len(text) else "one of its characters"
-        return f"{at} is not allowed there"
+        return f"{at} {_NOT_ALLOWED}"
     complaint = re.sub(r" expecting \S.*|^\w+(Exception|Error): ", "", "; ".join(lines))
     return complaint.replace("mismatched input '<EOF>'", "it ends too early")
 

@@ -5,6 +5,7 @@ Importing this package imports no MLflow; `connect` does, and only when somethin
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,17 @@ def settings(
             "tracking=server has no address; add tracking.uri=http://host:5000 or set MLFLOW_TRACKING_URI"
         )
     return TrackingSettings(kind, _sqlite(Path.cwd() / "mlruns"), experiment)
+
+
+def sync_command(settings: TrackingSettings, home: Path) -> str:
+    """What sends the sweep in that folder to that store, typed where the sweep was; see `kvexp sync`."""
+    words = ["kvexp", "sync", os.path.relpath(home)]
+    usual = _sqlite(Path.cwd() / "mlruns")
+    if settings.uri and settings.uri != (os.environ.get("MLFLOW_TRACKING_URI") or usual):
+        words += ["--to", shown(settings.uri)]
+    if settings.experiment != "kvexp":
+        words += ["--experiment", settings.experiment]
+    return shlex.join(words)
 
 
 def connect(settings: TrackingSettings) -> Tracker | None:

@@ -10,9 +10,6 @@ from kvexp import folder as sweep_folder
 from kvexp.errors import TrackingError
 from kvexp.tracking import Tracker, sync
 
-SYNC = "its rows are on disk, and kvexp sync sends them later"
-LATER = f"the sweep goes on untracked, {SYNC}"
-
 
 class Guarded:
     """The tracker of one sweep, or of none.
@@ -23,6 +20,7 @@ class Guarded:
         command: What was typed.
         resumes: Whether the sweep was begun before; what the store has missed of it is sent then.
         say: Told of trouble, in one sentence.
+        again: The command that sends later what the store has missed.
     """
 
     def __init__(
@@ -32,12 +30,14 @@ class Guarded:
         command: str,
         resumes: bool,
         say: Callable[[str], None],
+        again: str = "kvexp sync",
     ) -> None:
         self._connected = connected
         self._home = home
         self._command = command
         self._resumes = resumes
         self._say = say
+        self._later = f"its rows are on disk, and {again} sends them later"
         self._killed = False
         self._began_ms = int(time.time() * 1000)
         self._tracker: Tracker | None = None
@@ -97,11 +97,11 @@ class Guarded:
             if not self._killed:
                 sync.send_report(self._tracker, self._home, self._say)
         elif self._connected:
-            self._say(f"kvexp: the sweep ended before its tracking store was ready; {SYNC}")
+            self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._later}")
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None
-        self._say(f"kvexp: {error}; {LATER}")
+        self._say(f"kvexp: {error}; the sweep goes on untracked, {self._later}")
         if tracker and not error.unreachable:
             # Its run would stay open until the next start; a store that is away would only cost time again.
             with suppress(TrackingError):

@@ -5,13 +5,16 @@ is measured by 5 processes (repeat=5). What was there before is replaced; git ke
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kvexp import baselines, rows
 from kvexp.cli import gating, say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.sweep import Job
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     _, words = parser.parse_known_args(argv)
-    code, home = swept(gating.completed(words), gating.check)
+    code, home = swept(gating.completed(words), _checked)
     if home is None:
         return code
     if code:
@@ -46,3 +49,15 @@ def main(argv: Sequence[str]) -> int:
     for line in gating.doubts(measured):
         sys.stderr.write(f"kvexp: {line}\n")
     return 0
+
+
+def _checked(jobs: Sequence[Job]) -> None:
+    """Returns when the jobs can become a baseline, and there is room for one.
+
+    Raises:
+        ConfigError: They cannot, or baselines/ cannot be written to.
+    """
+    gating.check(jobs)
+    there = next(filter(Path.exists, (baselines.ROOT.absolute(), Path.cwd())))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"baseline: {there} cannot be written to, so nothing was measured")

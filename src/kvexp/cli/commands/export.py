@@ -1,10 +1,10 @@
 """The points of finished sweeps as CSV, parquet or JSON, one row for each."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvexp import export, results
+from kvexp.cli import say
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.rows import make_folder
@@ -28,14 +28,14 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("export: --format parquet is no text; name a file with --output")
     content = export.content(results.read(typed.sweeps, Path("multirun")), kind)
     if typed.output is None:
-        sys.stdout.write(content.decode())
+        say(content.decode())
         return 0
     try:
         make_folder(typed.output.parent)
         typed.output.write_bytes(content)
     except (KvexpError, OSError) as error:
         raise ConfigError(f"export: cannot write {typed.output}: {error}") from error
-    sys.stdout.write(f"{typed.output}\n")
+    say(f"{typed.output}\n")
     return 0
 
 

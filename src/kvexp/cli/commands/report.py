@@ -1,11 +1,11 @@
 """An HTML page and a Markdown twin of finished sweeps: figures, tables, and the findings in words."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvexp import folder as sweep_folder
 from kvexp import results
+from kvexp.cli import say
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.rows import make_folder
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         page = write(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
-    sys.stdout.write(f"{page}\n{page.with_suffix('.md')}\n")
+    say(f"{page}\n{page.with_suffix('.md')}\n")
     return 0
 
 
