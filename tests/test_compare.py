@@ -107,6 +107,8 @@ def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
 def test_two_that_share_no_case_are_refused_with_what_they_differ_in():
     with pytest.raises(ConfigError, match=r"share no case: .*; seed is 0 in the baseline and 1 in"):
         compare([row()], [row(seed=1)])
+    with pytest.raises(ConfigError, match=r"equal choices and sizes$"):
+        compare([], [row()])
     with pytest.raises(ConfigError, match="; num_tokens is 1, 2 in the baseline and 4 in the candidate"):
         compare([row(num_tokens=1), row(num_tokens=2)], [row(num_tokens=4)])
     with pytest.raises(ConfigError, match=r"equal choices and sizes$"):

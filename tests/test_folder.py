@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from kvexp import folder
+from kvexp import folder, locks
 from tests.measured import row, sweep
 
 LATER = "2026-01-02/10-00-00-000002"
@@ -91,6 +91,13 @@ def test_two_sweeps_of_one_name_have_ids_of_their_own_and_keep_them(tmp_path):
     folder.write_command(homes[0], ["impl=torch"], [])  # resumed
     assert [folder.id_of(home) for home in homes] == ids
     assert {folder.name_of(home) for home in homes} == {"multirun/nightly"}
+
+
+def test_a_folder_is_held_once_whatever_its_path(tmp_path):
+    (tmp_path / "here").mkdir()
+    with folder.hold(tmp_path / "here"), folder.hold(tmp_path / "here" / ".." / "here"):
+        assert locks.holder(tmp_path / "here" / ".lock") == f"process {os.getpid()}"
+    assert locks.holder(tmp_path / "here" / ".lock") is None
 
 
 def test_done_is_what_was_right_when_it_was_tried_last(tmp_path):

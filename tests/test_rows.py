@@ -138,9 +138,16 @@ def test_a_try_without_a_device_is_left_out_where_its_point_has_another(turned):
     assert newest(tries) == [one for one in tries if one is not died]
 
 
-@pytest.mark.parametrize("other", [{"device": "cpu"}, {"mode": "no_graph"}, {"repetition": 2}, {"seed": 1}])
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_what_a_device_was_called_at_first_does_not_matter(device):
+    assert newest([row(**UNNAMED | {"device": device}), row(**NAMED)]) == [row(**NAMED)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"device": "cpu"}, {"device": "cuda:1"}, {"mode": "no_graph"}, {"repetition": 2}, {"seed": 1}]
+)
 def test_a_try_without_a_device_stands_beside_those_of_other_points(other):
-    tries = [row(**UNNAMED | {"device": "cuda:0", "mode": "cudagraph"}), row(**NAMED | other)]
+    tries = [row(**UNNAMED), row(**NAMED | other)]
     assert newest(tries) == tries
 
 

@@ -163,6 +163,13 @@ class TestASweep:
         assert "is there already, as device=cpu mode=no_graph timer=none; it is not measured twice" in err
         assert "torch NHD bfloat16: 4 points" in out
 
+    def test_measures_curves_that_differ_in_their_workloads_name(self, jobs):
+        one, other = jobs("torch", "torch")
+        workload = replace(one.experiment.workload, name="mine")
+        named = replace(other, experiment=replace(one.experiment, workload=workload))
+        assert sweep.run([one, named], UNTRACKED, COMMAND) == 0
+        assert [statuses(job) for job in (one, named)] == [["verified"] * 4] * 2
+
     def test_keeps_the_raw_samples_beside_the_rows(self, jobs):
         (one,) = jobs("torch", overrides=("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5"))
         assert sweep.run([one], UNTRACKED, COMMAND) == 0

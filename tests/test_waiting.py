@@ -174,7 +174,8 @@ class Hogging(threading.Thread):
 
 def test_a_sweep_says_once_that_it_waits_and_goes_on(tmp_path, capfd):
     home = tmp_path / "2026-11-21" / "10-00-00-000000"
-    jobs = [Job(curve(), home / str(number), ("impl=torch",)) for number in range(2)]
+    curves = [replace(curve(), workload=replace(curve().workload, seed=seed)) for seed in range(2)]
+    jobs = [Job(one, home / str(number), ("impl=torch",)) for number, one in enumerate(curves)]
     other = Hogging()
     other.start()
     try:

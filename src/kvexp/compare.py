@@ -145,7 +145,9 @@ def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
 
 def _differing(columns: Sequence[str], baseline: Collection[Key], candidate: Collection[Key]) -> str:
     """The columns of which the two have no value in common, in words; empty where there is none."""
-    said = []
+    said: list[str] = []
+    if not baseline or not candidate:
+        return ""
     for column, before, now in zip(
         columns, zip(*baseline, strict=True), zip(*candidate, strict=True), strict=True
     ):

@@ -17,7 +17,7 @@ from typing import Any
 
 from kvexp import jsonl, locks
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.rows import RIGHT, ROWS, Identity, Row, identity, newest, read, repetition
+from kvexp.rows import RIGHT, ROWS, Identity, Row, newest, point, read, repetition
 
 COMMAND = "command.json"
 LOCK = ".lock"
@@ -36,7 +36,7 @@ def hold(folder: Path) -> Iterator[None]:
         TimeoutError: One does; the message names it.
         OSError: The folder cannot be locked.
     """
-    file = (folder / LOCK).absolute()
+    file = Path(os.path.realpath(folder)) / LOCK
     if file in _mine:
         yield
         return
@@ -174,7 +174,7 @@ def done(folder: Path) -> dict[int, dict[Identity, Row]]:
     found: dict[int, dict[Identity, Row]] = {}
     for row in newest(read(folder)):
         if row["status"] in RIGHT:
-            found.setdefault(repetition(row), {})[identity(row)] = row
+            found.setdefault(repetition(row), {})[point(row)] = row
     return found
 
 

@@ -8,7 +8,7 @@ from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.inline import Inline
 from kvexp.measurement import Measurement, Status
-from kvexp.rows import Identity, identity
+from kvexp.rows import Identity, point
 from kvexp.settings import SweepSettings
 from kvexp.worker import Point, Started, Worker
 
@@ -128,20 +128,18 @@ class Begun:
 
 
 def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) -> Begun:
-    """The worker knows the curve, and the points whose identity is among the `done` are left out."""
+    """The worker knows the curve; the points that are among the `done`, see `rows.point`, are left out."""
     worker = workers.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
         experiment = experiment.resolved(worker.device)
         worker.open(experiment)
-        points = {
-            case.num_tokens: identity({**asdict(case), **worker.columns}) for case in experiment.cases()
-        }
-        wanted = [num_tokens for num_tokens, point in points.items() if point not in done]
+        points = {case.num_tokens: point({**asdict(case), **worker.columns}) for case in experiment.cases()}
+        wanted = [num_tokens for num_tokens, tried in points.items() if tried not in done]
     except Unsupported as refusal:
         return Begun(experiment, worker, every, end=("skipped", str(refusal)))
     except WorkerDied as death:
         return Begun(experiment, worker, every, end=("failed", str(death)))
-    there = [point for point in points.values() if point in done]
+    there = [tried for tried in points.values() if tried in done]
     return Begun(experiment, worker, wanted, there)

@@ -35,8 +35,11 @@ IDENTITY = (
 """The columns that say which point a row is of: what was measured, and what can change its outcome."""
 Identity = tuple[Any, ...]
 _TRIED = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
-_RESOLVED = ("device", "mode", "timer")
-"""The columns that are `auto` until a measuring process has named its device."""
+_RESOLVED = {
+    "cpu": {"device": "cpu", "mode": "no_graph", "timer": "wall_clock"},
+    "cuda": {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event"},
+}
+"""What `auto` and `cuda` mean, in the columns that say so until a process has named its device."""
 _TYPED = ("workload", *(column.name for column in fields(Case) if column.compare))
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
@@ -118,6 +121,11 @@ def identity(row: Row) -> Identity:
     return tuple(row.get(column) for column in IDENTITY)
 
 
+def point(row: Row) -> Identity:
+    """Which point of which workload a row is of: what is right there is not measured again in its sweep."""
+    return (row.get("workload"), *identity(row))
+
+
 def tried(row: Row) -> Identity:
     """Which point of which workload a row is a try of, whatever became of the kernel meanwhile."""
     return tuple(row.get(column) for column in _TRIED)
@@ -150,12 +158,16 @@ def repetition(row: Row) -> int:
 
 def _typed(row: Row) -> tuple[Any, ...]:
     """What the point was to be, without what a machine resolves."""
-    return (repetition(row), *(row.get(column) for column in _TYPED if column not in _RESOLVED))
+    return (repetition(row), *(row.get(column) for column in _TYPED if column not in _RESOLVED["cpu"]))
 
 
 def _became(nameless: Row, other: Row) -> bool:
-    """Whether what the one says, which may be `auto`, is what the other says."""
-    return all(nameless.get(column) in ("auto", other.get(column)) for column in _RESOLVED)
+    """Whether what the one says, which may be `auto`, is what the other says; `auto` alone is a GPU's."""
+    meant = _RESOLVED["cpu" if nameless.get("device") == "cpu" else "cuda"]
+    return all(
+        other.get(column) == (meaning if nameless.get(column) in ("auto", "cuda") else nameless.get(column))
+        for column, meaning in meant.items()
+    )
 
 
 def curves(rows: Sequence[Row]) -> list[list[Row]]:

@@ -19,7 +19,7 @@ from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
 from kvexp.measuring import Begun, Workers
 from kvexp.progress import Progress
-from kvexp.rows import REPETITION, RIGHT, Identity, RowFile, identity
+from kvexp.rows import REPETITION, RIGHT, Identity, RowFile, point
 from kvexp.settings import SweepSettings
 from kvexp.tracking import drawn
 from kvexp.tracking.guard import Guarded
@@ -117,8 +117,10 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
                 tracker.start()
             tracker.end(status)
             if outcome.rows:
-                _tell(outcome, home, settings.repeat)
-                tracker.send_report()
+                try:
+                    _tell(outcome, home, settings.repeat)
+                finally:
+                    tracker.send_report()
     return exit_code(outcome.rows)
 
 
@@ -224,7 +226,7 @@ def _kept(
     curve: list[Row] = []
     file: RowFile | None = None
     done = outcome.done.setdefault(job.repetition or 1, {})
-    there = [done[point] for point in begun.there]
+    there = [done[tried] for tried in begun.there]
     own = {id(row) for row in outcome.rows}
     if twins := [row for row in there if id(row) in own]:
         _say(f"kvexp: {job.label} is there already, as {_resolved(twins[0])}; it is not measured twice")
@@ -244,7 +246,7 @@ def _kept(
         curve.append(row)
         outcome.rows.append(row)
         if row["status"] in RIGHT:
-            done[identity(row)] = row
+            done[point(row)] = row
         progress.advance(row)
         if fail_fast and failures.are_wrong([row]):
             break
@@ -260,7 +262,14 @@ def _resolved(row: Row) -> str:
 
 def _tell(outcome: Outcome, home: Path, repeat: int) -> None:
     """The table, then what went wrong with the way to repeat it, then where the rows are."""
-    report.summary(results.across(outcome.rows), Console())
+    try:
+        report.summary(results.across(outcome.rows), Console())
+    finally:
+        _tell_the_rest(outcome, home, repeat)
+
+
+def _tell_the_rest(outcome: Outcome, home: Path, repeat: int) -> None:
+    """What stands on stderr, also where stdout takes nothing more."""
     if repeat > 1:
         _say(f"each line is the process in the middle of {repeat}")
     curves: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
@@ -275,5 +284,5 @@ def _tell(outcome: Outcome, home: Path, repeat: int) -> None:
 
 
 def _say(line: str) -> None:
-    with suppress(BrokenPipeError):
+    with suppress(OSError):  # its reader has left, or its disk is full
         print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table

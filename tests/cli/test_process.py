@@ -68,8 +68,17 @@ def test_what_cannot_be_written_out_is_a_sentence(tmp_path, words):
     assert (process.returncode, process.stderr) == (1, said)
 
 
+def test_a_disk_that_is_full_for_both_outputs_is_an_exit_code(tmp_path):
+    with open("/dev/full", "w") as full:
+        process = subprocess.run([sys.executable, "-m", "kvexp", "--help"], stdout=full, stderr=full)
+    assert process.returncode == 1
+
+
 def test_a_reader_that_left_is_no_error(tmp_path):
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+    rows = "".join(
+        json.dumps(row(num_tokens=size)) + "\n" for size in range(1, 1000)
+    )  # more than a pipe takes
+    (tmp_path / "rows.jsonl").write_text(rows)
     command = f"{shlex.quote(sys.executable)} -m kvexp export rows.jsonl | true; exit ${{PIPESTATUS[0]}}"
     process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")

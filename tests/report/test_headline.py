@@ -222,3 +222,15 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
     assert bold(said) == set()
     assert "the middle one of up to 5 processes" in said.notes[0]
     assert "what all of them scatter" in said.notes[0]
+
+
+def test_how_many_times_as_fast_is_what_a_comparison_says():
+    found = {"NHD": (10.0, 10.0, 10.0, 14.0, 14.0), "HND": (20.0,) * 5}
+    rows = [
+        row(us, num_tokens=512, layout=layout, repetition=number)
+        for layout, latencies in found.items()
+        for number, us in enumerate(latencies, 1)
+    ]
+    (finding,) = section(rows).findings
+    (point,) = compare.compare(*(compare.one_of(rows, "layout", name) for name in found), apart=["layout"])
+    assert f"NHD is fastest at 512 tokens, {point.verdict.ratio:.2f} times as fast" in finding.sentence

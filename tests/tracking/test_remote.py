@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -55,7 +56,11 @@ def test_a_curve_is_sent_while_its_sender_goes_on(connected, job, measure, exper
     rows = measure("skipped")
     folders = [job(rows, number) for number in (0, 1)]
     os.kill(connected._process.pid, signal.SIGSTOP)
+    goes_on = threading.Timer(20, os.kill, (connected._process.pid, signal.SIGCONT))
+    goes_on.start()
     connected.log_curve(folders[0], experiment.impl.target, rows)
+    assert goes_on.is_alive()
+    goes_on.cancel()
     os.kill(connected._process.pid, signal.SIGCONT)
     connected.log_curve(folders[1], experiment.impl.target, rows)
     connected.settle()

@@ -56,9 +56,9 @@ def dispatch(argv: Sequence[str], begun: Ahead | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        sys.stderr.write(
-            f"kvexp: cannot write {error.filename or 'what there is to say'} ({error.strerror})\n"
-        )
+        what = error.filename or "what there is to say"
+        with suppress(OSError):  # it may be the same disk
+            sys.stderr.write(f"kvexp: cannot write {what} ({error.strerror})\n")
         with suppress(OSError):  # what is still buffered goes nowhere then
             say("")
         return UNSAID

@@ -199,6 +199,8 @@ def _swept(
     typed_line = ordered(argv)
     line, resumed = resume.begun(typed_line)
     curves = Curves(line, resumed is not None)
+    if resumed:  # before its curves get numbers
+        _working.enter_context(sweep_folder.sweeping(resumed))
     try:
         code = _compose(resume.placed(line, resumed), curves)
         if code or not line.measures:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from statistics import geometric_mean
 
 from kvexp.report.lines import Line, Row, named, varied
 from kvexp.results import LATENCIES, PROCESSES, TOGETHER
@@ -83,6 +84,12 @@ def told(baseline: Row, candidate: Row) -> Verdict:
     enough = min(len(before), len(now)) >= ENOUGH
     verdict = judge_processes(before, now) if enough else judge(baseline, candidate)
     return verdict if is_enough(baseline) and is_enough(candidate) else replace(verdict, word="ambiguous")
+
+
+def latency_us(row: Row) -> float:
+    """By which a point is ranked: as `told` compares it, the geometric mean of several processes."""
+    found = row.get(LATENCIES, ())
+    return geometric_mean(found) if len(found) >= ENOUGH else float(row["latency_us"])
 
 
 def _processes(row: Row) -> list[Row]:

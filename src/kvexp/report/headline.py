@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvexp.report.contrasts import Axis, is_enough, told
+from kvexp.report.contrasts import Axis, is_enough, latency_us, told
 from kvexp.report.lines import Line, Machine, Row
 from kvexp.report.words import listed, number, percent, tokens
 from kvexp.results import PROCESSES
@@ -115,7 +115,8 @@ def certainty(machine: Machine) -> str:
     if most >= ENOUGH:
         return (
             f"Each point is that of {whose}. A difference is told only where it is beyond what all of them "
-            f"scatter, which is weighed with the {noise} that processes measuring the same code differ by."
+            f"scatter, which is weighed with the {noise} that processes measuring the same code differ by; "
+            "how many times as fast is a ratio of geometric means."
         )
     return (
         f"Each point is that of {whose}. A difference is told only where the intervals of two medians are "
@@ -157,14 +158,13 @@ def fastest(group: Mapping[str, Line], num_tokens: int) -> tuple[str, ...]:
 def _lead(group: Mapping[str, Line], num_tokens: int) -> float:
     """How many times as fast as the second line the first one is."""
     first, second, *_ = _ranked(group, num_tokens).values()
-    lead: float = second["latency_us"] / first["latency_us"]
-    return lead
+    return told(first, second).ratio
 
 
 def _ranked(group: Mapping[str, Line], num_tokens: int) -> dict[str, Row]:
     """The group's points of that size, fastest first."""
     there = {name: row for name, line in group.items() if (row := line.at(num_tokens)) is not None}
-    return dict(sorted(there.items(), key=lambda item: item[1]["latency_us"]))
+    return dict(sorted(there.items(), key=lambda item: latency_us(item[1])))
 
 
 def _sizes(lines: Iterable[Line]) -> list[int]:

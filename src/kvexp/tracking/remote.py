@@ -65,8 +65,10 @@ class Remote:
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Tracker`; the curve is being sent when this returns, and the one before has arrived."""
-        self.settle()
-        self._ask("log_curve", folder, target, rows)
+        self._ask("log_curve", folder, target, rows)  # first: an interrupted wait leaves it on its way
+        before = self._asked_last - 1
+        if self._answered_last < before:
+            self._answer(before)
 
     def settle(self) -> None:
         """See `Tracker`."""
@@ -121,8 +123,9 @@ class Remote:
         except OSError as error:
             raise self._died() from error
 
-    def _answer(self) -> Any:
-        """The answer to what was asked last; trouble with what was asked before comes first."""
+    def _answer(self, number: int | None = None) -> Any:
+        """The answer to that request, by default the last; trouble with those before comes first."""
+        number = number or self._asked_last
         while True:
             try:
                 self._answered_last, answer = self._pipe.recv()
@@ -130,7 +133,7 @@ class Remote:
                 raise self._died() from error
             if isinstance(answer, TrackingError):
                 raise answer
-            if not self._due:
+            if self._answered_last >= number:
                 return answer
 
     def _died(self) -> TrackingError:

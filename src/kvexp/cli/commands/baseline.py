@@ -59,5 +59,6 @@ def _checked(jobs: Sequence[Job]) -> None:
     """
     gating.check(jobs)
     there = next(filter(Path.exists, (baselines.ROOT.absolute(), Path.cwd())))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    folders = filter(Path.is_dir, (there, *there.glob("*")))  # one of a GPU may be all that can be written to
+    if not any(os.access(folder, os.W_OK | os.X_OK) for folder in folders):
         raise ConfigError(f"baseline: {there} cannot be written to, so nothing was measured")
