@@ -14,6 +14,13 @@ from kvexp.case import Case
 Scalar = str | int | float | bool | None
 
 
+MEANING = {
+    "cpu": {"device": "cpu", "mode": "no_graph", "timer": "wall_clock"},
+    "cuda": {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event"},
+}
+"""What `auto`, and `cuda` alone, mean in the columns that a machine resolves, by the kind of its device."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """The option that was chosen in one Hydra group.
@@ -92,12 +99,12 @@ class Experiment:
 
     def resolved(self, device: str) -> "Experiment":
         """The experiment with every `auto` replaced by what it means on `device` (`cuda:N` or `cpu`)."""
-        gpu = device.startswith("cuda")
+        meaning = MEANING["cuda" if device.startswith("cuda") else "cpu"]
         mode, timer = self.mode, self.timer
         if mode.name == "auto":
-            mode = replace(mode, name="cudagraph" if gpu else "no_graph")
+            mode = replace(mode, name=meaning["mode"])
         if timer.name == "auto":
-            timer = replace(timer, name="cuda_event" if gpu else "wall_clock")
+            timer = replace(timer, name=meaning["timer"])
         return replace(self, mode=mode, timer=timer, device=device)
 
     def cases(self) -> Iterator[Case]:

@@ -16,6 +16,7 @@ from typing import Any
 from kvexp import jsonl
 from kvexp.case import Case
 from kvexp.errors import KvexpError
+from kvexp.experiment import MEANING
 from kvexp.measurement import SCHEMA, STATUSES, Statistics
 
 Row = Mapping[str, Any]
@@ -35,11 +36,6 @@ IDENTITY = (
 """The columns that say which point a row is of: what was measured, and what can change its outcome."""
 Identity = tuple[Any, ...]
 _TRIED = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
-_RESOLVED = {
-    "cpu": {"device": "cpu", "mode": "no_graph", "timer": "wall_clock"},
-    "cuda": {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event"},
-}
-"""What `auto` and `cuda` mean, in the columns that say so until a process has named its device."""
 _TYPED = ("workload", *(column.name for column in fields(Case) if column.compare))
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
@@ -158,12 +154,12 @@ def repetition(row: Row) -> int:
 
 def _typed(row: Row) -> tuple[Any, ...]:
     """What the point was to be, without what a machine resolves."""
-    return (repetition(row), *(row.get(column) for column in _TYPED if column not in _RESOLVED["cpu"]))
+    return (repetition(row), *(row.get(column) for column in _TYPED if column not in MEANING["cpu"]))
 
 
 def _became(nameless: Row, other: Row) -> bool:
     """Whether what the one says, which may be `auto`, is what the other says; `auto` alone is a GPU's."""
-    meant = _RESOLVED["cpu" if nameless.get("device") == "cpu" else "cuda"]
+    meant = MEANING["cpu" if nameless.get("device") == "cpu" else "cuda"]
     return all(
         other.get(column) == (meaning if nameless.get(column) in ("auto", "cuda") else nameless.get(column))
         for column, meaning in meant.items()

@@ -60,12 +60,14 @@ class Outcome:
     Attributes:
         done: The points that are right, by repetition, those from before it began included.
         rows: The rows of its points, those that were there before included.
+        points: Those that have a row among them, each with its repetition.
         curves: Each job that was begun, with the rows that it got.
         untried: Points that `fail_fast` left.
     """
 
     done: dict[int, dict[Identity, Row]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
+    points: set[tuple[int, Identity]] = field(default_factory=set)
     curves: list[tuple[Job, list[Row]]] = field(default_factory=list)
     untried: int = 0
 
@@ -225,11 +227,12 @@ def _kept(
     """
     curve: list[Row] = []
     file: RowFile | None = None
-    done = outcome.done.setdefault(job.repetition or 1, {})
-    there = [done[tried] for tried in begun.there]
-    own = {id(row) for row in outcome.rows}
-    if twins := [row for row in there if id(row) in own]:
-        _say(f"kvexp: {job.label} is there already, as {_resolved(twins[0])}; it is not measured twice")
+    number = job.repetition or 1
+    done = outcome.done.setdefault(number, {})
+    there = [done[tried] for tried in begun.there if (number, tried) not in outcome.points]
+    if len(there) < len(begun.there):
+        as_what = _resolved(done[begun.there[0]])
+        _say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
     for row, samples_us in points:
         if job.repetition:
             row[REPETITION] = job.repetition
@@ -247,11 +250,13 @@ def _kept(
         outcome.rows.append(row)
         if row["status"] in RIGHT:
             done[point(row)] = row
+            outcome.points.add((number, point(row)))
         progress.advance(row)
         if fail_fast and failures.are_wrong([row]):
             break
-    progress.there(len(there))
-    outcome.rows += [row for row in there if id(row) not in own]
+    progress.there(len(begun.there))
+    outcome.rows += there
+    outcome.points |= {(number, tried) for tried in begun.there}
     return curve
 
 

@@ -122,14 +122,13 @@ def settings(
     return TrackingSettings(kind, _sqlite(Path.cwd() / "mlruns"), experiment)
 
 
-def sync_command(settings: TrackingSettings, home: Path) -> str:
+def sync_command(chosen: TrackingSettings, home: Path) -> str:
     """What sends the sweep in that folder to that store, typed where the sweep was; see `kvexp sync`."""
     words = ["kvexp", "sync", os.path.relpath(home)]
-    usual = _sqlite(Path.cwd() / "mlruns")
-    if settings.uri and settings.uri != (os.environ.get("MLFLOW_TRACKING_URI") or usual):
-        words += ["--to", shown(settings.uri)]
-    if settings.experiment != "kvexp":
-        words += ["--experiment", settings.experiment]
+    if chosen.uri and chosen.uri != settings("local", None, None, chosen.experiment, os.environ).uri:
+        words += ["--to", shown(chosen.uri)]
+    if chosen.experiment != "kvexp":
+        words += ["--experiment", chosen.experiment]
     return shlex.join(words)
 
 

@@ -64,29 +64,17 @@ class Guarded:
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """The curve is on its way to the store; its sweep is there first."""
         self.start()
-        if self._tracker:
-            try:
-                self._tracker.log_curve(folder, target, rows)
-            except TrackingError as error:
-                self._give_up(error)
+        self._tried(lambda tracker: tracker.log_curve(folder, target, rows))
 
     def settle(self) -> None:
         """The sweep and its curves are in the store: nothing of that runs beside the caller."""
         self.start()
-        if self._tracker:
-            try:
-                self._tracker.settle()
-            except TrackingError as error:
-                self._give_up(error)
+        self._tried(lambda tracker: tracker.settle())
 
     def end(self, status: str) -> None:
         """The sweep's run has ended with this status."""
         self._killed = status == "KILLED"
-        if self._tracker:
-            try:
-                self._tracker.end_sweep(status)
-            except TrackingError as error:
-                self._give_up(error)
+        self._tried(lambda tracker: tracker.end_sweep(status))
 
     def send_report(self) -> None:
         """The runs have their report, and it is said where they are; a killed sweep's is left to a sync."""
@@ -98,6 +86,14 @@ class Guarded:
                 sync.send_report(self._tracker, self._home, self._say)
         elif self._connected:
             self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._later}")
+
+    def _tried(self, work: Callable[[Tracker], None]) -> None:
+        """The tracker, if there still is one, has done the work, or is given up."""
+        if self._tracker:
+            try:
+                work(self._tracker)
+            except TrackingError as error:
+                self._give_up(error)
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None
