@@ -365,7 +365,7 @@ class TestTracking:
             ("curve", "0", [1, 3, 16, 50]),
             ("curve", "1", [1, 3, 16, 50]),
             ("end", "FINISHED"),
-            ("report", "2026-11-21/13-00-00-000001", ["0", "1", "report.html", "report.md"]),
+            ("report", "2026-11-21/13-00-00-000001", ["report.html", "report.md"]),
         ]
         assert "tracked in memory://" in capfd.readouterr().err
 
@@ -402,7 +402,7 @@ class TestTracking:
         assert sweep.run(jobs("torch"), TRACKED, COMMAND) == 0
         out, err = capfd.readouterr()
         assert "verified" in out
-        *_, where, why = err.splitlines()
+        *_, why, where = err.splitlines()
         assert where == "tracked in memory://"
         assert why.startswith("kvexp: the store at memory:// is out of reach; the runs have no report")
 

@@ -21,18 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from kvexp import turns
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.experiment import Experiment
+from kvexp.lasting import lasting
 from kvexp.measurement import Measurement
 from kvexp.turns import Waits
 
 if TYPE_CHECKING:
     from kvexp.curve import Shapes
 
+CUDA_SUCCESS = 0
+"""From cuda.h."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
-WAKING_SECONDS = 10.0
-"""Patience with a driver that a CPU does not need."""
 OOM_SCORE_ADJ = "500"
 """Of -1000 to 1000: when the host runs out of memory, the kernel ends this process and not the parent."""
 
@@ -88,13 +90,16 @@ def serve() -> None:
     # What libraries print must not come between the lines of the protocol.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    waking = threading.Thread(target=_wake_driver, daemon=True)
-    waking.start()
-    import torch  # noqa: F401  # takes seconds, in which the device may not be known yet
+    asked = _Asked()
+    asked.start()
+    with lasting():
+        import torch  # noqa: F401  # takes seconds, in which the device may not be known yet
 
-    device, columns, refusal = ready(_heard().strip())
-    if device == "cpu":
-        waking.join(WAKING_SECONDS)  # it would be awake beside what is timed
+        from kvexp import pipeline  # noqa: F401
+    asked.join()  # what it does is not to be done beside what is timed
+    if not asked.device:
+        return
+    device, columns, refusal = ready(asked.device)
     _say(out, event="ready", device=device, environment=columns, refusal=refusal)
     if refusal:
         return
@@ -103,10 +108,28 @@ def serve() -> None:
         _answer(out, Experiment.from_json(line), columns, shapes)
 
 
-def _wake_driver() -> None:
-    """CUDA's driver, where there is one, is initialised, which takes a fifth of a second and no Python."""
-    with contextlib.suppress(OSError):
-        ctypes.CDLL("libcuda.so.1").cuInit(0)
+class _Asked(threading.Thread):
+    """Hears which device is wanted and makes a GPU's context, which takes no Python, while torch is imported.
+
+    Attributes:
+        device: What was asked for; empty when the parent is gone.
+    """
+
+    device = ""
+
+    def run(self) -> None:
+        """The device is known, and a GPU of which nothing else is known yet has its primary context."""
+        self.device = sys.stdin.readline().strip()
+        if self.device in ("", "cpu"):
+            return
+        with contextlib.suppress(OSError):  # no driver; what else is wrong torch says later
+            cuda = ctypes.CDLL("libcuda.so.1")
+            number, context = ctypes.c_int(), ctypes.c_void_p()
+            index = int(self.device.partition(":")[2] or 0)
+            known = cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(number), index) == CUDA_SUCCESS
+            # A process that measures would see a context that waits for its turn.
+            if known and not any(turns.holders()):
+                cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
 
 
 def _end_in_good_order() -> None:

@@ -2,9 +2,8 @@
 
 import functools
 import math
+import statistics
 from collections.abc import Sequence
-
-import numpy as np
 
 from kvexp.measurement import Statistics
 
@@ -16,19 +15,19 @@ Z99 = 2.5758
 
 def summarise(samples_us: Sequence[float]) -> Statistics:
     """Median and its interval, percentiles, extremes, mean and spread of the samples."""
-    values = np.asarray(samples_us, dtype=np.float64)
-    p20, median, p80 = np.percentile(values, (20, 50, 80))
+    several = len(samples_us) > 1
+    fifths = statistics.quantiles(samples_us, n=5, method="inclusive") if several else [*samples_us] * 4
     interval = median_interval(samples_us)
     return Statistics(
-        latency_us=float(median),
+        latency_us=statistics.median(samples_us),
         latency_us_low=interval[0] if interval else None,
         latency_us_high=interval[1] if interval else None,
-        latency_us_p20=float(p20),
-        latency_us_p80=float(p80),
-        latency_us_min=float(values.min()),
-        latency_us_mean=float(values.mean()),
-        latency_us_std=float(values.std(ddof=1)) if len(values) > 1 else 0.0,
-        samples=len(values),
+        latency_us_p20=fifths[0],
+        latency_us_p80=fifths[-1],
+        latency_us_min=min(samples_us),
+        latency_us_mean=statistics.fmean(samples_us),
+        latency_us_std=statistics.stdev(samples_us) if several else 0.0,
+        samples=len(samples_us),
     )
 
 

@@ -65,11 +65,13 @@ def test_the_run_begins_when_its_first_point_did(logged):
     assert child.info.end_time >= child.info.start_time
 
 
-def test_rows_samples_and_configuration_are_artifacts(logged, client, store):
+def test_rows_samples_configuration_and_the_figure_are_artifacts(logged, client, store):
     _, child = logged
     run_id = child.info.run_id
     assert [file.path for file in client.list_artifacts(run_id)] == [
         "config",
+        "latency.png",
+        "latency.svg",
         "rows.jsonl",
         "samples.jsonl",
     ]
@@ -96,7 +98,7 @@ def test_a_typed_password_is_in_no_artifact(tracker, sweep, client, job, measure
     _, child = sweep("typed")
     (tmp_path / "sent").mkdir()
     sent = Path(client.download_artifacts(child.info.run_id, "", str(tmp_path / "sent")))
-    assert len([file for file in sent.rglob("*") if file.is_file()]) == 4
+    assert len([file for file in sent.rglob("*") if file.is_file()]) == 6
     assert not [file for file in sent.rglob("*") if file.is_file() and b"secret" in file.read_bytes()]
     assert yaml.safe_load((sent / "config" / "config.yaml").read_text()) == {
         "tracking": {"uri": "http://maria:***@host:5000"},

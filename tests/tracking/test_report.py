@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvexp import folder as sweep_folder
+from kvexp.report import pictures
 from kvexp.tracking import drawn, sync
 
 
@@ -66,7 +67,7 @@ def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, 
 
 
 def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
-    monkeypatch.setattr(drawn, "draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(drawn, "report", lambda *_: pytest.fail("drawn again"))
     sync.sync(home, store, lambda line: pytest.fail(line))
 
 
@@ -97,32 +98,45 @@ def test_of_two_sweeps_of_one_name_the_newer_one_gets_its_own_report(
 ):
     rows, sweep_id, parents = measure(surprise=1), f"multirun/{request.node.name}", []
     folder = job(rows)
-    (tmp_path / "drawn" / folder.name).mkdir(parents=True)
-    for name in ("report.html", "report.md", f"{folder.name}/latency.svg"):
+    (tmp_path / "drawn").mkdir()
+    for name in ("report.html", "report.md"):
         (tmp_path / "drawn" / name).write_text("# drawn")
     for _ in range(2):
         tracker.start_sweep(sweep_id, "")
         tracker.log_curve(folder, experiment.impl.target, rows)
         parents.append(tracker._parent_id)
     tracker.log_report(sweep_id, tmp_path / "drawn")
-    experiment_id = client.get_experiment_by_name(store.experiment).experiment_id
-    has = {
-        run.data.tags.get("mlflow.parentRunId", run.info.run_id): files(client, run)
-        for run in client.search_runs([experiment_id], f"tags.`kvexp.sweep` = '{sweep_id}'")
-        if "mlflow.parentRunId" in run.data.tags
-    }
     assert [files(client, client.get_run(parent)) for parent in parents] == [
         set(),
         {"report.html", "report.md"},
     ]
-    assert ["latency.svg" in has[parent] for parent in parents] == [False, True]
+
+
+def test_a_figure_is_there_as_soon_as_its_curve_is(tracker, client, sweep, job, measure, experiment, request):
+    rows, sweep_id = measure(surprise=1), f"multirun/{request.node.name}"
+    tracker.start_sweep(sweep_id, "")
+    tracker.log_curve(job(rows), experiment.impl.target, rows)
+    _, run = sweep(sweep_id)
+    assert files(client, run) >= {"latency.svg", "latency.png"}
+
+
+def test_a_figure_that_cannot_be_drawn_costs_its_curve_nothing_else(home, store, sweep, client, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no font was found")
+
+    monkeypatch.setattr(pictures, "save_curve", broken)
+    done = sync.sync(home, store, lambda _: None)
+    assert (done.sent, done.refused) == (2, 0)
+    for run in sweep(sweep_folder.id_of(home))[1:]:
+        assert run.data.tags["kvexp.whole"] == "true"
+        assert not files(client, run) & {"latency.svg", "latency.png"}
 
 
 def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeypatch):
     def broken(*_):
         raise RuntimeError("no font was found")
 
-    monkeypatch.setattr(drawn, "draw", broken)
+    monkeypatch.setattr(drawn, "report", broken)
     said = []
     done = sync.sync(home, store, said.append)
     assert (done.sent, done.refused) == (2, 0)

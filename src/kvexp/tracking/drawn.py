@@ -1,30 +1,35 @@
-"""A sweep's report and the figures of its curves, drawn from its rows for a store to keep."""
+"""A sweep's report and the figure of a curve, drawn from rows for a store to keep."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from kvexp import results
-from kvexp.rows import ROWS, read
+from kvexp.lasting import lasting
+from kvexp.rows import Row
 
 PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 
 
 def prepare() -> None:
     """What draws is imported, which takes a second: in good time, when something else is waited for."""
-    with suppress(Exception):  # drawing tells
+    with lasting(), suppress(Exception):  # drawing tells
         import kvexp.report.written  # noqa: F401
 
 
-def draw(home: Path, folder: Path) -> None:
-    """PAGE and MARKDOWN of the sweep are in the folder, and a folder for each curve with its figure, if any.
-
-    Args:
-        home: The sweep's folder.
-        folder: It is there.
-    """
-    from kvexp.report import pictures, written  # here, since few commands draw
+def report(home: Path, folder: Path) -> None:
+    """PAGE and MARKDOWN of the sweep in `home` are in the folder."""
+    from kvexp.report import written  # here, as below, since few commands draw
 
     written.write(results.read([home], home), folder)
-    for job in sorted(file.parent for file in home.glob(f"*/{ROWS}")):
-        (folder / job.name).mkdir()
-        pictures.save_curve(read(job), folder / job.name, FIGURE)
+
+
+def figure(rows: Sequence[Row], folder: Path) -> None:
+    """The curve's latency is in the folder, as FIGURE.svg and .png, where something was timed.
+
+    What keeps it from being drawn is left to the sweep's report to tell.
+    """
+    with suppress(Exception):
+        from kvexp.report import pictures
+
+        pictures.save_curve(rows, folder, FIGURE)

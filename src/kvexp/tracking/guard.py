@@ -72,20 +72,28 @@ class Guarded:
         self._tried(lambda tracker: tracker.settle())
 
     def end(self, status: str) -> None:
-        """The sweep's run has ended with this status."""
+        """The sweep's run has ended with this status, or that is on its way."""
         self._killed = status == "KILLED"
         self._tried(lambda tracker: tracker.end_sweep(status))
 
     def send_report(self) -> None:
-        """The runs have their report, and it is said where they are; a killed sweep's is left to a sync."""
-        if self._tracker:
-            self._say(f"tracked in {self._tracker.uri}")
-            if self._tracker.page:
-                self._say(self._tracker.page)
-            if not self._killed:
-                sync.send_report(self._tracker, self._home, self._say)
+        """The runs have their report, and it is said where they are; a killed sweep's is left to a sync.
+
+        What was on its way arrives while the report is drawn.
+        """
+        if self._tracker and not self._killed:
+            sync.send_report(self._settled, self._home, self._say)
+        if tracker := self._settled():
+            self._say(f"tracked in {tracker.uri}")
+            if tracker.page:
+                self._say(tracker.page)
         elif self._connected:
             self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._later}")
+
+    def _settled(self) -> Tracker | None:
+        """The tracker, if there still is one, and nothing is on its way to it."""
+        self._tried(lambda tracker: tracker.settle())
+        return self._tracker
 
     def _tried(self, work: Callable[[Tracker], None]) -> None:
         """The tracker, if there still is one, has done the work, or is given up."""

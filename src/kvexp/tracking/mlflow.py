@@ -7,6 +7,7 @@ child process could inherit.
 
 import os
 import socket
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -100,7 +101,7 @@ class MlflowTracker:
             )
             try:
                 self._log_numbers(run.info.run_id, rows)
-                self._log_files(run.info.run_id, folder)
+                self._log_files(run.info.run_id, folder, rows)
                 self._client.set_tag(run.info.run_id, _WHOLE, "true")
             except (MlflowException, requests.RequestException) as error:
                 if not unreachable(error):
@@ -129,11 +130,11 @@ class MlflowTracker:
             self._client.set_terminated(self._parent_id, status)
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
-        """The sweep's run has the report, with its findings as a description, each curve's run its figure.
+        """The sweep's run has the report, with its findings as a description.
 
         Args:
             sweep_id: The sweep's; it has a run.
-            folder: What `drawn.draw` has drawn.
+            folder: Where `drawn.report` has drawn it.
         """
         _, _, said = (folder / drawn.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
         note = said.partition("\n### ")[0].strip()
@@ -142,10 +143,6 @@ class MlflowTracker:
             parent_id = parent.info.run_id
             for name in (drawn.PAGE, drawn.MARKDOWN):
                 self._client.log_artifact(parent_id, str(folder / name))
-            for number, run in self._whole(sweep_id, parent_id).items():
-                figures = folder / number
-                if figures.is_dir():  # what was measured may have been cleared away since
-                    self._client.log_artifacts(run.info.run_id, str(figures))
             self._client.log_batch(parent_id, tags=_described(parent, note[:_LONGEST_NOTE]))
 
     def lacks_report(self, sweep_id: str) -> bool:
@@ -194,11 +191,10 @@ class MlflowTracker:
         parents = self._parents(sweep_id)
         return next((run for run in parents if run.info.run_id == self._parent_id), parents[0])
 
-    def _whole(self, sweep_id: str, parent_id: str = "") -> dict[str, Run]:
-        """The run of each curve that arrived whole, by its folder's name; of one parent where it is named."""
+    def _whole(self, sweep_id: str) -> dict[str, Run]:
+        """The run of each curve that arrived whole, by its folder's name."""
         runs = [run for run in reversed(self._runs(sweep_id)) if _WHOLE in run.data.tags]
-        own = [run for run in runs if parent_id in ("", run.data.tags["mlflow.parentRunId"])]
-        return {Path(run.data.tags["kvexp.curve"]).name: run for run in own}
+        return {Path(run.data.tags["kvexp.curve"]).name: run for run in runs}
 
     def _tags(self) -> dict[str, str]:
         """What every run carries, so that its sweep can be found and its death be noticed."""
@@ -225,8 +221,8 @@ class MlflowTracker:
         for start in range(first, len(metrics), _BATCH):
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
-    def _log_files(self, run_id: str, folder: Path) -> None:
-        """The rows, their samples and the composed configuration, without a password, are the artifacts."""
+    def _log_files(self, run_id: str, folder: Path, rows: Sequence[Row]) -> None:
+        """The rows, their samples, the configuration without a password and the figure are the artifacts."""
         for name in (ROWS, SAMPLES):
             if (folder / name).exists():
                 self._client.log_artifact(run_id, str(folder / name))
@@ -235,6 +231,9 @@ class MlflowTracker:
             if file.exists():
                 text = shown(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
+        with tempfile.TemporaryDirectory() as made:
+            drawn.figure(rows, Path(made))
+            self._client.log_artifacts(run_id, made)
 
     def _close_stale_runs(self) -> None:
         """Runs of this host whose process is gone are KILLED: nothing else ends them, ever."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from kvexp import tracking
 from kvexp.errors import TrackingError
+from kvexp.lasting import lasting
 from kvexp.tracking import Tracker, TrackingSettings
 
 END_SECONDS = 5.0
@@ -82,8 +83,8 @@ class Remote:
         return found
 
     def end_sweep(self, status: str) -> None:
-        """See `Tracker`."""
-        self._asked("end_sweep", status)
+        """See `Tracker`; the end is on its way when this returns."""
+        self._ask("end_sweep", status)
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
         """See `Tracker`."""
@@ -152,8 +153,11 @@ def serve(pipe: Connection) -> None:
         # A resumed sweep must not meet what its dead parent had asked for.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     tracking.quiet()
-    with suppress(ImportError):  # connecting tells
-        import kvexp.tracking.mlflow  # noqa: F401
+    with lasting():
+        with suppress(ImportError):  # connecting tells
+            import kvexp.tracking.mlflow
+        with suppress(Exception):  # the sweep's report tells
+            import kvexp.report.pictures  # noqa: F401
     tracker: Tracker | None = None
     while True:
         try:

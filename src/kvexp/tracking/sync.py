@@ -79,12 +79,19 @@ def catch_up(store: Tracker, missing: Sequence[Path], say: Say) -> list[str]:
     return statuses
 
 
-def send_report(store: Tracker, home: Path, say: Say) -> None:
-    """The store has the sweep's report and figures, or it is said why not: they can be made at any time."""
+def send_report(store: Callable[[], Tracker | None], home: Path, say: Say) -> None:
+    """The store has the sweep's report, or it is said why not: it can be made at any time.
+
+    Args:
+        store: Asked for when the report is drawn; None when it cannot be used any more.
+        home: The sweep's folder.
+        say: Told of trouble.
+    """
     try:
         with tempfile.TemporaryDirectory() as made:
-            drawn.draw(home, Path(made))
-            store.log_report(sweep_folder.id_of(home), Path(made))
+            drawn.report(home, Path(made))
+            if tracker := store():
+                tracker.log_report(sweep_folder.id_of(home), Path(made))
     except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs no sweep its exit code
         say(f"kvexp: {error or type(error).__name__}; the runs have no report, and kvexp sync tries again")
 
@@ -101,7 +108,7 @@ def _send(home: Path, store: Tracker, total: Sent, say: Say) -> None:
     if missing:
         _send_curves(home, store, missing, total, say)
     if missing or store.lacks_report(sweep_id):
-        send_report(store, home, say)
+        send_report(lambda: store, home, say)
 
 
 def _send_curves(home: Path, store: Tracker, missing: Sequence[Path], total: Sent, say: Say) -> None:
