@@ -26,13 +26,14 @@ def outcome(tmp_path):
     """Sweeps a class of tests.gpu.faulty between two curves of ours; gives the rows of the three."""
 
     def swept(name, timeout_s=120.0):
-        good, base = (
-            composed.experiment(impl, "workload=quickstart", TOKENS, "timer=none", "mode=no_graph")
-            for impl in ("impl=cuda", "impl=torch")
+        before, base, after = (
+            composed.experiment(*chosen, "workload=quickstart", TOKENS, "timer=none", "mode=no_graph")
+            for chosen in (["impl=cuda"], ["impl=torch"], ["impl=cuda", "dtype=half"])
         )
         bad = replace(base, impl=replace(base.impl, name=name.lower(), target=f"tests.gpu.faulty.{name}"))
         home = tmp_path / "2026-11-21" / "10-00-00-000000"
-        jobs = [sweep.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate((good, bad, good))]
+        curves = (before, bad, after)
+        jobs = [sweep.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
         assert sweep.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
         return [rows.read(job.folder) for job in jobs]
 
