@@ -7,7 +7,7 @@ from itertools import cycle, islice
 
 import torch
 
-from kvexp import ceiling, memory, mode, replicas, timer
+from kvexp import ceiling, mode, replicas, timer
 from kvexp.activity import Activity
 from kvexp.case import Case
 from kvexp.errors import Unsupported
@@ -221,5 +221,10 @@ def _resolved(found_us: float) -> float | None:
 
 def sweep(l2_bytes: int, device: str) -> Call:
     """Reads more than twice the L2, so that what was in it is evicted and no dirty line is left."""
-    vectors = replicas.COLD_FACTOR * l2_bytes // memory.VECTOR + 1
-    return memory.sweep(torch.zeros(vectors * memory.VECTOR // memory.WORD, dtype=torch.int64, device=device))
+    memory = torch.ones(replicas.COLD_FACTOR * l2_bytes // 8 + 1, dtype=torch.int64, device=device)
+    total = torch.empty((), dtype=torch.int64, device=device)
+
+    def sweep() -> None:
+        torch.sum(memory, dim=0, out=total)
+
+    return sweep

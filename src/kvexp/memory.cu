@@ -1,4 +1,4 @@
-// Whole memories, which are read once.
+// Questions about whole memories, which are read once.
 //
 //   memory   vectors of 16 bytes
 //   found    int64, 0 before the launch
@@ -10,46 +10,40 @@ using uint64_t = unsigned long long;
 
 constexpr int UNROLL = 4;  // vectors of a thread that are on their way at once
 
-// Takes each of the thread's vectors, with its number. What is asked once is loaded to be evicted first, so that it
-// drives nothing else out of the L2; with STAYS that is what it does.
-template <bool STAYS, typename Take>
-__device__ __forceinline__ void each(const ulonglong2* __restrict__ memory, int64_t vectors, Take take) {
+// found becomes 1 where a word of 8 bytes is not `word`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+differs(const ulonglong2* __restrict__ memory, uint64_t* __restrict__ found, int64_t vectors, int64_t word) {
     const int64_t step = int64_t(gridDim.x) * THREADS;
+    uint64_t difference = 0;
     for (int64_t first = int64_t(blockIdx.x) * THREADS + threadIdx.x; first < vectors; first += UNROLL * step) {
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
             const int64_t at = first + u * step;
-            if (at < vectors) take(STAYS ? __ldcg(memory + at) : __ldcs(memory + at), at);
+            if (at < vectors) {
+                const ulonglong2 seen = __ldcs(memory + at);
+                difference |= (seen.x ^ uint64_t(word)) | (seen.y ^ uint64_t(word));
+            }
         }
     }
-}
-
-// found becomes 1 where a word of 8 bytes is not `word`.
-extern "C" __global__ void __launch_bounds__(THREADS)
-differs(const ulonglong2* __restrict__ memory, uint64_t* __restrict__ found, int64_t vectors, int64_t word) {
-    uint64_t difference = 0;
-    each<false>(memory, vectors, [&](const ulonglong2& seen, int64_t) {
-        difference |= (seen.x ^ uint64_t(word)) | (seen.y ^ uint64_t(word));
-    });
     if (difference) *found = 1;
 }
 
 // found becomes the sum of each word of 8 bytes times the odd number 2 * index + 1, modulo 2^64.
 extern "C" __global__ void __launch_bounds__(THREADS)
 checksum(const ulonglong2* __restrict__ memory, uint64_t* __restrict__ found, int64_t vectors) {
+    const int64_t step = int64_t(gridDim.x) * THREADS;
     uint64_t sum = 0;
-    each<false>(memory, vectors, [&](const ulonglong2& seen, int64_t at) {
-        sum += seen.x * uint64_t(4 * at + 1) + seen.y * uint64_t(4 * at + 3);
-    });
+    for (int64_t first = int64_t(blockIdx.x) * THREADS + threadIdx.x; first < vectors; first += UNROLL * step) {
+#pragma unroll
+        for (int u = 0; u < UNROLL; ++u) {
+            const int64_t at = first + u * step;
+            if (at < vectors) {
+                const ulonglong2 seen = __ldcs(memory + at);
+                sum += seen.x * uint64_t(4 * at + 1) + seen.y * uint64_t(4 * at + 3);
+            }
+        }
+    }
 #pragma unroll
     for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lanes);
     if (threadIdx.x % 32 == 0) atomicAdd(found, sum);
-}
-
-// The L2 holds as much of the memory as it can. found becomes 1 where a word of 8 bytes is not 0.
-extern "C" __global__ void __launch_bounds__(THREADS)
-sweep(const ulonglong2* __restrict__ memory, uint64_t* __restrict__ found, int64_t vectors) {
-    uint64_t bits = 0;
-    each<true>(memory, vectors, [&](const ulonglong2& seen, int64_t) { bits |= seen.x | seen.y; });
-    if (bits) *found = 1;
 }

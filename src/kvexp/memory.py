@@ -1,11 +1,10 @@
-"""Whole memories, read at their own speed: questions about them, and what drives others out of the L2.
+"""Questions about whole memories, answered at the speed of reading them.
 
-Verification asks of tens of gigabytes at every point, and each sample begins with a sweep. On a GPU torch's
-own reductions read whole words at a third of the memory's speed, and a product to be summed is written first;
-so there each of these is a kernel of its own.
+Verification asks them of tens of gigabytes at every point. On a GPU torch's own reductions read whole words
+at a third of the memory's speed, and a product to be summed is written first; so there each question is a
+kernel of its own.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,16 +48,6 @@ def checksum(tensor: Tensor) -> int:
     return total + int(rest.sum(dtype=torch.int64))
 
 
-def sweep(memory: Tensor) -> Callable[[], None]:
-    """A call that has a GPU read all of the memory, so that its L2 holds nothing else, and writes nothing.
-
-    Args:
-        memory: int64, contiguous, all zeros, on the GPU; of whole vectors.
-    """
-    found = torch.zeros((), dtype=torch.int64, device=memory.device)
-    return _kernel("sweep", memory, found)
-
-
 def _parts(memory: Tensor) -> tuple[Tensor, Tensor]:
     """The words, int64, of whole vectors, and the bytes that remain: all, where no vector could begin."""
     if memory.data_ptr() % VECTOR or memory.storage_offset() % WORD:
@@ -69,16 +58,13 @@ def _parts(memory: Tensor) -> tuple[Tensor, Tensor]:
 
 def _asked(question: str, words: Tensor, *sizes: int) -> int:
     found = torch.zeros((), dtype=torch.int64, device=words.device)
-    if words.numel():
-        _kernel(question, words, found, *sizes)()
-    return int(found)
-
-
-def _kernel(name: str, words: Tensor, found: Tensor, *sizes: int) -> Callable[[], None]:
     vectors = words.numel() * WORD // VECTOR
-    sm_count = torch.cuda.get_device_properties(words.device).multi_processor_count
-    grid = min(-(-vectors // THREADS), sm_count * CTAS_PER_SM)
-    return jit.bound(SOURCE, name, (("THREADS", THREADS),), grid, THREADS, (words, found), vectors, *sizes)
+    if vectors:
+        sm_count = torch.cuda.get_device_properties(words.device).multi_processor_count
+        grid = min(-(-vectors // THREADS), sm_count * CTAS_PER_SM)
+        macros = (("THREADS", THREADS),)
+        jit.bound(SOURCE, question, macros, grid, THREADS, (words, found), vectors, *sizes)()
+    return int(found)
 
 
 def _weighted(words: Tensor) -> int:
