@@ -15,7 +15,7 @@ from kvexp.measuring import Begun
 from kvexp.progress import Progress
 from kvexp.settings import SweepSettings
 from kvexp.sweep import Job, exit_code
-from kvexp.tracking import TrackingSettings
+from kvexp.tracking import TrackingSettings, drawn
 from kvexp.worker import Worker
 from tests import composed
 
@@ -397,12 +397,38 @@ class TestTracking:
         assert err.count("kvexp:") == err.count("the store at memory:// is out of reach") == 1
         assert "the sweep goes on untracked, its rows are on disk" in err
 
+    def test_draws_its_report_while_the_last_curve_is_on_its_way(self, jobs, tracked, monkeypatch):
+        tracker, found, draw = tracked(Tracker()), [], drawn.report
+
+        def drawing(*arguments):
+            found.append([what for what, *_ in tracker.asked])
+            draw(*arguments)
+
+        monkeypatch.setattr(drawn, "report", drawing)
+        sweep.run(jobs("torch"), TRACKED, COMMAND)
+        assert found == [["start", "curve"]]
+
+    def test_that_is_interrupted_while_it_draws_has_told_its_rows_and_its_end(
+        self, jobs, tracked, monkeypatch, capfd
+    ):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        tracker = tracked(Tracker())
+        monkeypatch.setattr(drawn, "report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(jobs("torch"), TRACKED, COMMAND)
+        assert tracker.asked[-1] == ("end", "FINISHED")
+        out, err = capfd.readouterr()
+        assert "verified" in out
+        assert "tracked in memory://" in err
+
     def test_whose_report_cannot_be_sent_costs_one_line(self, jobs, tracked, capfd):
         tracked(Tracker(("report",)))
         assert sweep.run(jobs("torch"), TRACKED, COMMAND) == 0
         out, err = capfd.readouterr()
         assert "verified" in out
-        *_, why, where = err.splitlines()
+        *_, where, why = err.splitlines()
         assert where == "tracked in memory://"
         assert why.startswith("kvexp: the store at memory:// is out of reach; the runs have no report")
 

@@ -1,5 +1,6 @@
 """Turns at a GPU, between real processes; no GPU is needed for that."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -280,3 +281,15 @@ class TestAHolderThatWasKilled:
         with turns.turn(UUID):
             assert 0.3 < time.monotonic() - begin < 5
         assert dying.poll() is None
+
+
+def test_who_only_asks_for_the_holder_is_nobody_to_wait_for(folder):
+    with turns.turn(UUID):
+        pass
+    told = []
+    with (folder / f"{UUID}.lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.2, fcntl.flock, (asking, fcntl.LOCK_UN)).start()
+        with turns.turn(UUID, told.append):
+            assert locks.holder(folder / f"{UUID}.lock") == f"process {os.getpid()}"
+    assert told == []

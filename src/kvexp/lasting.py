@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def lasting() -> Iterator[None]:
-    """What is made inside stays for good, and is not looked at to find out, neither now nor later.
+    """What there is at its end stays for good, and is not looked at to find out, neither now nor later.
 
     torch and MLflow are some 300,000 objects each. While they are imported the collector would go through
     them again and again, for an eighth to a fifth of the time; and later for 0.1 s, in the middle of things.

@@ -115,14 +115,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         finally:
             # The device is on its way to be free before a store that is slow to answer is told of the end.
             workers.end()
-            if outcome.rows:
-                tracker.start()
-            tracker.end(status)
-            if outcome.rows:
-                try:
-                    _tell(outcome, home, settings.repeat)
-                finally:
-                    tracker.send_report()
+            _end(outcome, home, settings.repeat, tracker, status)
     return exit_code(outcome.rows)
 
 
@@ -263,6 +256,22 @@ def _kept(
 def _resolved(row: Row) -> str:
     """What `auto` meant."""
     return " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
+
+
+def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: str) -> None:
+    """The outcome is told, and the store has the sweep's end and report, whatever interrupts that.
+
+    The report is drawn while the last curve arrives there.
+    """
+    with ExitStack() as last:
+        if outcome.rows:
+            last.callback(tracker.send_report)
+        last.callback(tracker.end, status)
+        if outcome.rows:
+            tracker.start()
+            if status != "KILLED":  # that one's report is left to a sync
+                last.callback(tracker.draw_report)
+            _tell(outcome, home, repeat)
 
 
 def _tell(outcome: Outcome, home: Path, repeat: int) -> None:

@@ -70,9 +70,11 @@ def _wait(uuid: str, waits: Waits, stack: ExitStack) -> None:
             handle = _file(name, place)
             until.callback(os.close, handle)
             if not locks.taken(handle):
-                if not waited:
-                    waits(locks.holder(folder() / f"{uuid}.lock") or "another process")
-                waited = True
+                # Nobody has it where somebody only asked who does, or its next holder is about to.
+                holder = locks.holder(folder() / f"{uuid}.lock")
+                if holder and not waited:
+                    waits(holder)
+                    waited = True
                 locks.wait(handle)
         # The system takes a lock back before it has freed all that a killed process held on the GPU.
         locks.outlive(handle, DYING_S)

@@ -89,7 +89,6 @@ def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, s
     connected._ask("start_sweep", name, "")
     assert connected.missing(name, []) == []
     connected.end_sweep("KILLED")
-    connected.settle()
     (parent,) = sweep(name)
     assert parent.info.status == "KILLED"
 

@@ -129,6 +129,7 @@ def test_a_figure_that_cannot_be_drawn_costs_its_curve_nothing_else(home, store,
     assert (done.sent, done.refused) == (2, 0)
     for run in sweep(sweep_folder.id_of(home))[1:]:
         assert run.data.tags["kvexp.whole"] == "true"
+        assert run.data.tags["kvexp.no_figure"] == "no font was found"
         assert not files(client, run) & {"latency.svg", "latency.png"}
 
 

@@ -76,13 +76,13 @@ class Tracker(Protocol):
         """
 
     def settle(self) -> None:
-        """What was on its way has arrived; the other methods wait for it, too, and raise its trouble."""
+        """What was on its way has arrived; every other method waits for it, too, and raises its trouble."""
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """The curves' folders that no whole run of the sweep is of; runs that are not whole are deleted."""
 
     def end_sweep(self, status: str) -> None:
-        """The parent run has ended as `FINISHED`, `FAILED` or `KILLED`, or that is on its way."""
+        """The parent run has ended as `FINISHED`, `FAILED` or `KILLED`."""
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
         """The parent run has the sweep's report, as `folder` holds it."""

@@ -24,12 +24,16 @@ def report(home: Path, folder: Path) -> None:
     written.write(results.read([home], home), folder)
 
 
-def figure(rows: Sequence[Row], folder: Path) -> None:
+def figure(rows: Sequence[Row], folder: Path) -> str:
     """The curve's latency is in the folder, as FIGURE.svg and .png, where something was timed.
 
-    What keeps it from being drawn is left to the sweep's report to tell.
+    Returns:
+        Why it cannot be drawn; empty when it can.
     """
-    with suppress(Exception):
+    try:
         from kvexp.report import pictures
 
         pictures.save_curve(rows, folder, FIGURE)
+    except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs the curve its figure alone
+        return str(error) or type(error).__name__
+    return ""

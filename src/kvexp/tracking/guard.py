@@ -38,9 +38,9 @@ class Guarded:
         self._resumes = resumes
         self._say = say
         self._later = f"its rows are on disk, and {again} sends them later"
-        self._killed = False
         self._began_ms = int(time.time() * 1000)
         self._tracker: Tracker | None = None
+        self._report: sync.Drawn | None = None
 
     def start(self) -> None:
         """The sweep has its run in the store; asked again, nothing happens."""
@@ -71,29 +71,25 @@ class Guarded:
         self.start()
         self._tried(lambda tracker: tracker.settle())
 
+    def draw_report(self) -> None:
+        """The report that `send_report` sends is drawn; what is on its way to the store goes on meanwhile."""
+        if self._tracker:
+            self._report = sync.draw_report(self._home, self._say)
+
     def end(self, status: str) -> None:
-        """The sweep's run has ended with this status, or that is on its way."""
-        self._killed = status == "KILLED"
+        """The sweep's run has ended with this status."""
         self._tried(lambda tracker: tracker.end_sweep(status))
 
     def send_report(self) -> None:
-        """The runs have their report, and it is said where they are; a killed sweep's is left to a sync.
-
-        What was on its way arrives while the report is drawn.
-        """
-        if self._tracker and not self._killed:
-            sync.send_report(self._settled, self._home, self._say)
-        if tracker := self._settled():
-            self._say(f"tracked in {tracker.uri}")
-            if tracker.page:
-                self._say(tracker.page)
+        """The runs have the report, where one was drawn, and it is said where they are."""
+        if self._tracker:
+            self._say(f"tracked in {self._tracker.uri}")
+            if self._tracker.page:
+                self._say(self._tracker.page)
+            if self._report:
+                sync.send_drawn(self._tracker, self._home, self._report, self._say)
         elif self._connected:
             self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._later}")
-
-    def _settled(self) -> Tracker | None:
-        """The tracker, if there still is one, and nothing is on its way to it."""
-        self._tried(lambda tracker: tracker.settle())
-        return self._tracker
 
     def _tried(self, work: Callable[[Tracker], None]) -> None:
         """The tracker, if there still is one, has done the work, or is given up."""

@@ -30,6 +30,8 @@ _BATCH = 1000  # entities of one log_batch, params included: mlflow.utils.valida
 _PAGE = 1000  # runs of one answer
 _WHOLE = "kvexp.whole"
 """The tag that a curve's run gets last: without it the run is what an interrupted send has left."""
+_NO_FIGURE = "kvexp.no_figure"
+"""The tag of a curve's run that says why its figure could not be drawn."""
 _REPORTED = "kvexp.reported"
 """The tag of a sweep's run that says whether the report of all its curves is there: `true` or `false`."""
 _NOTE = "mlflow.note.content"
@@ -232,8 +234,10 @@ class MlflowTracker:
                 text = shown(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as made:
-            drawn.figure(rows, Path(made))
+            why_not = drawn.figure(rows, Path(made))
             self._client.log_artifacts(run_id, made)
+        if why_not:
+            self._client.set_tag(run_id, _NO_FIGURE, why_not)
 
     def _close_stale_runs(self) -> None:
         """Runs of this host whose process is gone are KILLED: nothing else ends them, ever."""

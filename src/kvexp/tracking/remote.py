@@ -4,7 +4,9 @@
 sent the names and arguments of methods, and answers each in turn until the other end is closed.
 """
 
+import atexit
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -83,8 +85,8 @@ class Remote:
         return found
 
     def end_sweep(self, status: str) -> None:
-        """See `Tracker`; the end is on its way when this returns."""
-        self._ask("end_sweep", status)
+        """See `Tracker`."""
+        self._asked("end_sweep", status)
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
         """See `Tracker`."""
@@ -99,7 +101,7 @@ class Remote:
         try:
             with suppress(OSError):
                 self._pipe.close()
-            if self._due:
+            if self._asked_last:  # else it imports, and hears nothing yet
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(END_SECONDS)
         finally:
@@ -156,7 +158,9 @@ def serve(pipe: Connection) -> None:
     with lasting():
         with suppress(ImportError):  # connecting tells
             import kvexp.tracking.mlflow
-        with suppress(Exception):  # the sweep's report tells
+        # What matplotlib has to say of this machine the parent hears from its own.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        with suppress(Exception):  # drawing tells
             import kvexp.report.pictures  # noqa: F401
     tracker: Tracker | None = None
     while True:
@@ -181,4 +185,5 @@ if __name__ == "__main__":
     to_parent = Connection(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # whatever MLflow starts reads nothing of it
     serve(to_parent)
+    atexit._run_exitfuncs()
     os._exit(0)  # it takes MLflow's modules a while to be taken apart

@@ -17,6 +17,9 @@ _LARGEST_CONFIG_BYTES = 1 << 20
 
 Say = Callable[[str], None]
 
+Drawn = tempfile.TemporaryDirectory[str]
+"""A folder that holds a report, and is gone when that was sent."""
+
 
 @dataclass
 class Sent:
@@ -79,21 +82,35 @@ def catch_up(store: Tracker, missing: Sequence[Path], say: Say) -> list[str]:
     return statuses
 
 
-def send_report(store: Callable[[], Tracker | None], home: Path, say: Say) -> None:
-    """The store has the sweep's report, or it is said why not: it can be made at any time.
+def send_report(store: Tracker, home: Path, say: Say) -> None:
+    """The store has the sweep's report, or it is said why not: it can be made at any time."""
+    if report := draw_report(home, say):
+        send_drawn(store, home, report, say)
 
-    Args:
-        store: Asked for when the report is drawn; None when it cannot be used any more.
-        home: The sweep's folder.
-        say: Told of trouble.
-    """
+
+def draw_report(home: Path, say: Say) -> Drawn | None:
+    """The report is in a folder of its own; None where it is said why not."""
+    made = tempfile.TemporaryDirectory()
     try:
-        with tempfile.TemporaryDirectory() as made:
-            drawn.report(home, Path(made))
-            if tracker := store():
-                tracker.log_report(sweep_folder.id_of(home), Path(made))
+        drawn.report(home, Path(made.name))
     except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs no sweep its exit code
-        say(f"kvexp: {error or type(error).__name__}; the runs have no report, and kvexp sync tries again")
+        made.cleanup()
+        _say_why_not(error, say)
+        return None
+    return made
+
+
+def send_drawn(store: Tracker, home: Path, report: Drawn, say: Say) -> None:
+    """The store has the report, or it is said why not; its folder is gone."""
+    with report as made:
+        try:
+            store.log_report(sweep_folder.id_of(home), Path(made))
+        except Exception as error:  # noqa: BLE001  # as above
+            _say_why_not(error, say)
+
+
+def _say_why_not(error: Exception, say: Say) -> None:
+    say(f"kvexp: {error or type(error).__name__}; the runs have no report, and kvexp sync tries again")
 
 
 def curves(home: Path) -> list[Path]:
@@ -108,7 +125,7 @@ def _send(home: Path, store: Tracker, total: Sent, say: Say) -> None:
     if missing:
         _send_curves(home, store, missing, total, say)
     if missing or store.lacks_report(sweep_id):
-        send_report(lambda: store, home, say)
+        send_report(store, home, say)
 
 
 def _send_curves(home: Path, store: Tracker, missing: Sequence[Path], total: Sent, say: Say) -> None:
