@@ -118,7 +118,7 @@ class _Asked(threading.Thread):
     device = ""
 
     def run(self) -> None:
-        """The device is known, and a GPU of which nothing else is known yet has its primary context."""
+        """The device is known; a GPU has its primary context, unless a process of this host measures."""
         self.device = sys.stdin.readline().strip()
         if self.device in ("", "cpu"):
             return

@@ -237,7 +237,7 @@ class MlflowTracker:
             why_not = drawn.figure(rows, Path(made))
             self._client.log_artifacts(run_id, made)
         if why_not:
-            self._client.set_tag(run_id, _NO_FIGURE, why_not)
+            self._client.set_tag(run_id, _NO_FIGURE, why_not[:_LONGEST_NOTE])
 
     def _close_stale_runs(self) -> None:
         """Runs of this host whose process is gone are KILLED: nothing else ends them, ever."""
