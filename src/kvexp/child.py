@@ -93,9 +93,8 @@ def serve() -> None:
     asked = _Asked()
     asked.start()
     with lasting():
-        import torch  # noqa: F401  # takes seconds, in which the device may not be known yet
-
-        from kvexp import pipeline  # noqa: F401
+        # And with it torch, which takes seconds, in which the device may not be known yet.
+        from kvexp import pipeline  # noqa: F401  # what measures a curve imports it where it is asked for
     asked.join()  # what it does is not to be done beside what is timed
     if not asked.device:
         return

@@ -88,10 +88,12 @@ def bound(
         *sizes: 64-bit integers that follow.
     """
     import torch
-    from cuda.core import Stream, launch
+    from cuda.core import LaunchConfig, Stream, launch
 
     device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
-    config, loaded = _launchable(source, name, macros, grid, threads, device)
+    major, minor = torch.cuda.get_device_capability(device)
+    loaded = kernel(source, name, macros, f"sm_{major}{minor}")
+    config = LaunchConfig(grid=grid, block=threads)
     arguments = (*(tensor.data_ptr() for tensor in tensors), *sizes)
 
     def call(_alive: tuple[Any, ...] = tensors) -> None:
@@ -99,18 +101,6 @@ def bound(
         launch(stream, config, loaded, *arguments)
 
     return call
-
-
-@functools.lru_cache(maxsize=64)
-def _launchable(
-    source: Path, name: str, macros: tuple[tuple[str, str | int], ...], grid: int, threads: int, device: Any
-) -> tuple[Any, Any]:
-    """The launch's shape and the kernel, looked up once for calls that differ in their tensors alone."""
-    import torch
-    from cuda.core import LaunchConfig
-
-    major, minor = torch.cuda.get_device_capability(device)
-    return LaunchConfig(grid=grid, block=threads), kernel(source, name, macros, f"sm_{major}{minor}")
 
 
 def _included(folder: Path, text: str) -> dict[str, str]:

@@ -4,16 +4,15 @@ Imports neither torch nor MLflow: two other processes do, while this one compose
 """
 
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from kvexp import failures, folder, measuring, report, results, tracking
+from kvexp import failures, folder, measuring, tracking
 from kvexp.ahead import Ahead
 from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
@@ -21,6 +20,7 @@ from kvexp.measuring import Begun, Workers
 from kvexp.progress import Progress
 from kvexp.rows import REPETITION, RIGHT, Identity, RowFile, point
 from kvexp.settings import SweepSettings
+from kvexp.telling import say, tell
 from kvexp.tracking import drawn
 from kvexp.tracking.guard import Guarded
 from kvexp.worker import Point
@@ -96,21 +96,21 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
         ahead = ahead or stack.enter_context(Ahead(measures, tracks))
         ahead.keep(measures, tracks)
-        workers = stack.enter_context(Workers(settings, _say, ahead.started))
+        workers = stack.enter_context(Workers(settings, say, ahead.started))
         workers.start(jobs[0].experiment.device)
         store = ahead.store() if tracks else None
         if store:
             store.begin(settings.tracking)
             drawn.prepare()
         connected, again = store.connected if store else None, tracking.sync_command(settings.tracking, home)
-        tracker = Guarded(connected, home, command, settings.resumes, _say, again)
+        tracker = Guarded(connected, home, command, settings.resumes, say, again)
         status = "KILLED"
         try:
             _measure(jobs, settings, workers, tracker, outcome)
             status = "FAILED" if exit_code(outcome.rows) == 1 else "FINISHED"
         except ResultsError as error:
             status = "FAILED"
-            _say(f"kvexp: {error}")
+            say(f"kvexp: {error}")
             return 1
         finally:
             # The device is on its way to be free before a store that is slow to answer is told of the end.
@@ -225,7 +225,7 @@ def _kept(
     there = [done[tried] for tried in begun.there if (number, tried) not in outcome.points]
     if len(there) < len(begun.there):
         as_what = _resolved(done[begun.there[0]])
-        _say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
+        say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
     for row, samples_us in points:
         if job.repetition:
             row[REPETITION] = job.repetition
@@ -271,32 +271,5 @@ def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: st
             tracker.start()
             if status != "KILLED":  # that one's report is left to a sync
                 last.callback(tracker.draw_report)
-            _tell(outcome, home, repeat)
-
-
-def _tell(outcome: Outcome, home: Path, repeat: int) -> None:
-    """The table, then what went wrong with the way to repeat it, then where the rows are."""
-    try:
-        report.summary(results.across(outcome.rows), Console())
-    finally:
-        _tell_the_rest(outcome, home, repeat)
-
-
-def _tell_the_rest(outcome: Outcome, home: Path, repeat: int) -> None:
-    """What stands on stderr, also where stdout takes nothing more."""
-    if repeat > 1:
-        _say(f"each line is the process in the middle of {repeat}")
-    curves: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
-    for job, rows in outcome.curves:
-        curves.setdefault((job.label, job.words), []).extend(rows)
-    again = failures.listed([(*curve, results.across(rows)) for curve, rows in curves.items()])
-    if again:
-        _say(again)
-    if outcome.untried:
-        _say(f"kvexp: fail_fast=true ended the sweep there; {outcome.untried} points were not tried")
-    _say(f"rows: {home}")
-
-
-def _say(line: str) -> None:
-    with suppress(OSError):  # its reader has left, or its disk is full
-        print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table
+            curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
+            tell(outcome.rows, curves, home, repeat, outcome.untried)

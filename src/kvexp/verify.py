@@ -136,9 +136,9 @@ def _check_restored(tensors: Tensors, mappings: int) -> None:
 
 def _check_written(tensors: Tensors, mappings: int, windows: Sequence[int]) -> None:
     """Every mapping holds the rows of its window; of the first one where none is named."""
-    slots, different = tensors.written_slots(mappings), sorted({*windows}) or [0]
-    for window in different:
-        own = slice(None) if len(different) == 1 else [i for i, last in enumerate(windows) if last == window]
+    slots = tensors.written_slots(mappings)
+    for window in sorted({*windows}) or [0]:
+        own = torch.tensor([w == window for w in windows or [0] * mappings], device=slots.device)
         seen, written = tensors.window(window), slots[own]
         _check_rows("key_cache", seen, seen.key, seen.key_cache, seen.k_scale, written)
         _check_rows("value_cache", seen, seen.value, seen.value_cache, seen.v_scale, written)

@@ -138,9 +138,9 @@ class MlflowTracker:
             sweep_id: The sweep's; it has a run.
             folder: Where `drawn.report` has drawn it.
         """
-        _, _, said = (folder / drawn.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
-        note = said.partition("\n### ")[0].strip()
         with border(self.uri):
+            _, _, said = (folder / drawn.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
+            note = said.partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
             parent_id = parent.info.run_id
             for name in (drawn.PAGE, drawn.MARKDOWN):

@@ -21,7 +21,7 @@ from typing import Any
 from kvexp import tracking
 from kvexp.errors import TrackingError
 from kvexp.lasting import lasting
-from kvexp.tracking import Tracker, TrackingSettings
+from kvexp.tracking import Tracker, TrackingSettings, drawn
 
 END_SECONDS = 5.0
 """Patience, at the end, with an answer that nobody waits for any more."""
@@ -155,13 +155,11 @@ def serve(pipe: Connection) -> None:
         # A resumed sweep must not meet what its dead parent had asked for.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     tracking.quiet()
-    with lasting():
-        with suppress(ImportError):  # connecting tells
-            import kvexp.tracking.mlflow
-        # What matplotlib has to say of this machine the parent hears from its own.
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)
-        with suppress(Exception):  # drawing tells
-            import kvexp.report.pictures  # noqa: F401
+    with lasting(), suppress(ImportError):  # connecting tells
+        import kvexp.tracking.mlflow  # noqa: F401  # connecting asks for it by its name
+    # What matplotlib has to say of this machine the parent hears from its own.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    drawn.prepare()
     tracker: Tracker | None = None
     while True:
         try:

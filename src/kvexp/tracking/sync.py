@@ -105,7 +105,7 @@ def send_drawn(store: Tracker, home: Path, report: Drawn, say: Say) -> None:
     with report as made:
         try:
             store.log_report(sweep_folder.id_of(home), Path(made))
-        except Exception as error:  # noqa: BLE001  # as above
+        except TrackingError as error:
             _say_why_not(error, say)
 
 

@@ -6,7 +6,6 @@ The cache and the inputs are allocated once per curve, for its largest `num_toke
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -95,12 +94,12 @@ class Tensors:
         """`auto` or the fp8 format."""
         return self.case.kv_cache_dtype
 
-    @cached_property
+    @property
     def k_scale(self) -> Tensor:
         """float32, one element without dims or `[num_heads]`: amax / 64, as the seed scripts choose it."""
         return self._scale(0)
 
-    @cached_property
+    @property
     def v_scale(self) -> Tensor:
         """The same for the values."""
         return self._scale(1)
