@@ -75,7 +75,8 @@ def test_the_ui_shows_a_local_sweeps_runs_and_their_artifacts(
     history = json.loads(_get(f"{api}/metrics/get-history", run_id=run_id, metric_key="latency_us"))
     assert len(history["metrics"]) == len(rows)
     listed = json.loads(_get(f"{api}/artifacts/list", run_id=run_id))["files"]
-    assert {file["path"] for file in listed} >= {"config", "rows.jsonl", "samples.jsonl"}
+    figures = ["latency.png", "latency.svg"]
+    assert [file["path"] for file in listed] == ["config", *figures, "rows.jsonl", "samples.jsonl"]
     downloaded = _get(f"{server}/get-artifact", run_uuid=run_id, path="rows.jsonl")
     assert downloaded == (folder / "rows.jsonl").read_bytes()
 
