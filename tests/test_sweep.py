@@ -59,12 +59,16 @@ class Tracker:
 
 @dataclass
 class Remote:
-    """A store in this very process."""
+    """A store in this very process, which may say of itself that it is not ready yet."""
 
     tracker: Tracker
+    is_ready: bool = True
 
     def begin(self, settings):
         assert settings == TRACKED.tracking
+
+    def ready(self):
+        return self.is_ready
 
     def connected(self):
         return self.tracker
@@ -110,8 +114,8 @@ def jobs(tmp_path):
 def tracked(monkeypatch):
     """Has the sweep track to a given store."""
 
-    def to(tracker):
-        monkeypatch.setattr(ahead, "Remote", lambda: Remote(tracker))
+    def to(tracker, is_ready=True):
+        monkeypatch.setattr(ahead, "Remote", lambda: Remote(tracker, is_ready))
         return tracker
 
     return to
@@ -369,9 +373,19 @@ class TestTracking:
         ]
         assert "tracked in memory://" in capfd.readouterr().err
 
-    @pytest.mark.parametrize(("minded", "seen"), [(True, [(1, 0), (2, 0)]), (False, [(0, 0), (2, 1)])])
-    def test_is_done_before_a_curve_that_minds_the_host(self, jobs, tracked, monkeypatch, minded, seen):
-        tracker, found, measured = tracked(Tracker()), [], Begun.points
+    @pytest.mark.parametrize(
+        ("minded", "is_ready", "seen"),
+        [
+            (True, True, [(1, 0), (2, 0)]),
+            (True, False, [(1, 0), (2, 0)]),
+            (False, True, [(0, 0), (2, 1)]),
+            (False, False, [(0, 0), (0, 0)]),
+        ],
+    )
+    def test_is_waited_for_before_a_curve_that_minds_the_host_alone(
+        self, jobs, tracked, monkeypatch, minded, is_ready, seen
+    ):
+        tracker, found, measured = tracked(Tracker(), is_ready), [], Begun.points
 
         def points(begun):
             found.append((len(tracker.asked), tracker.on_its_way))
@@ -381,6 +395,19 @@ class TestTracking:
         monkeypatch.setattr(Begun, "points", points)
         assert sweep.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
         assert found == seen
+        assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
+
+    def test_begins_while_a_curve_is_measured_that_does_not_mind(self, jobs, tracked, monkeypatch):
+        tracker, seen, advance = tracked(Tracker()), [], Progress.advance
+
+        def advanced(progress, row):
+            seen.append([what for what, *_ in tracker.asked])
+            advance(progress, row)
+
+        monkeypatch.setattr(Begun, "minds_the_host", False)
+        monkeypatch.setattr(Progress, "advance", advanced)
+        sweep.run(jobs("torch"), TRACKED, COMMAND)
+        assert seen == [[], ["start"], ["start"], ["start"]]
 
     def test_of_a_sweep_with_a_wrong_row_ends_failed(self, jobs, tracked):
         tracker = tracked(Tracker())

@@ -4,7 +4,7 @@ Imports neither torch nor MLflow: two other processes do, while this one compose
 """
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,8 +102,9 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         if store:
             store.begin(settings.tracking)
             drawn.prepare()
-        connected, again = store.connected if store else None, tracking.sync_command(settings.tracking, home)
-        tracker = Guarded(connected, home, command, settings.resumes, say, again)
+        again = tracking.sync_command(settings.tracking, home)
+        connected, ready = (store.connected, store.ready) if store else (None, None)
+        tracker = Guarded(connected, home, command, settings.resumes, say, again, ready)
         status = "KILLED"
         try:
             _measure(jobs, settings, workers, tracker, outcome)
@@ -177,9 +178,9 @@ def _measure(
         ResultsError: A row cannot be written.
     """
     wrong: list[tuple[Job, Begun, ConfigError]] = []
-    points = sum(len(job.experiment.workload.num_tokens) for job in jobs)
+    total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
     repetition = jobs[0].repetition
-    with Progress(points, Console(stderr=True)) as progress:
+    with Progress(total, Console(stderr=True)) as progress:
         for job in jobs:
             if job.repetition != repetition:
                 workers.close()
@@ -192,7 +193,8 @@ def _measure(
                 tracker.start()
             progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
-                curve = _kept(job, begun, begun.points(), progress, outcome, settings.fail_fast)
+                points = begun.points() if begun.minds_the_host else _beside(begun.points(), tracker.go_on)
+                curve = _kept(job, begun, points, progress, outcome, settings.fail_fast)
             except ConfigError as error:
                 wrong.append((job, begun, error))
                 curve = []
@@ -206,7 +208,14 @@ def _measure(
             progress.curve(job.label)
             curve = _kept(job, begun, begun.left(0, "failed", str(why)), progress, outcome, False)
             tracker.log_curve(job.folder, job.experiment.impl.target, curve)
-        outcome.untried = points - progress.done
+        outcome.untried = total - progress.done
+
+
+def _beside(points: Iterator[Point], work: Callable[[], None]) -> Iterator[Point]:
+    """The points; before each is measured the work is done."""
+    for measured in points:
+        yield measured
+        work()
 
 
 def _kept(

@@ -205,6 +205,9 @@ def test_a_store_whose_wait_was_interrupted_is_asked_again_at_the_end(tmp_path):
         def start_sweep(self, *_):
             asked.append("start")
 
+        def log_curve(self, *_):
+            asked.append("curve")
+
         def end_sweep(self, status):
             asked.append(status)
 
@@ -213,7 +216,43 @@ def test_a_store_whose_wait_was_interrupted_is_asked_again_at_the_end(tmp_path):
         guarded.log_curve(tmp_path, "", [])
     guarded.start()
     guarded.end("KILLED")
-    assert asked == ["connect", "connect", "start", "KILLED"]
+    assert asked == ["connect", "connect", "start", "curve", "KILLED"]
+
+
+def test_nobody_waits_for_a_store_that_is_not_ready_and_it_gets_every_curve_in_order(tmp_path):
+    asked, ready = [], []
+
+    class Late:
+        uri, page = "http://late", ""
+
+        def start_sweep(self, *_):
+            asked.append("start")
+
+        def log_curve(self, folder, *_):
+            asked.append(folder.name)
+
+        def settle(self):
+            asked.append("settle")
+
+    def late(home):
+        return Guarded(Late, home, "", False, asked.append, ready=lambda: bool(ready))
+
+    guarded = late(tmp_path)
+    for name in "ab":
+        guarded.log_curve(tmp_path / name, "", [])
+        guarded.go_on()
+    assert asked == []
+    ready.append(True)
+    guarded.go_on()
+    assert asked == ["start", "a", "b"]
+    guarded.log_curve(tmp_path / "c", "", [])
+    assert asked == ["start", "a", "b", "c"]
+    asked.clear()
+    ready.clear()
+    guarded = late(tmp_path)
+    guarded.log_curve(tmp_path / "a", "", [])
+    guarded.settle()
+    assert asked == ["start", "a", "settle"]
 
 
 def test_a_sweep_that_ends_before_its_store_was_asked_says_where_its_rows_are(tmp_path):

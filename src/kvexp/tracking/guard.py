@@ -14,6 +14,9 @@ from kvexp.tracking import Tracker, sync
 class Guarded:
     """The tracker of one sweep, or of none.
 
+    Nobody waits for a store that is still being made ready, but at the end and where it is said: until then
+    curves are kept here.
+
     Args:
         connected: Gives the store when it is ready, or raises TrackingError; None tracks nothing.
         home: The sweep's folder.
@@ -21,6 +24,7 @@ class Guarded:
         resumes: Whether the sweep was begun before; what the store has missed of it is sent then.
         say: Told of trouble, in one sentence.
         again: The command that sends later what the store has missed.
+        ready: Whether `connected` would not wait; None where it never does.
     """
 
     def __init__(
@@ -31,8 +35,10 @@ class Guarded:
         resumes: bool,
         say: Callable[[str], None],
         again: str = "kvexp sync",
+        ready: Callable[[], bool] | None = None,
     ) -> None:
         self._connected = connected
+        self._ready = ready
         self._home = home
         self._command = command
         self._resumes = resumes
@@ -40,19 +46,21 @@ class Guarded:
         self._later = f"its rows are on disk, and {again} sends them later"
         self._began_ms = int(time.time() * 1000)
         self._tracker: Tracker | None = None
+        self._kept: list[tuple[Path, str, Sequence[Mapping[str, Any]]]] = []
         self._report: sync.Drawn | None = None
 
     def start(self) -> None:
-        """The sweep has its run in the store; asked again, nothing happens."""
-        if not self._connected:
-            return
-        try:
-            self._tracker = self._connected()
-            self._connected = None  # what interrupts a wait leaves it, to be asked again at the end
-            self._start(self._tracker)
-        except TrackingError as error:
-            self._connected = None
-            self._give_up(error)
+        """The store is ready, the sweep has its run there, and the curves that were kept are on their way."""
+        if self._connected:
+            try:
+                self._tracker = self._connected()
+                self._connected = None  # what interrupts a wait leaves it, to be asked again at the end
+                self._start(self._tracker)
+            except TrackingError as error:
+                self._connected = None
+                self._give_up(error)
+        while self._kept:
+            self._send(*self._kept.pop(0))
 
     def _start(self, tracker: Tracker) -> None:
         sweep_id = sweep_folder.id_of(self._home)
@@ -61,10 +69,18 @@ class Guarded:
         tracker.start_sweep(sweep_id, self._command, self._resumes, name, self._began_ms)
         sync.catch_up(tracker, missing, self._say)
 
-    def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve is on its way to the store; its sweep is there first."""
-        self.start()
+    def _send(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self._tried(lambda tracker: tracker.log_curve(folder, target, rows))
+
+    def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The curve is on its way to the store, or will be as soon as that is ready."""
+        self._kept.append((folder, target, rows))
+        self.go_on()
+
+    def go_on(self) -> None:
+        """`start`, if the store is ready."""
+        if not (self._connected and self._ready) or self._ready():
+            self.start()
 
     def settle(self) -> None:
         """The sweep and its curves are in the store: nothing of that runs beside the caller."""

@@ -34,7 +34,7 @@ class Remote:
 
     def __init__(self) -> None:
         self.uri = self.page = ""
-        self._asked_last = self._answered_last = 0
+        self._asked_last = self._answered_last = self._last_curve = 0
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -51,6 +51,13 @@ class Remote:
         with suppress(TrackingError):  # `connected` tells
             self._ask(_CONNECT, settings)
 
+    def ready(self) -> bool:
+        """Whether `connected` would not wait."""
+        try:
+            return self._pipe.poll()
+        except OSError:  # its process has ended, as `connected` tells
+            return True
+
     def connected(self) -> Tracker:
         """This tracker, whose store is ready.
 
@@ -63,13 +70,15 @@ class Remote:
     def start_sweep(
         self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
     ) -> None:
-        """See `Tracker`, as for the methods below."""
-        self._asked("start_sweep", sweep_id, command, resumes, name, began_ms)
+        """See `Tracker`, as for the methods below; trouble is raised by one of them."""
+        self.settle()
+        self._ask("start_sweep", sweep_id, command, resumes, name, began_ms)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Tracker`; the curve is being sent when this returns, and the one before has arrived."""
+        before = self._last_curve
         self._ask("log_curve", folder, target, rows)  # first: an interrupted wait leaves it on its way
-        before = self._asked_last - 1
+        self._last_curve = self._asked_last
         if self._answered_last < before:
             self._answer(before)
 
