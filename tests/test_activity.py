@@ -9,7 +9,7 @@ import pytest
 
 from kvexp import activity, curve, timer
 from kvexp.errors import KvexpError, Unsupported
-from kvexp.timer import Replay, Rule
+from kvexp.timer import Rule
 from tests import tiny
 
 RULE = Rule(warmup=1, min_samples=5, max_samples=5)
@@ -96,7 +96,8 @@ def timed(call, calls=4, evict=None):
             call()
 
     with activity.recording() as records:
-        return timer.cupti(Replay(run, calls), evict, RULE, records, wait=lambda: None).samples_us
+        replay = timer.cupti(run, calls, evict, records, wait=lambda: None)
+        return timer.timing(replay, RULE).samples_us
 
 
 class TestALatency:

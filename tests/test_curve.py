@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from kvexp import ceiling, curve
-from kvexp.curve import Curve, copy_us
+from kvexp.curve import Curve, copying
 from kvexp.replicas import Plan
-from kvexp.timer import Rule, Timing
+from kvexp.timer import Rule
 
 L2 = 60 << 20
 LARGE = 3 * L2
@@ -24,15 +24,15 @@ def measured(monkeypatch):
     latency_us = {1: 2.0, 2: 1.5, 4: 3.0}
 
     def copies(of, case, plan, read, written, unrolls):
-        return [(None, unroll, written) for unroll in unrolls]
+        return iter([(None, (written, unroll)) for unroll in unrolls])
 
-    def timing(of, case, unroll, written, plan):
-        seen.append((written, unroll, of.rule.max_samples))
-        return Timing((latency_us[unroll],) * of.rule.min_samples)
+    def median_us(replay, rule):
+        seen.append((*replay, rule.max_samples))
+        return latency_us[replay[1]]
 
     monkeypatch.setattr(ceiling, "unrolls", lambda device, written: (1, 2, 4) if written > L2 // 8 else (1,))
     monkeypatch.setattr(curve, "copies", copies)
-    monkeypatch.setattr(curve, "timing", timing)
+    monkeypatch.setattr(curve, "median_us", median_us)
     return seen
 
 
@@ -43,26 +43,26 @@ def gpu_s():
 
 
 def test_a_few_samples_of_each_shape_choose_the_one_that_is_measured(measured, gpu_s):
-    assert copy_us(gpu_s, CASE, PLAN, L2, L2) == 1.5
+    assert copying(gpu_s, CASE, PLAN, L2, L2)() == 1.5
     few, full = curve.FEW, Rule().max_samples
     assert measured == [(L2, 1, few), (L2, 2, few), (L2, 4, few), (L2, 2, full)]
 
 
 def test_a_size_has_its_own_shape_as_long_as_the_l2_takes_it(measured, gpu_s):
     for written in (L2, L2 + 16):
-        copy_us(gpu_s, CASE, PLAN, written, written)
+        copying(gpu_s, CASE, PLAN, written, written)()
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 2
 
 
 def test_copies_that_the_l2_has_no_room_for_have_one_shape(measured, gpu_s):
     for written in (LARGE, 2 * LARGE, L2, 4 * LARGE):
-        assert copy_us(gpu_s, CASE, PLAN, written, written) == 1.5
+        assert copying(gpu_s, CASE, PLAN, written, written)() == 1.5
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2, 2]
 
 
 def test_a_size_is_tried_once_for_all_curves_that_share_what_they_know(measured, gpu_s):
     for of in (gpu_s, replace(gpu_s), replace(gpu_s, shapes={})):
-        copy_us(of, CASE, PLAN, L2, L2)
+        copying(of, CASE, PLAN, L2, L2)()
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2]
 
 
@@ -75,10 +75,10 @@ def test_copies_that_are_launched_or_read_otherwise_are_tried_of_their_own(measu
         (CASE, WARM, LARGE),
         (CASE, PLAN, LARGE),
     ):
-        copy_us(gpu_s, case, plan, read, LARGE)
+        copying(gpu_s, case, plan, read, LARGE)()
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 4 + [2]
 
 
 def test_one_shape_is_measured_at_once(measured, gpu_s):
-    assert copy_us(gpu_s, CASE, PLAN, 4096, 4096) == 2.0
+    assert copying(gpu_s, CASE, PLAN, 4096, 4096)() == 2.0
     assert measured == [(4096, 1, Rule().max_samples)]

@@ -14,14 +14,22 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_one_other_bit_anywhere_is_seen(size):
+def test_one_other_bit_anywhere_is_found(size):
     tensor = torch.full((size,), 0xA5, dtype=torch.uint8)
-    assert memory.is_all(0xA5, tensor)
-    assert memory.is_all(0x5A, tensor) == (size == 0)
+    assert memory.first_other(0xA5, tensor)() is None
+    assert memory.first_other(0x5A, tensor)() == (0 if size else None)
     for at in {0, size // 2, size - 1} if size else ():
         tensor[at] ^= 1
-        assert not memory.is_all(0xA5, tensor)
+        assert memory.first_other(0xA5, tensor)() == at
         tensor[at] ^= 1
+
+
+def test_the_first_of_many_other_bytes_is_told_as_it_was_when_it_was_asked():
+    tensor = torch.full((4096,), 0xA5, dtype=torch.uint8)
+    tensor[700:] = 0
+    answer = memory.first_other(0xA5, tensor)
+    tensor.fill_(0xA5)
+    assert answer() == 700
 
 
 @pytest.mark.parametrize("size", SIZES)

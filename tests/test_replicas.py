@@ -43,7 +43,7 @@ class TestOnAGpu:
         for *_, graph, plan in cases():
             assert FEWEST_LONG_CALLS <= plan.calls <= (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
             assert 1 <= plan.short_calls < plan.calls
-            assert plan.mappings <= plan.calls
+            assert plan.mappings <= plan.all_calls
 
     def test_cold_slots_are_evicted_before_each_replay(self):
         for *_, plan in cases():
@@ -98,7 +98,7 @@ class TestOnAGpu:
         bound = [(i % mappings, i % windows) for i in range(max(mappings, windows))]
         for mapping, window in islice(cycle(bound), calls):
             held[mapping] = window
-        assert plan.last_windows(calls) == [held[mapping] for mapping in sorted(held)]
+        assert plan.last_windows() == [held[mapping] for mapping in sorted(held)]
 
     def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
         plan = gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True)
@@ -107,7 +107,7 @@ class TestOnAGpu:
     def test_many_tokens_walk_through_the_whole_seed_cache_or_past_the_l2(self):
         written = 65536 * 128 * 128 * 2 * 2
         plan = gpu_plan(16, 2 * written, written, 60 << 20, graph=True)
-        assert (plan.calls, plan.short_calls, plan.mappings, plan.cache_state) == (2, 1, 2, "cold")
+        assert (plan.calls, plan.short_calls, plan.mappings, plan.cache_state) == (2, 1, 3, "cold")
 
     def test_only_calls_that_are_long_themselves_are_few(self):
         for *_, written, _, _, plan in cases():
@@ -116,11 +116,15 @@ class TestOnAGpu:
 
     def test_one_token_makes_as_many_calls_as_a_graph_may_hold(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True)
-        assert (plan.calls, plan.short_calls, plan.mappings) == (2000, 500, 2000)
+        assert (plan.calls, plan.short_calls, plan.mappings) == (2000, 500, 2500)
+
+    def test_the_long_series_alone_has_as_many_mappings_as_it_walks_through(self):
+        plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True).without_short_calls()
+        assert (plan.calls, plan.all_calls, plan.mappings) == (2000, 2000, 2000)
 
     def test_an_eager_replay_fits_the_launch_queue(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=False)
-        assert (plan.calls, plan.short_calls, plan.mappings) == (16, 4, 16)
+        assert (plan.calls, plan.short_calls, plan.mappings) == (16, 4, 20)
 
 
 class TestOnACpu:

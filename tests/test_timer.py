@@ -1,6 +1,8 @@
 import math
 import statistics
+from functools import partial
 from itertools import chain, repeat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from kvexp import timer
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.estimate import median_standard_error
-from kvexp.timer import Replay, Rule, check_timer, collect, wall_clock
+from kvexp.mode import prepare
+from kvexp.timer import Rule, check_timer, collect, cuda_event, timing, wall_clock
 
 NEVER = Rule(warmup=0, min_samples=20, max_samples=1000, relative_error=0.0, max_seconds=math.inf)
 NOISE = (1.0, 9.0, 5.0, 2.0, 8.0, 4.0, 7.0, 3.0, 6.0)
@@ -110,21 +113,142 @@ class TestWallClock:
         monkeypatch.setattr(timer.time, "perf_counter", lambda: next(now) * 0.5)
         ran = []
         rule = Rule(warmup=2, min_samples=3, max_samples=3)
-        timing = wall_clock(Replay(lambda: ran.append(1), 10), rule, on_gpu=False)
+        found = timing(wall_clock(lambda: ran.append(1), 10, on_gpu=False), rule)
         # One step of the clock, half a second, for ten calls.
-        assert timing.samples_us == (50_000.0,) * 3
-        assert timing.host_us is None
+        assert found.samples_us == (50_000.0,) * 3
+        assert found.host_us is None
         assert len(ran) == 5
 
     def test_of_more_work_is_longer(self):
         def busy(steps):
             rule = Rule(warmup=1, min_samples=5, max_samples=5)
-            return wall_clock(Replay(lambda: sum(range(steps)), 1), rule, on_gpu=False)
+            return timing(wall_clock(lambda: sum(range(steps)), 1, on_gpu=False), rule)
 
         few, many = busy(1000), busy(1_000_000)
         assert len(few.samples_us) == 5
         assert all(sample > 0 for sample in few.samples_us)
         assert min(many.samples_us) > min(few.samples_us)
+
+
+class Gpu:
+    """A GPU that is played: what is queued takes as long as it says, and events tell when it came to them.
+
+    Args:
+        early: So many spins, the first ones, end before all that is queued behind them is.
+    """
+
+    def __init__(self, early=0):
+        self.now_ms = self.host_s = 0.0
+        self.early = early
+        self.slept = []
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing=False, external=False):
+                self.external = external
+
+            def record(self):
+                self.at = gpu.now_ms
+                gpu.now_ms += 0.005
+
+            def elapsed_time(self, end):
+                return end.at - self.at
+
+            def query(self):
+                return len(gpu.slept) <= gpu.early
+
+        self.Event = Event
+
+    def _sleep(self, cycles):
+        self.slept.append(cycles)
+
+    def synchronize(self):
+        self.now_ms += 1.0
+
+    def call(self, us, host_us=0.0):
+        """A call that takes so long."""
+
+        def call():
+            self.now_ms += us / 1e3
+            self.host_s += host_us / 1e6
+
+        return call
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """Puts a GPU that is played where torch's would be."""
+
+    def put(gpu):
+        monkeypatch.setattr(timer, "torch", SimpleNamespace(cuda=gpu))
+        monkeypatch.setattr(timer.time, "perf_counter", lambda: gpu.host_s)
+        return gpu
+
+    return put
+
+
+class TestCudaEvents:
+    RULE = Rule(warmup=2, min_samples=3, max_samples=3)
+
+    def test_are_around_the_calls_of_each_series_and_not_around_sweeps(self, played):
+        gpu = played(Gpu())
+        calls = [gpu.call(us) for us in (4, 2, 3, 3, 8)]
+        replay = cuda_event(partial(prepare, "no_graph"), calls, 1, gpu.call(90), eager=False)
+        # Four calls take 12 us, the one of the short series 8.
+        assert timing(replay, self.RULE).samples_us == pytest.approx([(12 - 8) / 3] * 3)
+        assert replay.calls == 5
+        assert not gpu.slept
+
+    def test_verify_what_they_time(self, played):
+        gpu, made = played(Gpu()), []
+        calls = [lambda number=number: made.append(number) for number in range(5)]
+        replay = cuda_event(partial(prepare, "no_graph"), calls, 2, lambda: made.append("sweep"), eager=False)
+        whole = ["sweep", 0, 1, 2, "sweep", 3, 4]
+        replay.run()
+        assert made == whole
+        replay.sample()
+        assert made == 2 * whole
+        assert gpu.now_ms > 0
+
+    def test_are_nodes_of_a_graph_that_each_of_its_replays_records(self, played):
+        gpu = played(Gpu())
+        sequence = []
+        cuda_event(
+            lambda calls: sequence.extend(calls) or gpu.call(0), [gpu.call(1)] * 5, 1, None, eager=False
+        )
+        events = [
+            step.__self__ for step in sequence if isinstance(getattr(step, "__self__", None), gpu.Event)
+        ]
+        assert len(sequence) == 9
+        assert len(set(map(id, events))) == 4
+        assert all(event.external for event in events)
+
+    def test_of_eager_calls_come_with_the_host_s_time_for_one(self, played):
+        gpu = played(Gpu())
+        replay = cuda_event(
+            partial(prepare, "no_graph"), [gpu.call(3, 7)] * 10, 2, gpu.call(90, 50), eager=True
+        )
+        replay.run()  # as verifying does
+        found = timing(replay, self.RULE)
+        assert found.samples_us == pytest.approx([3] * 3)
+        assert found.host_us == pytest.approx(7)
+        assert gpu.slept == [timer.FIRST_SPIN_CYCLES] * 5
+
+    def test_of_calls_that_were_not_queued_in_time_are_taken_again_behind_a_longer_spin(self, played):
+        gpu = played(Gpu(early=2))
+        replay = cuda_event(partial(prepare, "no_graph"), [gpu.call(3, 7)] * 10, 2, None, eager=True)
+        assert replay.sample() == pytest.approx(3)
+        assert gpu.slept == [timer.FIRST_SPIN_CYCLES * factor for factor in (1, 2, 4)]
+        assert len(replay.host_us) == 1
+
+    def test_refuse_a_call_that_can_never_be_queued(self, played):
+        gpu = played(Gpu(early=math.inf))
+        replay = cuda_event(partial(prepare, "no_graph"), [gpu.call(3)] * 10, 2, None, eager=True)
+        with pytest.raises(
+            Unsupported, match="the call waits for the GPU, so timer=cuda_event cannot queue it"
+        ):
+            replay.sample()
+        assert max(gpu.slept) <= timer.LAST_SPIN_CYCLES
 
 
 @pytest.mark.parametrize("name", ["wall_clock", "none"])

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kvexp import curve, pipeline
+from kvexp import pipeline, timer
 from kvexp.errors import Unsupported
 from tests import composed, law, tiny
 from tests.law import FLASH
@@ -118,7 +118,7 @@ def test_a_byte_beside_the_cache_is_found_though_the_timer_refuses_the_call(monk
     def refuses(*_):
         raise Unsupported("the call waits for the GPU")
 
-    monkeypatch.setattr(curve, "timing", refuses)
+    monkeypatch.setattr(timer, "timing", refuses)
     chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
     assert only(how="stray.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
     (point,) = measured(**chosen)

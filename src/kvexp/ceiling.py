@@ -16,7 +16,7 @@ from kvexp import jit
 from kvexp.errors import IncorrectResult
 from kvexp.op import Call
 from kvexp.timer import Replay
-from kvexp.verify import POISON, ROWS_BYTES, check_untouched
+from kvexp.verify import POISON, ROWS_BYTES, untouched
 from kvexp.workload import GUARD_BYTES, Memory
 
 SOURCE = Path(__file__).with_name("ceiling.cu")
@@ -142,7 +142,7 @@ def check(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:
         raise IncorrectResult(f"{lost} of {len(last)} copies hold other bytes than were to be copied")
     for move in last.values():
         move.place.fill_(POISON)
-    check_untouched(memory.cache)
+    untouched(memory.cache)()
 
 
 def unrolls(device: str, written: int) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
 """What the points of a curve share, and how a point's calls are replayed and timed on it."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 
 import torch
 
@@ -15,7 +16,7 @@ from kvexp.estimate import summarise
 from kvexp.impl import Impl
 from kvexp.machine import Machine
 from kvexp.op import Call, Op
-from kvexp.timer import Replay, Rule, Timing
+from kvexp.timer import Replay, Rule
 from kvexp.verify import POISON
 from kvexp.workload import Memory, patterns
 from kvexp.workload.inputs import window_rows
@@ -131,33 +132,31 @@ def _timed_plan(
     cache, inputs = l2_state.cache, l2_state.inputs
     plan = replicas.gpu_plan(case.mappings, read + written, written, l2_bytes, graph, cache, inputs)
     # Of records nothing has to be subtracted.
-    return plan if case.timer == "cuda_event" else replace(plan, short_calls=0)
+    return plan if case.timer == "cuda_event" else plan.without_short_calls()
 
 
-def replays(case: Case, bound: Sequence[Call], plan: replicas.Plan) -> tuple[Replay, Replay | None]:
-    """The long replay of these calls, and the short one whose time is subtracted where there is one."""
-    calls = list(islice(cycle(bound), plan.calls))
-    long = Replay(mode.prepare(case.mode, calls), plan.calls)
-    if not plan.short_calls:
-        return long, None
-    return long, Replay(mode.prepare(case.mode, calls[: plan.short_calls]), plan.short_calls)
-
-
-def timing(curve: Curve, case: Case, long: Replay, short: Replay | None, plan: replicas.Plan) -> Timing:
-    """Samples of one call's latency, by the case's clock."""
+def replay(curve: Curve, case: Case, bound: Sequence[Call], plan: replicas.Plan) -> Replay:
+    """These calls, as often as planned, to be timed by the case's clock."""
+    calls = list(islice(cycle(bound), plan.all_calls))
+    prepare = functools.partial(mode.prepare, case.mode)
     evict = curve.evict if plan.evict else None
     if curve.records:
-        return timer.cupti(long, evict, curve.rule, curve.records)
-    if case.timer == "wall_clock" or short is None:
-        return timer.wall_clock(long, curve.rule, on_gpu=case.device != "cpu")
-    return timer.cuda_event(long, short, evict, curve.rule, eager=case.mode == "no_graph")
+        return timer.cupti(prepare(calls), len(calls), evict, curve.records)
+    if plan.short_calls:
+        return timer.cuda_event(prepare, calls, plan.short_calls, evict, eager=case.mode == "no_graph")
+    return timer.wall_clock(prepare(calls), len(calls), on_gpu=case.device != "cpu")
 
 
-def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int) -> float | None:
-    """Median time of the fastest copy that reads and writes as many bytes, measured as the op was.
+def copying(
+    curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int
+) -> Callable[[], float | None]:
+    """Prepares the copy that reads and writes as many bytes as a call, to be measured as the op was.
 
     Where there are several shapes of copy, a few samples of each say which one is measured, once for all
     curves of this process. Copies that the L2 has no room for are all alike: there the memory decides.
+
+    Returns:
+        Measures the fastest copy: its median time in microseconds, None where there is none.
     """
     unrolls = ceiling.unrolls(case.device, written)
     large = curve.l2_bytes is not None and written > replicas.COLD_FACTOR * curve.l2_bytes
@@ -166,28 +165,31 @@ def copy_us(curve: Curve, case: Case, plan: replicas.Plan, read: int, written: i
     kind = (case.device, case.mode, case.timer, *l2_state, *size)
     if kind in curve.shapes:
         unrolls = (curve.shapes[kind],)
-    elif len(unrolls) > 1:
-        few = replace(curve, rule=replace(curve.rule, warmup=1, min_samples=FEW, max_samples=FEW))
-        tried = [
-            (median_us(timing(few, case, long, short, plan)), unroll)
-            for unroll in unrolls
-            for _, long, short in copies(curve, case, plan, read, written, [unroll])
-        ]
-        if not tried:
+    prepared = functools.partial(copies, curve, case, plan, read, written)
+    shapes = prepared(unrolls)
+    first = next(shapes, None)
+
+    def measure() -> float | None:
+        if first is None:
             return None
-        curve.shapes[kind] = min(tried)[1]
-        unrolls = (curve.shapes[kind],)
-    found = [
-        median_us(timing(curve, case, long, short, plan))
-        for _, long, short in copies(curve, case, plan, read, written, unrolls)
-    ]
-    return _resolved(found[0]) if found else None
+        replays = (replay for _, replay in chain([first], shapes))
+        if len(unrolls) > 1:
+            few = replace(curve.rule, warmup=1, min_samples=FEW, max_samples=FEW)
+            tried = [
+                (median_us(replay, few), unroll) for unroll, replay in zip(unrolls, replays, strict=True)
+            ]
+            curve.shapes[kind] = min(tried)[1]
+            replays = (replay for _, replay in prepared([curve.shapes[kind]]))
+        (found_us,) = (median_us(replay, curve.rule) for replay in replays)
+        return _resolved(found_us)
+
+    return measure
 
 
 def copies(
     curve: Curve, case: Case, plan: replicas.Plan, read: int, written: int, unrolls: Sequence[int]
-) -> Iterator[tuple[Sequence[ceiling.Move], Replay, Replay | None]]:
-    """For each shape of copy, by vectors a thread: what its calls do, and their replays; see `replays`.
+) -> Iterator[tuple[Sequence[ceiling.Move], Replay]]:
+    """For each shape of copy, by vectors a thread: what its calls do, and their replay.
 
     The cache is to be all poison, and is so again when the next one comes.
     """
@@ -196,13 +198,13 @@ def copies(
         calls = [move.call(unroll) for move in moves]
         calls[0]()
         moves[0].place.fill_(POISON)
-        yield moves, *replays(case, calls, plan)
+        yield moves, replay(curve, case, calls, plan)
         ceiling.restore(curve.memory, written, len(calls))
 
 
-def median_us(found: Timing) -> float:
-    """The median of the samples."""
-    return summarise(found.samples_us).latency_us
+def median_us(replay: Replay, rule: Rule) -> float:
+    """The median of as many samples as the rule asks for."""
+    return summarise(timer.timing(replay, rule).samples_us).latency_us
 
 
 def empty_kernel_us(curve: Curve, case: Case) -> float | None:
@@ -210,8 +212,7 @@ def empty_kernel_us(curve: Curve, case: Case) -> float | None:
     call = ceiling.empty_call()
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
-    long, short = replays(case, [call], plan)
-    return _resolved(median_us(timing(curve, case, long, short, plan)))
+    return _resolved(median_us(replay(curve, case, [call], plan), curve.rule))
 
 
 def _resolved(found_us: float) -> float | None:

@@ -128,7 +128,7 @@ class Measurement:
         reason: One sentence; empty for `ok` alone.
         statistics: The latency; only `ok` has one.
         bytes_moved: Bytes that one call must read and write once.
-        replicas: Calls in the replay that was timed.
+        replicas: Calls of the series that was timed: of the long one, where a short one's is subtracted.
         cache_state: `cold` when every call of the replay writes slots that are not in the L2, `hot` when all
             write the same, else `warm`.
         inputs_state: `hot` when every call of the replay reads the same keys and values, `cold` when each

@@ -5,6 +5,7 @@ at a third of the memory's speed, and a product to be summed is written first; s
 kernel of its own.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,33 +19,57 @@ CTAS_PER_SM = 8
 VECTOR = 16
 WORD = 8
 
+NOWHERE = 2**63 - 1
+"""An index that no byte has."""
+
 CHUNK_WORDS = 8 << 20
 """Words that a CPU looks at in one go."""
 
 
-def is_all(byte: int, memory: Tensor) -> bool:
-    """Whether every byte of the memory is this one.
+def first_other(byte: int, memory: Tensor) -> Callable[[], int | None]:
+    """Asks which byte of a memory is the first that is another than this one.
+
+    A GPU is asked behind all that is queued on the current stream, and not waited for: what comes next can be
+    prepared meanwhile, and even change the memory.
 
     Args:
         byte: 0 to 255.
         memory: uint8, contiguous.
+
+    Returns:
+        Waits for the answer: the byte's index, None where there is no such byte.
     """
-    word = int.from_bytes(bytes([byte]) * WORD, "little", signed=True)
     words, rest = _parts(memory)
-    if words.is_cuda:
-        differs = bool(_asked("differs", words, word))
-    else:
-        # Least and largest: one pass, and nothing is written.
-        chunks = words.split(CHUNK_WORDS) if words.numel() else ()
-        ends = (int(end) for chunk in chunks for end in torch.aminmax(chunk))
-        differs = any(end != word for end in ends)
-    return not differs and bool((rest == byte).all())
+    if not words.is_cuda:
+        found = _first_other(byte, memory)
+        return lambda: found
+    index = _asked("other", words, NOWHERE, _word(byte))
+    rest = rest.clone()
+
+    def answer() -> int | None:
+        if int(index) != NOWHERE:
+            return int(index)
+        others = (rest != byte).nonzero()
+        return memory.numel() - rest.numel() + int(others[0]) if len(others) else None
+
+    return answer
+
+
+def _first_other(byte: int, memory: Tensor) -> int | None:
+    """The same for the host's memory. Least and largest come first: one pass, and nothing is written."""
+    for start in range(0, memory.numel(), CHUNK_WORDS * WORD):
+        chunk = memory[start : start + CHUNK_WORDS * WORD]
+        words, rest = _parts(chunk)
+        ends = torch.stack(torch.aminmax(words)) if words.numel() else words
+        if bool((ends != _word(byte)).any()) or bool((rest != byte).any()):
+            return start + int((chunk != byte).view(torch.uint8).argmax())
+    return None
 
 
 def checksum(tensor: Tensor) -> int:
     """A number that changes when a byte of a contiguous tensor does, or when words trade places."""
     words, rest = _parts(tensor.view(-1).view(torch.uint8))
-    total = _asked("checksum", words) if words.is_cuda else _weighted(words)
+    total = int(_asked("checksum", words, 0)) if words.is_cuda else _weighted(words)
     return total + int(rest.sum(dtype=torch.int64))
 
 
@@ -56,15 +81,21 @@ def _parts(memory: Tensor) -> tuple[Tensor, Tensor]:
     return memory[:whole].view(torch.int64), memory[whole:]
 
 
-def _asked(question: str, words: Tensor, *sizes: int) -> int:
-    found = torch.zeros((), dtype=torch.int64, device=words.device)
+def _word(byte: int) -> int:
+    """Eight of these bytes, as an int64."""
+    return int.from_bytes(bytes([byte]) * WORD, "little", signed=True)
+
+
+def _asked(question: str, words: Tensor, before: int, *sizes: int) -> Tensor:
+    """Where the answer will be, int64, which is `before` until then."""
+    found = torch.full((), before, dtype=torch.int64, device=words.device)
     vectors = words.numel() * WORD // VECTOR
     if vectors:
         sm_count = torch.cuda.get_device_properties(words.device).multi_processor_count
         grid = min(-(-vectors // THREADS), sm_count * CTAS_PER_SM)
         macros = (("THREADS", THREADS),)
         jit.bound(SOURCE, question, macros, grid, THREADS, (words, found), vectors, *sizes)()
-    return int(found)
+    return found
 
 
 def _weighted(words: Tensor) -> int:

@@ -39,9 +39,24 @@ def prepare(mode: str, calls: Sequence[Call]) -> Call:
 
 
 def _captured(calls: Sequence[Call]) -> Call:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
-        for call in calls:
-            call()
+    try:
+        graph = _graph(calls)
+    except torch.OutOfMemoryError:
+        # While it captures, torch cannot take back what it keeps for later allocations.
+        torch.cuda.empty_cache()
+        graph = _graph(calls)
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def _graph(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """The calls captured. torch.cuda.graph would wait for the GPU first and give all free memory back to the
+    driver, which what comes next would have to ask for again."""
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin()
+    try:
+        for call in calls:
+            call()
+    finally:
+        graph.capture_end()
+    return graph

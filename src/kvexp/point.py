@@ -4,11 +4,11 @@ build the case's tensors -> bind the calls -> prepare a replay -> verify the rep
 -> verify it again -> time a copy of equal bytes -> Measurement
 """
 
+import statistics as stats
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
-from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from kvexp.machine import Look, columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
 from kvexp.timer import Timing
-from kvexp.verify import check_untouched, restore, verify_again, verify_each
+from kvexp.verify import restore, untouched, verify, verify_again, verify_slots
 from kvexp.workload import Tensors, build, patterns
 
 LEAST_OF_EMPTY = 0.5
@@ -50,13 +50,11 @@ def measured(curve: Curve, case: Case) -> Measurement:
         ]
         if case.mode == "cudagraph":
             _warm_up(bound[0], tensors)
-        long, short = curves.replays(case, bound, plan)
+        replay = curves.replay(curve, case, bound, plan)
+        windows = plan.last_windows()
     with seconds.of("verify_s"):
-        runs: list[Any] = [(long.run, plan.mappings, plan.last_windows(long.calls))]
-        if short:
-            written_last = plan.last_windows(short.calls)
-            runs.append((short.run, len(written_last), written_last))
-        verify_each(runs, tensors, whole=not curves.timed(curve, case))
+        check = verify_slots if curves.timed(curve, case) else verify
+        check(replay.run, tensors, plan.mappings, windows)
     if not curves.timed(curve, case):
         if case.timer == "profile":
             timer.profile(list(islice(cycle(bound), timer.PROFILED_CALLS)), f"kvexp {case.num_tokens}")
@@ -66,15 +64,16 @@ def measured(curve: Curve, case: Case) -> Measurement:
     with seconds.of("timing_s"):
         before = curve.machine.look()
         with _looked_at(tensors, plan.mappings):
-            timing = curves.timing(curve, case, long, short, plan)
+            timing = timer.timing(replay, curve.rule)
         after = curve.machine.look()
     with seconds.of("verify_s"):
-        windows = plan.last_windows(long.calls)
-        # A sample ends with the short replay, which writes the first mappings once more.
-        again = plan.last_windows(short.calls) if short else []
-        verify_again(long.run, tensors, plan.mappings, windows, [*again, *windows[len(again) :]])
+        verified = verify_again(replay.run, tensors, plan.mappings, windows)
     with seconds.of("ceiling_s"):
-        copy_us = curves.copy_us(curve, case, plan, read, written)
+        measure_copy = curves.copying(curve, case, plan, read, written)
+    with seconds.of("verify_s"):
+        verified()
+    with seconds.of("ceiling_s"):
+        copy_us = measure_copy()
     return _timed(curve, case, plan, timing, (before, after), copy_us, seconds)
 
 
@@ -89,7 +88,7 @@ def _looked_at(tensors: Tensors, mappings: int) -> Iterator[None]:
         yield
     except KvexpError:
         restore(tensors, mappings)
-        check_untouched(tensors.cache)
+        untouched(tensors.cache)()
         raise
 
 
@@ -109,19 +108,19 @@ def copied(curve: Curve, case: Case) -> Measurement:
     shapes = 0
     found: list[tuple[float, Timing, tuple[Look | None, Look | None]]] = []
     unrolls = ceiling.unrolls(case.device, written)
-    for moves, long, short in curves.copies(curve, case, plan, read, written, unrolls):
+    for moves, replay in curves.copies(curve, case, plan, read, written, unrolls):
         shapes += 1
         with seconds.of("verify_s"):
-            ceiling.check(curve.memory, moves, long)
+            ceiling.check(curve.memory, moves, replay)
         if not curves.timed(curve, case):
             continue
         with seconds.of("timing_s"):
             before = curve.machine.look()
-            timing = curves.timing(curve, case, long, short, plan)
+            timing = timer.timing(replay, curve.rule)
             after = curve.machine.look()
         with seconds.of("verify_s"):
-            ceiling.check(curve.memory, moves, long)
-        found.append((curves.median_us(timing), timing, (before, after)))
+            ceiling.check(curve.memory, moves, replay)
+        found.append((stats.median(timing.samples_us), timing, (before, after)))
     if not shapes:
         raise Unsupported(
             "impl=copy has no copy for this point: one writes at least 16 bytes and at most the cache, "

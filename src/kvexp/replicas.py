@@ -1,7 +1,7 @@
 """How many calls one replay holds, and whether the cache's slots are cold in it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kvexp.errors import Unsupported
@@ -13,7 +13,7 @@ MOST_EAGER_CALLS = 16
 """Calls, of up to some fifty kernels each, that fit the launch queue of about 1,000 behind the spin."""
 
 FEWEST_CALLS = 4
-"""Calls of a graph's long replay; of calls that are long themselves there are fewer."""
+"""Calls of a graph's long series; of calls that are long themselves there are fewer."""
 
 FEWEST_LONG_CALLS = 2
 """One call alone would leave in the L2 what the next one, as in a model, has to wait for."""
@@ -26,15 +26,15 @@ COLD_FACTOR = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """The replays of one case.
+    """The replay of one case: a long series of calls and, where its time is to be subtracted, a short one.
 
     Attributes:
-        calls: Calls of the long replay.
-        short_calls: Calls of the short replay, whose time is subtracted; 0 where none is needed.
+        calls: Calls of the long series.
+        short_calls: Calls of the short series; 0 where there is none.
         mappings: Slot mappings that the calls walk through, none sharing a slot with another.
         cache_state: `cold`, `hot` (every call writes the same slots) or `warm` (the cache is too small for
             either); None on a CPU, whose caches are not watched.
-        evict: The L2 is swept by reading before each replay.
+        evict: The L2 is swept by reading before each series.
         windows: Different keys and values that the calls walk through.
         inputs_state: `hot` (every call reads the same rows) or `cold`; None on a CPU.
     """
@@ -47,11 +47,20 @@ class Plan:
     windows: int = 1
     inputs_state: Literal["cold", "hot"] | None = None
 
-    def last_windows(self, calls: int) -> list[int]:
-        """For each slot mapping that so many calls of the replay write, the window written last."""
+    @property
+    def all_calls(self) -> int:
+        """Calls of both series; the short one goes on where the long one ends."""
+        return self.calls + self.short_calls
+
+    def without_short_calls(self) -> "Plan":
+        """The long series alone."""
+        return replace(self, short_calls=0, mappings=min(self.calls, self.mappings))
+
+    def last_windows(self) -> list[int]:
+        """For each slot mapping, the window whose rows it holds in the end."""
         period = max(self.mappings, self.windows)
         last: dict[int, int] = {}
-        for call in range(calls):
+        for call in range(self.all_calls):
             place = call % period
             last[place % self.mappings] = place % self.windows
         return [last[mapping] for mapping in range(len(last))]
@@ -82,10 +91,10 @@ def gpu_plan(
     cache: str = "auto",
     inputs: str = "hot",
 ) -> Plan:
-    """A replay long against the clock's resolution, whose calls find the L2 as they are to find it.
+    """Series long against the clock's resolution, whose calls find the L2 as they are to find it.
 
-    A read sweep before each replay evicts what the replay before it wrote; inside a replay a slot occurs
-    once, or again only after more than twice the L2 was written, and the rows of cold inputs alike.
+    A read sweep before each series evicts what the one before it wrote; inside a series a slot occurs once,
+    or again only after more than twice the L2 was written, and the rows of cold inputs alike.
 
     Args:
         distinct: Slot mappings that share no slot; see `Case.mappings`.
@@ -106,13 +115,12 @@ def gpu_plan(
     to_be_cold = COLD_FACTOR * l2_bytes // bytes_written + 1
     wanted = long_enough if cache == "hot" else max(long_enough, to_be_cold)
     calls = max(fewest, min(most, wanted))
-    mappings = 1
     state: Literal["cold", "hot", "warm"] = "hot"
     if cache != "hot":
-        mappings, state = min(calls, distinct), "cold"
-        if mappings < calls and distinct < to_be_cold:
+        state = "cold"
+        if distinct < min(calls, to_be_cold):
             if distinct >= fewest:
-                calls = mappings
+                calls = distinct
             elif cache == "cold":
                 raise Unsupported(
                     f"timer.cache=cold needs slots for {fewest} calls that share none, and the cache "
@@ -123,10 +131,11 @@ def gpu_plan(
     windows = 1
     if inputs == "cold":
         windows = min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1)
+    short_calls = max(1, calls // 4)
     return Plan(
         calls=calls,
-        short_calls=max(1, calls // 4),
-        mappings=mappings,
+        short_calls=short_calls,
+        mappings=1 if cache == "hot" else min(calls + short_calls, distinct),
         cache_state=state,
         evict=state == "cold" or inputs == "cold",
         windows=windows,

@@ -1,10 +1,12 @@
 """Whose clock: samples of one call's latency, and the rule that says when there are enough.
 
-A sample never contains a compilation, a graph launch or the host's pace:
+A replay makes its calls in one go; a sample is one replay and what its clock says of it. It never contains a
+compilation, a graph launch or the host's pace:
 
-- `cuda_event` times a long and a short replay with CUDA events while a spinning kernel holds the stream
-  until both are queued; their difference over the difference of their calls is the latency of one call, and
-  what a replay costs of itself cancels.
+- `cuda_event` puts CUDA events around a long and around a short series of calls; the difference of their
+  times over the difference of their calls is the latency of one call, and what a series costs of itself
+  cancels. In a CUDA graph events and sweeps are nodes as the calls are, so that a sample is one launch;
+  eager calls, with what lies between them, are queued while a spinning kernel holds the stream.
 - `cupti` adds up what CUPTI says that each kernel of a replay took, over its calls.
 - `wall_clock` divides the host's time for a replay, synchronised at its end, by its calls. On a GPU that
   contains the replay's launch and the synchronisation; it is there to repeat what other tools report.
@@ -69,10 +71,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Replay:
-    """Something that can be run and holds a known number of calls."""
+    """Calls that are made in one go, and the clock that times them.
+
+    Attributes:
+        run: Makes them all, on the current stream; it is what is verified, and what each sample runs.
+        calls: How many there are.
+        sample: Runs them once and tells the latency of one call in microseconds.
+        host_us: The host's time for an eager call, of each sample so far; empty where there is none.
+    """
 
     run: Call
     calls: int
+    sample: Callable[[], float]
+    host_us: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -137,52 +148,89 @@ def _settled(samples: Sequence[float], relative_error: float) -> bool:
     return median_standard_error(samples) <= relative_error * stats.median(samples)
 
 
-def wall_clock(replay: Replay, rule: Rule, on_gpu: bool) -> Timing:
-    """The host's clock around a whole replay, synchronised at its end."""
+def timing(replay: Replay, rule: Rule) -> Timing:
+    """Samples of one call's latency, as many as the rule asks for."""
+    before = len(replay.host_us)
+    samples = collect(replay.sample, rule)
+    host_us = replay.host_us[before + rule.warmup :]
+    return Timing(samples, stats.median(host_us) if host_us else None)
+
+
+def wall_clock(run: Call, calls: int, on_gpu: bool) -> Replay:
+    """The host's clock around all calls, synchronised at their end.
+
+    Args:
+        run: Makes the calls.
+        calls: How many.
+        on_gpu: There is a GPU to wait for.
+    """
 
     def sample() -> float:
         begin = time.perf_counter()
-        replay.run()
+        run()
         if on_gpu:
             torch.cuda.synchronize()
-        return (time.perf_counter() - begin) * 1e6 / replay.calls
+        return (time.perf_counter() - begin) * 1e6 / calls
 
-    return Timing(collect(sample, rule))
+    return Replay(run, calls, sample)
 
 
-def cuda_event(long: Replay, short: Replay, evict: Call | None, rule: Rule, eager: bool) -> Timing:
-    """CUDA events around a long and a short replay, on the current stream.
+def cuda_event(
+    prepare: Callable[[Sequence[Call]], Call],
+    calls: Sequence[Call],
+    short_calls: int,
+    evict: Call | None,
+    eager: bool,
+) -> Replay:
+    """CUDA events around a long series of calls and a short one, on the current stream.
 
     Args:
-        long: The replay with more calls.
-        short: The replay with fewer calls.
-        evict: Runs before each replay, outside the events, to drive the cache's slots out of the L2.
-        rule: When to stop.
-        eager: The replays launch from Python; then the host's time for a call is kept too.
-
-    Raises:
-        Unsupported: The call waits for the GPU, so that it cannot be queued behind the spinning kernel.
+        prepare: Makes one call of many; see `mode.prepare`.
+        calls: Those of the long series, then those of the short one.
+        short_calls: How many those are; fewer than half.
+        evict: Runs before each series, outside its events, to drive the cache's slots out of the L2.
+        eager: The calls are launched from Python; then the host's time for a call is kept too.
     """
-    stopwatch = _Stopwatch(long, short, evict)
-    samples = collect(stopwatch.sample, rule)
-    host = stats.median(stopwatch.host_us[rule.warmup :]) if eager else None
-    return Timing(samples, host)
+    long, short = calls[:-short_calls], calls[-short_calls:]
+    # External: as nodes of a graph they are recorded anew by each of its replays.
+    events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
+    begin_long, end_long, begin_short, end_short = events
+    sweep = [evict] if evict else []
+    stamps: list[float] = []
+    stamp = [lambda: stamps.append(time.perf_counter())] if eager else []
+    first = [*sweep, begin_long.record, *stamp, *long, *stamp, end_long.record]
+    run = prepare([*first, *sweep, begin_short.record, *short, end_short.record])
+    held = _Held(run) if eager else None
+    host_us: list[float] = []
+
+    def sample() -> float:
+        if held:
+            held.run()
+            begin, end = stamps[-2:]
+            host_us.append((end - begin) * 1e6 / len(long))
+            stamps.clear()
+        else:
+            run()
+            torch.cuda.synchronize()
+        difference_ms = begin_long.elapsed_time(end_long) - begin_short.elapsed_time(end_short)
+        return float(difference_ms) * 1e3 / (len(long) - len(short))
+
+    return Replay(run, len(calls), sample, host_us)
 
 
 def cupti(
-    replay: Replay, evict: Call | None, rule: Rule, records: Activity, wait: Call = torch.cuda.synchronize
-) -> Timing:
-    """What CUPTI says that the kernels, copies and fills of a replay took, without what lies between them.
+    run: Call, calls: int, evict: Call | None, records: Activity, wait: Call = torch.cuda.synchronize
+) -> Replay:
+    """What CUPTI says that the kernels, copies and fills of the calls took, without what lies between them.
+
+    A sample raises KvexpError where not as many kernels were recorded as the calls can have had.
 
     Args:
-        replay: The calls; a graph was captured while records were kept.
+        run: Makes the calls; a graph was captured while records were kept.
+        calls: How many.
         evict: See `cuda_event`; it is not counted.
-        rule: When to stop.
         records: What the GPU ran.
         wait: Returns when the GPU has run all.
-
-    Raises:
-        KvexpError: Not as many kernels were recorded as the calls can have had.
     """
 
     def sample() -> float:
@@ -190,57 +238,40 @@ def cupti(
             evict()
         wait()
         records.taken()
-        replay.run()
+        run()
         wait()
         durations_ns = records.taken()
-        if not durations_ns or len(durations_ns) % replay.calls:
-            raise KvexpError(f"CUPTI has recorded {len(durations_ns)} kernels of {replay.calls} equal calls")
-        return sum(durations_ns) / 1e3 / replay.calls
+        if not durations_ns or len(durations_ns) % calls:
+            raise KvexpError(f"CUPTI has recorded {len(durations_ns)} kernels of {calls} equal calls")
+        return sum(durations_ns) / 1e3 / calls
 
-    return Timing(collect(sample, rule))
+    return Replay(run, calls, sample)
 
 
-class _Stopwatch:
-    """Events and the length of the spin, which grows until everything is queued while it lasts."""
+class _Held:
+    """A run that is queued while the GPU spins, for as long as that takes the host."""
 
-    def __init__(self, long: Replay, short: Replay, evict: Call | None) -> None:
-        self.long, self.short, self.evict = long, short, evict
-        self.spin_cycles = FIRST_SPIN_CYCLES
-        self.host_us: list[float] = []
-        self._held, *self._marks = (torch.cuda.Event(enable_timing=True) for _ in range(5))
+    def __init__(self, run: Call) -> None:
+        self._run, self._spin_cycles = run, FIRST_SPIN_CYCLES
+        self._free = torch.cuda.Event()
 
-    def sample(self) -> float:
-        """Latency of one call in microseconds."""
-        while not self._queue():
-            self.spin_cycles *= 2
-            if self.spin_cycles > LAST_SPIN_CYCLES:
+    def run(self) -> None:
+        """The run is over, and was queued before the GPU came to it.
+
+        Raises:
+            Unsupported: It waits for the GPU, so that it cannot be queued.
+        """
+        while not self._queued():
+            self._spin_cycles *= 2
+            if self._spin_cycles > LAST_SPIN_CYCLES:
                 raise Unsupported(
                     "the call waits for the GPU, so timer=cuda_event cannot queue it; use timer=wall_clock"
                 )
-        begin_long, end_long, begin_short, end_short = self._marks
-        long_ms = begin_long.elapsed_time(end_long)
-        short_ms = begin_short.elapsed_time(end_short)
-        return float(long_ms - short_ms) * 1e3 / (self.long.calls - self.short.calls)
 
-    def _queue(self) -> bool:
-        """Both replays have run; true when they were queued before the GPU came to them."""
-        begin_long, end_long, begin_short, end_short = self._marks
-        torch.cuda._sleep(self.spin_cycles)
-        self._held.record()
-        if self.evict:
-            self.evict()
-        begin_long.record()
-        begin = time.perf_counter()
-        self.long.run()
-        host_us = (time.perf_counter() - begin) * 1e6 / self.long.calls
-        end_long.record()
-        if self.evict:
-            self.evict()
-        begin_short.record()
-        self.short.run()
-        end_short.record()
-        queued = not self._held.query()
+    def _queued(self) -> bool:
+        torch.cuda._sleep(self._spin_cycles)
+        self._free.record()
+        self._run()
+        queued = not self._free.query()
         torch.cuda.synchronize()
-        if queued:
-            self.host_us.append(host_us)
         return queued

@@ -51,52 +51,34 @@ def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Se
         IncorrectResult: Wrong bytes in a written slot, a changed byte elsewhere in the cache, or changed
             inputs. The cache is poisoned and the inputs are filled anew.
     """
-    verify_each([(run, mappings, windows)], tensors)
+    verify_slots(run, tensors, mappings, windows)
+    untouched(tensors.cache)()
 
 
-def verify_each(
-    runs: Sequence[tuple[Callable[[], None], int, Sequence[int]]], tensors: Tensors, whole: bool = True
+def verify_slots(
+    run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()
 ) -> None:
-    """`verify` for several calls, one after another, with one look at the rest of the cache for all of them.
+    """`verify` without a look at the rest of the cache.
 
-    That look misses nothing as long as the first call's mappings hold all slots of the others': what a call
-    writes where it should not stays, or is in a slot whose bytes are compared.
-
-    Args:
-        runs: For each call what runs it, its mappings and its windows, as in `verify`.
-        tensors: See `verify`.
-        whole: Whether the look is at all of the cache; otherwise at slots of the first call, where a later
-            one may have written into them. That will do where a look at all follows before anything else
-            than these calls has run: what they wrote elsewhere is still there.
-
-    Raises:
-        IncorrectResult: See `verify`.
+    That is left to a later look, which comes before anything else than this call has run: what it wrote
+    elsewhere is still there then.
     """
     try:
-        for run, mappings, windows in runs:
-            run()
-            if not tensors.unchanged():
-                tensors.memory.fill()
-                raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
-            _check_written(tensors, mappings, windows)
-            restore(tensors, mappings)
-        if whole:
-            check_untouched(tensors.cache)
-        elif len(runs) > 1:
-            _check_restored(tensors, runs[0][1])
+        run()
+        if not tensors.unchanged():
+            tensors.memory.fill()
+            raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
+        _check_written(tensors, mappings, windows)
     except IncorrectResult:
         poison(tensors.cache)
         raise
+    restore(tensors, mappings)
 
 
 def verify_again(
-    run: Callable[[], None],
-    tensors: Tensors,
-    mappings: int,
-    windows: Sequence[int] = (),
-    left: Sequence[int] = (),
-) -> None:
-    """Returns when what ran since the last check, and one run more, hold the law as well.
+    run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()
+) -> Callable[[], None]:
+    """Whether what ran since the last check, and one run more, hold the law as well.
 
     What any of them wrote outside its slots is still there, or in the slot of a mapping that is compared.
 
@@ -105,33 +87,42 @@ def verify_again(
         tensors: See `verify`; its cache is as the timed runs left it.
         mappings: See `verify`.
         windows: See `verify`.
-        left: For each mapping, whose rows the timed runs left in it; those of the first window by default.
+
+    Returns:
+        The end of it, which is to be waited for: `untouched`.
 
     Raises:
         IncorrectResult: A slot that was right at first was not right later, or see `verify`.
     """
     try:
-        _check_written(tensors, mappings, left)
+        _check_written(tensors, mappings, windows)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
     restore(tensors, mappings)
-    verify(run, tensors, mappings, windows)
+    verify_slots(run, tensors, mappings, windows)
+    return untouched(tensors.cache)
 
 
-def _check_restored(tensors: Tensors, mappings: int) -> None:
-    """The slots of the first `mappings` slot mappings are poison."""
-    slots = tensors.written_slots(mappings).reshape(-1)
-    for name, rows, plane in (
-        ("key_cache", tensors.key, tensors.key_cache),
-        ("value_cache", tensors.value, tensors.value_cache),
-    ):
-        words = _words(tensors, plane)
-        changed = torch.zeros((), dtype=torch.bool, device=slots.device)
-        for chunk in slots.split(_rows_at_once(tensors, rows)):
-            changed |= (tensors.cache.layout.gather(words, chunk) != _poison_of(words)).any()
-        if bool(changed):
-            raise IncorrectResult(f"a byte outside the written slots changed, in a slot of {name}")
+def untouched(cache: Cache) -> Callable[[], None]:
+    """Has all of the cache and its guards looked at, which are to be poison.
+
+    Returns:
+        Waits for what was seen, and raises IncorrectResult where a byte was another; the cache is poisoned
+        then. On a GPU the look is queued: what is queued after it may change the cache.
+    """
+    answer = memory.first_other(POISON, cache.storage)
+
+    def check() -> None:
+        changed = answer()
+        if changed is not None:
+            poison(cache)
+            raise IncorrectResult(
+                f"a byte outside the written slots changed, byte {changed} of the "
+                f"{cache.storage.numel()} of the cache and its guards"
+            )
+
+    return check
 
 
 def _check_written(tensors: Tensors, mappings: int, windows: Sequence[int]) -> None:
@@ -214,27 +205,6 @@ def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tens
                 f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"
             )
     raise AssertionError("no difference was found the second time: the call is still writing")
-
-
-def check_untouched(cache: Cache) -> None:
-    """Returns when all of the cache and its guards is poison.
-
-    Raises:
-        IncorrectResult: A byte is not.
-    """
-    if not memory.is_all(POISON, cache.storage):
-        raise IncorrectResult(
-            f"a byte outside the written slots changed, byte {_first_changed(cache.storage)} of the "
-            f"{cache.storage.numel()} of the cache and its guards"
-        )
-
-
-def _first_changed(storage: Tensor) -> int:
-    for start in range(0, storage.numel(), ROWS_BYTES):
-        changed = (storage[start : start + ROWS_BYTES] != POISON).view(torch.uint8)
-        if changed.any():
-            return start + int(changed.argmax())
-    raise AssertionError("no changed byte was found the second time: the call is still writing")
 
 
 def _gathered(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """The clock of timer=cuda_event against kernels whose length is known."""
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from kvexp import environment, jit, mode, pipeline, timer
+from kvexp import ceiling, environment, jit, mode, pipeline, timer
 from kvexp.estimate import summarise
-from kvexp.timer import Replay, Rule
+from kvexp.timer import Rule
 from tests import composed
 
 SOURCE = Path(__file__).with_name("spin.cu")
@@ -27,13 +29,22 @@ def spinning(ns):
     return call
 
 
-def latency_us(call, how):
-    """What the timer says of the call in that mode."""
+def latency_us(call, how, calls=10, sooner=lambda: None):
+    """What the timer says of the call in that mode; a fifth of its calls are the short series.
+
+    `sooner` is queued before each sample.
+    """
     with torch.cuda.stream(torch.cuda.Stream()):
         call()
         torch.cuda.synchronize()
-        long, short = (Replay(mode.prepare(how, [call] * calls), calls) for calls in (8, 2))
-        timing = timer.cuda_event(long, short, None, Rule(), eager=how == "no_graph")
+        prepare = functools.partial(mode.prepare, how)
+        replay = timer.cuda_event(prepare, [call] * calls, calls // 5, None, eager=how == "no_graph")
+
+        def sample():
+            sooner()
+            return replay.sample()
+
+        timing = timer.timing(replace(replay, sample=sample), Rule())
     return summarise(timing.samples_us).latency_us
 
 
@@ -44,6 +55,15 @@ def test_a_kernel_of_known_length_reads_as_long_as_it_is(how):
     assert found == pytest.approx({us: us for us in found}, rel=0.03)
     for us in (100, 200, 1000):
         assert found[2 * us] - found[us] == pytest.approx(us, rel=0.03)
+
+
+@pytest.mark.parametrize("calls", [500, 2500])
+def test_a_graph_reads_the_same_when_all_of_it_is_queued_before_it_begins(calls):
+    """The host's pace is not in it: a graph is one launch, of as many nodes as there may be."""
+    empty = ceiling.empty_call()
+    bare = latency_us(empty, "cudagraph", calls)
+    queued = latency_us(empty, "cudagraph", calls, sooner=lambda: torch.cuda._sleep(2_000_000))
+    assert bare == pytest.approx(queued, rel=0.03)
 
 
 def test_an_empty_kernel_reads_below_a_microsecond():

@@ -5,7 +5,7 @@ import torch
 
 from kvexp.errors import IncorrectResult
 from kvexp.quantize import quantize
-from kvexp.verify import POISON, _items, poison, restore, verify, verify_again, verify_each
+from kvexp.verify import POISON, _items, poison, restore, verify, verify_again, verify_slots
 from kvexp.workload import GUARD_BYTES, build
 from tests import law, places, tiny
 from tests.places import MAPPINGS, TOTAL, free_slot, point, reason, spoilt
@@ -118,51 +118,33 @@ def test_a_changed_input_is_found_and_made_anew(name):
 
 def test_what_the_timed_calls_left_is_looked_at(tensors):
     places.write(tensors)
-    verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
+    verify_again(lambda: places.write(tensors), tensors, MAPPINGS)()
     places.write(tensors)
     tensors.cache.storage[-1] ^= 1
     with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
-        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
-    assert tensors.cache.storage.unique().tolist() == [POISON]
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_what_a_short_replay_wrote_into_a_slot_of_the_long_one_alone_is_found(tensors, whole):
-    """It compares none but its own slots; all others are poison again by then."""
-    others = tensors.written_slots(MAPPINGS)[1:].reshape(-1)
-
-    def short():
-        places.write(tensors)
-        for plane in (tensors.key_cache, tensors.value_cache):
-            poisoned = int.from_bytes(bytes([POISON]) * plane.itemsize, "little", signed=plane.itemsize > 1)
-            tensors.cache.layout.scatter(_items(plane), others, poisoned)
-        tensors.cache.layout.scatter(_items(tensors.value_cache), others[-1:], 0)
-
-    runs = [(lambda: places.write(tensors), MAPPINGS, ()), (short, 1, ())]
-    with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
-        verify_each(runs, tensors, whole)
+        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)()
     assert tensors.cache.storage.unique().tolist() == [POISON]
 
 
 def test_what_the_first_look_leaves_out_the_last_one_finds(tensors):
-    def long():
+    def run():
         places.write(tensors)
         tensors.cache.storage[-1] = 0
 
-    verify_each([(long, MAPPINGS, ()), (lambda: places.write(tensors), MAPPINGS, ())], tensors, whole=False)
+    verify_slots(run, tensors, MAPPINGS)
     places.write(tensors)
     with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
-        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
+        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)()
 
 
 def test_wrong_rows_that_the_timed_calls_left_are_found_though_the_last_run_is_right(tensors):
     places.write(tensors)
     slots = tensors.written_slots(1).reshape(-1)[:1]
-    verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
+    verify_again(lambda: places.write(tensors), tensors, MAPPINGS)()
     places.write(tensors)
     tensors.cache.layout.scatter(_items(tensors.value_cache), slots, 0)
     with pytest.raises(IncorrectResult, match=r"not while it was timed: .* written to value_cache are wrong"):
-        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)
+        verify_again(lambda: places.write(tensors), tensors, MAPPINGS)()
 
 
 def test_what_a_call_raises_is_not_hidden():

@@ -1,0 +1,50 @@
+"""Calls become a CUDA graph, whatever memory is left."""
+
+import pytest
+import torch
+
+from kvexp.mode import prepare
+
+GIB = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def stream():
+    with torch.cuda.stream(torch.cuda.Stream()):
+        yield
+        torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def test_calls_are_captured_and_not_run_until_they_are_replayed_in_order():
+    total = torch.ones((), device="cuda")
+    replay = prepare("cudagraph", [lambda: total.add_(1), lambda: total.mul_(3)])
+    assert float(total) == 1
+    replay()
+    replay()
+    assert float(total) == 21
+
+
+def test_what_torch_keeps_for_later_is_there_for_a_call_that_allocates():
+    """While it captures, torch gives nothing back to the driver."""
+    kept = torch.empty(torch.cuda.mem_get_info()[0] - GIB, dtype=torch.uint8, device="cuda")
+    del kept
+    assert torch.cuda.mem_get_info()[0] < 2 * GIB
+    made = []
+    replay = prepare(
+        "cudagraph", [lambda: made.append(torch.ones(2 * GIB, dtype=torch.uint8, device="cuda"))]
+    )
+    replay()
+    assert int(made[-1].sum(dtype=torch.int64)) == 2 * GIB
+
+
+def test_more_memory_than_there_is_is_an_error_that_says_so():
+    with pytest.raises(torch.OutOfMemoryError):
+        prepare("cudagraph", [lambda: torch.empty(1 << 50, dtype=torch.uint8, device="cuda")])
+    test_calls_are_captured_and_not_run_until_they_are_replayed_in_order()
+
+
+def test_after_a_call_that_cannot_be_captured_another_one_can():
+    with pytest.raises(RuntimeError, match="captur"):
+        prepare("cudagraph", [torch.cuda.synchronize])
+    test_calls_are_captured_and_not_run_until_they_are_replayed_in_order()
