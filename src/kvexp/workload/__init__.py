@@ -3,6 +3,7 @@
 The cache and the inputs are allocated once per curve, for its largest `num_tokens`; a case sees views.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -94,12 +95,12 @@ class Tensors:
         """`auto` or the fp8 format."""
         return self.case.kv_cache_dtype
 
-    @property
+    @functools.cached_property
     def k_scale(self) -> Tensor:
         """float32, one element without dims or `[num_heads]`: amax / 64, as the seed scripts choose it."""
         return self._scale(0)
 
-    @property
+    @functools.cached_property
     def v_scale(self) -> Tensor:
         """The same for the values."""
         return self._scale(1)

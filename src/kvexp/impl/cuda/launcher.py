@@ -44,24 +44,19 @@ class Launcher:
     Attributes:
         plan: From a number of tokens to the grid's CTAs in x and y, a CTA's threads, the kernel, and the
             arguments that follow the addresses. Asking it compiles and loads what such a call needs.
+        prepare: From a number of tokens, at least one, to what launches such a call, compiled and loaded: a
+            function of the addresses of the op's tensors in its order, 0 for one that is not read.
     """
 
     def __init__(
         self, spec: Spec, options: Options, num_slots: int, gpu: Gpu, value_at: int | None = None
     ) -> None:
         self.plan = functools.lru_cache(PLANS)(functools.partial(_plan, spec, options, num_slots, gpu))
+        self.prepare = functools.lru_cache(PLANS)(self._prepare)
         self._device = gpu.index
         self._value_at = value_at
 
-    def prepare(self, num_tokens: int) -> Launch:
-        """What launches a call of so many tokens, compiled and loaded.
-
-        Args:
-            num_tokens: At least one.
-
-        Returns:
-            A function of the addresses of the op's tensors in its order, 0 for one that is not read.
-        """
+    def _prepare(self, num_tokens: int) -> Launch:
         ctas, cta_threads, kernel, sizes = self.plan(num_tokens)
         function = launch.function_of(self._device, int(kernel.handle))
         launched = launch.bound(self._device, function, ctas, cta_threads, sizes)
