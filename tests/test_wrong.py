@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from kvexp import pipeline, timer
-from kvexp.errors import Unsupported
+from kvexp import ceiling, pipeline, timer
+from kvexp.errors import CompileError, Unsupported
 from tests import composed, law, tiny
 from tests.law import FLASH
 
@@ -123,6 +123,17 @@ def test_a_byte_beside_the_cache_is_found_though_the_timer_refuses_the_call(monk
     assert only(how="stray.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
     (point,) = measured(**chosen)
     assert (point.status, point.reason) == ("skipped", "the call waits for the GPU")
+
+
+def test_a_byte_beside_the_cache_is_found_though_there_can_be_no_copy_to_compare_with(monkeypatch):
+    def fails(*_):
+        raise CompileError("the copy does not compile")
+
+    monkeypatch.setattr(ceiling, "moves", fails)
+    chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
+    assert only(how="stray.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
+    (point,) = measured(**chosen)
+    assert (point.status, point.reason) == ("failed", "the copy does not compile")
 
 
 @pytest.mark.parametrize("nth", [1, 2, 4])
