@@ -25,6 +25,15 @@ class _Stray(Torch):
         raise NotImplementedError
 
 
+class Further(_Stray):
+    """Writes into the slot after the mapping's last one as well, where the cache has one."""
+
+    def besides(self, key, key_cache, value_cache, slot_mapping):
+        block, place = divmod(int(slot_mapping[-1]) + 1, key_cache.shape[1])
+        if block < len(key_cache):
+            key_cache[block, place] = 1
+
+
 class PaddingLast(_Stray):
     """Writes a byte of padding's row to the slot that Python finds at -1, the cache's last."""
 

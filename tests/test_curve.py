@@ -1,14 +1,15 @@
-"""Which shape of copy the ceiling is, among several that are tried."""
+"""The replay of a point's calls; and which shape of copy the ceiling is, among several that are tried."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from kvexp import ceiling, curve
+from kvexp import ceiling, curve, timer
 from kvexp.curve import Curve, copying
 from kvexp.replicas import Plan
 from kvexp.timer import Rule
+from tests import tiny
 
 L2 = 60 << 20
 LARGE = 3 * L2
@@ -40,6 +41,21 @@ def measured(monkeypatch):
 def gpu_s():
     nothing = dict.fromkeys(["op", "impl", "memory", "l2_state", "evict", "empty_kernel_us", "machine"])
     return Curve(**nothing, rule=Rule(), item_bytes=2, l2_bytes=L2)
+
+
+@pytest.mark.parametrize(("short_calls", "clock"), [(3, "cuda_event"), (0, "wall_clock")])
+def test_a_replay_makes_the_calls_of_both_series_as_often_as_planned(monkeypatch, gpu_s, short_calls, clock):
+    made = []
+    event = SimpleNamespace(record=lambda: None)
+    monkeypatch.setattr(timer.torch.cuda, "Event", lambda **_: event)
+    calls = [lambda number=number: made.append(number) for number in range(6)]
+    plan = Plan(5, short_calls, 6, "cold", True)
+    swept = replace(gpu_s, evict=lambda: made.append("sweep"))
+    replay = curve.replay(swept, replace(tiny.case(), mode="no_graph", timer=clock), calls, plan)
+    replay.run()
+    both = ["sweep", 0, 1, 2, 3, 4, "sweep", 5, 0, 1]
+    assert made == (both if short_calls else [0, 1, 2, 3, 4])
+    assert replay.calls == 5 + short_calls
 
 
 def test_a_few_samples_of_each_shape_choose_the_one_that_is_measured(measured, gpu_s):

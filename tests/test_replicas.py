@@ -39,13 +39,26 @@ class TestOnAGpu:
         for tokens, slots, *_, plan in cases():
             assert tokens <= plan.mappings * tokens <= slots
 
+    def test_each_call_has_slots_of_its_own_where_the_cache_has_more_than_all_of_them_take(self):
+        seen = set()
+        for tokens, slots, *_, plan in cases():
+            distinct = slots // tokens
+            seen.add(distinct > plan.all_calls)
+            assert (plan.mappings == plan.all_calls) == (distinct > plan.all_calls)
+        assert seen == {True, False}
+
+    def test_not_all_slots_are_written_by_one_call_each(self):
+        """What each call writes past its own would be hidden by the next one."""
+        plan = gpu_plan(2500, 8200, 4096, 60 << 20, graph=True)
+        assert (plan.all_calls, plan.mappings, plan.cache_state) == (2500, 2499, "cold")
+
     def test_a_replay_is_long_enough_for_a_difference_and_short_enough_to_queue(self):
         for *_, graph, plan in cases():
             assert FEWEST_LONG_CALLS <= plan.calls <= (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
             assert 1 <= plan.short_calls < plan.calls
             assert plan.mappings <= plan.all_calls
 
-    def test_cold_slots_are_evicted_before_each_replay(self):
+    def test_cold_slots_are_evicted_before_each_series(self):
         for *_, plan in cases():
             assert plan.evict == (plan.cache_state == "cold")
 
@@ -74,7 +87,7 @@ class TestOnAGpu:
         assert plan.calls >= FEWEST_CALLS
 
     @pytest.mark.parametrize("cache", ["auto", "hot"])
-    def test_cold_inputs_are_evicted_before_each_replay_or_by_one_another(self, cache):
+    def test_cold_inputs_are_evicted_before_each_series_or_by_one_another(self, cache):
         for tokens, slots, row, l2 in product(TOKENS, SLOTS, ROW_BYTES, L2):
             if tokens > slots:
                 continue
@@ -87,17 +100,22 @@ class TestOnAGpu:
             if plan.windows < plan.calls:
                 assert plan.windows * read > COLD_FACTOR * l2
 
+    @pytest.mark.parametrize(("mappings", "windows"), [(64, 15), (15, 64), (76, 76), (76, 1), (5, 3)])
+    def test_calls_walk_through_inputs_and_slots_in_turn_wherever_those_begin_anew(self, mappings, windows):
+        plan = Plan(61, 15, mappings, "cold", True, windows, "cold")
+        walked = list(islice(cycle(plan.walk()), plan.all_calls))
+        assert walked == [(call % mappings, call % windows) for call in range(76)]
+
     def test_hot_inputs_are_one_call_s(self):
         assert {(plan.windows, plan.inputs_state) for *_, plan in cases()} == {(1, "hot")}
 
     @pytest.mark.parametrize(("mappings", "windows"), [(1, 1), (6, 1), (1, 6), (6, 4), (4, 6), (5, 5)])
-    @pytest.mark.parametrize("calls", [1, 3, 6, 17])
-    def test_the_last_call_on_a_mapping_says_whose_rows_it_holds(self, mappings, windows, calls):
-        plan = Plan(calls, 0, mappings, "cold", True, windows, "cold")
+    @pytest.mark.parametrize(("calls", "short_calls"), [(1, 0), (3, 0), (3, 1), (6, 0), (8, 9), (17, 0)])
+    def test_the_last_call_on_a_mapping_says_whose_rows_it_holds(self, mappings, windows, calls, short_calls):
+        plan = Plan(calls, short_calls, mappings, "cold", True, windows, "cold")
         held = {}
-        bound = [(i % mappings, i % windows) for i in range(max(mappings, windows))]
-        for mapping, window in islice(cycle(bound), calls):
-            held[mapping] = window
+        for call in range(calls + short_calls):
+            held[call % mappings] = call % windows
         assert plan.last_windows() == [held[mapping] for mapping in sorted(held)]
 
     def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
@@ -114,7 +132,7 @@ class TestOnAGpu:
             if plan.calls < FEWEST_CALLS:
                 assert plan.calls * (1.0 + 2 * written / 3e6) >= 0.9 * GPU_REPLAY_US
 
-    def test_one_token_makes_as_many_calls_as_a_graph_may_hold(self):
+    def test_one_token_makes_as_many_calls_as_a_series_of_a_graph_may_hold(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True)
         assert (plan.calls, plan.short_calls, plan.mappings) == (2000, 500, 2500)
 

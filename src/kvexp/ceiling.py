@@ -5,7 +5,7 @@ The copy reads and writes as many bytes as the op must, into the curve's own cac
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from kvexp import jit
 from kvexp.errors import IncorrectResult
 from kvexp.op import Call
+from kvexp.replicas import Plan
 from kvexp.timer import Replay
 from kvexp.verify import POISON, ROWS_BYTES, untouched
 from kvexp.workload import GUARD_BYTES, Memory
@@ -81,9 +82,7 @@ class Move:
         return True
 
 
-def moves(
-    memory: Memory, num_tokens: int, read: int, written: int, count: int, windows: int = 1
-) -> list[Move]:
+def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) -> list[Move]:
     """Copies that read and write these bytes, each to the next place of the cache's memory.
 
     Args:
@@ -91,34 +90,34 @@ def moves(
         num_tokens: Tokens of the op's call; each copy reads as many slots, and its own.
         read: Bytes that one copy reads: the slots', and a multiple of `written`.
         written: Bytes that one copy writes; on a GPU whole vectors of them.
-        count: Different places to write that are wanted; fewer come where the cache holds fewer.
-        windows: Different places of the inputs to read from, on a GPU.
+        plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds,
+            and on a GPU as many are read as it has windows.
 
     Returns:
-        The copies; none when one is less than a vector or more than the cache, or on a CPU when it would have
-        to read more than it writes.
+        The copies in order, after the last of which the first comes again; none when one is less than a
+        vector or more than the cache, or on a CPU when it would have to read more than it writes.
     """
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
     source = memory.inputs.view(torch.uint8).view(-1)
     step = -(-written // VECTOR) * VECTOR
-    count = min(count, storage.numel() // step)
+    count = min(plan.mappings, storage.numel() // step)
     reads = (read - SLOT_BYTES * num_tokens) // written
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
         places = [storage[i * step : i * step + written] for i in range(count)]
         return [Move(source, 1, memory.slots[:0], place) for place in places] if reads == 1 else []
     size = written // VECTOR * VECTOR
-    if not size:
+    if not size or not count:
         return []
     places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.
     stride = num_tokens + num_tokens % 2
     slots = [memory.slots[i * stride :][:num_tokens] for i in range(count)]
     apart = -(-reads * written // VECTOR) * VECTOR
-    windows = max(1, min(windows, source.numel() // apart))
+    windows = max(1, min(plan.windows, source.numel() // apart))
     return [
-        Move(source[i % windows * apart :], reads, slots[i % count], places[i % count])
-        for i in range(max(count, windows) if count else 0)
+        Move(source[window * apart :], reads, slots[place], places[place])
+        for place, window in replace(plan, mappings=count, windows=windows).walk()
     ]
 
 

@@ -21,12 +21,12 @@ def check_mode(mode: str, device: str) -> None:
 def prepare(mode: str, calls: Sequence[Call]) -> Call:
     """One call that makes all of `calls`, in order, on the current stream.
 
-    For `cudagraph` the calls are captured, not run: one of them must have run before, so that nothing is
-    compiled or loaded for the first time inside the capture. They differ in their slots and inputs alone.
+    For `cudagraph` the calls are captured, not run: one of each kind must have run before, so that nothing is
+    compiled or loaded for the first time inside the capture.
 
     Args:
         mode: `cudagraph` or `no_graph`.
-        calls: The calls, each with its own slots.
+        calls: An op's calls, and what is to lie between them, such as the record of an event.
     """
     if mode == "cudagraph":
         return _captured(calls)
@@ -39,10 +39,14 @@ def prepare(mode: str, calls: Sequence[Call]) -> Call:
 
 
 def _captured(calls: Sequence[Call]) -> Call:
+    graph = None
     try:
         graph = _graph(calls)
-    except torch.OutOfMemoryError:
-        # While it captures, torch cannot take back what it keeps for later allocations.
+    except RuntimeError as error:  # torch's own or the driver's
+        if "out of memory" not in str(error):
+            raise
+    if graph is None:
+        # While it captures, torch cannot take back what it keeps for later; nor what a failed graph holds.
         torch.cuda.empty_cache()
         graph = _graph(calls)
     replay: Callable[[], None] = graph.replay

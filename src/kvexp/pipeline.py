@@ -164,4 +164,6 @@ def _tried(curve: Curve, case: Case) -> Measurement | Failure:
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
         attempt(curve.memory.fill)
+    if case.device != "cpu":  # what its graphs had allocated is of use to nobody else
+        attempt(torch.cuda.empty_cache)
     return outcome

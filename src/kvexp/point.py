@@ -43,10 +43,8 @@ def measured(curve: Curve, case: Case) -> Measurement:
     with seconds.of("setup_s"):
         tensors = build(case, curve.memory, plan.mappings, plan.windows)
         bound = [
-            curve.op.bind(
-                curve.impl, tensors.window(i % plan.windows), tensors.slot_mappings[i % plan.mappings]
-            )
-            for i in range(max(plan.mappings, plan.windows))
+            curve.op.bind(curve.impl, tensors.window(window), tensors.slot_mappings[mapping])
+            for mapping, window in plan.walk()
         ]
         if case.mode == "cudagraph":
             _warm_up(bound[0], tensors)

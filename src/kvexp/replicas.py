@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Literal
 
 from kvexp.errors import Unsupported
@@ -56,13 +57,14 @@ class Plan:
         """The long series alone."""
         return replace(self, short_calls=0, mappings=min(self.calls, self.mappings))
 
+    def walk(self) -> list[tuple[int, int]]:
+        """Slot mapping and window of each different call; after the last one the first comes again."""
+        different = min(self.all_calls, math.lcm(self.mappings, self.windows))
+        return [(call % self.mappings, call % self.windows) for call in range(different)]
+
     def last_windows(self) -> list[int]:
         """For each slot mapping, the window whose rows it holds in the end."""
-        period = max(self.mappings, self.windows)
-        last: dict[int, int] = {}
-        for call in range(self.all_calls):
-            place = call % period
-            last[place % self.mappings] = place % self.windows
+        last = dict(islice(cycle(self.walk()), self.all_calls))
         return [last[mapping] for mapping in range(len(last))]
 
 
@@ -79,7 +81,7 @@ def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
     """
     expected_us = 5.0 + bytes_moved / 10e3
     calls = max(1, min(MOST_EAGER_CALLS, math.ceil(CPU_REPLAY_US / expected_us)))
-    return Plan(calls, 0, min(calls, distinct), None, False)
+    return Plan(calls, 0, _mappings(calls, distinct, 1), None, False)
 
 
 def gpu_plan(
@@ -135,9 +137,19 @@ def gpu_plan(
     return Plan(
         calls=calls,
         short_calls=short_calls,
-        mappings=1 if cache == "hot" else min(calls + short_calls, distinct),
+        mappings=1 if cache == "hot" else _mappings(calls + short_calls, distinct, calls),
         cache_state=state,
         evict=state == "cold" or inputs == "cold",
         windows=windows,
         inputs_state="cold" if inputs == "cold" else "hot",
     )
+
+
+def _mappings(calls: int, distinct: int, fewest: int) -> int:
+    """Slot mappings for so many calls, of those that share no slot; `fewest` of them, if there are as many.
+
+    Where all would be used, each by one call, the next one could hide what a call writes past its slots, each
+    time: then one is left out.
+    """
+    spare = distinct - 1
+    return min(calls, spare if spare >= fewest else distinct)

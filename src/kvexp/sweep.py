@@ -212,7 +212,7 @@ def _measure(
 
 
 def _beside(points: Iterator[Point], work: Callable[[], None]) -> Iterator[Point]:
-    """The points; before each is measured the work is done."""
+    """The points; after each the work is done."""
     for measured in points:
         yield measured
         work()

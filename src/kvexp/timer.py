@@ -149,7 +149,11 @@ def _settled(samples: Sequence[float], relative_error: float) -> bool:
 
 
 def timing(replay: Replay, rule: Rule) -> Timing:
-    """Samples of one call's latency, as many as the rule asks for."""
+    """Samples of one call's latency, as many as the rule asks for.
+
+    Raises:
+        KvexpError: A sample cannot be taken; see the clock.
+    """
     before = len(replay.host_us)
     samples = collect(replay.sample, rule)
     host_us = replay.host_us[before + rule.warmup :]
@@ -189,7 +193,8 @@ def cuda_event(
         calls: Those of the long series, then those of the short one.
         short_calls: How many those are; fewer than half.
         evict: Runs before each series, outside its events, to drive the cache's slots out of the L2.
-        eager: The calls are launched from Python; then the host's time for a call is kept too.
+        eager: The calls are launched from Python; then the host's time for a call is kept too, and a sample
+            raises Unsupported where a call waits for the GPU, so that it cannot be queued.
     """
     long, short = calls[:-short_calls], calls[-short_calls:]
     # External: as nodes of a graph they are recorded anew by each of its replays.
@@ -198,8 +203,9 @@ def cuda_event(
     sweep = [evict] if evict else []
     stamps: list[float] = []
     stamp = [lambda: stamps.append(time.perf_counter())] if eager else []
-    first = [*sweep, begin_long.record, *stamp, *long, *stamp, end_long.record]
-    run = prepare([*first, *sweep, begin_short.record, *short, end_short.record])
+    timed_long = [begin_long.record, *stamp, *long, *stamp, end_long.record]
+    timed_short = [begin_short.record, *short, end_short.record]
+    run = prepare([*sweep, *timed_long, *sweep, *timed_short])
     held = _Held(run) if eager else None
     host_us: list[float] = []
 

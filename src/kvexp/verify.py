@@ -61,7 +61,7 @@ def verify_slots(
     """`verify` without a look at the rest of the cache.
 
     That is left to a later look, which comes before anything else than this call has run: what it wrote
-    elsewhere is still there then.
+    outside all of its slots is still there then.
     """
     try:
         run()
@@ -80,7 +80,8 @@ def verify_again(
 ) -> Callable[[], None]:
     """Whether what ran since the last check, and one run more, hold the law as well.
 
-    What any of them wrote outside its slots is still there, or in the slot of a mapping that is compared.
+    What they wrote outside all of their slots is still there, and what one wrote into another's slots is
+    compared, unless the other came later and wrote over it.
 
     Args:
         run: See `verify`.

@@ -31,11 +31,13 @@ def test_what_torch_keeps_for_later_is_there_for_a_call_that_allocates():
     del kept
     assert torch.cuda.mem_get_info()[0] < 2 * GIB
     made = []
-    replay = prepare(
-        "cudagraph", [lambda: made.append(torch.ones(2 * GIB, dtype=torch.uint8, device="cuda"))]
-    )
+
+    def call():
+        made[:] = [torch.ones(size, dtype=torch.uint8, device="cuda") for size in (GIB // 2, 2 * GIB)]
+
+    replay = prepare("cudagraph", [call])
     replay()
-    assert int(made[-1].sum(dtype=torch.int64)) == 2 * GIB
+    assert [int(tensor.sum(dtype=torch.int64)) for tensor in made] == [GIB // 2, 2 * GIB]
 
 
 def test_more_memory_than_there_is_is_an_error_that_says_so():

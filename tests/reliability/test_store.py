@@ -247,6 +247,12 @@ def test_nobody_waits_for_a_store_that_is_not_ready_and_it_gets_every_curve_in_o
     assert asked == ["start", "a", "b"]
     guarded.log_curve(tmp_path / "c", "", [])
     assert asked == ["start", "a", "b", "c"]
+    ready.clear()
+    guarded.log_curve(tmp_path / "d", "", [])
+    guarded.go_on()
+    assert asked == ["start", "a", "b", "c"]
+    guarded.start()
+    assert asked == ["start", "a", "b", "c", "d"]
     asked.clear()
     ready.clear()
     guarded = late(tmp_path)

@@ -84,6 +84,37 @@ def test_after_trouble_nothing_more_is_asked_than_to_end(connected, sweep, job, 
     assert sweep(request.node.name) == []
 
 
+def test_it_is_ready_when_it_has_answered_what_it_was_asked(remote, store, request):
+    assert remote.ready()
+    os.kill(remote._process.pid, signal.SIGSTOP)
+    remote.begin(store)
+    assert not remote.ready()
+    os.kill(remote._process.pid, signal.SIGCONT)
+    connected = remote.connected()
+    assert connected.ready()
+    os.kill(remote._process.pid, signal.SIGSTOP)
+    connected.start_sweep(request.node.name, "python -m kvexp")
+    assert not connected.ready()
+    os.kill(remote._process.pid, signal.SIGCONT)
+    connected.settle()
+    assert connected.ready()
+
+
+def test_a_curve_is_not_stored_of_a_sweep_that_could_not_begin(
+    connected, sweep, job, measure, experiment, request
+):
+    """It may be on its way before that is known; and what was begun before is another sweep."""
+    name, rows = request.node.name, measure("skipped")
+    connected.start_sweep("another one", "python -m kvexp")
+    connected.settle()
+    connected.start_sweep(name, "python -m kvexp", began_ms=[1])  # which the database refuses
+    connected._ask("log_curve", job(rows), experiment.impl.target, rows)
+    with pytest.raises(TrackingError, match="cannot be used"):
+        connected.settle()
+    assert sweep(name) == []
+    assert len(sweep("another one")) == 1
+
+
 def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, sweep, request):
     name = request.node.name
     connected._ask("start_sweep", name, "")

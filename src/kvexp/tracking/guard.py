@@ -14,8 +14,8 @@ from kvexp.tracking import Tracker, sync
 class Guarded:
     """The tracker of one sweep, or of none.
 
-    Nobody waits for a store that is still being made ready, but at the end and where it is said: until then
-    curves are kept here.
+    Nobody waits for a store that is still being made ready, or has a curve to store, but at the end and where
+    it is said: until then curves are kept here.
 
     Args:
         connected: Gives the store when it is ready, or raises TrackingError; None tracks nothing.
@@ -24,7 +24,7 @@ class Guarded:
         resumes: Whether the sweep was begun before; what the store has missed of it is sent then.
         say: Told of trouble, in one sentence.
         again: The command that sends later what the store has missed.
-        ready: Whether `connected` would not wait; None where it never does.
+        ready: Whether the store has answered all that it was asked; None where it always has.
     """
 
     def __init__(
@@ -52,35 +52,42 @@ class Guarded:
     def start(self) -> None:
         """The store is ready, the sweep has its run there, and the curves that were kept are on their way."""
         if self._connected:
-            try:
-                self._tracker = self._connected()
-                self._connected = None  # what interrupts a wait leaves it, to be asked again at the end
-                self._start(self._tracker)
-            except TrackingError as error:
-                self._connected = None
-                self._give_up(error)
+            self._start(self._connected)
         while self._kept:
-            self._send(*self._kept.pop(0))
+            self._send()
 
-    def _start(self, tracker: Tracker) -> None:
+    def go_on(self) -> None:
+        """`start`, as far as that waits for nothing."""
+        while (self._connected or self._kept) and (self._ready is None or self._ready()):
+            if self._connected:
+                self._start(self._connected)
+            else:
+                self._send()
+
+    def _start(self, connected: Callable[[], Tracker]) -> None:
+        try:
+            self._tracker = connected()
+            self._connected = None  # what interrupts a wait leaves it, to be asked again at the end
+            self._begin(self._tracker)
+        except TrackingError as error:
+            self._connected = None
+            self._give_up(error)
+
+    def _begin(self, tracker: Tracker) -> None:
         sweep_id = sweep_folder.id_of(self._home)
         missing = tracker.missing(sweep_id, sync.curves(self._home)) if self._resumes else []
         name = sweep_folder.name_of(self._home)
         tracker.start_sweep(sweep_id, self._command, self._resumes, name, self._began_ms)
         sync.catch_up(tracker, missing, self._say)
 
-    def _send(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _send(self) -> None:
+        folder, target, rows = self._kept.pop(0)
         self._tried(lambda tracker: tracker.log_curve(folder, target, rows))
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve is on its way to the store, or will be as soon as that is ready."""
+        """The curve is on its way to the store, or is kept until the store has time for it."""
         self._kept.append((folder, target, rows))
         self.go_on()
-
-    def go_on(self) -> None:
-        """`start`, if the store is ready."""
-        if not (self._connected and self._ready) or self._ready():
-            self.start()
 
     def settle(self) -> None:
         """The sweep and its curves are in the store: nothing of that runs beside the caller."""

@@ -19,6 +19,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
+from kvexp.errors import TrackingError
 from kvexp.folder import is_id
 from kvexp.report.palette import PALETTE
 from kvexp.rows import ROWS, SAMPLES, Row
@@ -68,6 +69,7 @@ class MlflowTracker:
     ) -> None:
         """The sweep has its parent run; runs that died on this host are closed first."""
         self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
+        self._parent_id = ""
         tags = {**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"}
         with border(self.uri):
             self._close_stale_runs()
@@ -86,6 +88,8 @@ class MlflowTracker:
         """The curve's rows are a finished child run of the sweep; a curve without rows has none."""
         if not rows:
             return
+        if not self._parent_id:  # it may have been sent before it was known that the sweep could not begin
+            raise TrackingError(f"the tracking store {self.uri} cannot be used: it has no run of the sweep")
         tags = {
             **self._tags(),
             "mlflow.parentRunId": self._parent_id,

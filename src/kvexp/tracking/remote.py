@@ -34,7 +34,7 @@ class Remote:
 
     def __init__(self) -> None:
         self.uri = self.page = ""
-        self._asked_last = self._answered_last = self._last_curve = 0
+        self._asked_last = self._answered_last = 0
         self._pipe, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
@@ -52,9 +52,12 @@ class Remote:
             self._ask(_CONNECT, settings)
 
     def ready(self) -> bool:
-        """Whether `connected` would not wait."""
+        """Whether there is an answer to what was asked last, or nothing was asked: then none is waited for.
+
+        Only for who asks one thing after the other.
+        """
         try:
-            return self._pipe.poll()
+            return not self._due or self._pipe.poll()
         except OSError:  # its process has ended, as `connected` tells
             return True
 
@@ -76,9 +79,8 @@ class Remote:
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Tracker`; the curve is being sent when this returns, and the one before has arrived."""
-        before = self._last_curve
         self._ask("log_curve", folder, target, rows)  # first: an interrupted wait leaves it on its way
-        self._last_curve = self._asked_last
+        before = self._asked_last - 1
         if self._answered_last < before:
             self._answer(before)
 

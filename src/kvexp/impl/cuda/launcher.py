@@ -1,6 +1,7 @@
 """From a specialisation to launches: what is done once for a number of tokens, and what for each call."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,22 +53,9 @@ class Launcher:
         self, spec: Spec, options: Options, num_slots: int, gpu: Gpu, value_at: int | None = None
     ) -> None:
         self.plan = functools.lru_cache(PLANS)(functools.partial(_plan, spec, options, num_slots, gpu))
-        self.prepare = functools.lru_cache(PLANS)(self._prepare)
-        self._device = gpu.index
-        self._value_at = value_at
-
-    def _prepare(self, num_tokens: int) -> Launch:
-        ctas, cta_threads, kernel, sizes = self.plan(num_tokens)
-        function = launch.function_of(self._device, int(kernel.handle))
-        launched = launch.bound(self._device, function, ctas, cta_threads, sizes)
-        value_at = self._value_at
-        if value_at is None:
-            return launched
-
-        def packed(key: int, value: int, kv_cache: int, slots: int, k_scale: int, v_scale: int) -> None:
-            launched(key, value, kv_cache, kv_cache + value_at, slots, k_scale, v_scale)
-
-        return packed
+        self.prepare = functools.lru_cache(PLANS)(
+            functools.partial(_prepared, self.plan, gpu.index, value_at)
+        )
 
 
 def grid(threads: int, cta_threads: int) -> tuple[int, int]:
@@ -78,6 +66,19 @@ def grid(threads: int, cta_threads: int) -> tuple[int, int]:
 
 
 Plan = tuple[tuple[int, int], int, Any, tuple[int, ...]]
+
+
+def _prepared(plan: Callable[[int], Plan], device: int, value_at: int | None, num_tokens: int) -> Launch:
+    ctas, cta_threads, kernel, sizes = plan(num_tokens)
+    function = launch.function_of(device, int(kernel.handle))
+    launched = launch.bound(device, function, ctas, cta_threads, sizes)
+    if value_at is None:
+        return launched
+
+    def packed(key: int, value: int, kv_cache: int, slots: int, k_scale: int, v_scale: int) -> None:
+        launched(key, value, kv_cache, kv_cache + value_at, slots, k_scale, v_scale)
+
+    return packed
 
 
 def _plan(spec: Spec, options: Options, num_slots: int, gpu: Gpu, num_tokens: int) -> Plan:
