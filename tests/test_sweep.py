@@ -397,6 +397,19 @@ class TestTracking:
         assert found == seen
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
 
+    def test_is_not_waited_for_before_the_outcome_is_told(self, jobs, tracked, monkeypatch):
+        tracker, seen, told = tracked(Tracker(), is_ready=False), [], sweep.tell
+
+        def tell(*arguments):
+            seen.extend(what for what, *_ in tracker.asked)
+            told(*arguments)
+
+        monkeypatch.setattr(Begun, "minds_the_host", False)
+        monkeypatch.setattr(sweep, "tell", tell)
+        assert sweep.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
+        assert seen == []
+        assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
+
     def test_begins_while_a_curve_is_measured_that_does_not_mind(self, jobs, tracked, monkeypatch):
         tracker, seen, advance = tracked(Tracker()), [], Progress.advance
 

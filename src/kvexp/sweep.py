@@ -270,15 +270,16 @@ def _resolved(row: Row) -> str:
 def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: str) -> None:
     """The outcome is told, and the store has the sweep's end and report, whatever interrupts that.
 
-    The report is drawn while the last curve arrives there.
+    Nothing that is told waits for the store. The report is drawn while the last curve arrives there.
     """
     with ExitStack() as last:
         if outcome.rows:
             last.callback(tracker.send_report)
         last.callback(tracker.end, status)
         if outcome.rows:
-            tracker.start()
             if status != "KILLED":  # that one's report is left to a sync
                 last.callback(tracker.draw_report)
+            last.callback(tracker.start)
+            tracker.go_on()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
             tell(outcome.rows, curves, home, repeat, outcome.untried)
