@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kvexp import ceiling, pipeline, timer
+from kvexp import pipeline
 from kvexp.errors import CompileError, Unsupported
 from tests import composed, law, tiny
 from tests.law import FLASH
@@ -114,26 +114,22 @@ def test_a_byte_beside_the_cache_is_found(before):
     assert point.reason.startswith(f"{BESIDES}, byte {at} of the 40960 of the cache and its guards")
 
 
-def test_a_byte_beside_the_cache_is_found_though_the_timer_refuses_the_call(monkeypatch):
-    def refuses(*_):
-        raise Unsupported("the call waits for the GPU")
-
-    monkeypatch.setattr(timer, "timing", refuses)
-    chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
-    assert only(how="stray.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
-    (point,) = measured(**chosen)
-    assert (point.status, point.reason) == ("skipped", "the call waits for the GPU")
-
-
-def test_a_byte_beside_the_cache_is_found_though_there_can_be_no_copy_to_compare_with(monkeypatch):
+@pytest.mark.parametrize(
+    ("step", "trouble", "status"),
+    [
+        ("timer.timing", Unsupported("the call waits for the GPU"), "skipped"),
+        ("ceiling.moves", CompileError("the copy does not compile"), "failed"),
+    ],
+)
+def test_a_byte_beside_the_cache_is_found_though_a_later_step_cannot_be(monkeypatch, step, trouble, status):
     def fails(*_):
-        raise CompileError("the copy does not compile")
+        raise trouble
 
-    monkeypatch.setattr(ceiling, "moves", fails)
+    monkeypatch.setattr(f"kvexp.{step}", fails)
     chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
     assert only(how="stray.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
     (point,) = measured(**chosen)
-    assert (point.status, point.reason) == ("failed", "the copy does not compile")
+    assert (point.status, point.reason) == (status, str(trouble))
 
 
 def test_what_each_call_writes_into_the_next_one_s_slots_is_found():

@@ -14,7 +14,7 @@ PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 def prepare() -> None:
     """What draws is imported, which takes a second: in good time, when something else is waited for."""
     with lasting(), suppress(Exception):  # drawing tells
-        import kvexp.report.written  # noqa: F401
+        import kvexp.report.written  # noqa: F401  # what draws imports it where it is asked for
 
 
 def report(home: Path, folder: Path) -> None:
