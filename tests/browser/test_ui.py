@@ -1,6 +1,7 @@
 """MLflow's UI after a sweep of 2 x 2 x 2 curves, seen by somebody who has set nothing up."""
 
 import re
+from collections import Counter
 
 import pytest
 from playwright.sync_api import expect
@@ -97,8 +98,12 @@ def test_compare_leads_to_curves_of_latency_against_tokens(table, measured, shot
     curve = table.locator(".js-plotly-plot .scatterlayer .trace .js-line")
     expect(curve.nth(CURVES - 1)).to_be_attached()
     expect(table.get_by_role("radio", name="Step")).to_be_checked()
-    largest = [max(rows, key=lambda row: row["latency_us"])["num_tokens"] for rows in curves(measured)]
-    expect(table.get_by_text("(step=64)")).to_have_count(CURVES + largest.count(64))  # the latest is as well
+    # The table below has each curve's latest, and its extremes, which on a busy machine are of any step.
+    by_latency = [sorted(rows, key=lambda row: row["latency_us"]) for rows in curves(measured)]
+    steps = Counter(row["num_tokens"] for rows in by_latency for row in (rows[0], rows[-1]))
+    steps[64] += CURVES
+    for step, count in steps.items():
+        expect(table.get_by_text(f"(step={step})")).to_have_count(count)
     shot("latency")
 
 

@@ -53,6 +53,7 @@ def test_another_process_sends_a_sweep_as_this_one_would(
 
 def test_a_curve_is_sent_while_its_sender_goes_on(connected, job, measure, experiment, request):
     connected.start_sweep(request.node.name, "python -m kvexp impl=cuda")
+    connected.settle()
     rows = measure("skipped")
     folders = [job(rows, number) for number in (0, 1)]
     os.kill(connected._process.pid, signal.SIGSTOP)
