@@ -5,7 +5,7 @@ import time
 
 from kvexp.impl.torch import Torch
 
-SLOWER_S = 0.001
+SLOWER_S = 0.003
 
 
 class Changing(Torch):

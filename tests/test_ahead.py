@@ -8,8 +8,8 @@ from kvexp import ahead
 from kvexp.ahead import Ahead
 from kvexp.errors import WorkerDied
 from kvexp.worker import Worker
+from tests.processes import ended
 from tests.reliability.conftest import Place
-from tests.reliability.test_kill import ended
 
 
 @pytest.mark.parametrize(
@@ -88,4 +88,4 @@ def test_a_sweep_that_is_ended_while_it_is_composed_leaves_no_process(tmp_path, 
     process.communicate(timeout=60)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     for child in children:
-        ended(child)
+        ended(child.pid)

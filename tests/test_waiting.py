@@ -170,6 +170,7 @@ class Hogging(threading.Thread):
                 self.turns += 1
                 while locks.holder(queue) is None and not self.over.is_set():
                     self.over.wait(0.001)
+                self.over.wait(0.05)  # who waits is about to ask for whom
 
 
 def test_a_sweep_says_once_that_it_waits_and_goes_on(tmp_path, capfd):

@@ -1,6 +1,5 @@
 import json
 import os
-import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +15,7 @@ from kvexp.measurement import Measurement
 from kvexp.rows import identity
 from kvexp.worker import Worker
 from tests import composed
+from tests.processes import ended
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -206,20 +206,16 @@ os.kill(os.getpid(), signal.SIGKILL)
     asked = curve("workload.num_tokens=[1,2,3,4,5,6,7,8]").to_json()
     done = subprocess.run([sys.executable, "-c", parent, asked], capture_output=True, text=True)
     assert done.returncode == -9
-    _wait_for_the_end_of(int(done.stdout))
+    ended(int(done.stdout))
 
 
-def _wait_for_the_end_of(pid):
-    """Returns when the process, no child of this one, has ended."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poll = select.poll()
-    poll.register(process, select.POLLIN)
-    ended = poll.poll(30_000)
-    os.close(process)
-    assert ended, f"process {pid} lives on"
+def test_one_that_was_closed_takes_nothing_more_even_where_nobody_can_end_it(monkeypatch):
+    monkeypatch.setattr("kvexp.worker.END_SECONDS", 0.1)
+    with Worker("cpu") as one, monkeypatch.context() as unkillable:
+        unkillable.setattr(one._process, "kill", lambda: None)
+        one.close()
+        assert one.left_behind
+        assert not one.alive
 
 
 @pytest.mark.parametrize(

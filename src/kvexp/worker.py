@@ -188,6 +188,7 @@ class Worker:
 
     def close(self) -> None:
         """The process has ended and its memory is free."""
+        self._given_up = True  # even where it cannot be ended, it hears nothing any more
         self._started.close()
 
     def _send(self, line: str) -> None:

@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser | None]:
         expect.set_options(timeout=1000 * PATIENCE_S)
         # As root, chromium starts only without its sandbox; what it opens are pages of this machine.
         arguments = ["--no-proxy-server", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        started = playwright.chromium.launch(executable_path=path, args=arguments)
+        started = playwright.chromium.launch(executable_path=path, args=arguments, timeout=1000 * PATIENCE_S)
         yield started
         started.close()
 

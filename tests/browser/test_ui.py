@@ -40,8 +40,9 @@ def titles(page):
 
 def cells(page, column):
     """What the column shows, from the top down."""
-    found = page.locator(f".ag-cell[col-id='{column}']").all()
-    by_line = {int(cell.locator("xpath=..").get_attribute("row-index")): cell for cell in found}
+    found = page.locator(f".ag-cell[col-id='{column}']")
+    expect(found).to_have_count(lines(page).count())
+    by_line = {int(cell.locator("xpath=..").get_attribute("row-index")): cell for cell in found.all()}
     return [by_line[line].inner_text().splitlines()[-1] for line in sorted(by_line)]
 
 
@@ -64,15 +65,20 @@ def test_the_table_has_columns_that_say_what_was_measured_and_how_it_came_out(ta
 
 
 def test_the_table_names_every_curve_and_shows_its_numbers_the_fastest_first(table, measured):
-    fastest = sorted(curves(measured), key=lambda rows: rows[-1]["latency_us"])
-    first, last = ([rows[at] for rows in fastest] for at in (0, -1))
     assert set(cells(table, "attributes.`Run Name`")) == NAMED
     assert cells(table, "tags.`status`") == ["ok"] * CURVES
-    for column in ("impl", "layout", "dtype", "mode", "kv_cache_dtype"):
-        assert cells(table, f"params.`{column}`") == [row[column] for row in first]
-    for column, rows in (("latency_us_at_1_tokens", first), ("latency_us_at_max_tokens", last)):
-        shown = [float(text) for text in cells(table, f"metrics.`{column}`")]
-        assert shown == pytest.approx([row["latency_us"] for row in rows], rel=1e-4)
+    choices = ("impl", "layout", "dtype", "kv_cache_dtype", "mode")
+    chosen = zip(*(cells(table, f"params.`{choice}`") for choice in choices), strict=True)
+    one, most = (
+        [float(text) for text in cells(table, f"metrics.`latency_us_at_{at}_tokens`")] for at in (1, "max")
+    )
+    assert most == sorted(most)
+    assert dict(zip(chosen, zip(one, most, strict=True), strict=True)) == {
+        tuple(rows[0][choice] for choice in choices): pytest.approx(
+            (rows[0]["latency_us"], rows[-1]["latency_us"]), rel=1e-4
+        )
+        for rows in curves(measured)
+    }
 
 
 def test_the_charts_draw_latency_against_tokens_and_every_choice(table, shot):

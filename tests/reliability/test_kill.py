@@ -1,9 +1,7 @@
 """A sweep that is killed at any moment leaves whole rows and no process, and resuming it completes it."""
 
 import json
-import os
 import random
-import select
 import signal
 import subprocess
 import time
@@ -14,25 +12,13 @@ import pytest
 
 from kvexp.folder import is_sweep
 from kvexp.rows import RIGHT, identity
+from tests.processes import ended
 
 SWEEP = (
     *("impl=torch", "layout=NHD,HND", "dtype=half,bfloat16,float", "workload=tiny", "device=cpu"),
     *("timer.relative_error=1e-9", "timer.max_samples=1000000", "timer.max_seconds=0.05", "tracking=none"),
 )
 POINTS = 24
-
-
-def ended(process):
-    """Returns when a process that is no child of this one has ended."""
-    try:
-        handle = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    poll = select.poll()
-    poll.register(handle, select.POLLIN)
-    gone = poll.poll(30_000)
-    os.close(handle)
-    assert gone, f"process {process.pid} lives on"
 
 
 def killed(place, words, after_s):
@@ -45,7 +31,7 @@ def killed(place, words, after_s):
         process.kill()
         process.wait()
         for child in children:
-            ended(child)
+            ended(child.pid)
         return True
     assert process.returncode == 0
     return False
@@ -76,9 +62,9 @@ def survives(place, kills, seed):
             continue
         check_whole(place)
         words = (*SWEEP, "resume=true") if place.sweeps else SWEEP
-    last = place.run("resume=true") if place.sweeps else place.run(*SWEEP)
-    assert last.returncode == 0, last.stderr
     # A folder that was made and nothing more is of a sweep that had not begun: there is nothing to resume.
+    last = place.run("resume=true") if any(map(is_sweep, place.sweeps)) else place.run(*SWEEP)
+    assert last.returncode == 0, last.stderr
     newest = [sweep for sweep in place.sweeps if is_sweep(sweep)][-1]
     rows = [row for row in place.rows() if row["status"] in RIGHT]
     found = Counter(identity(json.loads(line)) for line in _lines(newest))

@@ -130,6 +130,7 @@ def test_a_full_disk_under_the_database_costs_a_warning(place, database, small_d
     check_untracked(done, place, "cannot be used")
 
 
+@pytest.mark.usefixtures("store")  # MLflow is imported
 def test_a_server_that_never_answers_costs_fifteen_seconds_at_most():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 
 import psutil
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from kvexp.errors import TrackingError
 from kvexp.tracking import settings
 from kvexp.tracking.remote import Remote
-from tests.reliability.test_kill import ended
+from tests.processes import ended
 
 
 @pytest.fixture
@@ -149,11 +148,12 @@ def test_a_process_that_was_killed_is_a_store_out_of_reach(remote, when):
     assert raised.value.unreachable
 
 
-def test_it_ends_at_once_where_nothing_was_asked():
+def test_it_ends_at_once_where_nothing_was_asked(monkeypatch):
+    monkeypatch.setattr("kvexp.tracking.remote.END_SECONDS", 600)  # no patience is spent
     made = Remote()
     begin = time.monotonic()
     made.close()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 60
     assert not psutil.pid_exists(made._process.pid)
 
 
@@ -166,7 +166,7 @@ def test_it_ends_soon_where_a_server_never_answers(monkeypatch):
         made.begin(settings("server", f"http://127.0.0.1:{silent.getsockname()[1]}", None, "kvexp", {}))
         begin = time.monotonic()
         made.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5  # MLflow's own patience is longer
     assert not psutil.pid_exists(made._process.pid)
 
 
@@ -181,9 +181,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert done.returncode == -signal.SIGKILL
-    pid = int(done.stdout)
-    with suppress(psutil.NoSuchProcess):
-        ended(psutil.Process(pid))
+    ended(int(done.stdout))
 
 
 def test_signals_to_all_processes_of_a_sweep_leave_the_store_to_its_parent(connected, request):
@@ -198,5 +196,7 @@ def test_a_database_that_a_dead_process_made_in_part_is_made_anew(remote, tmp_pa
     for name in ("mlflow.db.new", "mlflow.db.new-journal"):
         (tmp_path / name).write_text("a part")
     remote.begin(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
-    remote.connected().start_sweep("a", "python -m kvexp")
+    connected = remote.connected()
+    connected.start_sweep("a", "python -m kvexp")
+    connected.settle()
     assert [file.name for file in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]

@@ -129,7 +129,7 @@ def test_a_short_or_broken_sqlite_file_is_a_database_or_a_tracking_error_at_once
     begin = time.monotonic()
     with pytest.raises(TrackingError, match="not a database") if content else nullcontext():
         connect(settings("local", f"sqlite:///{file}", None, "kvexp", {}))
-    assert not content or time.monotonic() - begin < 10
+    assert not content or time.monotonic() - begin < 60
 
 
 def test_a_folder_in_the_databases_place_is_a_tracking_error_at_once(tmp_path):
@@ -137,7 +137,7 @@ def test_a_folder_in_the_databases_place_is_a_tracking_error_at_once(tmp_path):
     begin = time.monotonic()
     with pytest.raises(TrackingError, match=r"cannot be used: .*mlflow\.db is a folder"):
         connect(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
 
 
 def test_a_file_in_the_stores_place_is_named(tmp_path):
