@@ -31,8 +31,8 @@ def played(monkeypatch, tmp_path):
     monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
 
 
-def curve(target=None):
-    made = composed.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu")
+def curve(target=None, mode="no_graph"):
+    made = composed.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", f"mode={mode}")
     return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolved("cpu")
 
 
@@ -152,6 +152,19 @@ def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatc
                 assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
         stuck.kill()
         stuck.wait()
+        assert statuses(measuring.begin(curve(), workers, ()).points()) == ["verified"] * 4
+
+
+def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
+    """torch may keep the GPU's memory then, which whoever is next would miss."""
+    settings = SweepSettings(TrackingSettings("none", None, "kvexp"))
+    with measuring.Workers(settings, lambda _: None) as workers:
+        failing = measuring.begin(curve(mode="cudagraph"), workers, ())
+        assert statuses(failing.points()) == ["failed"] * 4
+        assert not failing.worker.alive
+        process = failing.worker._process
+        assert process.wait() == 0
+        assert (turns.folder() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
         assert statuses(measuring.begin(curve(), workers, ()).points()) == ["verified"] * 4
 
 

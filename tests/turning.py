@@ -1,6 +1,9 @@
-"""The measuring process on a CPU that passes for a GPU of this UUID, so that there are turns at it."""
+"""The measuring process on a CPU that passes for a GPU of this UUID, so that there are turns at it.
 
-from kvexp import child, environment
+No CUDA graph is refused there; to capture one fails.
+"""
+
+from kvexp import child, environment, mode
 
 UUID = "GPU-played"
 
@@ -8,4 +11,5 @@ read = environment.read
 
 if __name__ == "__main__":
     environment.read = lambda device: {**read(device), "device_uuid": UUID}
+    mode.check_mode = lambda *_: None
     child.serve()

@@ -5,7 +5,7 @@ environment, and ends if the machine lacks the device. For each experiment it is
 the hash of the implementation's sources, and waits for a list of the `num_tokens` to measure. When another
 process measures on the GPU it says `waiting` with the words for that one, and again with none when the turn
 has come. It says `point` for each `num_tokens` and waits for the parent's word to go on, so that nothing that
-the parent does runs beside a measurement. Then it says `end`.
+the parent does runs beside a measurement. Then it says `end`, and whether it ends with that.
 """
 
 import contextlib
@@ -152,16 +152,22 @@ def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any], shape
         _say(out, event="waiting", holder=holder)
 
     try:
-        found = {**columns, "impl_hash": digest}
-        for measurement in measured(experiment, wanted, found, waits, shapes):
+        found, spent = {**columns, "impl_hash": digest}, False
+        for tried, measurement in enumerate(measured(experiment, wanted, found, waits, shapes), 1):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
             _heard()
             if measurement.status == "failed" and experiment.device != "cpu":
                 _end_if_poisoned()
+            spent |= (measurement.status, measurement.case.mode) == ("failed", "cudagraph")
+            if spent and tried == len(wanted):
+                # Where a graph could not be captured, torch may give no memory back for as long as it runs
+                # (pytorch#180395, #190348): the turn at the GPU ends with the process.
+                _say(out, event="end", ends=True)
+                os._exit(0)
     except ConfigError as error:
         _say(out, event="config_error", message=str(error))
     else:
-        _say(out, event="end")
+        _say(out, event="end", ends=False)
 
 
 def _heard() -> str:

@@ -42,7 +42,7 @@ def _captured(calls: Sequence[Call]) -> Call:
     graph = None
     try:
         graph = _graph(calls)
-    except RuntimeError as error:  # torch's own or the driver's
+    except RuntimeError as error:  # of torch: its allocator's or the driver's
         if "out of memory" not in str(error):
             raise
     if graph is None:

@@ -175,6 +175,7 @@ class Worker:
                 case "config_error":
                     raise ConfigError(answer["message"])
                 case "end":
+                    self._given_up |= answer["ends"]
                     return
 
     def run(self, experiment: Experiment) -> Iterator[Point]:

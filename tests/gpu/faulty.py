@@ -54,6 +54,13 @@ class Greedy(_Faulty):
         torch.empty(1 << 50, dtype=torch.uint8, device=key.device)
 
 
+class Waiting(_Faulty):
+    """Waits for the GPU, which the capture of a graph forbids."""
+
+    def fault(self, key):
+        torch.cuda.synchronize()
+
+
 class Endless(_Faulty):
     """Starts a kernel that waits for a word that nobody writes."""
 

@@ -1,4 +1,4 @@
-"""An illegal access, a lack of memory or a kernel without end on a GPU costs one curve."""
+"""An illegal access, a lack of memory, a kernel without end or a failed capture on a GPU costs one curve."""
 
 import os
 from dataclasses import replace
@@ -25,10 +25,14 @@ def importable(monkeypatch):
 def outcome(tmp_path):
     """Sweeps a class of tests.gpu.faulty between two curves of ours; gives the rows of the three."""
 
-    def swept(name, timeout_s=120.0):
+    def swept(name, timeout_s=120.0, how=("timer=none", "mode=no_graph")):
         before, base, after = (
-            composed.experiment(*chosen, "workload=quickstart", TOKENS, "timer=none", "mode=no_graph")
-            for chosen in (["impl=cuda"], ["impl=torch"], ["impl=cuda", "dtype=half"])
+            composed.experiment(*chosen, "workload=quickstart", TOKENS, *how)
+            for chosen in (
+                ["impl=cuda", "workload.num_blocks=8192"],
+                ["impl=torch"],
+                ["impl=cuda", "workload.num_blocks=8192", "dtype=half"],
+            )
         )
         bad = replace(base, impl=replace(base.impl, name=name.lower(), target=f"tests.gpu.faulty.{name}"))
         home = tmp_path / "2026-11-21" / "10-00-00-000000"
@@ -73,3 +77,12 @@ def test_a_kernel_without_end_is_killed_and_the_gpu_is_free_again(outcome):
     check_others(before, after)
     assert [row["status"] for row in bad] == ["verified", "failed", "failed"]
     assert bad[1]["reason"].startswith("the point did not end within 20 s, so its process was killed")
+
+
+def test_a_call_that_cannot_be_captured_leaves_the_next_curve_all_memory(outcome):
+    before, bad, after = outcome("Waiting", how=())
+    assert [row["status"] for row in before + bad + after] == ["ok"] * 4 + ["failed"] * 2 + ["ok"] * 3
+    assert "captur" in bad[1]["reason"]
+    # The cache of the curve between them takes 268 MB.
+    first, last = (curve[0]["memory_used_bytes"] for curve in (before, after))
+    assert last == pytest.approx(first, abs=100e6)
