@@ -3,21 +3,18 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
+from tests import serving
+
 PATIENCE_S = 120
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
@@ -44,15 +41,13 @@ def ui(folder: Path) -> Iterator[str]:
     Args:
         folder: Holds mlruns/.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = serving.free_port()
     log = folder / "ui.log"
     command = [sys.executable, "-m", "kvexp", "ui", "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
     try:
-        assert _answers(f"http://127.0.0.1:{port}/health", process), log.read_text()
+        assert serving.answers(f"http://127.0.0.1:{port}/health", process), log.read_text()
         said = re.search(r"^kvexp: (http\S+)$", log.read_text(), re.MULTILINE)
         assert said, log.read_text()
         yield said[1]
@@ -89,14 +84,3 @@ def picture(page: Page, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     page.wait_for_timeout(1000)
     page.screenshot(path=file)
-
-
-def _answers(url: str, process: subprocess.Popen[bytes]) -> bytes | None:
-    patience = time.monotonic() + PATIENCE_S
-    while process.poll() is None and time.monotonic() < patience:
-        try:
-            answer: bytes = _LOCAL.open(url, timeout=10).read()
-            return answer
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    return None

@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from kvexp.tracking import TrackingSettings, connect
+from tests import serving
 
 
 @pytest.fixture
@@ -20,9 +21,7 @@ def served(monkeypatch):
 @pytest.fixture
 def port():
     """A port that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    return serving.free_port()
 
 
 def test_without_runs_it_says_what_makes_some(typed):

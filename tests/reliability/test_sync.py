@@ -2,12 +2,9 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from contextlib import contextmanager
 
@@ -16,10 +13,10 @@ from mlflow import MlflowClient
 
 from kvexp import folder as sweep_folder
 from kvexp.tracking import connect, settings
+from tests import serving
 
 SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
 CURVES = 24
-_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @pytest.fixture
@@ -51,8 +48,7 @@ def server(folder, port):
             start_new_session=True,
         )  # fmt: skip
     try:
-        while process.poll() is None and not _answers(f"http://127.0.0.1:{port}/health"):
-            time.sleep(0.1)
+        assert serving.answers(f"http://127.0.0.1:{port}/health", process)
         yield process
     finally:
         stop(process)
@@ -67,18 +63,9 @@ def stop(process):
     process.wait()
 
 
-def _answers(url):
-    try:
-        return _LOCAL.open(url, timeout=10).read()
-    except (urllib.error.URLError, OSError):
-        return None
-
-
 @pytest.fixture
 def port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return serving.free_port()
 
 
 def curves(uri):
@@ -104,7 +91,7 @@ def wait_for_curves(uri, number, process):
     while process.poll() is None:
         if sum(curves(uri)[0].values()) >= number:
             return
-        time.sleep(0.05)
+        time.sleep(0.05)  # who asks without a pause takes the CPU of what it waits for
 
 
 def test_what_was_not_tracked_is_sent_once_and_never_again(place, sweep):

@@ -2,25 +2,19 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.parse
-import urllib.request
 
 import pytest
 
 from kvexp.tracking import connect, settings
-
-_LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+from tests import serving
 
 
 @pytest.fixture(scope="module")
 def server(store, tmp_path_factory):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = serving.free_port()
     address = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as output:
@@ -36,7 +30,7 @@ def server(store, tmp_path_factory):
             | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )
     try:
-        assert _answers(f"{address}/health", process), log.read_text()
+        assert serving.answers(f"{address}/health", process), log.read_text()
         yield address
     finally:
         process.terminate()
@@ -49,18 +43,8 @@ def patience(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
-def _answers(url, process):
-    until = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            return _get(url)
-        except OSError:
-            time.sleep(0.1)
-    return None
-
-
 def _get(url, **query):
-    return _LOCAL.open(f"{url}?{urllib.parse.urlencode(query)}", timeout=60).read()
+    return serving.get(f"{url}?{urllib.parse.urlencode(query)}")
 
 
 def test_the_ui_shows_a_local_sweeps_runs_and_their_artifacts(
