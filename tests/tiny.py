@@ -53,11 +53,11 @@ def case(**chosen: Any) -> Case:
     return list(curve(**chosen).cases())[-1]
 
 
-def memory(**chosen: Any) -> AbstractContextManager[Memory]:
-    """The memory of the curve."""
+def memory(*, least_rows: int = 0, **chosen: Any) -> AbstractContextManager[Memory]:
+    """The memory of the curve, with as many rows of keys and of values at least."""
     made = curve(**chosen)
     largest = max(made.cases(), key=lambda case: case.num_tokens)
-    return allocate(largest, make(made.layout), source(made))
+    return allocate(largest, make(made.layout), source(made), least_rows)
 
 
 def source(made: Experiment) -> torch.dtype:

@@ -4,20 +4,19 @@ import pytest
 import torch
 
 from kvexp.errors import IncorrectResult
-from kvexp.impl import make
 from kvexp.verify import poison, verify
-from kvexp.workload import allocate, build
+from kvexp.workload import build
 from kvexp.workload.inputs import window_rows
-from tests import composed, law, tiny
+from tests import law, tiny
 
 WINDOWS = 3
 
 
 @pytest.fixture(params=[{}, {"rows": "qkv", "num_heads": 3}, {"num_heads": 1, "head_size": 46}], ids=str)
 def tensors(request):
-    case = tiny.case(num_tokens=5, num_blocks=40, **request.param)
-    least = WINDOWS * window_rows(case, 2)
-    with allocate(case, make(composed.choice("layout", "NHD")), torch.bfloat16, least) as memory:
+    chosen = {"num_tokens": 5, "num_blocks": 40, "dtype": "bfloat16", **request.param}
+    case = tiny.case(**chosen)
+    with tiny.memory(**chosen, least_rows=WINDOWS * window_rows(case, 2)) as memory:
         poison(memory.cache)
         yield build(case, memory, 4, WINDOWS)
 

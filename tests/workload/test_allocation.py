@@ -55,7 +55,7 @@ class TestPaddedMappings:
             assert tensors.unchanged()
             for place in range(tensors.slot_mappings.numel()):
                 before = int(tensors.slot_mappings.flatten()[place])
-                tensors.slot_mappings[place // 10, place % 10] = 77
+                tensors.slot_mappings[place // 10, place % 10] = before + 1
                 assert not tensors.unchanged()
                 assert held.unchanged()
                 tensors.slot_mappings[place // 10, place % 10] = before

@@ -65,14 +65,31 @@ def test_a_value_head_of_another_size_has_its_place_in_the_fused_row():
         assert torch.equal(held.rows.value.flatten(1), fused[:, 160:])
 
 
+@pytest.mark.parametrize("windows", [1, 3])
 @pytest.mark.parametrize("rows", inputs.KINDS)
-def test_a_point_has_the_first_rows_of_the_curves(rows):
-    with tiny.memory(rows=rows) as held:
-        one, most = (build(tiny.case(rows=rows, num_tokens=n), held, 1) for n in (1, 50))
-        assert one.key.shape == (1, 2, 32)
-        assert most.value.shape == (50, 2, 32)
-        assert torch.equal(one.value[0], most.value[0])
-        assert one.key.data_ptr() == most.key.data_ptr()
+def test_a_point_has_the_places_and_slots_that_it_has_as_a_curve_of_its_own(rows, windows):
+    chosen = {"rows": rows, "num_query_heads": 3, "num_heads": 1, "head_size": 46}
+    case = tiny.case(**chosen, num_tokens=3)
+    least = windows * inputs.window_rows(case, 2)
+    with (
+        tiny.memory(**chosen, least_rows=least) as held,
+        tiny.memory(**chosen, num_tokens=3, least_rows=least) as alone,
+    ):
+        assert len(held.rows.key) > len(alone.rows.key)
+        one, other = (build(case, memory, 2, windows) for memory in (held, alone))
+        assert torch.equal(one.slot_mappings, other.slot_mappings)
+        for window in range(windows):
+            for plane in ("key", "value"):
+                mine, its = (getattr(tensors.window(window), plane) for tensors in (one, other))
+                assert mine.shape == (3, 1, 46)
+                assert (mine.storage_offset(), mine.stride()) == (its.storage_offset(), its.stride())
+
+
+def test_values_follow_their_keys_at_once():
+    with tiny.memory() as held:
+        tensors = build(tiny.case(num_tokens=3), held, 1)
+        assert tensors.key.data_ptr() == held.inputs.data_ptr()
+        assert tensors.value.data_ptr() == tensors.key.data_ptr() + tensors.key.numel() * tensors.key.itemsize
 
 
 def test_extra_tokens_are_rows_behind_the_last_one():

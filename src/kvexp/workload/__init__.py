@@ -52,10 +52,10 @@ class Tensors:
         case: The point.
         key: `[num_tokens + extra_tokens, num_heads, head_size]`.
         value: `[num_tokens + extra_tokens, num_heads, head_size_v]`.
+        rows: Keys and values of all windows, one after the other; `key` and `value` are those of the first.
         memory: The curve's memory, which these are views of.
         slot_mappings: int64 `[mappings, num_tokens]`; no slot but that of padding occurs twice, and each
             mapping begins at a multiple of 16 bytes, as a tensor of its own would.
-        windows: Different inputs that the calls may be given; `key` and `value` are those of the first.
         kept: The tokens that are no padding, int64 ascending; None when none is.
         checksum: Of the slot mappings, where they are no view of the curve's slots.
     """
@@ -63,9 +63,9 @@ class Tensors:
     case: Case
     key: Tensor
     value: Tensor
+    rows: Rows
     memory: "Memory"
     slot_mappings: Tensor
-    windows: int = 1
     kept: Tensor | None = None
     checksum: int = 0
 
@@ -97,7 +97,7 @@ class Tensors:
 
     @functools.cached_property
     def k_scale(self) -> Tensor:
-        """float32, one element without dims or `[num_heads]`: amax / 64, as the seed scripts choose it."""
+        """float32, one element without dims or `[num_heads]`: amax / 64 of the curve's keys."""
         return self._scale(0)
 
     @functools.cached_property
@@ -116,7 +116,7 @@ class Tensors:
             return self
         first = index * inputs.window_rows(self.case, self.key.itemsize)
         rows = slice(first, first + len(self.key))
-        return replace(self, key=self.memory.rows.key[rows], value=self.memory.rows.value[rows])
+        return replace(self, key=self.rows.key[rows], value=self.rows.value[rows])
 
     def unchanged(self) -> bool:
         """Whether inputs, slots and scales are as they were made."""
@@ -135,7 +135,7 @@ class Memory:
     Attributes:
         largest: The case with the curve's largest `num_tokens`.
         cache: The cache.
-        rows: Keys and values.
+        rows: Keys and values of the largest point; a smaller one's are `rows.of`.
         slots: int64 `[num_slots]`: every slot once, in the order the calls walk through them.
         scales: float32 `[2, num_heads]`, or one column per tensor.
         checksums: Of the inputs, the slots and the scales, as they are meant to stay.
@@ -157,10 +157,11 @@ class Memory:
         """Inputs, slots and scales are what the case's seed makes of them, whatever they were."""
         case, device = self.largest, self.slots.device
         generator = torch.Generator(device).manual_seed(case.seed)
+        # Slots come first: a point's are the same then, whatever the curve's largest one.
+        self.slots.copy_(patterns.order(case, device, generator))
         self.rows.fill(generator)
         for scale, plane in zip(self.scales, (self.rows.key, self.rows.value), strict=True):
             scale.copy_(_largest(plane, case.scale) / 64)
-        self.slots.copy_(patterns.order(case, device, generator))
         self.seal()
 
     def seal(self) -> None:
@@ -231,13 +232,14 @@ def build(case: Case, memory: Memory, mappings: int, windows: int = 1) -> Tensor
         padded = torch.full_like(of_curve, NO_SLOT)
         padded[:, kept] = of_curve[:, kept]
         of_curve = padded
+    rows, size = memory.rows.of(case, windows), case.num_tokens + case.extra_tokens
     return Tensors(
         case=case,
-        key=memory.rows.key[: case.num_tokens + case.extra_tokens],
-        value=memory.rows.value[: case.num_tokens + case.extra_tokens],
+        key=rows.key[:size],
+        value=rows.value[:size],
+        rows=rows,
         memory=memory,
         slot_mappings=of_curve[:, : case.num_tokens],
-        windows=windows,
         kept=kept,
         checksum=0 if kept is None else checksum(of_curve[:, : case.num_tokens].reshape(-1)),
     )
