@@ -29,6 +29,7 @@ def measured(monkeypatch):
 
     def median_us(replay, rule):
         seen.append((*replay, rule.max_samples))
+        assert rule.warmup == curve.WARM < Rule().warmup
         return latency_us[replay[1]]
 
     monkeypatch.setattr(ceiling, "unrolls", lambda device, written: (1, 2, 4) if written > L2 // 8 else (1,))

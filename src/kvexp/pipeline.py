@@ -28,7 +28,7 @@ from kvexp.point import Seconds
 from kvexp.timer import Rule
 from kvexp.turns import Waits, turn
 from kvexp.verify import poison
-from kvexp.workload import allocate, patterns
+from kvexp.workload import allocate, patterns, room
 
 T = TypeVar("T")
 
@@ -164,6 +164,6 @@ def _tried(curve: Curve, case: Case) -> Measurement | Failure:
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
         attempt(curve.memory.fill)
-    if case.device != "cpu":  # what its graphs had allocated is of use to nobody else
-        attempt(torch.cuda.empty_cache)
+    if case.device != "cpu":
+        attempt(room.trim)
     return outcome

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from kvexp.errors import Unsupported
 from kvexp.workload import inputs, room
@@ -49,6 +50,16 @@ def test_nothing_is_advised_where_not_one_block_fits(monkeypatch):
 
 def test_what_is_free_is_what_the_machine_can_give():
     assert 0 < room.free_bytes("cpu") <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("more", "asked"), [(0, 0), (1, 1)])
+def test_what_torch_keeps_for_later_goes_back_where_it_is_more_than_work_takes(monkeypatch, more, asked):
+    given = []
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 7 + room.WORKING_BYTES + more)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(1))
+    room.trim()
+    assert len(given) == asked
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,16 @@ def free_bytes(device: str) -> float:
     return torch.cuda.mem_get_info(torch.device(device))[0]
 
 
+def trim() -> None:
+    """Gives the driver what torch keeps of the GPU's memory for later, where that is more than working takes.
+
+    What a dead graph had allocated is of use to nobody else. To ask the driver again for everything at every
+    point would cost a curve up to 0.1 s.
+    """
+    if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > WORKING_BYTES:
+        torch.cuda.empty_cache()
+
+
 def _cgroup_free_bytes() -> float:
     """What a container's limit leaves, files in the page cache counted as free; infinite without a limit."""
     try:
