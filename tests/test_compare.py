@@ -98,6 +98,14 @@ def test_which_of_equal_gpus_it_was_does_not_matter():
     assert words([row()], [row(device="cuda:3")]) == [("same", 64)]
 
 
+def test_what_equal_gpus_differ_by_is_no_difference_of_what_they_measured():
+    before, now = [row()] * 5, [row(10.5, device_uuid="GPU-2", device="cuda:1")] * 4
+    (point,) = compare(before, now)
+    assert (point.word, point.note) == ("ambiguous", "5 and 4 processes, another GPU")
+    (point,) = compare(before, now, apart=["device"])
+    assert (point.word, point.note) == ("slower", "5 and 4 processes")
+
+
 def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
     both = [row(), row(20.0, device="cuda:1")]
     assert words(both, both) == [("same", 64), ("same", 64)]

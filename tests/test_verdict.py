@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kvexp.verdict import interval, judge, judge_processes
+from kvexp.verdict import between_gpus, interval, judge, judge_processes
 from tests.measured import row
 
 
@@ -52,6 +52,35 @@ def test_a_row_without_an_interval_is_judged_by_its_percentiles():
 
 def test_a_tolerance_replaces_what_was_measured():
     assert judge(row(), row(10.3), tolerance=0.01).word == "slower"
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "gpus", "processes", "latency_us"),
+    [(512, 0.01, 1, 10.3), (512, 0.01, 5, 10.15), (511, 0.03, 1, 10.8), (511, 0.03, 5, 10.45)],
+)
+def test_another_gpu_of_the_kind_may_differ_by_more(num_tokens, gpus, processes, latency_us):
+    sizes = {"num_tokens": num_tokens}
+    before, now = ([row(us, **sizes)] * processes for us in (10.0, latency_us))
+    assert judge_processes(before, now).word == "slower"
+    other = [{**one, "device_uuid": "GPU-2"} for one in now]
+    assert between_gpus(before, now) == 0
+    assert between_gpus(before, other) == gpus
+    assert between_gpus(before, [*other, now[0]]) == 0
+    assert between_gpus(before, [{**one, "device_name": "NVIDIA H100"} for one in other]) == 0
+    assert between_gpus(before, [{**one, "device_uuid": None} for one in now]) == 0
+    assert judge_processes(before, other, gpus=gpus).word == "ambiguous"
+    assert judge_processes(before, before, gpus=gpus).word == "same"
+    far = [{**one, **row(11.2, **sizes)} for one in other]
+    assert judge_processes(before, far, gpus=gpus).word == "slower"
+    assert judge_processes(far, before, gpus=gpus).word == "faster"
+
+
+def test_what_gpus_differ_by_widens_the_interval_of_the_ratio():
+    plain = judge_processes([row(10.0)] * 5, [row(11.0)] * 5)
+    wider = judge_processes([row(10.0)] * 5, [row(11.0)] * 5, gpus=0.03)
+    assert wider.ratio == plain.ratio
+    assert wider.low == pytest.approx(plain.low / 1.03)
+    assert wider.high == pytest.approx(plain.high * 1.03)
 
 
 SAMPLES = 0.001

@@ -8,7 +8,7 @@ from kvexp.case import Case
 from kvexp.errors import ConfigError
 from kvexp.results import TOGETHER
 from kvexp.rows import CURVE, RIGHT, curves, labels, word
-from kvexp.verdict import Verdict, judge_processes, latencies
+from kvexp.verdict import Verdict, between_gpus, judge_processes, latencies
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -36,8 +36,8 @@ class Point:
         baseline_us: The baseline's latency, see `verdict.latencies`; None where no process timed it.
         candidate_us: The same for the candidate's.
         verdict: The ratio and its interval, where both have a latency.
-        note: Why it is broken or missing, in the row's words, or how many processes each side has where they
-            differ.
+        note: Why it is broken or missing, in the row's words; or how many processes each side has where they
+            differ, and that another GPU measured the candidate.
     """
 
     label: str
@@ -60,7 +60,8 @@ def compare(
     """Every point of either, the worst first.
 
     A baseline of several GPUs is that of the candidate's, where this has one. Which of a machine's equal
-    GPUs it was (`cuda:0` or `cuda:1`) does not matter, unless one side was measured on several.
+    GPUs it was (`cuda:0` or `cuda:1`) does not matter, unless one side was measured on several. Where it was
+    another one than the baseline's, what equal GPUs differ by is told as a difference of neither.
 
     Args:
         baseline: Rows; those of one case come from different processes.
@@ -75,6 +76,7 @@ def compare(
     if not across:
         baseline = _of_its_gpu(baseline, candidate)
         check_machines(baseline, candidate)
+    compares_gpus = "device" in apart
     if across or not any(_has_several_devices(rows) for rows in (baseline, candidate)):
         apart = [*apart, "device"]
     columns = [column for column in _CASE if column not in apart]
@@ -83,7 +85,7 @@ def compare(
         raise ConfigError(_NONE_SHARED + _differing(columns, *sides))
     names = _names([*baseline, *candidate], columns)
     points = [
-        _point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance)
+        _point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
     found = sorted(filter(None, points), key=_badness)
@@ -192,7 +194,11 @@ def _names(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
 
 
 def _point(
-    label: str, baseline: Sequence[Row], candidate: Sequence[Row], tolerance: float | None
+    label: str,
+    baseline: Sequence[Row],
+    candidate: Sequence[Row],
+    tolerance: float | None,
+    compares_gpus: bool,
 ) -> Point | None:
     """The verdict on one case; None where there is nothing to say: neither side could measure it."""
     size = (*baseline, *candidate)[0]["num_tokens"]
@@ -200,14 +206,17 @@ def _point(
     wrong = [row for row in candidate if row["status"] in ("incorrect", "failed")]
     untimed = [row for row in candidate if row["status"] != "ok"]
     was_right, is_right = (any(row["status"] in RIGHT for row in side) for side in (baseline, candidate))
-    verdict = judge_processes(before, now, tolerance) if before and now and not untimed else None
+    verdict, gpus = None, 0.0
+    if before and now and not untimed:
+        gpus = 0.0 if compares_gpus else between_gpus(before, now)
+        verdict = judge_processes(before, now, tolerance, gpus)
     found, note = "", ""
     if wrong:
         found, note = "broken", _why(wrong[0])
     elif verdict:
         found = verdict.word
-        if len(before) != len(now):
-            note = f"{len(before)} and {len(now)} processes"
+        several = f"{len(before)} and {len(now)} processes" if len(before) != len(now) else ""
+        note = ", ".join(filter(None, [several, "another GPU" if gpus else ""]))
     elif before and now:
         found, note = "missing", f"in {len(untimed)} of {len(candidate)} processes {_why(untimed[0])}"
     elif before or (was_right and not is_right):

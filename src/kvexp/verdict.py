@@ -24,12 +24,20 @@ most 1.4 % from 512 tokens on and 3.9 % below. The CPU's is from five runs of `i
 workload=quickstart` on a shared machine of 2 threads: at 8 tokens 88 to 106 µs.
 """
 
+OTHER_GPU_MANY, OTHER_GPU_FEW = 0.01, 0.03
+"""How far two GPUs of one kind differ on the same code, from MANY_TOKENS on and below.
+
+Rounded up from four pairs of H200s, of each of which 95 % of the points differ by less than 0.9 % from 512
+tokens on and 2.7 % below; one of the four GPUs launches an empty kernel in 0.535 µs, the others in 0.50.
+"""
+
 ENOUGH = 3
 """Processes a side from which on their own scatter is used."""
 PRIOR = 4
 """Degrees of freedom that what was measured before counts for: as many as of two sides of three processes."""
 CONFIDENCE = 0.995
 """Of the interval of a ratio: on simulated equal ones 0.3 % are then called faster or slower, not 0.5 %."""
+_GPU = ("device_name", "device_uuid")
 _TWO_OF_A_KIND = 1.96 * math.sqrt(2)
 """The difference that 95 % of pairs stay below, in standard deviations of one."""
 
@@ -69,6 +77,15 @@ def between_processes(row: Row) -> float:
     return GPU_MANY if row["num_tokens"] >= MANY_TOKENS else GPU_FEW
 
 
+def between_gpus(baseline: Sequence[Row], candidate: Sequence[Row]) -> float:
+    """By which part equal code differs on the sides' GPUs; 0 where they share one or are of two kinds."""
+    sides = (baseline, candidate)
+    names, uuids = ([{row.get(column) for row in side} for side in sides] for column in _GPU)
+    if names[0] != names[1] or None in uuids[0] | uuids[1] or uuids[0] & uuids[1]:
+        return 0.0
+    return OTHER_GPU_MANY if baseline[0]["num_tokens"] >= MANY_TOKENS else OTHER_GPU_FEW
+
+
 def interval(row: Row) -> tuple[float, float]:
     """The 95 % interval of the median in µs; of a row without one its 20th and 80th percentiles."""
     for low, high in (("latency_us_low", "latency_us_high"), ("latency_us_p20", "latency_us_p80")):
@@ -77,42 +94,52 @@ def interval(row: Row) -> tuple[float, float]:
     return row["latency_us"], row["latency_us"]
 
 
-def judge(baseline: Row, candidate: Row, tolerance: float | None = None) -> Verdict:
+def judge(baseline: Row, candidate: Row, tolerance: float | None = None, gpus: float = 0.0) -> Verdict:
     """The verdict on two `ok` rows, each from one process.
 
     Args:
         baseline: What the candidate is compared with.
         candidate: The other one.
         tolerance: The part by which two processes differ; by default what was measured.
+        gpus: The part by which their GPUs differ; see `between_gpus`.
     """
-    noise = between_processes(baseline) if tolerance is None else tolerance
+    noise = _together(between_processes(baseline) if tolerance is None else tolerance, gpus)
     (base_low, base_high), (low, high) = interval(baseline), interval(candidate)
     ratio, least, most = candidate["latency_us"] / baseline["latency_us"], low / base_high, high / base_low
     return Verdict(word(least, most, noise), ratio, least, most)
 
 
 def judge_processes(
-    baseline: Sequence[Row], candidate: Sequence[Row], tolerance: float | None = None
+    baseline: Sequence[Row], candidate: Sequence[Row], tolerance: float | None = None, gpus: float = 0.0
 ) -> Verdict:
     """The verdict on `ok` rows of one point, of which each comes from a process of its own.
 
     From ENOUGH processes a side on, their scatter says how far processes differ. Since a few scatter little
     or much by chance, what was measured before counts as PRIOR further degrees of freedom: a moderated
     t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer it is the rule of `judge`,
-    on each side's middle process.
+    on each side's middle process. What their GPUs differ by no number of processes tells: it widens the
+    interval as a whole.
+
+    Args:
+        baseline: What the candidate is compared with.
+        candidate: The others.
+        tolerance: See `judge`.
+        gpus: See `judge`.
     """
     if min(len(baseline), len(candidate)) < ENOUGH:
-        return judge(_middle(baseline), _middle(candidate), tolerance)
+        return judge(_middle(baseline), _middle(candidate), tolerance, gpus)
     noise = between_processes(baseline[0]) if tolerance is None else tolerance
     before, now = ([math.log(row["latency_us"]) for row in side] for side in (baseline, candidate))
     freedom = len(before) + len(now) - 2
     squares = variance(before) * (len(before) - 1) + variance(now) * (len(now) - 1)
     spread = (squares + PRIOR * (noise / _TWO_OF_A_KIND) ** 2) / (freedom + PRIOR)
     reach = _quantile(freedom + PRIOR) * math.sqrt(spread * (1 / len(before) + 1 / len(now)))
+    reach += math.log1p(gpus)
     middle = mean(now) - mean(before)
     low, high = math.exp(middle - reach), math.exp(middle + reach)
     if low <= 1 <= high:
-        inside = low * (1 + noise) >= 1 and high <= 1 + noise
+        both = _together(noise, gpus)
+        inside = low * (1 + both) >= 1 and high <= 1 + both
         return Verdict("same" if inside else "ambiguous", math.exp(middle), low, high)
     return Verdict("slower" if low > 1 else "faster", math.exp(middle), low, high)
 
@@ -134,6 +161,10 @@ def latencies(baseline: Sequence[Row], candidate: Sequence[Row]) -> tuple[float 
 
 def _middle(rows: Sequence[Row]) -> Row:
     return sorted(rows, key=lambda row: row["latency_us"])[(len(rows) - 1) // 2]
+
+
+def _together(noise: float, gpus: float) -> float:
+    return (1 + noise) * (1 + gpus) - 1
 
 
 def _quantile(freedom: float) -> float:
