@@ -27,8 +27,8 @@ workload=quickstart` on a shared machine of 2 threads: at 8 tokens 88 to 106 µs
 OTHER_GPU_MANY, OTHER_GPU_FEW = 0.01, 0.03
 """How far two GPUs of one kind differ on the same code, from MANY_TOKENS on and below.
 
-Rounded up from four pairs of H200s, of each of which 95 % of the points differ by less than 0.9 % from 512
-tokens on and 2.7 % below; one of the four GPUs launches an empty kernel in 0.535 µs, the others in 0.50.
+From six pairs of five H200s: of each pair 95 % of the points differ by at most 1.0 % from 512 tokens on and
+2.7 % below, where one of the five launches an empty kernel in 0.535 µs, the others in 0.50.
 """
 
 ENOUGH = 3
