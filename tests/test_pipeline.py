@@ -3,6 +3,7 @@ import re
 import time
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,17 @@ def measured(**chosen):
 
 def outcomes(**chosen):
     return [point.status for point in measured(**chosen)]
+
+
+@pytest.mark.parametrize(("device", "trimmed"), [("cuda:0", 1), ("cpu", 0)])
+def test_memory_is_given_back_after_each_point_on_a_gpu_whatever_happened(monkeypatch, device, trimmed):
+    given = []
+    monkeypatch.setattr(room, "trim", lambda: given.append(1))
+    curve = SimpleNamespace(impl=None, memory=SimpleNamespace(cache=None, fill=lambda: None))
+    for measured in (lambda curve, case: "right", lambda curve, case: 1 / 0):
+        monkeypatch.setattr(pipeline.point, "measured", measured)
+        pipeline._tried(curve, SimpleNamespace(device=device))
+    assert len(given) == 2 * trimmed
 
 
 class TestEachWorkload:

@@ -56,7 +56,12 @@ def test_a_tolerance_replaces_what_was_measured():
 
 @pytest.mark.parametrize(
     ("num_tokens", "gpus", "processes", "latency_us"),
-    [(512, 0.01, 1, 10.3), (512, 0.01, 5, 10.15), (511, 0.03, 1, 10.8), (511, 0.03, 5, 10.45)],
+    [
+        *((512, 0.01, 1, us) for us in (10.25, 10.3)),
+        *((512, 0.01, 5, us) for us in (10.1, 10.15)),
+        *((511, 0.03, 1, us) for us in (10.6, 10.8)),
+        *((511, 0.03, 5, us) for us in (10.25, 10.45)),
+    ],
 )
 def test_another_gpu_of_the_kind_may_differ_by_more(num_tokens, gpus, processes, latency_us):
     sizes = {"num_tokens": num_tokens}
@@ -65,7 +70,8 @@ def test_another_gpu_of_the_kind_may_differ_by_more(num_tokens, gpus, processes,
     other = [{**one, "device_uuid": "GPU-2"} for one in now]
     assert between_gpus(before, now) == 0
     assert between_gpus(before, other) == gpus
-    assert between_gpus(before, [*other, now[0]]) == 0
+    assert between_gpus(before, [*other, now[0]]) == gpus
+    assert between_gpus([other[0], now[0]], [*other, now[0]]) == 0
     assert between_gpus(before, [{**one, "device_name": "NVIDIA H100"} for one in other]) == 0
     assert between_gpus(before, [{**one, "device_uuid": None} for one in now]) == 0
     assert judge_processes(before, other, gpus=gpus).word == "ambiguous"
@@ -75,9 +81,10 @@ def test_another_gpu_of_the_kind_may_differ_by_more(num_tokens, gpus, processes,
     assert judge_processes(far, before, gpus=gpus).word == "faster"
 
 
-def test_what_gpus_differ_by_widens_the_interval_of_the_ratio():
-    plain = judge_processes([row(10.0)] * 5, [row(11.0)] * 5)
-    wider = judge_processes([row(10.0)] * 5, [row(11.0)] * 5, gpus=0.03)
+@pytest.mark.parametrize("processes", [1, 5])
+def test_what_gpus_differ_by_widens_the_interval_of_the_ratio(processes):
+    sides = [row(10.0)] * processes, [row(11.0)] * processes
+    plain, wider = (judge_processes(*sides, gpus=gpus) for gpus in (0, 0.03))
     assert wider.ratio == plain.ratio
     assert wider.low == pytest.approx(plain.low / 1.03)
     assert wider.high == pytest.approx(plain.high * 1.03)

@@ -61,7 +61,7 @@ def compare(
 
     A baseline of several GPUs is that of the candidate's, where this has one. Which of a machine's equal
     GPUs it was (`cuda:0` or `cuda:1`) does not matter, unless one side was measured on several. Where it was
-    another one than the baseline's, what equal GPUs differ by is told as a difference of neither.
+    another one than the baseline's, the verdict allows for what equal GPUs differ by.
 
     Args:
         baseline: Rows; those of one case come from different processes.

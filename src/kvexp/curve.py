@@ -32,7 +32,7 @@ FEW = 5
 """Samples that choose among shapes of the copy."""
 
 WARM = 1
-"""Samples of a copy that are thrown away: the first loads its graph, and the op's have warmed the GPU."""
+"""Samples of a copy that are thrown away: the op's have warmed the machine, and in a graph one loads it."""
 
 
 @dataclass(frozen=True)

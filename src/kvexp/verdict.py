@@ -3,7 +3,8 @@
 Two kinds of noise stand between two measurements of the same code. Within a process the samples scatter: the
 interval of the median says how far. Between processes (other addresses, other clocks) the median itself
 moves, and no single process can see that. So a difference is told only where the intervals stay apart by more
-than two processes were seen to differ.
+than two processes were seen to differ. Where the two were measured on different GPUs of one kind, what such
+differ by comes on top.
 """
 
 import math
@@ -27,8 +28,8 @@ workload=quickstart` on a shared machine of 2 threads: at 8 tokens 88 to 106 µs
 OTHER_GPU_MANY, OTHER_GPU_FEW = 0.01, 0.03
 """How far two GPUs of one kind differ on the same code, from MANY_TOKENS on and below.
 
-From six pairs of five H200s: of each pair 95 % of the points differ by at most 1.0 % from 512 tokens on and
-2.7 % below, where one of the five launches an empty kernel in 0.535 µs, the others in 0.50.
+From seven pairs of five H200s: of each pair 95 % of the points differ by at most 1.0 % from 512 tokens on and
+by 2.7 % below.
 """
 
 ENOUGH = 3
@@ -47,8 +48,8 @@ class Verdict:
     """How a candidate's latency stands to a baseline's.
 
     Attributes:
-        word: `faster` or `slower` where the difference exceeds both kinds of noise, `same` where it is
-            certain to be smaller than the second kind, else `ambiguous`.
+        word: `faster` or `slower` where the difference exceeds both kinds of noise, and what the GPUs differ
+            by; `same` where it is certain to be smaller than the second kind; else `ambiguous`.
         ratio: The candidate's latency over the baseline's, as `latencies` gives them.
         low: The least ratio that the intervals of the two allow.
         high: The greatest.
@@ -78,10 +79,10 @@ def between_processes(row: Row) -> float:
 
 
 def between_gpus(baseline: Sequence[Row], candidate: Sequence[Row]) -> float:
-    """By which part equal code differs on the sides' GPUs; 0 where they share one or are of two kinds."""
+    """By which part equal code differs on the sides' GPUs; 0 where they are the same, or of two kinds."""
     sides = (baseline, candidate)
     names, uuids = ([{row.get(column) for row in side} for side in sides] for column in _GPU)
-    if names[0] != names[1] or None in uuids[0] | uuids[1] or uuids[0] & uuids[1]:
+    if names[0] != names[1] or None in uuids[0] | uuids[1] or uuids[0] == uuids[1]:
         return 0.0
     return OTHER_GPU_MANY if baseline[0]["num_tokens"] >= MANY_TOKENS else OTHER_GPU_FEW
 
@@ -103,10 +104,10 @@ def judge(baseline: Row, candidate: Row, tolerance: float | None = None, gpus: f
         tolerance: The part by which two processes differ; by default what was measured.
         gpus: The part by which their GPUs differ; see `between_gpus`.
     """
-    noise = _together(between_processes(baseline) if tolerance is None else tolerance, gpus)
+    noise = between_processes(baseline) if tolerance is None else tolerance
     (base_low, base_high), (low, high) = interval(baseline), interval(candidate)
     ratio, least, most = candidate["latency_us"] / baseline["latency_us"], low / base_high, high / base_low
-    return Verdict(word(least, most, noise), ratio, least, most)
+    return _on_other_gpus(Verdict(word(least, most, noise), ratio, least, most), noise, gpus)
 
 
 def judge_processes(
@@ -117,8 +118,7 @@ def judge_processes(
     From ENOUGH processes a side on, their scatter says how far processes differ. Since a few scatter little
     or much by chance, what was measured before counts as PRIOR further degrees of freedom: a moderated
     t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer it is the rule of `judge`,
-    on each side's middle process. What their GPUs differ by no number of processes tells: it widens the
-    interval as a whole.
+    on each side's middle process. What their GPUs differ by no number of processes tells: it comes on top.
 
     Args:
         baseline: What the candidate is compared with.
@@ -134,14 +134,13 @@ def judge_processes(
     squares = variance(before) * (len(before) - 1) + variance(now) * (len(now) - 1)
     spread = (squares + PRIOR * (noise / _TWO_OF_A_KIND) ** 2) / (freedom + PRIOR)
     reach = _quantile(freedom + PRIOR) * math.sqrt(spread * (1 / len(before) + 1 / len(now)))
-    reach += math.log1p(gpus)
     middle = mean(now) - mean(before)
     low, high = math.exp(middle - reach), math.exp(middle + reach)
-    if low <= 1 <= high:
-        both = _together(noise, gpus)
-        inside = low * (1 + both) >= 1 and high <= 1 + both
-        return Verdict("same" if inside else "ambiguous", math.exp(middle), low, high)
-    return Verdict("slower" if low > 1 else "faster", math.exp(middle), low, high)
+    inside = low * (1 + noise) >= 1 and high <= 1 + noise
+    found: Word = "same" if inside else "ambiguous"
+    if not low <= 1 <= high:
+        found = "slower" if low > 1 else "faster"
+    return _on_other_gpus(Verdict(found, math.exp(middle), low, high), 0.0, gpus)
 
 
 def latencies(baseline: Sequence[Row], candidate: Sequence[Row]) -> tuple[float | None, float | None]:
@@ -163,8 +162,11 @@ def _middle(rows: Sequence[Row]) -> Row:
     return sorted(rows, key=lambda row: row["latency_us"])[(len(rows) - 1) // 2]
 
 
-def _together(noise: float, gpus: float) -> float:
-    return (1 + noise) * (1 + gpus) - 1
+def _on_other_gpus(verdict: Verdict, noise: float, gpus: float) -> Verdict:
+    """The same with the wider interval; a difference that is within `noise` of it then is ambiguous."""
+    low, high = verdict.low / (1 + gpus), verdict.high * (1 + gpus)
+    doubted = verdict.word in ("faster", "slower") and high * (1 + noise) >= 1 and low <= 1 + noise
+    return Verdict("ambiguous" if doubted else verdict.word, verdict.ratio, low, high)
 
 
 def _quantile(freedom: float) -> float:

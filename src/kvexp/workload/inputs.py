@@ -39,7 +39,7 @@ class Rows:
         """Those of a case that walks through so many windows, of which each has rows of its own.
 
         They begin where the memory begins, and the values follow the keys at once, as if the point were the
-        curve's only one: where the L2 just holds them, what lies between them is 3 % of the latency.
+        curve's only one: where the L2 just holds them, it counts how far apart they are (docs/log.md, vv).
         """
         apart = window_rows(case, self.flat.itemsize)
         return _rows(self.flat, case, (windows - 1) * apart + case.num_tokens + case.extra_tokens)

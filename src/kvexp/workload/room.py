@@ -54,7 +54,7 @@ def trim() -> None:
     """Gives the driver what torch keeps of the GPU's memory for later, where that is more than working takes.
 
     What a dead graph had allocated is of use to nobody else. To ask the driver again for everything at every
-    point would cost a curve up to 0.1 s.
+    point would cost some milliseconds each.
     """
     if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > WORKING_BYTES:
         torch.cuda.empty_cache()
