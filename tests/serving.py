@@ -29,8 +29,8 @@ def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
     while process.poll() is None and time.monotonic() < until:
         try:
             get(url)
-        except OSError:  # it does not listen yet; who asks without a pause takes its CPU
-            time.sleep(0.1)
+        except OSError:  # it does not listen yet
+            time.sleep(0.1)  # who asks without a pause takes the CPU that it starts with
         else:
             return True
     return False

@@ -67,18 +67,32 @@ def test_another_gpu_of_the_kind_may_differ_by_more(num_tokens, gpus, processes,
     sizes = {"num_tokens": num_tokens}
     before, now = ([row(us, **sizes)] * processes for us in (10.0, latency_us))
     assert judge_processes(before, now).word == "slower"
-    other = [{**one, "device_uuid": "GPU-2"} for one in now]
-    assert between_gpus(before, now) == 0
-    assert between_gpus(before, other) == gpus
-    assert between_gpus(before, [*other, now[0]]) == gpus
-    assert between_gpus([other[0], now[0]], [*other, now[0]]) == 0
-    assert between_gpus(before, [{**one, "device_name": "NVIDIA H100"} for one in other]) == 0
-    assert between_gpus(before, [{**one, "device_uuid": None} for one in now]) == 0
-    assert judge_processes(before, other, gpus=gpus).word == "ambiguous"
+    assert judge_processes(before, now, gpus=gpus).word == "ambiguous"
     assert judge_processes(before, before, gpus=gpus).word == "same"
-    far = [{**one, **row(11.2, **sizes)} for one in other]
+    far = [row(11.2, **sizes)] * processes
     assert judge_processes(before, far, gpus=gpus).word == "slower"
     assert judge_processes(far, before, gpus=gpus).word == "faster"
+
+
+@pytest.mark.parametrize(("num_tokens", "gpus"), [(512, 0.01), (511, 0.03)])
+def test_gpus_are_others_of_a_kind_by_their_names_and_uuids(num_tokens, gpus):
+    one, other, nameless, h100 = (
+        row(num_tokens=num_tokens, **columns)
+        for columns in (
+            {},
+            {"device_uuid": "GPU-2"},
+            {"device_uuid": None},
+            {"device_uuid": "GPU-3", "device_name": "NVIDIA H100"},
+        )
+    )
+    assert between_gpus([one], [other]) == between_gpus([one], [one, other]) == gpus
+    for baseline, candidate in (
+        ([one], [one]),
+        ([other, one], [one, other]),
+        ([one], [nameless]),
+        ([one], [h100]),
+    ):
+        assert between_gpus(baseline, candidate) == 0
 
 
 @pytest.mark.parametrize("processes", [1, 5])

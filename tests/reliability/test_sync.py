@@ -91,7 +91,7 @@ def wait_for_curves(uri, number, process):
     while process.poll() is None:
         if sum(curves(uri)[0].values()) >= number:
             return
-        time.sleep(0.05)  # who asks without a pause takes the CPU of what it waits for
+        time.sleep(0.05)  # who asks without a pause keeps the store from whoever fills it
 
 
 def test_what_was_not_tracked_is_sent_once_and_never_again(place, sweep):
