@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvexp.errors import IncorrectResult
 from kvexp.quantize import quantize
-from kvexp.verify import POISON, poison, verify
+from kvexp.law import POISON, poison, verify
 from kvexp.workload import Tensors, build
 from tests import tiny
 

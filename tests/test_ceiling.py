@@ -4,7 +4,7 @@ import torch
 from kvexp import ceiling
 from kvexp.impl import make
 from kvexp.replicas import Plan
-from kvexp.verify import POISON, poison
+from kvexp.law import POISON, poison
 from kvexp.workload import GUARD_BYTES, allocate
 from tests import composed
 

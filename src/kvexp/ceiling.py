@@ -17,7 +17,7 @@ from kvexp.errors import IncorrectResult
 from kvexp.op import Call
 from kvexp.replicas import Plan
 from kvexp.timer import Replay
-from kvexp.verify import POISON, ROWS_BYTES, untouched
+from kvexp.law import POISON, ROWS_BYTES, untouched
 from kvexp.workload import GUARD_BYTES, Memory
 
 SOURCE = Path(__file__).with_name("ceiling.cu")

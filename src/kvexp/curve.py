@@ -17,7 +17,7 @@ from kvexp.impl import Impl
 from kvexp.machine import Machine
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule
-from kvexp.verify import POISON
+from kvexp.law import POISON
 from kvexp.workload import Memory, patterns
 from kvexp.workload.inputs import window_rows
 

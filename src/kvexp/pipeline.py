@@ -27,7 +27,7 @@ from kvexp.op import Op
 from kvexp.point import Seconds
 from kvexp.timer import Rule
 from kvexp.turns import Waits, turn
-from kvexp.verify import poison
+from kvexp.law import poison
 from kvexp.workload import allocate, patterns, room
 
 T = TypeVar("T")

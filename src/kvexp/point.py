@@ -22,7 +22,7 @@ from kvexp.machine import Look, columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
 from kvexp.timer import Timing
-from kvexp.verify import restore, untouched, verify, verify_again, verify_slots
+from kvexp.law import restore, untouched, verify, verify_again, verify_slots
 from kvexp.workload import Tensors, build, patterns
 
 LEAST_OF_EMPTY = 0.5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvexp.verify import POISON, verify
+from kvexp.law import POISON, verify
 from kvexp.workload import build
 from tests import places, tiny
 from tests.places import MAPPINGS, point, reason, spoilt

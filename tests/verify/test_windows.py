@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvexp.errors import IncorrectResult
-from kvexp.verify import poison, verify
+from kvexp.law import poison, verify
 from kvexp.workload import build
 from kvexp.workload.inputs import window_rows
 from tests import law, tiny

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvexp.memory import checksum
-from kvexp.verify import poison
+from kvexp.law import poison
 from kvexp.workload import GUARD_BYTES, NO_SLOT, build
 from tests import composed, tiny
 
