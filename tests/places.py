@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import IncorrectResult
-from kvexp.quantize import quantize
 from kvexp.law import POISON, poison, verify
+from kvexp.quantize import quantize
 from kvexp.workload import Tensors, build
 from tests import tiny
 

@@ -3,8 +3,8 @@ import torch
 
 from kvexp import ceiling
 from kvexp.impl import make
-from kvexp.replicas import Plan
 from kvexp.law import POISON, poison
+from kvexp.replicas import Plan
 from kvexp.workload import GUARD_BYTES, allocate
 from tests import composed
 

@@ -4,8 +4,9 @@ The copy reads and writes as many bytes as the op must, into the curve's own cac
 `copy_us / latency_us` says how near the op is to the memory's speed, whatever the machine.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from kvexp import jit
+from kvexp import memory as memories
 from kvexp.errors import IncorrectResult
+from kvexp.law import ROWS_BYTES, check_untouched
 from kvexp.op import Call
 from kvexp.replicas import Plan
 from kvexp.timer import Replay
-from kvexp.law import POISON, ROWS_BYTES, untouched
 from kvexp.workload import GUARD_BYTES, Memory
 
 SOURCE = Path(__file__).with_name("ceiling.cu")
@@ -90,8 +92,8 @@ def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) 
         num_tokens: Tokens of the op's call; each copy reads as many slots, and its own.
         read: Bytes that one copy reads: the slots', and a multiple of `written`.
         written: Bytes that one copy writes; on a GPU whole vectors of them.
-        plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds,
-            and on a GPU as many are read as it has windows.
+        plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds.
+            One is read; on a GPU, where inputs are cold, as many as it has windows.
 
     Returns:
         The copies in order, after the last of which the first comes again; none when one is less than a
@@ -114,10 +116,10 @@ def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) 
     stride = num_tokens + num_tokens % 2
     slots = [memory.slots[i * stride :][:num_tokens] for i in range(count)]
     apart = -(-reads * written // VECTOR) * VECTOR
-    windows = max(1, min(plan.windows, source.numel() // apart))
+    windows = max(1, min(plan.windows, source.numel() // apart)) if plan.inputs_state == "cold" else 1
     return [
-        Move(source[window * apart :], reads, slots[place], places[place])
-        for place, window in replace(plan, mappings=count, windows=windows).walk()
+        Move(source[call % windows * apart :], reads, slots[call % count], places[call % count])
+        for call in range(min(plan.all_calls, math.lcm(count, windows)))
     ]
 
 
@@ -132,16 +134,16 @@ def check(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:
     Raises:
         IncorrectResult: A place holds other bytes than were to be copied to it, or another byte changed.
     """
-    replay.run()
+    (run,) = replay.runs
+    run()
     if not memory.unchanged():
         raise IncorrectResult("the copy changed what it reads")
     last = {move.place.data_ptr(): move for move in islice(cycle(copies), replay.calls)}
     lost = sum(not move.arrived() for move in last.values())
     if lost:
         raise IncorrectResult(f"{lost} of {len(last)} copies hold other bytes than were to be copied")
-    for move in last.values():
-        move.place.fill_(POISON)
-    untouched(memory.cache)()
+    restore(memory, list(last.values()))
+    check_untouched(memory.cache)()
 
 
 def unrolls(device: str, written: int) -> tuple[int, ...]:
@@ -152,10 +154,17 @@ def unrolls(device: str, written: int) -> tuple[int, ...]:
     return (1,) if written < threads * VECTOR else (1, 2, 4)
 
 
-def restore(memory: Memory, written: int, count: int) -> None:
-    """The bytes that so many of `moves` wrote are poison again."""
-    step = -(-written // VECTOR) * VECTOR
-    memory.cache.storage[GUARD_BYTES:-GUARD_BYTES][: step * count].fill_(POISON)
+def restore(memory: Memory, copies: Sequence[Move]) -> None:
+    """Poison what these wrote again, and nothing between."""
+    storage = memory.cache.storage
+    size = copies[0].place.numel()
+    begin = end = -1
+    for at in sorted({move.place.data_ptr() - storage.data_ptr() for move in copies}):
+        if at != end:
+            memories.poison(storage, max(begin, 0), max(end, 0))
+            begin = at
+        end = at + size
+    memories.poison(storage, begin, end)
 
 
 def empty_call() -> Call:

@@ -17,9 +17,8 @@ from kvexp.impl import Impl
 from kvexp.machine import Machine
 from kvexp.op import Call, Op
 from kvexp.timer import Replay, Rule
-from kvexp.law import POISON
 from kvexp.workload import Memory, patterns
-from kvexp.workload.inputs import window_rows
+from kvexp.workload.inputs import window_step
 
 UNTIMED = {
     "none": "timer=none: not timed",
@@ -104,7 +103,7 @@ def plan(curve: Curve, case: Case, read: int, written: int) -> replicas.Plan:
 def least_rows(
     cases: Sequence[Case], op: Op, item_bytes: int, l2_bytes: int | None, l2_state: L2State
 ) -> int:
-    """Rows of keys and values that the calls of all points walk through; 0 where one call's will do."""
+    """Return the rows that calls with cold inputs walk through at any point; 0 where inputs are hot."""
     if l2_state.inputs != "cold" or l2_bytes is None:
         return 0
     rows = 0
@@ -113,7 +112,7 @@ def least_rows(
             patterns.check(case)
             moved = op.bytes_moved(case, item_bytes)
             windows = _timed_plan(case, *moved, l2_bytes, l2_state).windows
-            rows = max(rows, windows * window_rows(case, item_bytes))
+            rows = max(rows, windows * window_step(case, item_bytes, cold=True))
     return rows
 
 
@@ -138,16 +137,16 @@ def _timed_plan(
     return plan if case.timer == "cuda_event" else plan.without_short_calls()
 
 
-def replay(curve: Curve, case: Case, bound: Sequence[Call], plan: replicas.Plan) -> Replay:
-    """These calls, as often as planned, to be timed by the case's clock."""
-    calls = list(islice(cycle(bound), plan.all_calls))
+def replay(curve: Curve, case: Case, turns: Sequence[Sequence[Call]], plan: replicas.Plan) -> Replay:
+    """Prepare the calls of each turn, as many as planned, to be timed by the case's clock."""
     prepare = functools.partial(mode.prepare, case.mode)
     evict = curve.evict if plan.evict else None
-    if curve.records:
-        return timer.cupti(prepare(calls), len(calls), evict, curve.records)
     if plan.short_calls:
-        return timer.cuda_event(prepare, calls, plan.short_calls, evict, eager=case.mode == "no_graph")
-    return timer.wall_clock(prepare(calls), len(calls), on_gpu=case.device != "cpu")
+        return timer.cuda_event(prepare, turns, plan.short_calls, evict, eager=case.mode == "no_graph")
+    runs = [prepare(calls) for calls in turns]
+    if curve.records:
+        return timer.cupti(runs, plan.calls, evict, curve.records)
+    return timer.wall_clock(runs, plan.calls, on_gpu=case.device != "cpu")
 
 
 def copying(
@@ -201,9 +200,9 @@ def copies(
     for unroll in unrolls if moves else ():
         calls = [move.call(unroll) for move in moves]
         calls[0]()
-        moves[0].place.fill_(POISON)
-        yield moves, replay(curve, case, calls, plan)
-        ceiling.restore(curve.memory, written, plan.mappings)
+        ceiling.restore(curve.memory, moves[:1])
+        yield moves, replay(curve, case, [list(islice(cycle(calls), plan.all_calls))], plan)
+        ceiling.restore(curve.memory, moves)
 
 
 def median_us(replay: Replay, rule: Rule) -> float:
@@ -216,7 +215,7 @@ def empty_kernel_us(curve: Curve, case: Case) -> float | None:
     call = ceiling.empty_call()
     call()
     plan = replicas.gpu_plan(1, 0, 1, 0, graph=case.mode == "cudagraph")
-    return _resolved(median_us(replay(curve, case, [call], plan), curve.rule))
+    return _resolved(median_us(replay(curve, case, [[call] * plan.all_calls], plan), curve.rule))
 
 
 def _resolved(found_us: float) -> float | None:

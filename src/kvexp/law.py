@@ -1,9 +1,9 @@
 """The law: `gather(written slots) == quantize(rows)`, byte for byte, and no other byte of the cache changed.
 
-The cache is poisoned once per curve. A check gathers the written slots, compares them with the bytes that
-the contract asks for, poisons those slots again, and scans the whole cache: any byte that is not poison then
-was written without being asked for. So after a right call the cache is all poison again. A point that is
-timed is checked before and after, and the whole cache is scanned the second time.
+The cache is poisoned once per curve. A check gathers the written slots and compares them with the bytes that
+the contract asks for. Before it ends, a point poisons the slots that it wrote and has the whole cache
+scanned: any byte that is no poison then was written without being asked for. So after a right call the cache
+is all poison again.
 """
 
 import math
@@ -18,101 +18,86 @@ from kvexp.errors import IncorrectResult
 from kvexp.quantize import quantize
 from kvexp.workload import Cache, Tensors
 
-POISON = 0xA5
-"""The byte of a slot that nobody wrote; as bfloat16, half or float it is a tiny negative number."""
-
 ROWS_BYTES = 128 << 20
 
 
 def poison(cache: Cache) -> None:
-    """Every byte of the cache and of its guards is poison."""
-    cache.storage.fill_(POISON)
+    """Fill the cache and its guards with poison."""
+    memory.poison(cache.storage)
 
 
 def restore(tensors: Tensors, mappings: int) -> None:
-    """The slots of the first `mappings` slot mappings are poison again."""
+    """Poison the slots of the first `mappings` slot mappings again."""
     slots = tensors.written_slots(mappings).reshape(-1)
     for rows, plane in ((tensors.key, tensors.key_cache), (tensors.value, tensors.value_cache)):
         words = _words(tensors, plane)
+        slot_dim = 1 if tensors.cache.layout.shape == "flash" else 3
         for chunk in slots.split(_rows_at_once(tensors, rows)):
-            tensors.cache.layout.scatter(words, chunk, _poison_of(words))
+            memory.poison_rows(tensors.cache.storage, words, slot_dim, chunk)
 
 
-def verify(run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()) -> None:
-    """Runs the call on the poisoned cache and returns when the law holds; the cache is all poison again.
+def verify(run: Callable[[], None], tensors: Tensors, windows: Sequence[int]) -> None:
+    """Run the calls and check all that they wrote; the cache is to be all poison and is so again.
 
     Args:
-        run: Writes the rows of `tensors` to the slots of its first `mappings` slot mappings.
-        tensors: The case's tensors; its cache is all poison.
-        mappings: How many slot mappings the call walks through.
-        windows: For each of them, whose rows it holds in the end; those of the first window by default.
+        run: Writes the rows of `tensors` to the slots of its first slot mappings.
+        tensors: The case's tensors.
+        windows: For each of those mappings, whose rows it holds in the end.
 
     Raises:
         IncorrectResult: Wrong bytes in a written slot, a changed byte elsewhere in the cache, or changed
-            inputs. The cache is poisoned and the inputs are filled anew.
+            inputs. The cache is poisoned.
     """
-    verify_slots(run, tensors, mappings, windows)
-    untouched(tensors.cache)()
+    check_run(run, tensors, windows)
+    restore(tensors, len(windows))
+    check_untouched(tensors.cache)()
 
 
-def verify_slots(
-    run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()
+def check_run(
+    run: Callable[[], None], tensors: Tensors, windows: Sequence[int], others: bool = False
 ) -> None:
-    """`verify` without a look at the rest of the cache.
+    """Run the calls and check the slots that they wrote, and their inputs; see `verify`.
 
-    That is left to a later look, which comes before anything else than this call has run: what it wrote
-    outside all of its slots is still there then.
-    """
-    try:
-        run()
-        if not tensors.unchanged():
-            tensors.memory.fill()
-            raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
-        _check_written(tensors, mappings, windows)
-    except IncorrectResult:
-        poison(tensors.cache)
-        raise
-    restore(tensors, mappings)
-
-
-def verify_again(
-    run: Callable[[], None], tensors: Tensors, mappings: int, windows: Sequence[int] = ()
-) -> Callable[[], None]:
-    """Whether what ran since the last check, and one run more, hold the law as well.
-
-    What they wrote outside all of their slots is still there, and what one wrote into another's slots is
-    compared, unless the other came later and wrote over it.
+    The written slots stay as they are, whatever they held before, and the rest of the cache is left to a
+    later look, which comes before anything else than these calls has run.
 
     Args:
         run: See `verify`.
-        tensors: See `verify`; its cache is as the timed runs left it.
-        mappings: See `verify`.
+        tensors: See `verify`.
         windows: See `verify`.
-
-    Returns:
-        The end of it, which is to be waited for: `untouched`.
-
-    Raises:
-        IncorrectResult: A slot that was right at first was not right later, or see `verify`.
+        others: Whether to look at the curve's inputs that are none of the case's, too.
     """
     try:
-        _check_written(tensors, mappings, windows)
+        run()
+        if not tensors.unchanged(others):
+            raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
+        _check_written(tensors, windows)
+    except IncorrectResult:
+        poison(tensors.cache)
+        raise
+
+
+def check_left(tensors: Tensors, windows: Sequence[int]) -> None:
+    """Check what the last of the timed runs left in the slots.
+
+    Raises:
+        IncorrectResult: A slot that was right at first was not right later. The cache is poisoned.
+    """
+    try:
+        _check_written(tensors, windows)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
-    restore(tensors, mappings)
-    verify_slots(run, tensors, mappings, windows)
-    return untouched(tensors.cache)
 
 
-def untouched(cache: Cache) -> Callable[[], None]:
-    """Has all of the cache and its guards looked at, which are to be poison.
+def check_untouched(cache: Cache) -> Callable[[], None]:
+    """Have all of the cache and its guards looked at, which are to be poison.
 
     Returns:
         Waits for what was seen, and raises IncorrectResult where a byte was another; the cache is poisoned
         then. On a GPU the look is queued: what is queued after it may change the cache.
     """
-    answer = memory.first_other(POISON, cache.storage)
+    answer = memory.first_unpoisoned(cache.storage)
 
     def check() -> None:
         changed = answer()
@@ -126,11 +111,11 @@ def untouched(cache: Cache) -> Callable[[], None]:
     return check
 
 
-def _check_written(tensors: Tensors, mappings: int, windows: Sequence[int]) -> None:
-    """Every mapping holds the rows of its window; of the first one where none is named."""
-    slots = tensors.written_slots(mappings)
-    for window in sorted({*windows}) or [0]:
-        own = torch.tensor([w == window for w in windows or [0] * mappings], device=slots.device)
+def _check_written(tensors: Tensors, windows: Sequence[int]) -> None:
+    """Check that every mapping holds the rows of its window."""
+    slots = tensors.written_slots(len(windows))
+    for window in sorted({*windows}):
+        own = torch.tensor([w == window for w in windows], device=slots.device)
         seen, written = tensors.window(window), slots[own]
         _check_rows("key_cache", seen, seen.key, seen.key_cache, seen.k_scale, written)
         _check_rows("value_cache", seen, seen.value, seen.value_cache, seen.v_scale, written)
@@ -161,7 +146,7 @@ def _aligned(data: Tensor) -> Tensor:
 
 
 def _wrong(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> tuple[float, int]:
-    """The fraction of the written elements that are wrong, and their number."""
+    """Return the fraction of the written elements that are wrong, and their number."""
     item, wrong, total = _INTEGERS[plane.itemsize], 0, 0
     for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
         found = _gathered(tensors, plane, slots[chosen, tokens]).view(-1, *expected.shape)
@@ -174,7 +159,7 @@ def _wrong(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: 
 def _chunks(
     tensors: Tensors, rows: Tensor, scale: Tensor, slots: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Slices of written tokens and of slot mappings, with the bytes expected for those tokens."""
+    """Yield slices of written tokens and of slot mappings, with the bytes expected for those tokens."""
     at_once = _rows_at_once(tensors, rows)
     mappings, num_tokens = slots.shape
     for token in range(0, num_tokens, at_once):
@@ -217,22 +202,17 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _items(plane: Tensor) -> Tensor:
-    """The same items as integers: bytes, whatever they mean as numbers."""
+    """View the same items as integers: bytes, whatever they mean as numbers."""
     return plane.view(_INTEGERS[plane.itemsize])
 
 
 def _words(tensors: Tensors, plane: Tensor) -> Tensor:
-    """The plane's bytes as integers, the widest that no row splits: the fewer they are, the faster."""
+    """View the plane's bytes as integers, the widest that no row splits: the fewer they are, the faster."""
     if tensors.cache.layout.shape != "flash":  # elsewhere a row's items lie apart
         return _items(plane)
     places = (plane.shape[-1], plane.storage_offset(), *plane.stride()[:-1])
     aligned = math.gcd(8, *(place * plane.itemsize for place in places))
     return plane.view(_INTEGERS[aligned])
-
-
-def _poison_of(words: Tensor) -> int:
-    """What a word of poison reads."""
-    return int.from_bytes(bytes([POISON]) * words.itemsize, "little", signed=words.itemsize > 1)
 
 
 def _rows_at_once(tensors: Tensors, rows: Tensor) -> int:

@@ -1,4 +1,4 @@
-// Questions about whole memories, which are read once.
+// Poison for a cache's storage, and questions about whole memories, which are read once.
 //
 //   memory   vectors of 16 bytes
 //   found    int64, the answer; what it is before the launch is said with each question
@@ -13,9 +13,12 @@ constexpr int UNROLL = 4;  // vectors of a thread that are on their way at once
 // Of two words' bits that differ, x before y: the first byte.
 __device__ int first_byte(uint64_t x, uint64_t y) { return ((x ? __ffsll(x) : 64 + __ffsll(y)) - 1) / 8; }
 
-// found, as large as it can be, becomes the index of the first byte that differs from that of `word`, where one does.
+// The poison of the storage's words of 8 bytes; the word at `index` is the one of bytes 8 * index and on. Twin: memory.py.
+__device__ uint64_t poison(uint64_t index) { return (index + 1) * 0x9E3779B97F4A7C15ull; }
+
+// found, as large as it can be, becomes the index of the first byte that is not poison, where one is not.
 extern "C" __global__ void __launch_bounds__(THREADS)
-other(const ulonglong2* __restrict__ memory, int64_t* __restrict__ found, int64_t vectors, int64_t word) {
+unpoisoned(const ulonglong2* __restrict__ memory, int64_t* __restrict__ found, int64_t vectors) {
     const int64_t step = int64_t(gridDim.x) * THREADS;
     const int64_t none = *found;
     int64_t least = none;
@@ -25,9 +28,10 @@ other(const ulonglong2* __restrict__ memory, int64_t* __restrict__ found, int64_
 #pragma unroll
         for (int u = 0; u < UNROLL; ++u) {
             const int64_t at = first + u * step;
-            bits[u] = at < vectors ? __ldcs(memory + at) : make_ulonglong2(word, word);
-            bits[u].x ^= uint64_t(word);
-            bits[u].y ^= uint64_t(word);
+            const ulonglong2 asked = make_ulonglong2(poison(2 * at), poison(2 * at + 1));
+            bits[u] = at < vectors ? __ldcs(memory + at) : asked;
+            bits[u].x ^= asked.x;
+            bits[u].y ^= asked.y;
             any |= bits[u].x | bits[u].y;
         }
         if (!any) continue;
@@ -38,6 +42,42 @@ other(const ulonglong2* __restrict__ memory, int64_t* __restrict__ found, int64_
         }
     }
     if (least != none) atomicMin(found, least);
+}
+
+// The vectors, of which the first is vector `begin` of the storage, become poison.
+extern "C" __global__ void __launch_bounds__(THREADS)
+fill(ulonglong2* __restrict__ memory, int64_t vectors, int64_t begin) {
+    const int64_t step = int64_t(gridDim.x) * THREADS;
+    for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < vectors; i += step)
+        memory[i] = make_ulonglong2(poison(2 * (begin + i)), poison(2 * (begin + i) + 1));
+}
+
+#if WORD == 1
+using word_t = unsigned char;
+#elif WORD == 2
+using word_t = unsigned short;
+#elif WORD == 4
+using word_t = unsigned int;
+#else
+using word_t = uint64_t;
+#endif
+
+// The rows of `slots` become poison, a word of WORD bytes at a time; every size is in such words.
+//
+//   storage   whole words
+//   slots     int64 [num_slots], all valid
+//   inner     int64 [row_words]: from a slot's first word to each word of its row
+extern "C" __global__ void __launch_bounds__(THREADS)
+fill_rows(word_t* __restrict__ storage, const int64_t* __restrict__ slots, const int64_t* __restrict__ inner,
+          int64_t num_slots, int64_t row_words, int64_t block_size, int64_t base, int64_t block_stride,
+          int64_t slot_stride) {
+    const int64_t step = int64_t(gridDim.x) * THREADS;
+    for (int64_t i = int64_t(blockIdx.x) * THREADS + threadIdx.x; i < num_slots * row_words; i += step) {
+        const int64_t slot = slots[i / row_words];
+        const int64_t at = base + slot / block_size * block_stride + slot % block_size * slot_stride + inner[i % row_words];
+        const int64_t byte = at * WORD;
+        storage[at] = word_t(poison(byte / 8) >> (8 * (byte % 8)));
+    }
 }
 
 // found, 0, becomes the sum of each word of 8 bytes times the odd number 2 * index + 1, modulo 2^64.

@@ -20,6 +20,7 @@ from kvexp.curve import Curve
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.impl import Impl, make
+from kvexp.law import poison
 from kvexp.layout import Layout
 from kvexp.machine import Machine
 from kvexp.measurement import Measurement, Status
@@ -27,7 +28,6 @@ from kvexp.op import Op
 from kvexp.point import Seconds
 from kvexp.timer import Rule
 from kvexp.turns import Waits, turn
-from kvexp.law import poison
 from kvexp.workload import allocate, patterns, room
 
 T = TypeVar("T")

@@ -1,36 +1,41 @@
 """The path of a point, on a curve whose parts are made: verified, then timed, the same object.
 
-build the case's tensors -> bind the calls -> prepare a replay -> verify the replay -> time the same replay
--> verify it again -> time a copy of equal bytes -> Measurement
+build the case's tensors -> bind the calls -> prepare a replay -> change the data in place -> verify the
+replay -> time the same replay, one sample of it audited -> change the data again, verify again -> time a copy
+of equal bytes -> Measurement
 """
 
 import statistics as stats
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 
 import torch
 
-from kvexp import ceiling, replicas, timer
+from kvexp import ceiling, mode, replicas, timer
 from kvexp import curve as curves
 from kvexp.case import Case
 from kvexp.curve import Curve
-from kvexp.errors import KvexpError, Unsupported
+from kvexp.errors import IncorrectResult, KvexpError, Unsupported
 from kvexp.estimate import summarise
+from kvexp.law import check_left, check_run, check_untouched, poison, restore
 from kvexp.machine import Look, columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
-from kvexp.timer import Timing
-from kvexp.law import restore, untouched, verify, verify_again, verify_slots
-from kvexp.workload import Tensors, build, patterns
+from kvexp.timer import Replay, Timing
+from kvexp.workload import LAST, TIMED, Tensors, build, patterns
+from kvexp.workload.inputs import window_step
+
+KEPT = "the call keeps what it saw when it was bound, and writes that instead of what is there when it runs"
+"""Of a call that is right only as long as keys, values and slots stay what they were."""
 
 LEAST_OF_EMPTY = 0.5
 """No call takes less of an empty kernel's time than this, whatever the noise of both."""
 
 
 def measured(curve: Curve, case: Case) -> Measurement:
-    """The point verified and, where it can be, timed.
+    """Verify the point and, where it can be, time it.
 
     Raises:
         Unsupported: The point cannot be done here.
@@ -41,31 +46,32 @@ def measured(curve: Curve, case: Case) -> Measurement:
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
     plan = curves.plan(curve, case, read, written)
     with seconds.of("setup_s"):
-        tensors = build(case, curve.memory, plan.mappings, plan.windows)
-        bound = [
-            curve.op.bind(curve.impl, tensors.window(window), tensors.slot_mappings[mapping])
-            for mapping, window in plan.walk()
-        ]
+        step = window_step(case, curve.item_bytes, cold=plan.inputs_state == "cold")
+        tensors = build(case, curve.memory, plan.mappings, plan.windows, step)
+        turns = _bind(curve, tensors, plan)
         if case.mode == "cudagraph":
-            _warm_up(bound[0], tensors)
-        replay = curves.replay(curve, case, bound, plan)
-        windows = plan.last_windows()
+            _warm_up(turns[0][0], tensors)
+        replay = curves.replay(curve, case, turns, plan)
+        windows = [plan.last_windows(turn) for turn in range(len(turns))]
     with seconds.of("verify_s"):
-        check = verify_slots if curves.timed(curve, case) else verify
-        check(replay.run, tensors, plan.mappings, windows)
+        # What calls were bound and captured with is not what they are to write.
+        _renew(curve, tensors, TIMED)
+        _check_first(curve, replay, tensors, plan, windows)
     if not curves.timed(curve, case):
         if case.timer == "profile":
-            timer.profile(list(islice(cycle(bound), timer.PROFILED_CALLS)), f"kvexp {case.num_tokens}")
-            restore(tensors, plan.mappings)
+            timer.profile(list(islice(cycle(turns[0]), timer.PROFILED_CALLS)), f"kvexp {case.num_tokens}")
+        with seconds.of("verify_s"):
+            _check_last(curve, replay, tensors, windows, run=1)()
         reason = curve.impl.untimed or curves.UNTIMED[case.timer]
         return Measurement(case, "verified", reason, seconds=seconds)
     with seconds.of("timing_s"):
         before = curve.machine.look()
-        with _looked_at(tensors, plan.mappings):
-            timing = timer.timing(replay, curve.rule)
+        with _look_at_all(tensors, plan.mappings):
+            timing = timer.timing(replay, curve.rule, lambda run: check_left(tensors, windows[run]))
         after = curve.machine.look()
     with seconds.of("verify_s"):
-        verified = verify_again(replay.run, tensors, plan.mappings, windows)
+        check_left(tensors, windows[timing.last_run])
+        verified = _check_last(curve, replay, tensors, windows, 1 - timing.last_run)
     try:
         with seconds.of("ceiling_s"):
             measure_copy = curves.copying(curve, case, plan, read, written)
@@ -77,18 +83,87 @@ def measured(curve: Curve, case: Case) -> Measurement:
     return _timed(curve, case, plan, timing, (before, after), copy_us, seconds)
 
 
-@contextmanager
-def _looked_at(tensors: Tensors, mappings: int) -> Iterator[None]:
-    """What refuses inside is raised once all of the cache has been looked at: no later look follows.
+def _bind(curve: Curve, tensors: Tensors, plan: replicas.Plan) -> list[list[Call]]:
+    """Bind the calls of each turn; two that write the same rows to the same slots are one."""
+    walks = [plan.walk(turn) for turn in range(replicas.TURNS)]
+    bound = {
+        pair: curve.op.bind(curve.impl, tensors.window(pair[1]), tensors.slot_mappings[pair[0]])
+        for pair in dict.fromkeys(chain(*walks))
+    }
+    return [[bound[pair] for pair in walk] for walk in walks]
+
+
+def _renew(curve: Curve, tensors: Tensors, draw: int) -> None:
+    """Change the data in place, and let an implementation follow that has declared that it must."""
+    tensors.renew(draw)
+    if refresh := getattr(curve.impl, "refresh", None):
+        refresh()
+
+
+def _check_first(
+    curve: Curve, replay: Replay, tensors: Tensors, plan: replicas.Plan, windows: Sequence[Sequence[int]]
+) -> None:
+    """Check every run of the replay, with data that its calls were not bound with.
 
     Raises:
-        IncorrectResult: A byte was written elsewhere, which is worse than not to be timed.
+        IncorrectResult: A run wrote wrong bytes; where calls that are bound anew do not, the reason says that
+            these kept what they saw.
+    """
+    try:
+        for run, held in zip(replay.runs, windows, strict=True):
+            check_run(run, tensors, held)
+    except IncorrectResult as difference:
+        if "changed its inputs" in str(difference) or not _is_right_bound_anew(curve, tensors, plan):
+            raise
+        raise IncorrectResult(f"{KEPT}: {difference}") from difference
+
+
+def _is_right_bound_anew(curve: Curve, tensors: Tensors, plan: replicas.Plan) -> bool:
+    """Return whether the calls of the first turn are right with the data that they are bound with."""
+    try:
+        calls = _bind(curve, tensors, plan)[0]
+        check_run(mode.prepare("no_graph", calls), tensors, plan.last_windows(0))
+    except KvexpError:
+        return False
+    finally:
+        poison(tensors.cache)
+    return True
+
+
+def _check_last(
+    curve: Curve, replay: Replay, tensors: Tensors, windows: Sequence[Sequence[int]], run: int
+) -> Callable[[], None]:
+    """Check one more run, with keys, values and slots that have changed once more, and all of the memory.
+
+    Returns:
+        The end of it, which is to be waited for; see `law.check_untouched`.
+    """
+    restore(tensors, len(windows[run]))
+    _renew(curve, tensors, LAST)
+    try:
+        check_run(replay.runs[run], tensors, windows[run], others=True)
+    except IncorrectResult as difference:
+        raise IncorrectResult(
+            f"right at first, but not once keys, values and slots changed in place: {difference}"
+        ) from difference
+    restore(tensors, len(windows[run]))
+    return check_untouched(tensors.cache)
+
+
+@contextmanager
+def _look_at_all(tensors: Tensors, mappings: int) -> Iterator[None]:
+    """Scan the whole cache where the block raises: a stray write outranks what was raised.
+
+    Raises:
+        IncorrectResult: A byte was written elsewhere.
     """
     try:
         yield
+    except IncorrectResult:
+        raise
     except KvexpError:
         restore(tensors, mappings)
-        untouched(tensors.cache)()
+        check_untouched(tensors.cache)()
         raise
 
 
@@ -170,7 +245,7 @@ class Seconds(dict[str, float]):
 
 
 def _warm_up(call: Call, tensors: Tensors) -> None:
-    """The call has run once, outside any capture, and left no trace in its slots."""
+    """Run the call once, outside any capture, and poison its slots again."""
     call()
     torch.cuda.synchronize()
     restore(tensors, 1)

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from itertools import cycle, islice
 from typing import Literal
 
 from kvexp.errors import Unsupported
@@ -21,6 +20,9 @@ FEWEST_LONG_CALLS = 2
 
 GPU_REPLAY_US = 400.0
 CPU_REPLAY_US = 200.0
+TURNS = 2
+"""Runs of a replay that take turns: a call finds other bytes in its slots than those that it writes."""
+
 COLD_FACTOR = 2
 """A slot is cold again when more than this many L2 sizes were read or written since it was touched."""
 
@@ -36,8 +38,9 @@ class Plan:
         cache_state: `cold`, `hot` (every call writes the same slots) or `warm` (the cache is too small for
             either); None on a CPU, whose caches are not watched.
         evict: The L2 is swept by reading before each series.
-        windows: Different keys and values that the calls walk through.
-        inputs_state: `hot` (every call reads the same rows) or `cold`; None on a CPU.
+        windows: Sets of keys and values that the calls walk through; at least two.
+        inputs_state: `hot` (the sets share all rows but a few) or `cold` (they share none, and are more than
+            the L2 holds); None on a CPU.
     """
 
     calls: int
@@ -45,7 +48,7 @@ class Plan:
     mappings: int
     cache_state: Literal["cold", "hot", "warm"] | None
     evict: bool
-    windows: int = 1
+    windows: int = 2
     inputs_state: Literal["cold", "hot"] | None = None
 
     @property
@@ -54,18 +57,27 @@ class Plan:
         return self.calls + self.short_calls
 
     def without_short_calls(self) -> "Plan":
-        """The long series alone."""
-        return replace(self, short_calls=0, mappings=min(self.calls, self.mappings))
+        """Return the long series alone."""
+        mappings = min(self.calls, self.mappings)
+        calls = _odd_visits(self.calls, mappings, 1) * mappings
+        return replace(self, calls=calls, short_calls=0, mappings=mappings)
 
-    def walk(self) -> list[tuple[int, int]]:
-        """Slot mapping and window of each different call; after the last one the first comes again."""
-        different = min(self.all_calls, math.lcm(self.mappings, self.windows))
-        return [(call % self.mappings, call % self.windows) for call in range(different)]
+    def walk(self, turn: int) -> list[tuple[int, int]]:
+        """Return the slot mapping and the window of each call of a run.
 
-    def last_windows(self) -> list[int]:
-        """For each slot mapping, the window whose rows it holds in the end."""
-        last = dict(islice(cycle(self.walk()), self.all_calls))
-        return [last[mapping] for mapping in range(len(last))]
+        Where a mapping comes again, it gets the next window; and since each is visited an odd number of times
+        and the windows are even in number, so it does from the last visit of one turn to the first of the
+        other.
+        """
+        every, size = self.mappings, self.windows
+        return [
+            (call % every, (call % every + call // every + turn) % size) for call in range(self.all_calls)
+        ]
+
+    def last_windows(self, turn: int) -> list[int]:
+        """Return for each slot mapping the window whose rows it holds after a run."""
+        last = dict(self.walk(turn))
+        return [last[mapping] for mapping in range(self.mappings)]
 
 
 ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, evict=False)
@@ -81,7 +93,8 @@ def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
     """
     expected_us = 5.0 + bytes_moved / 10e3
     calls = max(1, min(MOST_EAGER_CALLS, math.ceil(CPU_REPLAY_US / expected_us)))
-    return Plan(calls, 0, _mappings(calls, distinct, 1), None, False)
+    mappings = _mappings(calls, distinct, 1)
+    return Plan(_odd_visits(calls, mappings, 1) * mappings, 0, mappings, None, False)
 
 
 def gpu_plan(
@@ -130,14 +143,18 @@ def gpu_plan(
                 )
             else:
                 state = "warm"
-    windows = 1
+    windows = 2
     if inputs == "cold":
-        windows = min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1)
+        windows = max(2, min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1))
+        windows += windows % 2
     short_calls = max(1, calls // 4)
+    mappings = 1 if cache == "hot" else _mappings(calls + short_calls, distinct, calls)
+    all_calls = _odd_visits(calls + short_calls, mappings, fewest + max(1, fewest // 4)) * mappings
+    short_calls = max(1, all_calls // 5)
     return Plan(
-        calls=calls,
+        calls=all_calls - short_calls,
         short_calls=short_calls,
-        mappings=1 if cache == "hot" else _mappings(calls + short_calls, distinct, calls),
+        mappings=mappings,
         cache_state=state,
         evict=state == "cold" or inputs == "cold",
         windows=windows,
@@ -145,8 +162,23 @@ def gpu_plan(
     )
 
 
+def _odd_visits(calls: int, mappings: int, fewest: int) -> int:
+    """Return how often each mapping is visited: an odd number of times, for about so many calls.
+
+    Args:
+        calls: Calls that were wanted; there are no more, unless `fewest` asks for them.
+        mappings: Slot mappings that they walk through.
+        fewest: Calls that there must be.
+    """
+    visits = max(1, calls // mappings)
+    visits -= 1 - visits % 2
+    while visits * mappings < fewest:
+        visits += 2
+    return visits
+
+
 def _mappings(calls: int, distinct: int, fewest: int) -> int:
-    """Slot mappings for so many calls, of those that share no slot; `fewest` of them, if there are as many.
+    """Return how many slot mappings so many calls walk through, which share no slot: `fewest`, if possible.
 
     Where all would be used, each by one call, the next one could hide what a call writes past its slots, each
     time: then one is left out.

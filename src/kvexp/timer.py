@@ -1,6 +1,7 @@
 """Whose clock: samples of one call's latency, and the rule that says when there are enough.
 
-A replay makes its calls in one go; a sample is one replay and what its clock says of it. It never contains a
+A run makes all calls of a replay in one go; a sample is one run and what its clock says of it. The runs of a
+replay take turns, so that each call finds other bytes in its slots than it writes. A sample never contains a
 compilation, a graph launch or the host's pace:
 
 - `cuda_event` puts CUDA events around a long and around a short series of calls; the difference of their
@@ -12,6 +13,7 @@ compilation, a graph launch or the host's pace:
   contains the replay's launch and the synchronisation; it is there to repeat what other tools report.
 """
 
+import secrets
 import statistics as stats
 import time
 from collections.abc import Callable, Sequence
@@ -74,24 +76,36 @@ class Replay:
     """Calls that are made in one go, and the clock that times them.
 
     Attributes:
-        run: Makes them all, on the current stream; it is what is verified, and what each sample runs.
-        calls: How many there are.
-        sample: Runs them once and tells the latency of one call in microseconds.
+        runs: Each makes all calls, on the current stream; they are what is verified, and what samples run, in
+            turns.
+        calls: How many calls a run makes.
+        sample: Runs the one of that index once and tells the latency of one call in microseconds.
         host_us: The host's time for an eager call, of each sample so far; empty where there is none.
     """
 
-    run: Call
+    runs: Sequence[Call]
     calls: int
-    sample: Callable[[], float]
+    sample: Callable[[int], float]
     host_us: Sequence[float] = ()
+
+
+Audit = Callable[[int], None]
+"""Check what a sample wrote, given the index of its run; raise IncorrectResult where it is wrong."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Samples of one call's latency in microseconds; `host_us`: the host's median time for an eager call."""
+    """Samples of one call's latency.
+
+    Attributes:
+        samples_us: Microseconds, of each sample.
+        host_us: The host's median time for an eager call.
+        last_run: Index of the run that was sampled last.
+    """
 
     samples_us: tuple[float, ...]
     host_us: float | None = None
+    last_run: int = 0
 
 
 def check_timer(timer: str, device: str) -> None:
@@ -148,110 +162,136 @@ def _settled(samples: Sequence[float], relative_error: float) -> bool:
     return median_standard_error(samples) <= relative_error * stats.median(samples)
 
 
-def timing(replay: Replay, rule: Rule) -> Timing:
-    """Samples of one call's latency, as many as the rule asks for.
-
-    Raises:
-        KvexpError: A sample cannot be taken; see the clock.
-    """
-    before = len(replay.host_us)
-    samples = collect(replay.sample, rule)
-    host_us = replay.host_us[before + rule.warmup :]
-    return Timing(samples, stats.median(host_us) if host_us else None)
-
-
-def wall_clock(run: Call, calls: int, on_gpu: bool) -> Replay:
-    """The host's clock around all calls, synchronised at their end.
+def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
+    """Take samples of one call's latency, as many as the rule asks for.
 
     Args:
-        run: Makes the calls.
+        replay: The calls.
+        rule: When to stop.
+        audit: Called after one sample that is drawn anew each time, so that no call can know which it is. The
+            next sample, which finds the machine otherwise than the others do, is thrown away.
+
+    Raises:
+        KvexpError: A sample cannot be taken, see the clock; or the audit has found wrong bytes.
+    """
+    before = len(replay.host_us)
+    audited = rule.warmup + secrets.randbelow(rule.min_samples) if audit else -1
+    taken = 0
+
+    def sample() -> float:
+        nonlocal taken
+        found = replay.sample(taken % len(replay.runs))
+        taken += 1
+        if audit and taken == audited + 1:
+            audit((taken - 1) % len(replay.runs))
+            replay.sample(taken % len(replay.runs))
+            taken += 1
+        return found
+
+    samples = collect(sample, rule)
+    host_us = replay.host_us[before + rule.warmup :]
+    return Timing(samples, stats.median(host_us) if host_us else None, (taken - 1) % len(replay.runs))
+
+
+def wall_clock(runs: Sequence[Call], calls: int, on_gpu: bool) -> Replay:
+    """Put the host's clock around all calls of a run, synchronised at their end.
+
+    Args:
+        runs: Each makes the calls.
         calls: How many.
         on_gpu: There is a GPU to wait for.
     """
 
-    def sample() -> float:
+    def sample(turn: int) -> float:
+        run = runs[turn]
         begin = time.perf_counter()
         run()
         if on_gpu:
             torch.cuda.synchronize()
         return (time.perf_counter() - begin) * 1e6 / calls
 
-    return Replay(run, calls, sample)
+    return Replay(runs, calls, sample)
 
 
 def cuda_event(
     prepare: Callable[[Sequence[Call]], Call],
-    calls: Sequence[Call],
+    turns: Sequence[Sequence[Call]],
     short_calls: int,
     evict: Call | None,
     eager: bool,
 ) -> Replay:
-    """CUDA events around a long series of calls and a short one, on the current stream.
+    """Put CUDA events around a long series of calls and a short one, on the current stream.
 
     Args:
         prepare: Makes one call of many; see `mode.prepare`.
-        calls: Those of the long series, then those of the short one.
+        turns: The calls of each run: those of the long series, then those of the short one.
         short_calls: How many those are; fewer than half.
         evict: Runs before each series, outside its events, to drive the cache's slots out of the L2.
         eager: The calls are launched from Python; then the host's time for a call is kept too, and a sample
             raises Unsupported where a call waits for the GPU, so that it cannot be queued.
     """
-    long, short = calls[:-short_calls], calls[-short_calls:]
     # External: as nodes of a graph they are recorded anew by each of its replays.
     events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
     begin_long, end_long, begin_short, end_short = events
     sweep = [evict] if evict else []
     stamps: list[float] = []
     stamp = [lambda: stamps.append(time.perf_counter())] if eager else []
-    timed_long = [begin_long.record, *stamp, *long, *stamp, end_long.record]
-    timed_short = [begin_short.record, *short, end_short.record]
-    run = prepare([*sweep, *timed_long, *sweep, *timed_short])
-    held = _Held(run) if eager else None
+    runs = []
+    for calls in turns:
+        long, short = calls[:-short_calls], calls[-short_calls:]
+        timed_long = [begin_long.record, *stamp, *long, *stamp, end_long.record]
+        timed_short = [begin_short.record, *short, end_short.record]
+        runs.append(prepare([*sweep, *timed_long, *sweep, *timed_short]))
+    held = [_Held(run) for run in runs] if eager else []
     host_us: list[float] = []
 
-    def sample() -> float:
+    def sample(turn: int) -> float:
         if held:
-            held.run()
+            held[turn].run()
             begin, end = stamps[-2:]
             host_us.append((end - begin) * 1e6 / len(long))
             stamps.clear()
         else:
-            run()
+            runs[turn]()
             torch.cuda.synchronize()
         difference_ms = begin_long.elapsed_time(end_long) - begin_short.elapsed_time(end_short)
         return float(difference_ms) * 1e3 / (len(long) - len(short))
 
-    return Replay(run, len(calls), sample, host_us)
+    return Replay(runs, len(calls), sample, host_us)
 
 
 def cupti(
-    run: Call, calls: int, evict: Call | None, records: Activity, wait: Call = torch.cuda.synchronize
+    runs: Sequence[Call],
+    calls: int,
+    evict: Call | None,
+    records: Activity,
+    wait: Call = torch.cuda.synchronize,
 ) -> Replay:
-    """What CUPTI says that the kernels, copies and fills of the calls took, without what lies between them.
+    """Add up what CUPTI says that the kernels, copies and fills of the calls took, without what lies between.
 
     A sample raises KvexpError where not as many kernels were recorded as the calls can have had.
 
     Args:
-        run: Makes the calls; a graph was captured while records were kept.
+        runs: Each makes the calls; a graph was captured while records were kept.
         calls: How many.
         evict: See `cuda_event`; it is not counted.
         records: What the GPU ran.
         wait: Returns when the GPU has run all.
     """
 
-    def sample() -> float:
+    def sample(turn: int) -> float:
         if evict:
             evict()
         wait()
         records.taken()
-        run()
+        runs[turn]()
         wait()
         durations_ns = records.taken()
         if not durations_ns or len(durations_ns) % calls:
             raise KvexpError(f"CUPTI has recorded {len(durations_ns)} kernels of {calls} equal calls")
         return sum(durations_ns) / 1e3 / calls
 
-    return Replay(run, calls, sample)
+    return Replay(runs, calls, sample)
 
 
 class _Held:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvexp import memory
 from kvexp import law as law_of_bytes
+from kvexp import memory
 from kvexp.law import POISON, verify
 from tests import places
 from tests.places import MAPPINGS, TOTAL, free_slot, point, reason, spoilt

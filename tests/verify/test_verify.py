@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvexp.errors import IncorrectResult
-from kvexp.quantize import quantize
 from kvexp.law import POISON, _items, poison, restore, verify, verify_again, verify_slots
+from kvexp.quantize import quantize
 from kvexp.workload import GUARD_BYTES, build
 from tests import law, places, tiny
 from tests.places import MAPPINGS, TOTAL, free_slot, point, reason, spoilt

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kvexp.memory import checksum
 from kvexp.law import poison
+from kvexp.memory import checksum
 from kvexp.workload import GUARD_BYTES, NO_SLOT, build
 from tests import composed, tiny
 

@@ -24,6 +24,15 @@ GUARD_BYTES = 4096
 NO_SLOT = -1
 """The slot of a padding token."""
 
+TIMED, BOUND, LAST = range(3)
+"""Draws of keys, values and slots: what is timed, what calls are bound with, and what the last check is of.
+
+The seed draws the first as it always did; of a point it is the same, whatever was drawn before.
+"""
+
+APART = 0x2545F491
+"""From the seed of one draw to the next one's; a CPU's generator looks at the lowest 32 bits alone."""
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -56,8 +65,10 @@ class Tensors:
         memory: The curve's memory, which these are views of.
         slot_mappings: int64 `[mappings, num_tokens]`; no slot but that of padding occurs twice, and each
             mapping begins at a multiple of 16 bytes, as a tensor of its own would.
+        step: Rows from one window to the next.
         kept: The tokens that are no padding, int64 ascending; None when none is.
-        checksum: Of the slot mappings, where they are no view of the curve's slots.
+        sums: Checksums of the case's inputs, slots and scales, as they are meant to stay.
+        other_sums: The same of the curve's inputs that are none of the case's.
     """
 
     case: Case
@@ -66,8 +77,10 @@ class Tensors:
     rows: Rows
     memory: "Memory"
     slot_mappings: Tensor
+    step: int = 0
     kept: Tensor | None = None
-    checksum: int = 0
+    sums: list[int] = field(default_factory=list)
+    other_sums: list[int] = field(default_factory=list)
 
     @property
     def cache(self) -> Cache:
@@ -111,17 +124,43 @@ class Tensors:
         return chosen if self.kept is None else chosen[:, self.kept]
 
     def window(self, index: int) -> "Tensors":
-        """The same with the inputs of another window."""
+        """Return the same with the inputs of another window."""
         if index == 0:
             return self
-        first = index * inputs.window_rows(self.case, self.key.itemsize)
-        rows = slice(first, first + len(self.key))
+        rows = slice(index * self.step, index * self.step + len(self.key))
         return replace(self, key=self.rows.key[rows], value=self.rows.value[rows])
 
-    def unchanged(self) -> bool:
-        """Whether inputs, slots and scales are as they were made."""
-        own = self.kept is None or checksum(self.slot_mappings.reshape(-1)) == self.checksum
-        return own and self.memory.unchanged()
+    def renew(self, draw: int) -> None:
+        """Change keys, values, slots and, where they are read, scales in place.
+
+        Args:
+            draw: TIMED, BOUND or LAST; the same draw gives the same data.
+        """
+        self.memory.draw(self.case, self.rows, draw)
+        if self.kept is not None:
+            drawn = _of_curve(self.case, self.memory, len(self.slot_mappings))
+            self.slot_mappings[:, self.kept] = drawn[:, self.kept]
+        self.seal()
+
+    def seal(self) -> None:
+        """Remember inputs, slots and scales as they are now."""
+        self.sums[:] = self._sums()
+
+    def unchanged(self, others: bool = False) -> bool:
+        """Return whether inputs, slots and scales are as they were sealed.
+
+        Args:
+            others: The curve's inputs that are none of the case's are looked at as well.
+        """
+        return self.sums == self._sums() and not (others and self.other_sums != self._other_sums())
+
+    def _sums(self) -> list[int]:
+        own = [self.slot_mappings.reshape(-1)] if self.kept is not None else []
+        looked_at = [self.rows.flat, self.memory.slots, self.memory.scales, *own]
+        return [checksum(tensor) for tensor in looked_at]
+
+    def _other_sums(self) -> list[int]:
+        return [checksum(self.memory.inputs[len(self.rows.flat) :])]
 
     def _scale(self, plane: int) -> Tensor:
         scale = self.memory.scales[plane]
@@ -154,22 +193,32 @@ class Memory:
         return self.rows.flat
 
     def fill(self) -> None:
-        """Inputs, slots and scales are what the case's seed makes of them, whatever they were."""
-        case, device = self.largest, self.slots.device
-        generator = torch.Generator(device).manual_seed(case.seed)
-        # Slots come first: a point's are the same then, whatever the curve's largest one.
-        self.slots.copy_(patterns.order(case, device, generator))
-        self.rows.fill(generator)
-        for scale, plane in zip(self.scales, (self.rows.key, self.rows.value), strict=True):
-            scale.copy_(_largest(plane, case.scale) / 64)
+        """Fill keys, values, slots and scales with what calls are bound with, whatever they were."""
+        self.draw(self.largest, self.rows, BOUND)
+        self.rescale(self.rows)
         self.seal()
 
+    def draw(self, case: Case, rows: Rows, draw: int) -> None:
+        """Draw keys and values, slots and, where an op reads them, scales anew, in place."""
+        device = self.slots.device
+        generator = torch.Generator(device).manual_seed(case.seed + draw * APART)
+        # Slots come first: a point's are the same then, whatever the curve's largest one.
+        self.slots.copy_(patterns.order(case, device, generator, turned=draw != TIMED))
+        rows.fill(generator)
+        if case.kv_cache_dtype != "auto":
+            self.rescale(rows)
+
+    def rescale(self, rows: Rows) -> None:
+        """Set the scales to amax / 64 of these keys and of these values."""
+        for scale, plane in zip(self.scales, (rows.key, rows.value), strict=True):
+            scale.copy_(_largest(plane, self.largest.scale) / 64)
+
     def seal(self) -> None:
-        """Inputs, slots and scales are meant to stay as they are now."""
+        """Remember inputs, slots and scales as they are now."""
         self.checksums[:] = self._sums()
 
     def unchanged(self) -> bool:
-        """Whether inputs, slots and scales are as they were sealed."""
+        """Return whether inputs, slots and scales are as they were sealed."""
         return self.checksums == self._sums()
 
     def _sums(self) -> list[int]:
@@ -193,7 +242,7 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
     # Neither the first layer nor the last where there are three: a write into a neighbour is seen.
     planes = layout.planes(largest, item_bytes, layer=largest.num_layers // 2)
     cache_bytes = planes.items * item_bytes
-    room.check(largest, cache_bytes, inputs.items(largest, least_rows) * source.itemsize)
+    room.check(largest, cache_bytes, inputs.items(largest, source.itemsize, least_rows) * source.itemsize)
     device = torch.device(largest.device)
     item = source if largest.kv_cache_dtype == "auto" else torch.uint8
     storage = torch.empty(cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
@@ -218,31 +267,46 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
             torch.cuda.empty_cache()
 
 
-def build(case: Case, memory: Memory, mappings: int, windows: int = 1) -> Tensors:
-    """The tensors of one case with `mappings` slot mappings that share no slot, and so many inputs.
+def build(case: Case, memory: Memory, mappings: int, windows: int = 1, step: int = 0) -> Tensors:
+    """Return the tensors of one case.
+
+    Args:
+        case: The point.
+        memory: The curve's memory.
+        mappings: Slot mappings, which share no slot.
+        windows: Sets of keys and values.
+        step: Rows from one set to the next; see `inputs.window_step`.
 
     Raises:
         Unsupported: `num_tokens` exceeds the slots of the cache.
     """
     patterns.check(case)
-    stride = case.num_tokens if mappings == 1 else case.num_tokens + case.num_tokens % 2
-    of_curve = memory.slots[: mappings * stride].view(mappings, stride)
+    of_curve = _of_curve(case, memory, mappings)
     kept = patterns.kept(case, memory.slots.device)
     if kept is not None:
         padded = torch.full_like(of_curve, NO_SLOT)
         padded[:, kept] = of_curve[:, kept]
         of_curve = padded
-    rows, size = memory.rows.of(case, windows), case.num_tokens + case.extra_tokens
-    return Tensors(
+    rows, size = memory.rows.of(case, windows, step), case.num_tokens + case.extra_tokens
+    tensors = Tensors(
         case=case,
         key=rows.key[:size],
         value=rows.value[:size],
         rows=rows,
         memory=memory,
         slot_mappings=of_curve[:, : case.num_tokens],
+        step=step,
         kept=kept,
-        checksum=0 if kept is None else checksum(of_curve[:, : case.num_tokens].reshape(-1)),
     )
+    tensors.seal()
+    tensors.other_sums[:] = tensors._other_sums()
+    return tensors
+
+
+def _of_curve(case: Case, memory: Memory, mappings: int) -> Tensor:
+    """Return the curve's slots as so many mappings, each of which begins at a multiple of 16 bytes."""
+    stride = case.num_tokens if mappings == 1 else case.num_tokens + case.num_tokens % 2
+    return memory.slots[: mappings * stride].view(mappings, stride)
 
 
 def _view(items: Tensor, plane: Plane) -> Tensor:

@@ -35,14 +35,16 @@ class Rows:
     key: Tensor
     value: Tensor
 
-    def of(self, case: Case, windows: int = 1) -> "Rows":
-        """Those of a case that walks through so many windows, of which each has rows of its own.
+    def of(self, case: Case, windows: int = 1, step: int = 0) -> "Rows":
+        """Return those of a case that walks through so many windows, each `step` rows behind the last.
 
         They begin where the memory begins, and the values follow the keys at once, as if the point were the
         curve's only one: where the L2 just holds them, it counts how far apart they are (docs/log.md, vv).
         """
-        apart = window_rows(case, self.flat.itemsize)
-        return _rows(self.flat, case, (windows - 1) * apart + case.num_tokens + case.extra_tokens)
+        count = (windows - 1) * step + case.num_tokens + case.extra_tokens
+        _, _, total = _places(case, count)
+        whole = -(-total // ALIGNED_ITEMS) * ALIGNED_ITEMS
+        return _rows(self.flat[:whole], case, count)
 
     def fill(self, generator: torch.Generator) -> None:
         """Every item is a normal number, gaps included."""
@@ -53,28 +55,38 @@ class Rows:
             part.copy_(torch.randn(part.shape, generator=generator, device=part.device))
 
 
-def items(case: Case, least_rows: int = 0) -> int:
-    """Items of the inputs' memory for a curve whose largest point is `case`."""
-    _, _, total = _places(case, num_rows(case, least_rows))
+def items(case: Case, item_bytes: int, least_rows: int = 0) -> int:
+    """Return the items of the inputs' memory for a curve whose largest point is `case`."""
+    _, _, total = _places(case, num_rows(case, item_bytes, least_rows))
     return total
 
 
 def make(case: Case, source: torch.dtype, device: torch.device, least_rows: int = 0) -> Rows:
-    """Inputs for a curve whose largest point is `case`; their contents are not set."""
-    flat = torch.empty(items(case, least_rows), dtype=source, device=device)
-    return _rows(flat, case, num_rows(case, least_rows))
+    """Allocate inputs for a curve whose largest point is `case`; their contents are not set."""
+    flat = torch.empty(items(case, source.itemsize, least_rows), dtype=source, device=device)
+    return _rows(flat, case, num_rows(case, source.itemsize, least_rows))
 
 
-def num_rows(case: Case, least_rows: int = 0) -> int:
-    """Rows that the largest call is given, or more; no call has more tokens than there are slots."""
-    return max(least_rows, min(case.num_tokens, case.num_slots) + case.extra_tokens)
+def num_rows(case: Case, item_bytes: int, least_rows: int = 0) -> int:
+    """Return the rows of two sets of the largest call, or more; the cache's slots bound its tokens."""
+    own = min(case.num_tokens, case.num_slots) + case.extra_tokens
+    return max(least_rows, own + window_step(case, item_bytes))
 
 
-def window_rows(case: Case, item_bytes: int) -> int:
-    """Rows from one call's inputs to the next one's, where each call has its own: all are aligned alike."""
+def window_step(case: Case, item_bytes: int, cold: bool = False) -> int:
+    """Return the rows from one set of inputs to the next one; all sets are aligned alike.
+
+    Args:
+        case: The point.
+        item_bytes: Bytes of a source item.
+        cold: The sets share no row. Otherwise they share all but as few as the alignment allows, so that each
+            token has another row in the next set, and all sets take no more of the L2 than one.
+    """
     (_, key_stride), (_, value_stride), _ = _places(case, 0)
     pieces = (ALIGNED_BYTES // math.gcd(ALIGNED_BYTES, s * item_bytes) for s in (key_stride, value_stride))
     multiple = max(pieces)
+    if not cold:
+        return multiple
     return -(-(case.num_tokens + case.extra_tokens) // multiple) * multiple
 
 

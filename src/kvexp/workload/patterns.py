@@ -16,20 +16,36 @@ sequences, each in a block of its own; prefill: sequences of some 128 tokens, ea
 PREFILL_TOKENS = 128
 
 
-def order(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
-    """int64 `[num_slots]`: every slot once, in the case's pattern."""
+def order(case: Case, device: torch.device, generator: torch.Generator, turned: bool = False) -> Tensor:
+    """Return every slot once, int64 `[num_slots]`, in the case's pattern.
+
+    Args:
+        case: The point.
+        device: Where.
+        generator: What random patterns are drawn with.
+        turned: A pattern that is not drawn begins at another block, where there is one; else at another slot.
+    """
     match case.slots:
         case "random":
             return torch.randperm(case.num_slots, generator=generator, device=device)
         case "contiguous":
-            return torch.arange(case.num_slots, device=device)
+            return _ascending(case, device, generator, turned)
         case "reversed":
-            return torch.arange(case.num_slots - 1, -1, -1, device=device)
+            return _ascending(case, device, generator, turned).flip(0)
         case "decode":
             return _decode(case, device, generator)
         case "prefill":
             return _prefill(case.num_slots, device, generator)
     raise ValueError(f"slots {case.slots!r} is not one of {', '.join(PATTERNS)}")
+
+
+def _ascending(case: Case, device: torch.device, generator: torch.Generator, turned: bool) -> Tensor:
+    slots = torch.arange(case.num_slots, device=device)
+    step, steps = (case.block_size, case.num_blocks) if case.num_blocks > 1 else (1, case.block_size)
+    if not turned or steps == 1:
+        return slots
+    begin = torch.randint(1, steps, (), generator=generator, device=device)
+    return slots.roll(-step * int(begin))
 
 
 def check(case: Case) -> None:
