@@ -144,7 +144,7 @@ class TestAnAudit:
     RULE = Rule(warmup=2, min_samples=5, max_samples=5)
 
     def audited(self, rule):
-        """The number of the sample that was audited, and what was measured."""
+        """The number of the sample that was audited before the one behind it was, and what was measured."""
         bench, seen = Numbered(), []
 
         def audit(run):
@@ -153,7 +153,8 @@ class TestAnAudit:
 
         found = timing(bench.replay, rule, audit)
         assert bench.turns == [number % 2 for number in range(len(bench.turns))]
-        (number,) = seen
+        number, behind = seen
+        assert behind == number + 1
         return number, found
 
     def test_is_of_any_sample_that_counts(self):
@@ -172,7 +173,7 @@ class TestAnAudit:
             drawn.append(self.audited(many)[0])
         assert len(set(drawn)) > 1
 
-    def test_costs_the_sample_after_it_and_no_other(self):
+    def test_costs_the_sample_behind_it_and_no_other(self):
         for _ in range(30):
             number, found = self.audited(self.RULE)
             assert found.samples_us == tuple(n for n in range(2, 8) if n != number + 1)[:5]

@@ -70,8 +70,8 @@ def measured(curve: Curve, case: Case) -> Measurement:
             timing = timer.timing(replay, curve.rule, lambda run: check_left(tensors, windows[run]))
         after = curve.machine.look()
     with seconds.of("verify_s"):
-        check_left(tensors, windows[timing.last_run])
-        verified = _check_last(curve, replay, tensors, windows, 1 - timing.last_run)
+        _check_timed(replay, tensors, windows, timing.last_run)
+        verified = _check_last(curve, replay, tensors, windows, timing.last_run)
     try:
         with seconds.of("ceiling_s"):
             measure_copy = curves.copying(curve, case, plan, read, written)
@@ -119,15 +119,26 @@ def _check_first(
 
 
 def _is_right_bound_anew(curve: Curve, tensors: Tensors, plan: replicas.Plan) -> bool:
-    """Return whether the calls of the first turn are right with the data that they are bound with."""
+    """Return whether the calls of every turn are right with the data that they are bound with."""
     try:
-        calls = _bind(curve, tensors, plan)[0]
-        check_run(mode.prepare("no_graph", calls), tensors, plan.last_windows(0))
+        for turn, calls in enumerate(_bind(curve, tensors, plan)):
+            check_run(mode.prepare("no_graph", calls), tensors, plan.last_windows(turn))
     except KvexpError:
         return False
     finally:
         poison(tensors.cache)
     return True
+
+
+def _check_timed(replay: Replay, tensors: Tensors, windows: Sequence[Sequence[int]], last_run: int) -> None:
+    """Check what the last sample left, and that the run whose turn it is next still writes.
+
+    What runs that did nothing leave are rows of an earlier one, which may be those of the last sample's run.
+    They are never those of both.
+    """
+    check_left(tensors, windows[last_run])
+    replay.runs[1 - last_run]()
+    check_left(tensors, windows[1 - last_run])
 
 
 def _check_last(

@@ -169,9 +169,10 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
     Args:
         replay: The calls.
         rule: When to stop.
-        audit: Called after one of the first `min_samples` that count. It is drawn anew each time, so that no
-            call can know which it is. The sample after it, which finds the machine otherwise than the others
-            do, is thrown away.
+        audit: Called after one of the first `min_samples` that count, and after the one behind it: what runs
+            that do nothing leave cannot be right for both. It is drawn anew each time, so that no call can
+            know which it is. The one behind it finds the machine otherwise than the others do and is thrown
+            away.
 
     Raises:
         KvexpError: A sample cannot be taken, see the clock; or the audit has found wrong bytes.
@@ -192,6 +193,7 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
         if audit and taken - 1 == audited:
             audit(last_run)
             take()
+            audit(last_run)
         return found
 
     samples = collect(sample, rule)
