@@ -81,12 +81,14 @@ class Replay:
         calls: How many calls a run makes.
         sample: Runs the one of that index once and tells the latency of one call in microseconds.
         host_us: The host's time for an eager call, of each sample so far; empty where there is none.
+        sweeps: A run begins with a sweep of the L2, so that it does not matter what came before it.
     """
 
     runs: Sequence[Call]
     calls: int
     sample: Callable[[int], float]
     host_us: Sequence[float] = ()
+    sweeps: bool = False
 
 
 Audit = Callable[[int], None]
@@ -169,7 +171,7 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
         replay: The calls.
         rule: When to stop.
         audit: Called after one sample that is drawn anew each time, so that no call can know which it is. The
-            next sample, which finds the machine otherwise than the others do, is thrown away.
+            next sample is thrown away where the audit could show in it.
 
     Raises:
         KvexpError: A sample cannot be taken, see the clock; or the audit has found wrong bytes.
@@ -184,8 +186,9 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
         taken += 1
         if audit and taken == audited + 1:
             audit((taken - 1) % len(replay.runs))
-            replay.sample(taken % len(replay.runs))
-            taken += 1
+            if not replay.sweeps:
+                replay.sample(taken % len(replay.runs))
+                taken += 1
         return found
 
     samples = collect(sample, rule)
@@ -257,7 +260,7 @@ def cuda_event(
         difference_ms = begin_long.elapsed_time(end_long) - begin_short.elapsed_time(end_short)
         return float(difference_ms) * 1e3 / (len(long) - len(short))
 
-    return Replay(runs, len(calls), sample, host_us)
+    return Replay(runs, len(calls), sample, host_us, sweeps=bool(evict))
 
 
 def cupti(
