@@ -12,6 +12,7 @@ device or word will not do, or where the implementation cannot; the message name
 from kvexp.api.caches import KVCache, allocate, allocate_layers, select_layout, stride_order
 from kvexp.api.eager import one_cache, two_caches
 from kvexp.api.registered import ONE_CACHE, TWO_CACHES, register
+from kvexp.api.verification import verify
 
 __all__ = [
     "KVCache",
@@ -22,6 +23,7 @@ __all__ = [
     "reshape_and_cache_flash_diffkv",
     "select_layout",
     "stride_order",
+    "verify",
 ]
 
 _OTHERS = """

@@ -61,7 +61,7 @@ def stride_order(layout: str) -> tuple[int, ...]:
     Raises:
         ValueError: There is no such layout, or it has no such shape.
     """
-    order = _layout(layout).stride_order
+    order = layout_of(layout).stride_order
     if order is None:
         raise ValueError(
             f"layout {layout!r} holds K and V in tensors of different shapes: it has no stride order"
@@ -91,7 +91,7 @@ def select_layout(
         if op not in OPS:
             raise ValueError(f"op must be one of {', '.join(OPS)}, not {op!r}")
         if wish is not None:
-            _layout(wish)
+            layout_of(wish)
         return selection.select(op, found, "the connector", wish)
     except ConfigError as error:
         raise ValueError(str(error)) from error
@@ -155,7 +155,7 @@ def allocate_layers(
     Raises:
         ValueError: A size is not positive, or a word is unknown.
     """
-    made = _layout(layout)
+    made = layout_of(layout)
     value_size = head_size if head_size_v is None else head_size_v
     sizes = _Sizes(num_blocks, block_size, num_heads, head_size, value_size, num_layers)
     for name, size in vars(sizes).items():
@@ -188,7 +188,12 @@ def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCach
 
 
 @functools.cache
-def _layout(name: str) -> Layout:
+def layout_of(name: str) -> Layout:
+    """Return the layout of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
     if name not in CLASSES:
         raise ValueError(f"layout {name!r} is not one of {', '.join(CLASSES)}")
     module, _, made = CLASSES[name].rpartition(".")

@@ -57,7 +57,8 @@ class Finding:
     @property
     def sentence(self) -> str:
         """What is broken, and where it was seen first."""
-        return f"{CLAUSES[self.clause]} (clause {self.clause}, {self.num_tokens} tokens): {self.words}"
+        does = CLAUSES.get(self.clause, "is wrong")
+        return f"{does} (clause {self.clause}, {self.num_tokens} tokens): {self.words}"
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def find(
     sizes: Sequence[int],
     died: Collection[Ask] = (),
     tell: Callable[[Ask], None] = lambda ask: None,
+    skip: Collection[str] = (),
 ) -> Contract:
     """Pose every clause.
 
@@ -79,6 +80,7 @@ def find(
         sizes: Numbers of tokens at which clauses are posed besides the small ones.
         died: What has ended a process; it is not asked again, and broken.
         tell: Called before each question.
+        skip: Clauses that are not posed.
     """
     refreshed = hasattr(asked.impl, "refresh")
     found: dict[str, Finding] = {}
@@ -92,7 +94,8 @@ def find(
         return Contract((), (), refreshed, (plain,))
     wrong: list[Finding] = []
     for clause, questions in QUESTIONS.items():
-        found[clause] = pose(clause, 0 if clause == "no_tokens" else SMALL, *questions)
+        if clause not in skip:
+            found[clause] = pose(clause, 0 if clause == "no_tokens" else SMALL, *questions)
     for num_tokens in sizes:
         plain = pose(PLAIN, num_tokens, Question())
         if plain.outcome != "holds":
@@ -101,14 +104,15 @@ def find(
         posed.append(num_tokens)
         for clause, finding in _at_own_size(pose, num_tokens, found).items():
             found[clause] = finding
-    return Contract(tuple(found[clause] for clause in CLAUSES), tuple(posed), refreshed, tuple(wrong))
+    findings = tuple(found[clause] for clause in CLAUSES if clause in found)
+    return Contract(findings, tuple(posed), refreshed, tuple(wrong))
 
 
 def _at_own_size(
     pose: Callable[..., Finding], num_tokens: int, found: dict[str, Finding]
 ) -> dict[str, Finding]:
     """Return the clauses that do not hold at this size, of those that held so far."""
-    holds = [clause for clause in QUESTIONS if found[clause].outcome == "holds" and clause not in ONCE]
+    holds = [clause for clause in found if found[clause].outcome == "holds" and clause not in ONCE]
     together = [clause for clause in holds if clause not in ALONE]
     mixed: dict[str, Any] = {name: True for clause in together for name in _changes(clause)}
     alone = [clause for clause in holds if clause in ALONE]
