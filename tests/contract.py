@@ -92,6 +92,16 @@ class Contract:
         posed = law.problem(device, law.shuffled(19, 128), op=op, layout=layout, num_layers=num_layers)
         law.assert_writes(impl, posed)
 
+    @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+    @pytest.mark.parametrize("apart", [(2, 2), (1, 3), (5, 1)], ids=str)
+    def test_blocks_of_the_head_major_caches_may_lie_apart(self, impl, device, apart, kv_cache_dtype):
+        if impl == "triton" and device == "cpu" and kv_cache_dtype == "fp8":
+            kv_cache_dtype = "auto"
+        posed = law.problem(
+            device, law.shuffled(19, 128), op=PAGED, num_heads=3, kv_cache_dtype=kv_cache_dtype
+        )
+        law.assert_writes(impl, law.with_blocks_apart(posed, *apart))
+
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     @pytest.mark.parametrize(
         "slots",
