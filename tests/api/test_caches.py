@@ -58,6 +58,15 @@ def test_a_head_major_cache_holds_pieces_of_sixteen_bytes(kv_cache_dtype, x, ite
     assert cache.kv_cache is None
 
 
+def test_head_major_caches_are_contiguous_and_each_layer_is_whole():
+    layers = kvexp.allocate_layers(3, "head_major", **SIZES)
+    caches = [cache for layer in layers for cache in (layer.key_cache, layer.value_cache)]
+    assert len({cache.untyped_storage().data_ptr() for cache in caches}) == 1
+    assert all(cache.is_contiguous() for cache in caches)
+    each = caches[0].numel()
+    assert [cache.storage_offset() for cache in caches] == [place * each for place in range(6)]
+
+
 def test_layers_share_each_block():
     layers = kvexp.allocate_layers(3, "NHD", **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}

@@ -60,15 +60,28 @@ def test_each_item_of_the_storage_belongs_to_one_place_of_one_layers_planes(
     assert torch.equal(torch.cat([plane.flatten() for plane in every]).sort().values, items)
 
 
+@pytest.mark.parametrize("name", FLASH)
 @pytest.mark.parametrize(("layers", "item_bytes", "head_size_v"), MANY)
-def test_the_layers_of_a_block_follow_one_another(layout, layers, item_bytes, head_size_v):
+def test_the_layers_of_a_block_follow_one_another(name, layers, item_bytes, head_size_v):
     sizes = replace(SIZES, num_layers=layers, head_size_v=head_size_v)
-    items = torch.arange(layout.planes(sizes, item_bytes).items)
+    items = torch.arange(LAYOUTS[name].planes(sizes, item_bytes).items)
     each = len(items) // BLOCKS // layers
     for layer in range(layers):
-        for plane in planes(layout, items, sizes, item_bytes, layer):
+        for plane in planes(LAYOUTS[name], items, sizes, item_bytes, layer):
             for block in range(BLOCKS):
                 assert (plane[block] // each == block * layers + layer).all()
+
+
+@pytest.mark.parametrize(("layers", "item_bytes", "head_size_v"), MANY)
+def test_head_major_has_k_of_all_blocks_then_v_of_all_blocks_of_one_layer_after_the_other(
+    layers, item_bytes, head_size_v
+):
+    sizes = replace(SIZES, num_layers=layers, head_size_v=head_size_v)
+    items = torch.arange(LAYOUTS["head_major"].planes(sizes, item_bytes).items)
+    both = [plane for layer in range(layers)
+            for plane in planes(LAYOUTS["head_major"], items, sizes, item_bytes, layer)]  # fmt: skip
+    assert all(plane.is_contiguous() for plane in both)
+    assert torch.equal(torch.cat([plane.flatten() for plane in both]), items)
 
 
 @pytest.mark.parametrize("name", FLASH)
@@ -80,13 +93,13 @@ def test_flash_planes_have_equal_strides_and_a_contiguous_last_dim(name):
 
 
 @pytest.mark.parametrize("item_bytes", [1, 2, 4])
-def test_head_major_planes_are_of_pieces_of_sixteen_bytes_and_contiguous_inside_a_block(item_bytes):
+def test_head_major_planes_are_contiguous_and_keys_lie_in_pieces_of_sixteen_bytes(item_bytes):
     x = 16 // item_bytes
     made = LAYOUTS["head_major"].planes(SIZES, item_bytes)
     assert made.key.shape == (BLOCKS, HEADS, ITEMS // x, SIZE, x)
     assert made.value.shape == (BLOCKS, HEADS, ITEMS, SIZE)
     for plane in planes(LAYOUTS["head_major"], torch.arange(made.items), item_bytes=item_bytes):
-        assert all(block.is_contiguous() for block in plane)
+        assert plane.is_contiguous()
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["key", "value"])
@@ -176,12 +189,13 @@ def test_head_major_puts_an_element_where_vllm_does(item_bytes):
     x = 16 // item_bytes
     items = torch.arange(LAYOUTS["head_major"].planes(SIZES, item_bytes).items)
     key, value = planes(LAYOUTS["head_major"], items, item_bytes=item_bytes)
-    of_a_plane = HEADS * ITEMS * SIZE
+    of_a_block = HEADS * ITEMS * SIZE
     for block, head, i, offset in product(range(BLOCKS), range(HEADS), range(ITEMS), range(SIZE)):
-        begin = block * 2 * of_a_plane
+        begin = block * of_a_block
         at = begin + ((head * (ITEMS // x) + i // x) * SIZE + offset) * x + i % x
         assert key[block, head, i // x, offset, i % x] == at
-        assert value[block, head, i, offset] == begin + of_a_plane + (head * ITEMS + i) * SIZE + offset
+        first_value = BLOCKS * of_a_block
+        assert value[block, head, i, offset] == first_value + begin + (head * ITEMS + i) * SIZE + offset
 
 
 @pytest.mark.parametrize("name", FLASH)

@@ -138,7 +138,9 @@ def allocate_layers(
     kv_cache_dtype: str = "auto",
     device: torch.device | str = "cuda",
 ) -> list[KVCache]:
-    """The caches of layers that share each block, all zeros, in one allocation.
+    """Return the caches of several layers, all zeros, in one allocation.
+
+    The layers share each block; in `head_major`, whose caches are contiguous, each layer is whole.
 
     Args:
         num_layers: How many.
