@@ -80,16 +80,17 @@ class TestContractOnGpu(Contract):
 @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
 @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
 def test_byte_offsets_pass_two_to_the_32(impl, op, layout, kv_cache_dtype):
-    """A cache of more than 4 GiB of items; its far slots are read back, near ones must stay."""
-    row_items = 2 * 8 * 128
-    num_blocks = 2**32 // (16 * row_items) + 512
+    """A plane that reaches past 2^32 items; its far slots are read back, near ones must stay."""
+    # Items from one slot of K to the next: V's are among them but in head-major caches.
+    slot_items = 8 * 128 * (1 if op == PAGED else 2)
+    num_blocks = 2**32 // (16 * slot_items) + 512
     last = num_blocks * 16 - 1
-    slots = [last, 0, 2**31 // row_items + 1, last - 17]
+    slots = [last, 0, 2**31 // slot_items + 1, last - 17]
     posed = law.problem(
         DEVICE, slots, op=op, layout=layout, num_heads=8, head_size=128, num_blocks=num_blocks,
         kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
-    assert posed.storage.numel() > 2**32
+    assert posed.key_cache.stride(0) * num_blocks == posed.value_cache.stride(0) * num_blocks > 2**32
     law.assert_writes(impl, posed)
 
 
