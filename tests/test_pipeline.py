@@ -194,10 +194,14 @@ class TestWhatCannotBeDoneHere:
             "num_tokens 129 exceeds the 128 slots"
         ] * 2
 
-    def test_fp8_needs_a_head_size_of_whole_sixteens(self):
-        points = measured(kv_cache_dtype="fp8", head_size=40)
+    def test_fp8_heads_of_the_head_major_cache_come_in_sixteens(self):
+        points = measured(op="reshape_and_cache", layout="head_major", kv_cache_dtype="fp8", head_size=40)
         assert {(point.status, point.reason) for point in points} == {
-            ("skipped", "head_size 40 is not a multiple of 16, which kv_cache_dtype=fp8_e4m3 needs")
+            (
+                "skipped",
+                "head_size 40 is not a multiple of 16, the cache items of 16 bytes, "
+                "which op=reshape_and_cache needs",
+            )
         }
 
     @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def test_head_major_caches_are_contiguous_and_each_layer_is_whole():
     assert [cache.storage_offset() for cache in caches] == [place * each for place in range(6)]
 
 
+@pytest.mark.parametrize("layout", FLASH)
+def test_fp8_caches_of_flash_have_heads_of_any_size(layout):
+    cache = kvexp.allocate(layout, **SIZES | {"head_size": 7}, kv_cache_dtype="fp8")
+    assert cache.key_cache.shape == cache.value_cache.shape == (3, 4, 2, 7)
+    assert cache.key_cache.dtype == torch.uint8
+
+
 def test_layers_share_each_block():
     layers = kvexp.allocate_layers(3, "NHD", **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
@@ -85,7 +92,6 @@ def test_layers_share_each_block():
         ({"layout": "XYZ"}, "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, head_major"),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
-        ({"kv_cache_dtype": "fp8", "head_size": 24}, "head_size 24 is not a multiple of 16, as fp8 needs"),
         ({"head_size": 1.5}, "head_size must be a positive whole number, not 1.5"),
         (
             {"kv_cache_dtype": "int4"},
@@ -94,6 +100,10 @@ def test_layers_share_each_block():
         (
             {"layout": "head_major", "head_size": 20},
             "head_size 20 is not a multiple of 8, the items of 16 bytes",
+        ),
+        (
+            {"layout": "head_major", "kv_cache_dtype": "fp8", "head_size": 24},
+            "head_size 24 is not a multiple of 16, the items of 16 bytes",
         ),
     ],
 )

@@ -6,6 +6,7 @@ import torch
 from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import Gpu, Launcher
 from kvexp.impl.cuda.spec import Options
+from kvexp.op import FP8
 from tests import composed, law
 
 FLASH_LAYOUTS = ["NHD", "HND", "NHD_packed", "HND_packed"]
@@ -46,6 +47,21 @@ class TestFlash:
         posed = law.problem("cpu", [5, 1], layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
         spec, _ = specialised(posed)
         assert spec.vec * posed.key_cache.element_size() == 16
+
+    @pytest.mark.parametrize("kv_cache_dtype", FP8)
+    @pytest.mark.parametrize("dtype", law.DTYPES)
+    @pytest.mark.parametrize("layout", FLASH_LAYOUTS)
+    @pytest.mark.parametrize(
+        ("head_size", "vec"), [(1, 1), (7, 1), (45, 1), (46, 2), (100, 4), (120, 8), (80, 16), (96, 16)]
+    )
+    def test_of_fp8_heads_of_any_size_moves_the_largest_power_of_two_that_divides_them(
+        self, specialised, layout, dtype, kv_cache_dtype, head_size, vec
+    ):
+        posed = law.problem(
+            "cpu", [5, 1], layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype, num_heads=4,
+            head_size=head_size,
+        )  # fmt: skip
+        assert specialised(posed)[0].vec == vec
 
     def test_of_a_row_that_starts_at_an_odd_element_moves_one(self, specialised):
         rows = rows_at_an_odd_element()
@@ -92,9 +108,19 @@ class TestDiffkv:
         assert spec.cache_strides == posed.kv_cache.stride()[:3]
         assert (spec.vec, num_slots) == (8, 128)
 
-    @pytest.mark.parametrize(("head_size", "head_size_v", "vec"), [(64, 60, 4), (64, 62, 2), (63, 64, 1)])
-    def test_splits_neither_half_s_heads(self, specialised, head_size, head_size_v, vec):
-        posed = law.problem("cpu", [5], op=law.DIFFKV, head_size=head_size, head_size_v=head_size_v)
+    @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+    @pytest.mark.parametrize(
+        ("head_size", "head_size_v", "vec"), [(64, 60, 4), (64, 62, 2), (63, 64, 1), (46, 33, 1), (8, 4, 4)]
+    )
+    def test_splits_neither_half_s_heads(self, specialised, head_size, head_size_v, vec, kv_cache_dtype):
+        posed = law.problem(
+            "cpu",
+            [5],
+            op=law.DIFFKV,
+            head_size=head_size,
+            head_size_v=head_size_v,
+            kv_cache_dtype=kv_cache_dtype,
+        )
         assert specialised(posed)[0].vec == vec
 
 

@@ -165,12 +165,7 @@ def allocate_layers(
             raise ValueError(f"{name} must be a positive whole number, not {size!r}")
     if dtype not in checks.SOURCES:
         raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype!r}")
-    item = dtype
-    if checks.resolved_format(kv_cache_dtype) != "auto":
-        item = torch.uint8
-        for size in (head_size, value_size):
-            if size % checks.FP8_MULTIPLE:
-                raise ValueError(f"head_size {size} is not a multiple of {checks.FP8_MULTIPLE}, as fp8 needs")
+    item = dtype if checks.resolved_format(kv_cache_dtype) == "auto" else torch.uint8
     if made.shape == "head_major" and head_size % (16 // item.itemsize):
         raise ValueError(
             f"head_size {head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
