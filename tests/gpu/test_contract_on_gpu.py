@@ -132,7 +132,8 @@ def test_conversion_without_the_instruction_gives_the_same_codes(op, fp8):
     bits = torch.randint(-(2**31), 2**31, (512, 8, 128), device=DEVICE)
     exponents = torch.randint(-20, 18, (512, 8, 128), device=DEVICE)
     near = torch.randn(512, 8, 128, device=DEVICE) * 2.0**exponents
-    software = make(composed.choice("impl", "cuda"), device=DEVICE, software_fp8=True)
+    choice = replace(composed.choice("impl", "cuda"), options={"software_fp8": True})
+    software = make(choice, device=DEVICE)
     for rows in (bits.to(torch.int32).view(torch.float32), near):
         posed = law.problem(
             DEVICE, list(range(512)), op=op, dtype="float", kv_cache_dtype=fp8, num_heads=8, head_size=128,
