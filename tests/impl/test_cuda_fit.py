@@ -123,6 +123,18 @@ class TestDiffkv:
         )
         assert specialised(posed)[0].vec == vec
 
+    @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+    def test_splits_no_head_of_a_lone_slot_whose_strides_say_nothing(self, specialised, kv_cache_dtype):
+        rows = {
+            name: torch.randn(64).bfloat16().as_strided((1, 1, size), (64, size, 1))
+            for name, size in (("key", 46), ("value", 33))
+        }
+        posed = law.problem(
+            "cpu", [0], op=law.DIFFKV, num_heads=1, num_blocks=1, block_size=1, head_size=46, head_size_v=33,
+            kv_cache_dtype=kv_cache_dtype, **rows,
+        )  # fmt: skip
+        assert specialised(posed)[0].vec == 1
+
 
 class TestHeadMajor:
     @pytest.mark.parametrize("kv_cache_dtype", composed.options("kv_cache_dtype"))
