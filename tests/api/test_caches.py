@@ -98,6 +98,8 @@ def test_a_layout_is_selected_as_an_engine_would(monkeypatch):
     monkeypatch.delenv("KVEXP_KV_CACHE_LAYOUT", raising=False)
     monkeypatch.setenv("VLLM_KV_CACHE_LAYOUT", "HND")
     assert kvexp.select_layout() == ("HND", "VLLM_KV_CACHE_LAYOUT=HND")
+    seed = {"FLASHINFER_KV_CACHE_LAYOUT": "HND"}
+    assert kvexp.select_layout(environ=seed) == ("HND", "FLASHINFER_KV_CACHE_LAYOUT=HND")
     assert kvexp.select_layout(environ={}).layout == "NHD"
     assert kvexp.select_layout(environ={}, wish="HND").layout == "HND"
     assert kvexp.select_layout("reshape_and_cache_flash_diffkv", environ={}).layout == "NHD_packed"
@@ -116,5 +118,6 @@ def test_a_cache_has_a_type_that_an_op_writes():
 
 
 def test_an_unknown_name_in_the_environment_is_a_value_error():
-    with pytest.raises(ValueError, match="VLLM_KV_CACHE_LAYOUT=nhd is not a layout; it can be NHD, HND"):
-        kvexp.select_layout(environ={"VLLM_KV_CACHE_LAYOUT": "nhd"})
+    for variable in ("KVEXP_KV_CACHE_LAYOUT", "VLLM_KV_CACHE_LAYOUT", "FLASHINFER_KV_CACHE_LAYOUT"):
+        with pytest.raises(ValueError, match=f"{variable}=nhd is not a layout; it can be NHD, HND"):
+            kvexp.select_layout(environ={variable: "nhd"})

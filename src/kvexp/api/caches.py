@@ -74,9 +74,10 @@ def select_layout(
     wish: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Selection:
-    """The layout that a serving engine would take, and why.
+    """Return the layout that a serving engine would take, and why.
 
-    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, the connector's wish, NHD.
+    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, `FLASHINFER_KV_CACHE_LAYOUT`, the connector's
+    wish, NHD.
 
     Args:
         op: Who will write the cache.
