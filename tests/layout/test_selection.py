@@ -33,7 +33,8 @@ def test_nobody_s_wish_is_nhd():
 
 @pytest.mark.parametrize("connector", composed.options("connector"))
 def test_a_connector_s_wish_is_its_own(connector):
-    wish = {"nixl": "HND", "mooncake": "HND"}.get(connector)
+    wishes = {"nixl": "HND", "mooncake": "HND", "offloading": "HND", "hisparse": "HND_packed"}
+    wish = wishes.get(connector)
     made = composed.experiment("layout=auto", f"connector={connector}")
     assert made.layout.name == (wish or "NHD")
     asks = f"connector={connector} asks for {wish}"
