@@ -36,7 +36,7 @@ def test_the_stride_order_of_two_planes_is_that_of_their_memory(layout):
     assert [strides[dim] for dim in order] == sorted(strides, reverse=True)
 
 
-@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed", "BHLNC", "LHBNC"])
 def test_the_stride_order_of_a_packed_plane_is_that_of_its_memory(layout):
     strides = kvexp.allocate(layout, **SIZES).kv_cache.stride()
     assert [strides[dim] for dim in kvexp.stride_order(layout)] == sorted(strides, reverse=True)
@@ -58,8 +58,9 @@ def test_a_head_major_cache_holds_pieces_of_sixteen_bytes(kv_cache_dtype, x, ite
     assert cache.kv_cache is None
 
 
-def test_layers_share_each_block():
-    layers = kvexp.allocate_layers(3, "NHD", **SIZES)
+@pytest.mark.parametrize("layout", composed.options("layout"))
+def test_layers_share_one_storage_and_no_element(layout):
+    layers = kvexp.allocate_layers(3, layout, **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
     assert len(storages) == 1
     for layer, cache in enumerate(layers):
@@ -73,7 +74,10 @@ def test_layers_share_each_block():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"layout": "XYZ"}, "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, head_major"),
+        (
+            {"layout": "XYZ"},
+            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major",
+        ),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
         ({"kv_cache_dtype": "fp8", "head_size": 24}, "head_size 24 is not a multiple of 16, as fp8 needs"),

@@ -28,7 +28,7 @@ def layouts(typed):
     return found
 
 
-@pytest.mark.parametrize("value", ["HND_packed", "NHD", "nonsense", "LHBNC", ""])
+@pytest.mark.parametrize("value", ["HND_packed", "NHD", "nonsense", "LBNHC", ""])
 def test_a_layout_that_is_typed_is_never_overruled(layouts, monkeypatch, value):
     monkeypatch.setenv(OURS, value)
     monkeypatch.setenv(VLLMS, value)
@@ -75,7 +75,7 @@ def test_auto_beside_a_layout_and_connectors_with_and_without_a_wish(layouts):
 
 
 @pytest.mark.parametrize("variable", [OURS, VLLMS, FLASHINFERS])
-@pytest.mark.parametrize("value", ["nhd", "BHLNC", "[bold]", "NHD,HND"])
+@pytest.mark.parametrize("value", ["nhd", "BHNLC", "[bold]", "NHD,HND"])
 def test_a_variable_that_names_no_layout_is_one_sentence_and_nothing_on_disk(
     typed, monkeypatch, variable, value
 ):

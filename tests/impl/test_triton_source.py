@@ -63,6 +63,13 @@ class TestWhatALauncherCompiles:
         assert odd.sizes[1:] == (138, 138, 2 * 16 * 138, 138, 46)
         assert odd.kernel.divisors[9:] == (2, 2, 16, 2, 2)
 
+    def test_heads_may_lie_farther_apart_than_blocks(self):
+        apart = plan(layout="LHBNC", num_blocks=9)
+        row = 128 + 128
+        assert apart.sizes[-3:] == (16 * row, row, 9 * 16 * row)
+        assert apart.kernel == plan(layout="LHBNC").kernel
+        assert source.source(apart.kernel, 1, 1024).signature["head_stride"] == "i64"
+
     def test_the_stride_of_a_dim_of_one_says_nothing(self):
         posed = law.problem("cpu", [0, 1], num_heads=1, head_size=64)
         strange = [

@@ -8,7 +8,6 @@ from kvexp.errors import ConfigError
 from kvexp.layout.selection import (
     ALIASES,
     FLASHINFERS,
-    LAYERS_INSIDE,
     NAMES,
     OURS,
     TWINS,
@@ -74,7 +73,7 @@ def test_our_variable_takes_every_layout(name):
 @pytest.mark.parametrize(
     ("name", "layout"),
     [("NHD", "NHD"), ("HND", "HND"), ("LBNHC", "NHD_packed"), ("BLNHC", "NHD_packed"),
-     ("LBHNC", "HND_packed"), ("BLHNC", "HND_packed")],
+     ("LBHNC", "HND_packed"), ("BLHNC", "HND_packed"), ("BHLNC", "BHLNC"), ("LHBNC", "LHBNC")],
 )  # fmt: skip
 def test_vllms_names_are_of_its_packed_caches(name, layout):
     assert select(FLASH, {VLLMS: name}) == Selection(layout, f"{VLLMS}={name}")
@@ -88,8 +87,8 @@ def test_every_alias_is_of_a_layout():
 @pytest.mark.parametrize(
     ("variable", "valid"),
     [
-        (OURS, "NHD, HND, NHD_packed, HND_packed, head_major"),
-        (VLLMS, "NHD, HND, LBNHC, LBHNC, BLNHC, BLHNC"),
+        (OURS, "NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major"),
+        (VLLMS, "NHD, HND, LBNHC, LBHNC, BLNHC, BLHNC, BHLNC, LHBNC"),
         (FLASHINFERS, "NHD, HND"),
     ],
 )
@@ -103,12 +102,6 @@ class TestAnUnknownName:
     def test_is_refused_with_the_valid_ones(self, variable, valid, value):
         assert self.sentence(variable, value) == (f"{variable}={value} is not a layout; it can be {valid}")
 
-    @pytest.mark.parametrize("value", LAYERS_INSIDE)
-    def test_of_vllm_that_has_no_layout_here_says_why(self, variable, valid, value):
-        assert self.sentence(variable, value) == (
-            f"{variable}={value} puts blocks or layers inside heads; it can be {valid}"
-        )
-
 
 def test_each_variable_keeps_to_its_own_names():
     for variable, value in (
@@ -116,6 +109,7 @@ def test_each_variable_keeps_to_its_own_names():
         (VLLMS, "NHD_packed"),
         (VLLMS, "head_major"),
         (FLASHINFERS, "LBNHC"),
+        (FLASHINFERS, "BHLNC"),
         (FLASHINFERS, "HND_packed"),
     ):
         with pytest.raises(ConfigError, match=f"{variable}={value} is not a layout"):

@@ -88,7 +88,9 @@ def test_a_changed_slot_that_nobody_asked_for_is_found(tensors):
 @pytest.mark.parametrize("num_layers", [2, 3])
 def test_a_byte_of_another_layer_is_found(layout, num_layers):
     with point(layout=layout, num_layers=num_layers) as tensors:
-        layer = tensors.key_cache.stride(0) // num_layers * tensors.key_cache.element_size()
+        size = tensors.key_cache.element_size()
+        first, second = (tensors.cache.layout.planes(tensors.case, size, layer) for layer in (0, 1))
+        layer = (second.key.offset - first.key.offset) * size
         slot = torch.tensor([int(tensors.slot_mappings[1, 3])])
         at = int(places.addresses(tensors, tensors.key_cache, slot)[0, 1, 7])
         for neighbour in range(-(num_layers // 2), num_layers - num_layers // 2):

@@ -14,16 +14,16 @@ VLLMS = "VLLM_KV_CACHE_LAYOUT"
 FLASHINFERS = "FLASHINFER_KV_CACHE_LAYOUT"
 DEFAULT = "NHD"
 
-NAMES = ("NHD", "HND", "NHD_packed", "HND_packed", "head_major")
+NAMES = ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC", "head_major")
 
 ALIASES = {"LBNHC": "NHD_packed", "LBHNC": "HND_packed", "BLNHC": "NHD_packed", "BLHNC": "HND_packed"}
-"""vLLM's later names, the outermost dim first: layer, block, slot (N), head, content. Where B comes before L
-the layers share each block, which `workload.num_layers` says here."""
+"""Those of vLLM's later names whose layouts have other names here.
 
-LAYERS_INSIDE = ("LHBNC", "BHLNC")
-"""Names of vLLM for which there is no layout here: blocks, or layers, lie inside heads."""
+A name gives the outermost dim first: layer, block, slot (N), head, content. Where B comes before L the layers
+share each block, which `workload.num_layers` says here. BHLNC and LHBNC are layouts of their own.
+"""
 
-VALID = {OURS: NAMES, VLLMS: ("NHD", "HND", *ALIASES), FLASHINFERS: ("NHD", "HND")}
+VALID = {OURS: NAMES, VLLMS: ("NHD", "HND", *ALIASES, "BHLNC", "LHBNC"), FLASHINFERS: ("NHD", "HND")}
 """The variables in the order in which they are asked, with the names that each takes.
 
 `FLASHINFER_KV_CACHE_LAYOUT` is the name that pull request 19280 began with; vLLM has replaced it since. It is
@@ -78,5 +78,4 @@ def _named(variable: str, value: str) -> str:
     valid = VALID[variable]
     if value in valid:
         return ALIASES.get(value, value)
-    why = "puts blocks or layers inside heads" if value in LAYERS_INSIDE else "is not a layout"
-    raise ConfigError(f"{variable}={value} {why}; it can be {', '.join(valid)}")
+    raise ConfigError(f"{variable}={value} is not a layout; it can be {', '.join(valid)}")
