@@ -35,7 +35,11 @@ PER_HEAD = [
 ]
 SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
 MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
-EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, SHORT_V, *MISALIGNED]
+STAGED = [
+    {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": kind, "num_stages": num_stages}
+    for op, kind, num_stages in product([FLASH, PAGED], ["auto", "fp8_e4m3"], [1, 10])
+]
+EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, SHORT_V, *MISALIGNED, *STAGED]
 NARROW = r"(?:ld|st)\.global\S*\.(?:b8|b16|v2\.b16|v4\.b8)\b"
 """Accesses of fewer than 8 bytes by a thread, of cache or source items."""
 
@@ -85,6 +89,11 @@ class TestCompiledWithoutAGpu:
         for asked in EVERY:
             assert compiled(asked)["cubin_bytes"] > 0
             assert f".target sm_{asked['arch']}" in compiled(asked)["ptx"]
+
+    def test_stages_make_no_other_code_since_there_is_no_loop_to_pipeline(self, ptx):
+        for asked in STAGED:
+            usual = {name: value for name, value in asked.items() if name != "num_stages"}
+            assert ptx(asked) == ptx(usual)
 
     def test_fp8_divides_exactly_and_converts_once(self, ptx):
         for asked in (*CONVERTING, *PER_HEAD):

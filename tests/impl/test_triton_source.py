@@ -6,6 +6,7 @@ import triton
 
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import source
+from kvexp.impl.triton.launch import compiler_options
 from tests import law
 
 KERNELS = ("flash", "head_major")
@@ -202,6 +203,21 @@ class TestOptions:
             ConfigError, match=rf"impl\.slot_first must be true, false or null, not {value!r}"
         ):
             source.Options(slot_first=value)
+
+    @pytest.mark.parametrize("value", [0, -1, 2.0, True, "3"])
+    def test_of_fewer_stages_than_one_are_refused(self, value):
+        with pytest.raises(
+            ConfigError, match=rf"impl\.num_stages must be a whole number from 1 on, not {value!r}"
+        ):
+            source.Options(num_stages=value)
+
+    @pytest.mark.parametrize("value", [1, 3, 10])
+    def test_of_any_other_number_of_stages_reach_triton(self, value):
+        assert source.Options(num_stages=value).num_stages == value
+        assert compiler_options(4, value) == {"num_warps": 4, "num_stages": value}
+
+    def test_of_no_number_of_stages_leave_it_to_triton(self):
+        assert compiler_options(8, source.Options().num_stages) == {"num_warps": 8}
 
     def test_that_make_too_large_a_tile_are_refused(self):
         with pytest.raises(ConfigError, match=r"tile_tokens times impl\.tile_columns must be at most 65536"):
