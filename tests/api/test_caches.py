@@ -36,7 +36,7 @@ def test_the_stride_order_of_two_planes_is_that_of_their_memory(layout):
     assert [strides[dim] for dim in order] == sorted(strides, reverse=True)
 
 
-@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed", "BHLNC", "LHBNC"])
 def test_the_stride_order_of_a_packed_plane_is_that_of_its_memory(layout):
     strides = kvexp.allocate(layout, **SIZES).kv_cache.stride()
     assert [strides[dim] for dim in kvexp.stride_order(layout)] == sorted(strides, reverse=True)
@@ -74,8 +74,9 @@ def test_fp8_caches_of_flash_have_heads_of_any_size(layout):
     assert cache.key_cache.dtype == torch.uint8
 
 
-def test_layers_share_each_block():
-    layers = kvexp.allocate_layers(3, "NHD", **SIZES)
+@pytest.mark.parametrize("layout", composed.options("layout"))
+def test_layers_share_one_storage_and_no_element(layout):
+    layers = kvexp.allocate_layers(3, layout, **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
     assert len(storages) == 1
     for layer, cache in enumerate(layers):
@@ -89,7 +90,10 @@ def test_layers_share_each_block():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"layout": "XYZ"}, "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, head_major"),
+        (
+            {"layout": "XYZ"},
+            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major",
+        ),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
         ({"head_size": 1.5}, "head_size must be a positive whole number, not 1.5"),
@@ -117,6 +121,8 @@ def test_a_layout_is_selected_as_an_engine_would(monkeypatch):
     monkeypatch.delenv("KVEXP_KV_CACHE_LAYOUT", raising=False)
     monkeypatch.setenv("VLLM_KV_CACHE_LAYOUT", "HND")
     assert kvexp.select_layout() == ("HND", "VLLM_KV_CACHE_LAYOUT=HND")
+    seed = {"FLASHINFER_KV_CACHE_LAYOUT": "HND"}
+    assert kvexp.select_layout(environ=seed) == ("HND", "FLASHINFER_KV_CACHE_LAYOUT=HND")
     assert kvexp.select_layout(environ={}).layout == "NHD"
     assert kvexp.select_layout(environ={}, wish="HND").layout == "HND"
     assert kvexp.select_layout("reshape_and_cache_flash_diffkv", environ={}).layout == "NHD_packed"
@@ -135,5 +141,6 @@ def test_a_cache_has_a_type_that_an_op_writes():
 
 
 def test_an_unknown_name_in_the_environment_is_a_value_error():
-    with pytest.raises(ValueError, match="VLLM_KV_CACHE_LAYOUT=nhd is not a layout; it can be NHD, HND"):
-        kvexp.select_layout(environ={"VLLM_KV_CACHE_LAYOUT": "nhd"})
+    for variable in ("KVEXP_KV_CACHE_LAYOUT", "VLLM_KV_CACHE_LAYOUT", "FLASHINFER_KV_CACHE_LAYOUT"):
+        with pytest.raises(ValueError, match=f"{variable}=nhd is not a layout; it can be NHD, HND"):
+            kvexp.select_layout(environ={variable: "nhd"})

@@ -50,6 +50,14 @@ def apart(posed, rows, caches):
     return replace(posed, **{name: moved(getattr(posed, name), off) for name, off in changed.items()})
 
 
+@pytest.mark.parametrize(("op", "other"), [(FLASH, PAGED), (PAGED, FLASH)])
+def test_a_kind_of_one_op_does_not_know_the_other_s_caches(op, other):
+    """The flash function keeps kinds of both."""
+    assert not kind(law.problem("cpu", [3, 1, 7], op=op)).check(
+        *tensors(law.problem("cpu", [3, 1, 7], op=other))
+    )
+
+
 @pytest.mark.parametrize("op", OPS)
 class TestAKind:
     def test_knows_the_call_that_it_was_made_from_and_others_like_it(self, op):

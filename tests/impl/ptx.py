@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compile
 
 from kvexp.impl.triton import source
-from kvexp.impl.triton.launch import NUM_WARPS
+from kvexp.impl.triton.launch import NUM_WARPS, compiler_options
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -48,12 +48,14 @@ def plan(
     return source.flash(*rows, packed[..., :head_size], packed[..., head_size:], kv_cache_dtype, scale)
 
 
-def compiled(arch: int, large: bool = True, **asked: object) -> dict[str, object]:
+def compiled(
+    arch: int, large: bool = True, num_stages: int | None = None, **asked: object
+) -> dict[str, object]:
     """PTX and the size of the cubin."""
     made = plan(**asked)  # type: ignore[arg-type]  # it comes from JSON
     kernel = made.kernel
     code = source.source(kernel, *source.tile(kernel, made.row_items, large))
-    found = compile(code, target=GPUTarget("cuda", arch, 32), options={"num_warps": NUM_WARPS})
+    found = compile(code, target=GPUTarget("cuda", arch, 32), options=compiler_options(NUM_WARPS, num_stages))
     return {"ptx": found.asm["ptx"], "cubin_bytes": len(found.asm["cubin"])}
 
 

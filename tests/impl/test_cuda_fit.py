@@ -9,7 +9,7 @@ from kvexp.impl.cuda.spec import Options
 from kvexp.op import FP8
 from tests import composed, law
 
-FLASH_LAYOUTS = ["NHD", "HND", "NHD_packed", "HND_packed"]
+FLASH_LAYOUTS = [layout for op, layout in composed.pairs() if op == law.FLASH]
 ODD = 1 + 2 * 2 * 64
 
 
@@ -99,7 +99,7 @@ class TestFlash:
 
 
 class TestDiffkv:
-    @pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+    @pytest.mark.parametrize("layout", [layout for op, layout in composed.pairs() if op == law.DIFFKV])
     def test_is_flash_on_the_cache_s_halves(self, specialised, layout):
         posed = law.problem("cpu", [5, 1], op=law.DIFFKV, layout=layout, head_size=192, head_size_v=128)
         spec, num_slots = specialised(posed)

@@ -116,7 +116,7 @@ VERIFIED = [("verified", "timer=none: not timed")] * len(FEW)
 @pytest.mark.usefixtures("vllm")
 class TestVllm:
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed"])
+    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed", "BHLNC", "LHBNC"])
     def test_that_is_right_is_said_to_be(self, layout, kv_cache_dtype):
         assert outcomes("vllm", layout=layout, kv_cache_dtype=kv_cache_dtype) == VERIFIED
 
@@ -183,7 +183,7 @@ class TestVllmTriton:
 
 @pytest.mark.usefixtures("flashinfer")
 class TestFlashInfer:
-    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed", "HND_packed"])
+    @pytest.mark.parametrize("layout", [layout for op, layout in composed.pairs() if op == FLASH])
     def test_that_is_right_is_said_to_be(self, layout):
         assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
 

@@ -42,7 +42,11 @@ ANY_SIZE = [
 ]  # fmt: skip
 SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
 MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
-EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, *ANY_SIZE, SHORT_V, *MISALIGNED]
+STAGED = [
+    {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": kind, "num_stages": num_stages}
+    for op, kind, num_stages in product([FLASH, PAGED], ["auto", "fp8_e4m3"], [1, 10])
+]
+EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, *ANY_SIZE, SHORT_V, *MISALIGNED, *STAGED]
 NARROW = r"(?:ld|st)\.global\S*\.(?:b8|b16|v2\.b16|v4\.b8)\b"
 """Accesses of fewer than 8 bytes by a thread, of cache or source items."""
 
@@ -92,6 +96,11 @@ class TestCompiledWithoutAGpu:
         for asked in EVERY:
             assert compiled(asked)["cubin_bytes"] > 0
             assert f".target sm_{asked['arch']}" in compiled(asked)["ptx"]
+
+    def test_stages_make_no_other_code_since_there_is_no_loop_to_pipeline(self, ptx):
+        for asked in STAGED:
+            usual = {name: value for name, value in asked.items() if name != "num_stages"}
+            assert ptx(asked) == ptx(usual)
 
     def test_fp8_divides_exactly_and_converts_once(self, ptx):
         for asked in (*CONVERTING, *PER_HEAD, *ANY_SIZE):
@@ -151,7 +160,7 @@ class TestInterpreted:
         law.assert_writes("triton", posed)
 
     @pytest.mark.parametrize(("head_size", "head_size_v"), [(64, 16), (16, 96), (46, 45)])
-    @pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == law.DIFFKV])
     def test_k_and_v_may_have_different_head_sizes(self, layout, head_size, head_size_v):
         posed = law.problem(
             "cpu", law.shuffled(19, 128), op=law.DIFFKV, layout=layout, num_heads=3, head_size=head_size,

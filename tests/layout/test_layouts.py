@@ -9,12 +9,15 @@ import torch
 from kvexp.impl import make
 from tests import composed
 from tests.law import Sizes
+from tests.places import PACKED_ORDERS, packed_items
 
 BLOCKS, SIZE, HEADS, ITEMS = 3, 4, 2, 16
 SIZES = Sizes(BLOCKS, SIZE, HEADS, ITEMS, ITEMS)
 LAYOUTS = {name: make(composed.choice("layout", name)) for name in composed.options("layout")}
 FLASH = [name for name, layout in LAYOUTS.items() if layout.shape == "flash"]
 PACKED = [name for name, layout in LAYOUTS.items() if layout.packed]
+LAYERED_BLOCKS = sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"})
+"""Those whose blocks hold one layer whole, then the next."""
 
 # All layers of a cache, also of more than one, and value heads of their own size.
 MANY = [
@@ -60,7 +63,7 @@ def test_each_item_of_the_storage_belongs_to_one_place_of_one_layers_planes(
     assert torch.equal(torch.cat([plane.flatten() for plane in every]).sort().values, items)
 
 
-@pytest.mark.parametrize("name", FLASH)
+@pytest.mark.parametrize("name", LAYERED_BLOCKS)
 @pytest.mark.parametrize(("layers", "item_bytes", "head_size_v"), MANY)
 def test_the_layers_of_a_block_follow_one_another(name, layers, item_bytes, head_size_v):
     sizes = replace(SIZES, num_layers=layers, head_size_v=head_size_v)
@@ -165,18 +168,34 @@ class TestPacked:
     def made(self, name, head_size_v):
         return LAYOUTS[name].planes(replace(SIZES, head_size_v=head_size_v), 2)
 
-    def test_the_physical_order_is_vllm_s(self, name, head_size_v):
-        made = self.made(name, head_size_v)
-        order = (SIZE, HEADS) if name == "NHD_packed" else (HEADS, SIZE)
-        physical = torch.arange(made.items).view(BLOCKS, *order, ITEMS + head_size_v)
-        logical = physical if name == "NHD_packed" else physical.transpose(1, 2)
-        assert torch.equal(view(made.packed, physical), logical)
+    @pytest.mark.parametrize("layers", [1, 2, 5])
+    def test_the_physical_order_is_that_of_vllm_s_name(self, name, head_size_v, layers):
+        sizes = replace(SIZES, head_size_v=head_size_v, num_layers=layers)
+        for layer in range(layers):
+            made = LAYOUTS[name].planes(sizes, 2, layer)
+            assert torch.equal(view(made.packed, torch.arange(made.items)), packed_items(name, sizes, layer))
 
     def test_one_plane_is_k_then_v_in_each_head(self, name, head_size_v):
         made = self.made(name, head_size_v)
         items = torch.arange(made.items)
         both = torch.cat([view(made.key, items), view(made.value, items)], dim=-1)
         assert torch.equal(view(made.packed, items), both)
+
+
+def test_every_packed_layout_has_a_name_of_vllm_s():
+    assert sorted(PACKED_ORDERS) == sorted(PACKED)
+
+
+def test_layers_inside_heads_are_nothing_new_where_there_is_one():
+    one, three = (replace(SIZES, num_layers=layers) for layers in (1, 3))
+    assert LAYOUTS["BHLNC"].planes(one, 2) == LAYOUTS["HND_packed"].planes(one, 2)
+    assert LAYOUTS["BHLNC"].planes(three, 2) != LAYOUTS["HND_packed"].planes(three, 2)
+
+
+def test_blocks_inside_heads_lie_closer_than_heads():
+    made = LAYOUTS["LHBNC"].planes(SIZES, 2).packed
+    block, _, head, _ = made.strides
+    assert head == BLOCKS * block
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - set(PACKED)))

@@ -40,8 +40,8 @@ def test_ops_write_the_layouts_that_have_their_planes():
         name: {layout for layout in LAYOUTS if not checked(op, layout=layout)} for name, op in OPS.items()
     }
     assert written == {
-        FLASH: {"NHD", "HND", "NHD_packed", "HND_packed"},
-        DIFFKV: {"NHD_packed", "HND_packed"},
+        FLASH: {"NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC"},
+        DIFFKV: {"NHD_packed", "HND_packed", "BHLNC", "LHBNC"},
         PAGED: {"head_major"},
     }
 
@@ -64,7 +64,7 @@ def test_ops_write_the_layouts_that_have_their_planes():
             (PAGED, layout,
              f"op=reshape_and_cache writes head-major planes, which layout={layout} has not; "
              "try layout=head_major")
-            for layout in ("NHD", "HND", "NHD_packed", "HND_packed")
+            for layout in ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC")
         ),
     ],
 )  # fmt: skip

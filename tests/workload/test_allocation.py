@@ -7,6 +7,7 @@ from kvexp.law import poison
 from kvexp.memory import checksum
 from kvexp.workload import GUARD_BYTES, NO_SLOT, build
 from tests import composed, tiny
+from tests.places import packed_items
 
 LAYOUTS = composed.options("layout")
 
@@ -158,7 +159,7 @@ class TestTheCache:
                 assert plane.data_ptr() == part.data_ptr()
                 assert (plane.shape, plane.stride()) == (part.shape, part.stride())
 
-    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "head_major"])
+    @pytest.mark.parametrize("layout", sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"}))
     @pytest.mark.parametrize("num_layers", [2, 3, 4])
     def test_shares_its_blocks_between_layers_and_gives_the_one_in_the_middle(self, layout, num_layers):
         with tiny.memory(layout=layout) as alone, tiny.memory(layout=layout, num_layers=num_layers) as held:
@@ -178,6 +179,17 @@ class TestTheCache:
             for plane, one in ((held.cache.key, alone.cache.key), (held.cache.value, alone.cache.value)):
                 assert (plane.shape, plane.stride()) == (one.shape, one.stride())
                 assert plane.storage_offset() == one.storage_offset() + num_layers // 2 * layer
+
+    @pytest.mark.parametrize("layout", ["BHLNC", "LHBNC"])
+    @pytest.mark.parametrize("num_layers", [2, 3, 4])
+    def test_gives_the_layer_in_the_middle_wherever_layers_lie(self, layout, num_layers):
+        with tiny.memory(layout=layout, num_layers=num_layers) as held:
+            cache = held.cache
+            expected = packed_items(layout, held.largest, num_layers // 2)
+            assert cache.storage.numel() == 2 * GUARD_BYTES + 2 * num_layers * expected.numel()
+            items = torch.arange(cache.storage.numel() // 2) - GUARD_BYTES // 2
+            found = items.as_strided(cache.packed.shape, cache.packed.stride(), cache.packed.storage_offset())
+            assert torch.equal(found, expected)
 
     @pytest.mark.parametrize("num_layers", [1, 3])
     @pytest.mark.parametrize("layout", LAYOUTS)

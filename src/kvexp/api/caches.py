@@ -21,6 +21,8 @@ CLASSES = {
     "HND": "kvexp.layout.hnd.HND",
     "NHD_packed": "kvexp.layout.nhd_packed.NHDPacked",
     "HND_packed": "kvexp.layout.hnd_packed.HNDPacked",
+    "BHLNC": "kvexp.layout.bhlnc.BHLNC",
+    "LHBNC": "kvexp.layout.lhbnc.LHBNC",
     "head_major": "kvexp.layout.head_major.HeadMajor",
 }
 
@@ -53,10 +55,11 @@ class _Sizes:
 
 
 def stride_order(layout: str) -> tuple[int, ...]:
-    """The dims of a cache's logical shape in the order in which they lie in memory, the outermost first.
+    """Return the dims of a cache's logical shape in the order of its memory, the outermost first.
 
     The logical shape is `[num_blocks, 2, block_size, num_heads, head_size]`, and of the packed layouts
-    `[num_blocks, block_size, num_heads, head_size + head_size_v]`.
+    `[num_blocks, block_size, num_heads, head_size + head_size_v]`. It is that of one layer, so that the order
+    of `BHLNC` is that of `HND_packed`.
 
     Raises:
         ValueError: There is no such layout, or it has no such shape.
@@ -74,9 +77,10 @@ def select_layout(
     wish: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Selection:
-    """The layout that a serving engine would take, and why.
+    """Return the layout that a serving engine would take, and why.
 
-    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, the connector's wish, NHD.
+    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, `FLASHINFER_KV_CACHE_LAYOUT`, the connector's
+    wish, NHD.
 
     Args:
         op: Who will write the cache.
@@ -140,11 +144,11 @@ def allocate_layers(
 ) -> list[KVCache]:
     """Return the caches of several layers, all zeros, in one allocation.
 
-    The layers share each block; in `head_major`, whose caches are contiguous, each layer is whole.
+    The layers share each block; in `LHBNC` and `head_major` each layer is whole.
 
     Args:
         num_layers: How many.
-        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed` or `head_major`.
+        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC` or `head_major`.
         num_blocks: Blocks.
         block_size: Slots of a block.
         num_heads: KV heads.
