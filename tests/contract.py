@@ -16,6 +16,20 @@ from tests.law import DIFFKV, FLASH, PAGED
 PAIRS = composed.pairs()
 IDS = ["-".join(pair) for pair in PAIRS]
 
+# Head sizes that 16 does not divide, and their source, cache and scale.
+ANY_SIZE = [
+    (op, layout, sizes)
+    for op, layout in PAIRS
+    for sizes in [(1, 1), (7, 7), (46, 46), (100, 100), (120, 120), (46, 33), (8, 100)]
+    if op == DIFFKV or (op == FLASH and sizes[0] == sizes[1])
+]
+ANY_SIZE_TYPES = [
+    ("bfloat16", "fp8_e4m3", "per_head"),
+    ("half", "fp8_e5m2", "per_tensor"),
+    ("float", "fp8_e4m3", "per_tensor"),
+    ("float", "fp8_e5m2", "per_head"),
+    ("fp8_e5m2", "fp8_e5m2", "per_tensor"),
+]
 # num_tokens, num_heads, head_size, block_size: each number of the contract's list at least once.
 SIZES = [
     (1, 1, 64, 1),
@@ -76,6 +90,21 @@ class Contract:
         )  # fmt: skip
         law.assert_writes(impl, posed)
 
+    @pytest.mark.parametrize("types", ANY_SIZE_TYPES, ids="-".join)
+    @pytest.mark.parametrize(("op", "layout", "head_sizes"), ANY_SIZE, ids=str)
+    def test_fp8_heads_may_have_any_size(self, impl, device, op, layout, head_sizes, types):
+        head_size, head_size_v = head_sizes
+        dtype, kv_cache_dtype, scale = types
+        posed = law.problem(
+            device, law.shuffled(19, 8 * 16), op=op, layout=layout, dtype=dtype, scale=scale, num_heads=3,
+            kv_cache_dtype=kv_cache_dtype, head_size=head_size, head_size_v=head_size_v,
+        )  # fmt: skip
+        if impl == "triton" and device == "cpu" and dtype in law.WIDE:
+            with pytest.raises(Unsupported, match="interpreter"):
+                posed.bind(law.implementation(impl, device))
+            return
+        law.assert_writes(impl, posed if dtype in law.WIDE else law.without_scales(posed))
+
     @pytest.mark.parametrize("head_sizes", [(192, 128), (64, 128), (46, 33), (16, 256)], ids=str)
     @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == DIFFKV])
     def test_value_heads_may_have_a_size_of_their_own(self, impl, device, layout, head_sizes):
@@ -91,6 +120,16 @@ class Contract:
     def test_other_layers_of_a_block_stay_as_they_are(self, impl, device, op, layout, num_layers):
         posed = law.problem(device, law.shuffled(19, 128), op=op, layout=layout, num_layers=num_layers)
         law.assert_writes(impl, posed)
+
+    @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+    @pytest.mark.parametrize("apart", [(2, 2), (1, 3), (5, 1)], ids=str)
+    def test_blocks_of_the_head_major_caches_may_lie_apart(self, impl, device, apart, kv_cache_dtype):
+        if impl == "triton" and device == "cpu" and kv_cache_dtype == "fp8":
+            kv_cache_dtype = "auto"
+        posed = law.problem(
+            device, law.shuffled(19, 128), op=PAGED, num_heads=3, kv_cache_dtype=kv_cache_dtype
+        )
+        law.assert_writes(impl, law.with_blocks_apart(posed, *apart))
 
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     @pytest.mark.parametrize(

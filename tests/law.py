@@ -164,6 +164,29 @@ def _scales(scale: str, num_heads: int, device: str) -> Tensor:
     return SCALE * (1 + torch.arange(num_heads, device=device, dtype=torch.float32))
 
 
+def with_blocks_apart(posed: Problem, key: int, value: int) -> Problem:
+    """The same call on head-major caches with so many blocks of room from one block to the next.
+
+    Where both are 2, K's and V's blocks take turns; else V's come after K's.
+    """
+    items = posed.key_cache[0].numel()
+    num_blocks = posed.key_cache.shape[0]
+    first_value = items if key == value == 2 else key * num_blocks * items
+    generator = torch.Generator(posed.storage.device).manual_seed(key + value)
+    storage = _bytes((key + value) * num_blocks * items * posed.key_cache.itemsize, generator)
+    flat = storage.view(posed.key_cache.dtype)
+
+    def view(cache: Tensor, apart: int, first: int) -> Tensor:
+        return flat.as_strided(cache.shape, (apart * items, *cache.stride()[1:]), first)
+
+    return replace(
+        posed,
+        storage=storage,
+        key_cache=view(posed.key_cache, key, 0),
+        value_cache=view(posed.value_cache, value, first_value),
+    )
+
+
 class Library:
     """The library's functions as an implementation: each call validates and launches anew."""
 

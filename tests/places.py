@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvexp.errors import IncorrectResult
 from kvexp.law import poison, verify
+from kvexp.layout import Sizes
 from kvexp.memory import first_unpoisoned
 from kvexp.quantize import quantize
 from kvexp.workload import Cache, Tensors, build
@@ -21,6 +22,24 @@ FIRST = [0] * MAPPINGS
 
 TOTAL = MAPPINGS * 16 * 2 * 32
 """Elements that `point` writes to either plane."""
+
+PACKED_ORDERS = {"NHD_packed": "BLNHC", "HND_packed": "BLHNC", "BHLNC": "BHLNC", "LHBNC": "LHBNC"}
+"""vLLM's name of each packed layout: layer, block, slot (N), head, content; the outermost dim first."""
+
+
+def packed_items(name: str, sizes: Sizes, layer: int) -> Tensor:
+    """Return the item of each element of a layer: int64 `[num_blocks, block_size, num_heads, content]`."""
+    width = sizes.head_size + sizes.head_size_v
+    count = {
+        "L": sizes.num_layers, "B": sizes.num_blocks, "N": sizes.block_size, "H": sizes.num_heads, "C": width,
+    }  # fmt: skip
+    stride, items = {}, 1
+    for dim in reversed(PACKED_ORDERS[name]):
+        stride[dim], items = items, items * count[dim]
+    places = torch.full((1,), layer * stride["L"])
+    for dim in "BNHC":
+        places = places.unsqueeze(-1) + torch.arange(count[dim]) * stride[dim]
+    return places[0]
 
 
 @contextmanager

@@ -28,6 +28,7 @@ HEAD_SIZES = (
     ("float", "auto", 45, 45),
     ("bfloat16", "fp8_e4m3", 48, 48),
     ("bfloat16", "fp8_e4m3", 40, 40),
+    ("bfloat16", "fp8_e4m3", 45, 45),
     ("bfloat16", "auto", 192, 128),
 )
 """dtype, kv_cache_dtype, head_size and head_size_v on either side of what some op wants."""

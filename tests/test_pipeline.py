@@ -194,10 +194,25 @@ class TestWhatCannotBeDoneHere:
             "num_tokens 129 exceeds the 128 slots"
         ] * 2
 
-    def test_fp8_needs_a_head_size_of_whole_sixteens(self):
-        points = measured(kv_cache_dtype="fp8", head_size=40)
+    @pytest.mark.parametrize("head_sizes", [(1, 1), (7, 7), (46, 46), (46, 33)], ids=str)
+    @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
+    def test_fp8_heads_of_any_size_are_verified(self, scale, head_sizes):
+        head_size, head_size_v = head_sizes
+        op = "reshape_and_cache_flash" if head_size == head_size_v else "reshape_and_cache_flash_diffkv"
+        points = measured(
+            op=op, layout="NHD_packed", kv_cache_dtype="fp8", scale=scale, head_size=head_size,
+            head_size_v=head_size_v, num_heads=3, num_tokens=(1, 5, 16), num_layers=3,
+        )  # fmt: skip
+        assert [point.status for point in points] == ["verified"] * 3
+
+    def test_fp8_heads_of_the_head_major_cache_come_in_sixteens(self):
+        points = measured(op="reshape_and_cache", layout="head_major", kv_cache_dtype="fp8", head_size=40)
         assert {(point.status, point.reason) for point in points} == {
-            ("skipped", "head_size 40 is not a multiple of 16, which kv_cache_dtype=fp8_e4m3 needs")
+            (
+                "skipped",
+                "head_size 40 is not a multiple of 16, the cache items of 16 bytes, "
+                "which op=reshape_and_cache needs",
+            )
         }
 
     @pytest.mark.parametrize(

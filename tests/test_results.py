@@ -5,8 +5,13 @@ import json
 import pytest
 
 from kvexp import results
+from kvexp.compare import compare
 from kvexp.errors import ConfigError
+from kvexp.report.content import content
+from tests.composed import conf_dir, options
 from tests.measured import curve, refused, row, sweep
+
+RESULTS = conf_dir().parent / "docs" / "results"
 
 
 def test_a_sweeps_rows_know_its_name_and_the_command_that_repeats_them(tmp_path):
@@ -143,3 +148,24 @@ def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_
     ]
     (found,) = results.across(repeated)
     assert (found["latency_us"], found["processes"]) == (6.0, 3)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.glob("*/*.jsonl")), ids=lambda file: f"{file.parent.name} {file.stem}"
+)
+def test_the_documents_rows_are_read_and_reported_whatever_their_layout_is_called_today(file, tmp_path):
+    found = results.read([file], tmp_path)
+    assert {point.word for point in compare(found, found)} == {"same"}
+    commands = [command for _, command in content(found).commands]
+    for layout in {one["layout"] for one in found}:
+        assert any(f"layout={layout} " in command for command in commands)
+
+
+def test_head_major_rows_from_before_the_caches_were_contiguous_are_joined_with_no_others():
+    file = RESULTS / "2026-11-28-nvidia-h200" / "targets.jsonl"
+    old = [one for one in results.read([file], file.parent) if one["op"] == "reshape_and_cache"]
+    assert {one["layout"] for one in old} == {"head_major_interleaved"}
+    assert "head_major_interleaved" not in options("layout")
+    new = [one | {"layout": "head_major"} for one in old]
+    with pytest.raises(ConfigError, match="the two share no case"):
+        compare(old, new)

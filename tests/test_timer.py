@@ -111,9 +111,9 @@ class TestItsOptions:
 class Numbered:
     """A replay whose samples are numbered, of runs that take turns."""
 
-    def __init__(self, runs=2):
+    def __init__(self, runs=2, sweeps=False):
         self.turns, self.host_us = [], []
-        self.replay = Replay([lambda: None] * runs, 1, self.sample, self.host_us)
+        self.replay = Replay([lambda: None] * runs, 1, self.sample, self.host_us, sweeps)
 
     def sample(self, turn):
         self.turns.append(turn)
@@ -125,8 +125,8 @@ class Numbered:
 class TestTurns:
     RULE = Rule(warmup=2, min_samples=5, max_samples=5)
 
-    @pytest.mark.parametrize(("runs", "turns", "last"), [(1, [0] * 7, 0), (2, [0, 1, 0, 1, 0, 1, 0], 0)])
-    def test_are_taken_by_the_runs_of_a_replay(self, runs, turns, last):
+    @pytest.mark.parametrize(("runs", "turns", "last"), [(1, [0] * 7, 0), (2, [1, 0, 1, 0, 1, 0, 1], 1)])
+    def test_are_taken_by_the_runs_of_a_replay_after_the_first_of_them(self, runs, turns, last):
         bench = Numbered(runs)
         found = timing(bench.replay, self.RULE)
         assert bench.turns == turns
@@ -143,16 +143,16 @@ class TestTurns:
 class TestAnAudit:
     RULE = Rule(warmup=2, min_samples=5, max_samples=5)
 
-    def audited(self, rule):
+    def audited(self, rule, sweeps=False):
         """The number of the sample that was audited before the one behind it was, and what was measured."""
-        bench, seen = Numbered(), []
+        bench, seen = Numbered(sweeps=sweeps), []
 
         def audit(run):
             seen.append(len(bench.turns) - 1)
             assert run == bench.turns[-1]
 
         found = timing(bench.replay, rule, audit)
-        assert bench.turns == [number % 2 for number in range(len(bench.turns))]
+        assert bench.turns == [1 - number % 2 for number in range(len(bench.turns))]
         number, behind = seen
         assert behind == number + 1
         return number, found
@@ -173,11 +173,19 @@ class TestAnAudit:
             drawn.append(self.audited(many)[0])
         assert len(set(drawn)) > 1
 
-    def test_costs_the_sample_behind_it_and_no_other(self):
+    def test_costs_each_sample_that_comes_after_one(self):
         for _ in range(30):
             number, found = self.audited(self.RULE)
-            assert found.samples_us == tuple(n for n in range(2, 8) if n != number + 1)[:5]
+            assert found.samples_us == tuple(n for n in range(2, 9) if n not in (number + 1, number + 2))[:5]
             assert found.host_us == 10 * statistics.median(found.samples_us)
+
+    def test_costs_none_where_a_sweep_comes_before_each(self):
+        more = Rule(warmup=2, min_samples=5, max_samples=6, relative_error=0.0)
+        for _ in range(30):
+            number, found = self.audited(more, sweeps=True)
+            assert number in range(2, 7)
+            assert found.samples_us == (2, 3, 4, 5, 6, 7)
+            assert found.host_us == 45
 
     def test_ends_what_it_finds_wrong(self):
         def audit(run):

@@ -13,6 +13,7 @@ QUICK = {"warmup": 1, "min_samples": 3, "max_samples": 5}
 PAIRS = composed.pairs()
 IDS = ["-".join(pair) for pair in PAIRS]
 BESIDES = "a byte outside the written slots changed"
+TIMED = "right at first, but not while it was timed: "
 INPUTS = "the call changed its inputs: keys, values, slots or scales"
 
 
@@ -84,13 +85,14 @@ def test_that_is_right_the_first_time_alone_is_incorrect(how, reason):
     rule = {"max_seconds": 0.01, "min_samples": 2}
     points = measured(timer="wall_clock", rule=rule, how=f"wrong.{how}")
     assert {point.status for point in points} == {"incorrect"}
-    assert points[0].reason.startswith(f"right at first, but not while it was timed: {reason}")
+    assert points[0].reason.startswith(f"{TIMED}{reason}")
 
 
-@pytest.mark.parametrize("timer", ["none", "wall_clock"])
-def test_that_is_right_only_where_it_finds_poison_is_incorrect(timer):
-    reason = only(how="wrong.Sly", timer=timer, num_tokens=16)  # the first slot of sixteen
-    assert re.match(r"6\.25 % of the \d+ elements written to key_cache are wrong", reason)
+@pytest.mark.parametrize(("timer", "when"), [("none", ""), ("wall_clock", TIMED)])
+def test_that_is_right_only_where_it_finds_poison_is_incorrect(timer, when):
+    """Wrong in the first of each sixteen slots."""
+    reason = only(how="wrong.Sly", timer=timer, rule=QUICK, num_tokens=16)
+    assert re.match(rf"{when}6\.25 % of the \d+ elements written to key_cache are wrong", reason)
 
 
 def test_one_bit_is_told_apart_in_its_bytes():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         reshape_and_cache_flash_diffkv,
         select_layout,
         stride_order,
+        verify,
     )
     from kvexp.export import load
 
@@ -33,6 +34,7 @@ __all__ = [
     "reshape_and_cache_flash_diffkv",
     "select_layout",
     "stride_order",
+    "verify",
 ]
 
 

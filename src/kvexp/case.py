@@ -28,7 +28,7 @@ class Case:
         head_size_v: Elements of a value head.
         block_size: Slots of a cache block.
         num_blocks: Blocks of the cache.
-        num_layers: Layers that share each block; the call writes one of them.
+        num_layers: Layers that share the storage; the call writes one of them.
         slots: How slots are drawn; see `workload.patterns`.
         padding: The fraction of the tokens whose slot is -1.
         padding_at: Where those are: `end` or `scattered`.

@@ -1,42 +1,40 @@
 """The measuring process: `python -m kvexp.child` answers experiments until its input closes.
 
 It speaks JSON lines. It imports its libraries, is sent a device, says `ready`, with its device and
-environment, and ends if the machine lacks the device. For each experiment it is sent it says `curve`, with
-the hash of the implementation's sources, and waits for a list of the `num_tokens` to measure. When another
-process measures on the GPU it says `waiting` with the words for that one, and again with none when the turn
-has come. It says `point` for each `num_tokens` and waits for the parent's word to go on, so that nothing that
-the parent does runs beside a measurement. Then it says `end`, and whether it ends with that.
+environment, and ends if the machine lacks the device. It is sent each experiment, the first with those that
+will follow it; it says `curve`, with the hash of the implementation's sources, and waits for the `num_tokens`
+to measure. When another process measures on the GPU it says `waiting` with the words for that one, and again
+with none when the turn has come. While a process of its own asks the implementation about the contract, it
+says `asking`, then `asked`. It says `point` for each `num_tokens` and waits for the parent's word to go on:
+nothing that the parent does runs beside a measurement. Then it says `end`, and whether it ends with that.
 """
 
 import contextlib
 import ctypes
-import faulthandler
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kvexp import turns
-from kvexp.errors import ConfigError, Unsupported
+from kvexp.contract import UNASKED, Contract
+from kvexp.contract.ask import Asker
+from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.lasting import lasting
 from kvexp.measurement import Measurement
+from kvexp.process import die_with_parent
 from kvexp.turns import Waits
 
 if TYPE_CHECKING:
     from kvexp.curve import Shapes
+    from kvexp.pipeline import Asks
 
 CUDA_SUCCESS = 0
 """From cuda.h."""
-PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
-OOM_SCORE_ADJ = "500"
-"""Of -1000 to 1000: when the host runs out of memory, the kernel ends this process and not the parent."""
 
 
 def ready(requested: str) -> tuple[str, dict[str, Any], str]:
@@ -62,16 +60,28 @@ def impl_hash(experiment: Experiment) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def contract(experiment: Experiment, columns: dict[str, Any], asker: Asker) -> Contract:
+    """Return what is known of the curve's implementation; where it cannot be asked, nothing is."""
+    try:
+        return asker.contract(experiment, columns)
+    except KvexpError as error:
+        # What cannot be asked cannot be measured either, or measuring says more.
+        print(f"the contract could not be asked: {error}", file=sys.stderr)  # noqa: T201
+        return UNASKED
+
+
 def measured(
     experiment: Experiment,
     num_tokens: list[int],
     columns: dict[str, Any],
     waits: Waits,
     shapes: "Shapes | None" = None,
+    asks: "Asks" = lambda: UNASKED,
 ) -> Iterator[Measurement]:
-    """Those points of the curve, as each is measured.
+    """Yield those points of the curve, as each is measured.
 
-    Curves that share `shapes` try what copies are the fastest once.
+    Curves that share `shapes` try what copies are the fastest once. `asks` says what is known of the
+    implementation's contract.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -81,12 +91,12 @@ def measured(
     if num_tokens:
         workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
         curve = replace(experiment, workload=workload)
-        yield from pipeline.run(curve, columns, waits, shapes)
+        yield from pipeline.run(curve, columns, waits, shapes, asks)
 
 
 def serve() -> None:
     """Every experiment on the standard input is answered."""
-    _end_in_good_order()
+    die_with_parent()
     # What libraries print must not come between the lines of the protocol.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -103,8 +113,12 @@ def serve() -> None:
     if refusal:
         return
     shapes: Shapes = {}
+    asker = Asker()
     for line in sys.stdin:
-        _answer(out, Experiment.from_json(line), columns, shapes)
+        experiment, *coming = map(Experiment.from_json, json.loads(line))
+        # The first line tells of all curves to come; those of another device are another process's.
+        asker.coming += [other.resolved(device) for other in coming if other.device == asked.device]
+        _answer(out, experiment, columns, shapes, asker)
 
 
 class _Asked(threading.Thread):
@@ -131,29 +145,28 @@ class _Asked(threading.Thread):
                 cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
 
 
-def _end_in_good_order() -> None:
-    """This process never outlives its parent, ends before it when memory is short, and says where it was."""
-    faulthandler.enable()
-    # The parent's way to ask a process that hangs, perhaps in a call of C, for its last words; then it ends.
-    faulthandler.register(signal.SIGUSR1, chain=True)
-    if sys.platform == "linux":
-        # Even in the middle of a measurement.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
-
-
-def _answer(out: IO[str], experiment: Experiment, columns: dict[str, Any], shapes: "Shapes") -> None:
+def _answer(
+    out: IO[str], experiment: Experiment, columns: dict[str, Any], shapes: "Shapes", asker: Asker
+) -> None:
     digest = impl_hash(experiment)
     _say(out, event="curve", impl_hash=digest)
-    wanted: list[int] = json.loads(_heard())
+    asked = json.loads(_heard())
+    wanted: list[int] = asked["num_tokens"]
+    asker.limit(asked["timeout_s"])
 
     def waits(holder: str | None) -> None:
         _say(out, event="waiting", holder=holder)
 
+    def asks() -> Contract:
+        _say(out, event="asking")
+        try:
+            return contract(experiment, columns, asker)
+        finally:
+            _say(out, event="asked")
+
     try:
         found, spent = {**columns, "impl_hash": digest}, False
-        for tried, measurement in enumerate(measured(experiment, wanted, found, waits, shapes), 1):
+        for tried, measurement in enumerate(measured(experiment, wanted, found, waits, shapes, asks), 1):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
             _heard()
             if measurement.status == "failed" and experiment.device != "cpu":

@@ -6,6 +6,8 @@ The parent imports `kvexp.child`, and with it torch, where it measures itself an
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kvexp.contract import Contract
+from kvexp.contract.ask import Asker
 from kvexp.errors import Unsupported
 from kvexp.experiment import Experiment
 from kvexp.turns import Waits
@@ -27,6 +29,7 @@ class Inline:
         self.device = ""
         self.environment: dict[str, Any] = {}
         self.refusal = ""
+        self._asker = Asker()
         self._shapes: dict[tuple[object, ...], int] = {}
         self.impl_hash: str | None = None
         self._experiment: Experiment | None = None
@@ -56,7 +59,12 @@ class Inline:
         from kvexp import child
 
         assert self._experiment
-        found = child.measured(self._experiment, list(num_tokens), self.columns, self._waits, self._shapes)
+        experiment = self._experiment
+
+        def asks() -> Contract:
+            return child.contract(experiment, self.environment, self._asker)
+
+        found = child.measured(experiment, list(num_tokens), self.columns, self._waits, self._shapes, asks)
         for measurement in found:
             yield measurement.row(), measurement.samples_us
 

@@ -15,22 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kvexp.cache import cache_dir
 from kvexp.errors import CompileError
 
 OPTIONS = {"std": "c++17", "lineinfo": True}
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-
-
-def cache_dir() -> Path:
-    """`$KVEXP_CACHE_DIR`, else `kvexp` in the user's cache folder, else a folder for temporary files."""
-    if chosen := os.environ.get("KVEXP_CACHE_DIR"):
-        return Path(chosen)
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder) / "kvexp"
-    try:
-        return Path.home() / ".cache" / "kvexp"
-    except RuntimeError:  # a container's user without a home
-        return Path(tempfile.gettempdir()) / f"kvexp-{os.getuid()}"
 
 
 def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:

@@ -133,6 +133,8 @@ class Measurement:
             write the same, else `warm`.
         inputs_state: `hot` when every call of the replay reads the same keys and values, `cold` when each
             reads some that are not in the L2.
+        contract: `full` where every clause of the contract holds, else those that do not, and those that the
+            implementation refuses; None where it was not asked at this size.
         host_us: The host's time for one eager call, in `no_graph` mode on a GPU.
         copy_us: A copy kernel's time at the same numbers of bytes read and written.
         empty_kernel_us: An empty kernel's time.
@@ -151,6 +153,7 @@ class Measurement:
     replicas: int | None = None
     cache_state: str | None = None
     inputs_state: str | None = None
+    contract: str | None = None
     host_us: float | None = None
     copy_us: float | None = None
     empty_kernel_us: float | None = None
@@ -196,6 +199,7 @@ class Measurement:
             "replicas": self.replicas,
             "cache_state": self.cache_state,
             "inputs_state": self.inputs_state,
+            "contract": self.contract,
             "started_at": self.started_at,
             **asdict(self.case),
             **dict.fromkeys(SECONDS),

@@ -20,6 +20,7 @@ class Workers:
         settings: How to measure.
         say: Told once, in a line, when another kvexp process has the GPU.
         started: Gives a process that was started before its device was known, where there is one.
+        coming: All curves of the sweep.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class Workers:
         settings: SweepSettings,
         say: Callable[[str], None],
         started: Callable[[], Started | None] = lambda: None,
+        coming: Sequence[Experiment] = (),
     ) -> None:
         self._settings = settings
         self._say = say
         self._started = started
+        self._coming = coming
         self._told = False
         self._left_behind: set[str] = set()
         self._worker: Worker | Inline | None = None
@@ -61,7 +64,7 @@ class Workers:
             if self._settings.isolation == "inline":
                 worker = Inline(device, self._waits)
             else:
-                worker = Worker(device, self._settings.timeout_s, self._waits, self._started())
+                worker = Worker(device, self._settings.timeout_s, self._waits, self._started(), self._coming)
             self._worker = worker
         return worker
 

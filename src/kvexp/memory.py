@@ -9,7 +9,7 @@ third of the memory's speed, and a product to be summed is written first; so the
 of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -78,6 +78,7 @@ def poison_rows(storage: Tensor, plane: Tensor, slot_dim: int, slots: Tensor) ->
     if plane.is_cuda:
         sizes = (slots.numel(), inner.numel(), block_size, base, *strides)
         if slots.numel():
+            slots = slots.contiguous()
             count = slots.numel() * inner.numel()
             _launch("fill_rows", slots, _macros(plane.itemsize), (words, slots, inner), *sizes, count=count)
         return
@@ -136,9 +137,18 @@ def _first_other(words: Tensor) -> int | None:
 
 def checksum(tensor: Tensor) -> int:
     """Return a number that changes when a byte of a contiguous tensor does, or when words trade places."""
-    words, rest = _parts(tensor.view(-1).view(torch.uint8))
-    total = int(_asked("checksum", words, 0)) if words.is_cuda else _weighted(words)
-    return total + int(rest.sum(dtype=torch.int64))
+    return checksums([tensor])[0]
+
+
+def checksums(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the checksum of each tensor, all on one device; a GPU is waited for once."""
+    sums = []
+    for tensor in tensors:
+        words, rest = _parts(tensor.view(-1).view(torch.uint8))
+        total = _asked("checksum", words, 0) if words.is_cuda else _weighted(words)
+        sums.append(total + rest.sum(dtype=torch.int64))
+    found: list[int] = torch.stack(sums).tolist() if sums else []
+    return found
 
 
 def _pattern(first: int, count: int, device: torch.device) -> Tensor:
@@ -181,9 +191,9 @@ def _macros(word: int = WORD) -> tuple[tuple[str, int], ...]:
     return (("THREADS", THREADS), ("WORD", word))
 
 
-def _weighted(words: Tensor) -> int:
+def _weighted(words: Tensor) -> Tensor:
     total = torch.zeros((), dtype=torch.int64)
     for first in range(0, words.numel(), CHUNK_WORDS):
         chunk = words[first : first + CHUNK_WORDS]
         total += (chunk * (2 * torch.arange(first, first + chunk.numel()) + 1)).sum()
-    return int(total)
+    return total

@@ -1,6 +1,7 @@
 """The path of a curve: its parts are made once, each of its points becomes a row, whatever happens.
 
-wait for a turn at the GPU -> allocate the curve's cache -> `kvexp.point`, for each num_tokens -> Measurement
+wait for a turn at the GPU -> ask about the contract -> allocate the curve's cache -> `kvexp.point`, for each
+num_tokens -> Measurement
 """
 
 import datetime
@@ -16,6 +17,7 @@ from kvexp import ceiling, mode, point, timer
 from kvexp import curve as curves
 from kvexp.activity import recording
 from kvexp.case import Case
+from kvexp.contract import UNASKED, Contract
 from kvexp.curve import Curve
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
@@ -33,6 +35,21 @@ from kvexp.workload import allocate, patterns, room
 T = TypeVar("T")
 
 
+Asks = Callable[[], Contract]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was chosen for a curve, as objects; see `Curve`."""
+
+    source: torch.dtype
+    l2_state: curves.L2State
+    rule: Rule
+    impl: Impl
+    op: Op
+    layout: Layout
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why there is nothing to measure."""
@@ -46,14 +63,16 @@ def run(
     environment: dict[str, Any],
     waits: Waits = lambda _: None,
     shapes: curves.Shapes | None = None,
+    asks: Asks = lambda: UNASKED,
 ) -> Iterator[Measurement]:
-    """One Measurement for each point of the curve, in order.
+    """Yield one Measurement for each point of the curve, in order.
 
     Args:
         experiment: The curve, resolved for this process's device.
         environment: The machine's columns; they go into every row.
         waits: Told when another process measures on the GPU first.
         shapes: What earlier curves of this process found of copies, and this one adds to.
+        asks: Says what is known of the implementation's contract, or has it asked.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -64,11 +83,19 @@ def run(
         machine = Machine(uuid)
         # The first to be entered is the last to be left: the turn ends when the memory is free.
         refusal = attempt(lambda: stack.enter_context(turn(uuid, waits)))
+        contract = UNASKED
+        parts = attempt(functools.partial(_choose, experiment, cases)) if refusal is None else refusal
+        if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
+            contract = asks()
+            parts = attempt(functools.partial(_kept, parts, contract, cases))
         opening = Seconds()
         with opening.of("curve_setup_s"):
             known = {} if shapes is None else shapes
-            begin = functools.partial(_open, experiment, cases, stack, machine, known)
-            curve = attempt(begin) if refusal is None else refusal
+            curve: Curve | Failure = (
+                parts
+                if isinstance(parts, Failure)
+                else attempt(functools.partial(_open, parts, cases, stack, machine, known))
+            )
             if isinstance(curve, Curve):
                 curve = attempt(functools.partial(_floored, curve, cases))
         for case in cases:
@@ -76,8 +103,13 @@ def run(
             outcome = curve if isinstance(curve, Failure) else _tried(curve, case)
             if isinstance(outcome, Failure):
                 outcome = Measurement(case, outcome.status, outcome.reason)
-            seconds = {**opening, **outcome.seconds}
-            yield replace(outcome, started_at=started_at, environment=environment, seconds=seconds)
+            yield replace(
+                outcome,
+                started_at=started_at,
+                environment=environment,
+                contract=contract.column(case.num_tokens),
+                seconds={**opening, **outcome.seconds},
+            )
         # The stack gives the memory back, which nobody may hold any more.
         del curve
 
@@ -102,38 +134,59 @@ def attempt(work: Callable[[], T]) -> T | Failure:
         return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def _open(
-    experiment: Experiment, cases: Sequence[Case], stack: ExitStack, machine: Machine, shapes: curves.Shapes
-) -> Curve:
-    """The parts of the curve; what is refused for all its points is refused here."""
+def _choose(experiment: Experiment, cases: Sequence[Case]) -> Parts:
+    """Make what was chosen; what is refused for all points is refused here, before anything is allocated."""
     largest = max(cases, key=lambda case: case.num_tokens)
-    source: torch.dtype = getattr(torch, str(experiment.dtype.options["torch_dtype"]))
     options = dict(experiment.timer.options)
-    l2_state = curves.L2State(str(options.pop("cache")), str(options.pop("inputs")))
-    rule = Rule.from_options(options)
-    impl: Impl = make(experiment.impl, device=largest.device)
-    op: Op = make(experiment.op)
-    layout: Layout = make(experiment.layout)
-    op.check(largest, layout, source.itemsize)
+    parts = Parts(
+        source=getattr(torch, str(experiment.dtype.options["torch_dtype"])),
+        l2_state=curves.L2State(str(options.pop("cache")), str(options.pop("inputs"))),
+        rule=Rule.from_options(options),
+        impl=make(experiment.impl, device=largest.device),
+        op=make(experiment.op),
+        layout=make(experiment.layout),
+    )
+    parts.op.check(largest, parts.layout, parts.source.itemsize)
     mode.check_mode(largest.mode, largest.device)
     timer.check_timer(largest.timer, largest.device)
     patterns.check(min(cases, key=lambda case: case.num_tokens))
+    return parts
+
+
+def _kept(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
+    """Return the parts where the implementation keeps all of the contract that engines, and the curve, need.
+
+    Raises:
+        IncorrectResult: It does not.
+    """
+    needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
+    if breach := contract.breach(needed):
+        raise IncorrectResult(breach)
+    return parts
+
+
+def _open(
+    parts: Parts, cases: Sequence[Case], stack: ExitStack, machine: Machine, shapes: curves.Shapes
+) -> Curve:
+    """Allocate what the points of the curve share."""
+    largest = max(cases, key=lambda case: case.num_tokens)
     gpu = largest.device != "cpu"
     if gpu:
         device = torch.device(largest.device)
         stack.enter_context(torch.cuda.device(device))
         stack.enter_context(torch.cuda.stream(_stream(device)))
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
-    rows = curves.least_rows(cases, op, source.itemsize, l2_bytes, l2_state)
-    memory = stack.enter_context(allocate(largest, layout, source, rows))
+    item_bytes = parts.source.itemsize
+    rows = curves.least_rows(cases, parts.op, item_bytes, l2_bytes, parts.l2_state)
+    memory = stack.enter_context(allocate(largest, parts.layout, parts.source, rows))
     poison(memory.cache)
     return Curve(
-        op=op,
-        impl=impl,
+        op=parts.op,
+        impl=parts.impl,
         memory=memory,
-        rule=rule,
-        l2_state=l2_state,
-        item_bytes=source.itemsize,
+        rule=parts.rule,
+        l2_state=parts.l2_state,
+        item_bytes=item_bytes,
         l2_bytes=l2_bytes,
         evict=curves.sweep(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,

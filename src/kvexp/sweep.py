@@ -96,7 +96,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
         ahead = ahead or stack.enter_context(Ahead(measures, tracks))
         ahead.keep(measures, tracks)
-        workers = stack.enter_context(Workers(settings, say, ahead.started))
+        workers = stack.enter_context(Workers(settings, say, ahead.started, [job.experiment for job in jobs]))
         workers.start(jobs[0].experiment.device)
         store = ahead.store() if tracks else None
         if store:

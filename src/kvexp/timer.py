@@ -82,12 +82,14 @@ class Replay:
         calls: How many calls a run makes.
         sample: Runs the one of that index once and tells the latency of one call in microseconds.
         host_us: The host's time for an eager call, of each sample so far; empty where there is none.
+        sweeps: A run begins with a sweep of the L2, so that it does not matter what came before it.
     """
 
     runs: Sequence[Call]
     calls: int
     sample: Callable[[int], float]
     host_us: Sequence[float] = ()
+    sweeps: bool = False
 
 
 Audit = Callable[[int], None]
@@ -171,16 +173,17 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
         rule: When to stop.
         audit: Called after one of the first `min_samples` that count, and after the one behind it: what runs
             that do nothing leave cannot be right for both. It is drawn anew each time, so that no call can
-            know which it is. The one behind it finds the machine otherwise than the others do and is thrown
-            away.
+            know which it is. Where the audit could show in the samples behind it, two are thrown away.
 
     Raises:
         KvexpError: A sample cannot be taken, see the clock; or the audit has found wrong bytes.
     """
     before = len(replay.host_us)
     certain = max(1, min(rule.min_samples, rule.max_samples))
-    audited = rule.warmup + secrets.randbelow(certain) if audit else None
-    turns = cycle(range(len(replay.runs)))
+    first = rule.warmup + secrets.randbelow(certain)
+    audited = range(first, first + 2)
+    # The first run has just been checked, and its rows are in the slots.
+    turns = cycle([*range(1, len(replay.runs)), 0])
     taken = last_run = 0
 
     def take() -> float:
@@ -190,16 +193,18 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
 
     def sample() -> float:
         found = take()
-        if audit and taken - 1 == audited:
+        if audit and taken - 1 in audited:
             audit(last_run)
-            take()
-            audit(last_run)
+            if not replay.sweeps:
+                take()
+                audit(last_run)
+                take()
         return found
 
     samples = collect(sample, rule)
     host_us = list(replay.host_us[before:])
-    if audited is not None:
-        del host_us[audited + 1 : audited + 2]
+    if audit and not replay.sweeps:
+        del host_us[first + 1 : first + 3]
     host_us = host_us[rule.warmup :]
     return Timing(samples, stats.median(host_us) if host_us else None, last_run)
 
@@ -268,7 +273,7 @@ def cuda_event(
         difference_ms = begin_long.elapsed_time(end_long) - begin_short.elapsed_time(end_short)
         return float(difference_ms) * 1e3 / (len(long) - len(short))
 
-    return Replay(runs, len(calls), sample, host_us)
+    return Replay(runs, len(calls), sample, host_us, sweeps=bool(evict))
 
 
 def cupti(

@@ -71,6 +71,7 @@ class Worker:
         timeout_s: Seconds after which a point is given up; None waits for ever.
         waits: Told when another process measures on the GPU first.
         started: The process, where there is one already.
+        coming: All curves that it may be sent.
 
     Attributes:
         requested: The device as it was asked for.
@@ -86,6 +87,7 @@ class Worker:
         timeout_s: float | None = None,
         waits: Waits = lambda _: None,
         started: Started | None = None,
+        coming: Sequence[Experiment] = (),
     ) -> None:
         self.requested = requested
         self.device = ""
@@ -94,6 +96,7 @@ class Worker:
         self.impl_hash: str | None = None
         self._timeout_s = timeout_s
         self._waits = waits
+        self._coming = coming
         self._heard = b""
         self._given_up = False
         self._started = started or Started()
@@ -148,7 +151,8 @@ class Worker:
             WorkerDied: The process ended.
         """
         self.impl_hash = None
-        self._send(experiment.to_json())
+        self._send(json.dumps([curve.to_json() for curve in (experiment, *self._coming)]))
+        self._coming = ()
         self.impl_hash = self._receive(START_SECONDS, "the implementation was not found")["impl_hash"]
 
     def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
@@ -160,7 +164,7 @@ class Worker:
             ConfigError: The experiment is wrong whatever the machine.
             WorkerDied: The process ended before the curve did, or a point did not end in time.
         """
-        self._send(json.dumps(list(num_tokens)))
+        self._send(json.dumps({"num_tokens": list(num_tokens), "timeout_s": self._timeout_s}))
         patience_s = self._timeout_s
         while True:
             answer = self._receive(patience_s, "the point did not end")
@@ -169,6 +173,9 @@ class Worker:
                     # To wait for another process's curve is no hang, however long that takes.
                     patience_s = None if answer["holder"] else self._timeout_s
                     self._waits(answer["holder"])
+                case "asking" | "asked" as event:
+                    # Each question has a limit of its own.
+                    patience_s = None if event == "asking" else self._timeout_s
                 case "point":
                     yield answer["row"], answer["samples_us"]
                     self._send("")

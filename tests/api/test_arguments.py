@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kvexp.op import FP8
 from tests import law
 from tests.api.calls import SLOTS, assert_refused, called
 from tests.law import FLASH, PAGED
@@ -187,13 +188,13 @@ class TestWords:
         sentence = "impl='cuda' needs tensors on a GPU, and key is on cpu"
         assert_refused(law.problem("cpu", SLOTS, op=op), ValueError, sentence, impl="cuda")
 
-    def test_fp8_heads_come_in_sixteens_whatever_they_come_from(self):
-        posed = law.problem("cpu", SLOTS, dtype="fp8_e4m3", kv_cache_dtype="fp8", head_size=24)
-        sentence = "key must have heads of a multiple of 16 elements for fp8, not 24"
-        assert_refused(law.without_scales(posed), ValueError, sentence)
-
-    def test_fp8_heads_come_in_sixteens(self, op):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", head_size=24)
-        if op != PAGED:
-            sentence = "key must have heads of a multiple of 16 elements for fp8, not 24"
-            assert_refused(posed, ValueError, sentence)
+    @pytest.mark.parametrize("dtype", law.DTYPES)
+    def test_fp8_heads_may_have_any_size_but_in_pieces_of_sixteen_bytes(self, op, dtype):
+        posed = law.problem(
+            "cpu", SLOTS, op=op, dtype=dtype, kv_cache_dtype=dtype if dtype in FP8 else "fp8", head_size=23
+        )
+        posed = law.without_scales(posed) if dtype in FP8 else posed
+        if op == PAGED:
+            assert_refused(posed, ValueError, "key must have heads of a multiple of 16 elements, not 23")
+        else:
+            law.assert_writes("library/torch", posed)

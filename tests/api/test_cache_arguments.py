@@ -114,6 +114,16 @@ class TestCaches:
             f"{name} must be bfloat16 for kv_cache_dtype=auto, not uint8",
         )
 
+    def test_of_amd_s_own_fp8_are_refused(self, op):
+        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
+        names = ("kv_cache",) if op == DIFFKV else ("key_cache", "value_cache")
+        views = {name: getattr(posed, name).view(torch.float8_e4m3fnuz) for name in names}
+        assert_refused(
+            replace(posed, **views),
+            TypeError,
+            f"{names[0]} must be uint8 or float8_e4m3fn for kv_cache_dtype=fp8_e4m3, not float8_e4m3fnuz",
+        )
+
     @pytest.mark.parametrize("kind", ["fp8_e4m3", "fp8_e5m2"])
     def test_of_torch_s_own_fp8_types_hold_the_same_codes(self, op, kind):
         posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype=kind)

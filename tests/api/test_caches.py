@@ -36,7 +36,7 @@ def test_the_stride_order_of_two_planes_is_that_of_their_memory(layout):
     assert [strides[dim] for dim in order] == sorted(strides, reverse=True)
 
 
-@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+@pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed", "BHLNC", "LHBNC"])
 def test_the_stride_order_of_a_packed_plane_is_that_of_its_memory(layout):
     strides = kvexp.allocate(layout, **SIZES).kv_cache.stride()
     assert [strides[dim] for dim in kvexp.stride_order(layout)] == sorted(strides, reverse=True)
@@ -58,8 +58,25 @@ def test_a_head_major_cache_holds_pieces_of_sixteen_bytes(kv_cache_dtype, x, ite
     assert cache.kv_cache is None
 
 
-def test_layers_share_each_block():
-    layers = kvexp.allocate_layers(3, "NHD", **SIZES)
+def test_head_major_caches_are_contiguous_and_each_layer_is_whole():
+    layers = kvexp.allocate_layers(3, "head_major", **SIZES)
+    caches = [cache for layer in layers for cache in (layer.key_cache, layer.value_cache)]
+    assert len({cache.untyped_storage().data_ptr() for cache in caches}) == 1
+    assert all(cache.is_contiguous() for cache in caches)
+    each = caches[0].numel()
+    assert [cache.storage_offset() for cache in caches] == [place * each for place in range(6)]
+
+
+@pytest.mark.parametrize("layout", FLASH)
+def test_fp8_caches_of_flash_have_heads_of_any_size(layout):
+    cache = kvexp.allocate(layout, **SIZES | {"head_size": 7}, kv_cache_dtype="fp8")
+    assert cache.key_cache.shape == cache.value_cache.shape == (3, 4, 2, 7)
+    assert cache.key_cache.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("layout", composed.options("layout"))
+def test_layers_share_one_storage_and_no_element(layout):
+    layers = kvexp.allocate_layers(3, layout, **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
     assert len(storages) == 1
     for layer, cache in enumerate(layers):
@@ -73,10 +90,12 @@ def test_layers_share_each_block():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"layout": "XYZ"}, "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, head_major"),
+        (
+            {"layout": "XYZ"},
+            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major",
+        ),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
-        ({"kv_cache_dtype": "fp8", "head_size": 24}, "head_size 24 is not a multiple of 16, as fp8 needs"),
         ({"head_size": 1.5}, "head_size must be a positive whole number, not 1.5"),
         (
             {"kv_cache_dtype": "int4"},
@@ -85,6 +104,10 @@ def test_layers_share_each_block():
         (
             {"layout": "head_major", "head_size": 20},
             "head_size 20 is not a multiple of 8, the items of 16 bytes",
+        ),
+        (
+            {"layout": "head_major", "kv_cache_dtype": "fp8", "head_size": 24},
+            "head_size 24 is not a multiple of 16, the items of 16 bytes",
         ),
     ],
 )
@@ -98,6 +121,8 @@ def test_a_layout_is_selected_as_an_engine_would(monkeypatch):
     monkeypatch.delenv("KVEXP_KV_CACHE_LAYOUT", raising=False)
     monkeypatch.setenv("VLLM_KV_CACHE_LAYOUT", "HND")
     assert kvexp.select_layout() == ("HND", "VLLM_KV_CACHE_LAYOUT=HND")
+    seed = {"FLASHINFER_KV_CACHE_LAYOUT": "HND"}
+    assert kvexp.select_layout(environ=seed) == ("HND", "FLASHINFER_KV_CACHE_LAYOUT=HND")
     assert kvexp.select_layout(environ={}).layout == "NHD"
     assert kvexp.select_layout(environ={}, wish="HND").layout == "HND"
     assert kvexp.select_layout("reshape_and_cache_flash_diffkv", environ={}).layout == "NHD_packed"
@@ -116,5 +141,6 @@ def test_a_cache_has_a_type_that_an_op_writes():
 
 
 def test_an_unknown_name_in_the_environment_is_a_value_error():
-    with pytest.raises(ValueError, match="VLLM_KV_CACHE_LAYOUT=nhd is not a layout; it can be NHD, HND"):
-        kvexp.select_layout(environ={"VLLM_KV_CACHE_LAYOUT": "nhd"})
+    for variable in ("KVEXP_KV_CACHE_LAYOUT", "VLLM_KV_CACHE_LAYOUT", "FLASHINFER_KV_CACHE_LAYOUT"):
+        with pytest.raises(ValueError, match=f"{variable}=nhd is not a layout; it can be NHD, HND"):
+            kvexp.select_layout(environ={variable: "nhd"})

@@ -50,6 +50,14 @@ def apart(posed, rows, caches):
     return replace(posed, **{name: moved(getattr(posed, name), off) for name, off in changed.items()})
 
 
+@pytest.mark.parametrize(("op", "other"), [(FLASH, PAGED), (PAGED, FLASH)])
+def test_a_kind_of_one_op_does_not_know_the_other_s_caches(op, other):
+    """The flash function keeps kinds of both."""
+    assert not kind(law.problem("cpu", [3, 1, 7], op=op)).check(
+        *tensors(law.problem("cpu", [3, 1, 7], op=other))
+    )
+
+
 @pytest.mark.parametrize("op", OPS)
 class TestAKind:
     def test_knows_the_call_that_it_was_made_from_and_others_like_it(self, op):
@@ -65,7 +73,6 @@ class TestAKind:
             {"head_size": 128},
             {"num_blocks": 9},
             {"block_size": 32},
-            {"num_layers": 2},
             {"dtype": "half"},
         ],
         ids=str,
@@ -74,6 +81,14 @@ class TestAKind:
         known = kind(law.problem("cpu", [3, 1, 7], op=op))
         chosen = {"slots": [3, 1, 7], **other}
         assert not known.check(*tensors(law.problem("cpu", chosen.pop("slots"), op=op, **chosen)))
+
+    def test_does_not_know_a_call_of_caches_whose_blocks_lie_further_apart(self, op):
+        posed = law.problem("cpu", [3, 1, 7], op=op)
+        others = [law.problem("cpu", [3, 1, 7], op=op, num_layers=2)]
+        if op == PAGED:
+            others = [law.with_blocks_apart(posed, *distances) for distances in ((2, 2), (1, 2), (2, 1))]
+        for other in others:
+            assert not kind(posed).check(*tensors(other))
 
     @pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (4, 4), (1, 4)])
     @pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])

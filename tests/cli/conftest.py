@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvexp import cli, sweep
-from kvexp.layout.selection import OURS, VLLMS
+from kvexp.layout.selection import VALID
 from kvexp.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
@@ -37,7 +37,7 @@ Typed = Callable[..., Outcome]
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder, and an environment that says nothing."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", OURS, VLLMS):
+    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", *VALID):
         monkeypatch.delenv(name, raising=False)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

@@ -26,6 +26,7 @@ def measured(*overrides, workload="quickstart", tokens=TOKENS):
         "workload.padding=0.3",
         "workload.rows=misaligned workload.extra_tokens=5",
         "workload.num_heads=1 workload.head_size=24",
+        "kv_cache_dtype=fp8 workload.num_heads=3 workload.head_size=45",
         "op=reshape_and_cache",
         "op=reshape_and_cache_flash_diffkv",
     ],

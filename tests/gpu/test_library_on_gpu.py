@@ -10,7 +10,7 @@ from torch.library import opcheck
 import kvexp
 from tests import composed, law
 from tests.gpu import host_time
-from tests.law import DIFFKV, FLASH
+from tests.law import DIFFKV, FLASH, PAGED
 
 DEVICE = "cuda:0"
 IMPLS = composed.implementations()
@@ -55,6 +55,17 @@ def test_a_captured_call_follows_the_tensors_contents(impl):
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(posed.storage, expected)
+
+
+def test_the_flash_function_writes_either_shape_of_caches_again_and_again(impl):
+    """From the second round on each is a known kind, launched without validation."""
+    for seed in range(3):
+        for op in (FLASH, PAGED):
+            posed = law.problem(DEVICE, law.shuffled(9, 128, seed), op=op, kv_cache_dtype="fp8")
+            expected = posed.expected()
+            kvexp.reshape_and_cache_flash(*posed.arguments, impl=impl)
+            torch.cuda.synchronize()
+            assert torch.equal(posed.storage, expected)
 
 
 def test_checking_slots_is_refused_while_a_graph_is_captured(impl):

@@ -153,6 +153,15 @@ def test_the_environment_names_the_gpu():
     assert columns["driver"].count(".") >= 1
 
 
+@pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
+@pytest.mark.parametrize("head_size", [7, 46])
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+def test_fp8_heads_of_any_size_are_verified_and_timed(impl, head_size, scale):
+    sizes = ("workload.num_heads=3", f"workload.head_size={head_size}")
+    for point in measured(f"impl={impl}", "kv_cache_dtype=fp8", f"scale={scale}", *sizes):
+        assert point.status == "ok", point.reason
+
+
 @pytest.mark.parametrize("tokens", [1, 3, 4, 64])
 def test_a_copy_reads_no_more_than_there_is(tokens):
     """Rows so small that the slots weigh as much: the ceiling counts each once, or there is none."""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kvexp.impl.triton import Triton
 from tests import composed, law
 
 DEVICE = "cuda:0"
@@ -71,6 +72,14 @@ def test_a_launch_goes_to_the_current_stream(op):
     assert not torch.equal(posed.storage, expected)
     graph.replay()
     assert torch.equal(posed.storage, expected)
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3"])
+@pytest.mark.parametrize("op", composed.options("op"))
+def test_warps_and_stages_of_the_seed_write_the_same(op, kv_cache_dtype):
+    posed = posed_for(op, composed.experiment(f"op={op}").layout.name, 33, kv_cache_dtype=kv_cache_dtype)
+    made = Triton(DEVICE, num_warps=16, num_stages=10, tile_tokens=1, tile_columns=1024)
+    assert_launches(made.launcher(op, *posed.arguments), posed)
 
 
 def test_scales_that_are_not_read_may_be_none():

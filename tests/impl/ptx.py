@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compile
 
 from kvexp.impl.triton import source
-from kvexp.impl.triton.launch import NUM_WARPS
+from kvexp.impl.triton.launch import NUM_WARPS, compiler_options
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -26,28 +26,36 @@ NUM_HEADS, BLOCK_SIZE, NUM_BLOCKS = 8, 16, 2
 
 
 def plan(
-    op: str, dtype: str, kv_cache_dtype: str, off: int = 0, head_size_v: int = 128, per_head: bool = False
+    op: str,
+    dtype: str,
+    kv_cache_dtype: str,
+    off: int = 0,
+    head_size: int = 128,
+    head_size_v: int = 128,
+    per_head: bool = False,
 ) -> source.Plan:
     """The plan for tensors whose bases are `off` items away from an aligned address."""
     item = DTYPES[dtype]
     cache_item = item if kv_cache_dtype == "auto" else torch.uint8
-    rows = [_tensor((3, NUM_HEADS, size), item, off) for size in (128, head_size_v)]
+    rows = [_tensor((3, NUM_HEADS, size), item, off) for size in (head_size, head_size_v)]
     scale = torch.ones(NUM_HEADS if per_head else 1)
     if op == "reshape_and_cache":
         x = 16 // cache_item.itemsize
         key_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128 // x, BLOCK_SIZE, x), cache_item, off)
         value_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128, BLOCK_SIZE), cache_item, off)
         return source.head_major(*rows, key_cache, value_cache, kv_cache_dtype, scale)
-    packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, 128 + head_size_v), cache_item, off)
-    return source.flash(*rows, packed[..., :128], packed[..., 128:], kv_cache_dtype, scale)
+    packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, head_size + head_size_v), cache_item, off)
+    return source.flash(*rows, packed[..., :head_size], packed[..., head_size:], kv_cache_dtype, scale)
 
 
-def compiled(arch: int, large: bool = True, **asked: object) -> dict[str, object]:
+def compiled(
+    arch: int, large: bool = True, num_stages: int | None = None, **asked: object
+) -> dict[str, object]:
     """PTX and the size of the cubin."""
     made = plan(**asked)  # type: ignore[arg-type]  # it comes from JSON
     kernel = made.kernel
     code = source.source(kernel, *source.tile(kernel, made.row_items, large))
-    found = compile(code, target=GPUTarget("cuda", arch, 32), options={"num_warps": NUM_WARPS})
+    found = compile(code, target=GPUTarget("cuda", arch, 32), options=compiler_options(NUM_WARPS, num_stages))
     return {"ptx": found.asm["ptx"], "cubin_bytes": len(found.asm["cubin"])}
 
 

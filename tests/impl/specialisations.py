@@ -23,7 +23,7 @@ FACTORS = {
         **SIZES,
         "vec": [1, 2, 4, 8, 16],
         "unroll": [1, 4],
-        "head_sizes": [(45, 45), (80, 80), (120, 120), (192, 128)],
+        "head_sizes": [(45, 45), (46, 34), (80, 80), (120, 120), (192, 128)],
         "outside": ["tokens", "heads", "tokens, K and V in one", "heads, K and V in one"],
     },
     "head_major": {
@@ -43,15 +43,13 @@ Pair = tuple[tuple[str, object], tuple[str, object]]
 
 
 def possible(row: Row) -> bool:
-    """Whether a call leads to it: no piece crosses a head or passes an access's width, fp8 in sixteens."""
+    """Whether a call leads to it: no piece crosses a head or passes an access's width."""
     source, cache = row.get("source", ""), row.get("cache", "")
     if source.startswith("float8") and cache.startswith("E"):
         return False
     if cache == "COPIED" and row.get("scale_per_head"):
         return False
     head_sizes = row.get("head_sizes", ())
-    if cache.startswith("E") and any(size % 16 for size in head_sizes):
-        return False
     # The narrowest cache item that the row still allows.
     cache_bytes = Items(source, cache).cache_bytes if source and cache else 1
     vecs = [row[factor] for factor in ("vec", "source_vec", "key_vec") if factor in row]

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvexp.op import FP8
+from kvexp.op import FP8, cache_item_bytes
 from tests import composed, law
 from tests.law import DIFFKV, PAGED
 
@@ -51,9 +51,9 @@ def problems(draw: st.DrawFn, kinds: Sequence[tuple[str, str, str]]) -> law.Prob
 
 @st.composite
 def head_sizes(draw: st.DrawFn, op: str, dtype: str, kv_cache_dtype: str) -> dict[str, int]:
-    """What the op takes: whole sixteens for fp8, whole pieces of 16 bytes for the head-major cache."""
-    whole = 16 // law.DTYPES[dtype].itemsize if op == PAGED else 1
-    whole = 16 if kv_cache_dtype != "auto" else whole
+    """What the op takes: whole pieces of 16 bytes for the head-major cache, else any."""
+    item_bytes = cache_item_bytes(kv_cache_dtype, law.DTYPES[dtype].itemsize)
+    whole = 16 // item_bytes if op == PAGED else 1
     sizes = st.integers(1, 80 // whole).map(lambda count: count * whole)
     head_size = draw(sizes)
     return {"head_size": head_size, "head_size_v": draw(sizes) if op == DIFFKV else head_size}

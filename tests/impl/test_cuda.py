@@ -94,6 +94,13 @@ def test_conversion_without_the_instruction_is_other_code_where_there_is_the_ins
     assert compiled(software, "sm_90") != compiled(spec, "sm_90")
 
 
+def test_heads_farther_apart_than_blocks_and_than_32_bits_compile():
+    """As in LHBNC, whose heads are all blocks apart."""
+    spec = flash(cache_strides=(4096, 256, 2**33))
+    assert dict(spec.macros)["HEAD_STRIDE"] == "8589934592ll"
+    assert compiled(spec, "sm_90") != compiled(flash(cache_strides=(4096, 256, 2**32)), "sm_90")
+
+
 class TestMacros:
     @pytest.mark.parametrize("spec", [flash(), head_major()], ids=lambda spec: spec.kernel)
     def test_are_the_constants_that_the_sources_name(self, spec):

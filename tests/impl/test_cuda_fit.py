@@ -6,9 +6,10 @@ import torch
 from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import Gpu, Launcher
 from kvexp.impl.cuda.spec import Options
+from kvexp.op import FP8
 from tests import composed, law
 
-FLASH_LAYOUTS = ["NHD", "HND", "NHD_packed", "HND_packed"]
+FLASH_LAYOUTS = [layout for op, layout in composed.pairs() if op == law.FLASH]
 ODD = 1 + 2 * 2 * 64
 
 
@@ -47,6 +48,21 @@ class TestFlash:
         spec, _ = specialised(posed)
         assert spec.vec * posed.key_cache.element_size() == 16
 
+    @pytest.mark.parametrize("kv_cache_dtype", FP8)
+    @pytest.mark.parametrize("dtype", law.DTYPES)
+    @pytest.mark.parametrize("layout", FLASH_LAYOUTS)
+    @pytest.mark.parametrize(
+        ("head_size", "vec"), [(1, 1), (7, 1), (45, 1), (46, 2), (100, 4), (120, 8), (80, 16), (96, 16)]
+    )
+    def test_of_fp8_heads_of_any_size_moves_the_largest_power_of_two_that_divides_them(
+        self, specialised, layout, dtype, kv_cache_dtype, head_size, vec
+    ):
+        posed = law.problem(
+            "cpu", [5, 1], layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype, num_heads=4,
+            head_size=head_size,
+        )  # fmt: skip
+        assert specialised(posed)[0].vec == vec
+
     def test_of_a_row_that_starts_at_an_odd_element_moves_one(self, specialised):
         rows = rows_at_an_odd_element()
         assert specialised(law.problem("cpu", [5, 1], key=rows))[0].vec == 1
@@ -83,7 +99,7 @@ class TestFlash:
 
 
 class TestDiffkv:
-    @pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+    @pytest.mark.parametrize("layout", [layout for op, layout in composed.pairs() if op == law.DIFFKV])
     def test_is_flash_on_the_cache_s_halves(self, specialised, layout):
         posed = law.problem("cpu", [5, 1], op=law.DIFFKV, layout=layout, head_size=192, head_size_v=128)
         spec, num_slots = specialised(posed)
@@ -92,10 +108,32 @@ class TestDiffkv:
         assert spec.cache_strides == posed.kv_cache.stride()[:3]
         assert (spec.vec, num_slots) == (8, 128)
 
-    @pytest.mark.parametrize(("head_size", "head_size_v", "vec"), [(64, 60, 4), (64, 62, 2), (63, 64, 1)])
-    def test_splits_neither_half_s_heads(self, specialised, head_size, head_size_v, vec):
-        posed = law.problem("cpu", [5], op=law.DIFFKV, head_size=head_size, head_size_v=head_size_v)
+    @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+    @pytest.mark.parametrize(
+        ("head_size", "head_size_v", "vec"), [(64, 60, 4), (64, 62, 2), (63, 64, 1), (46, 33, 1), (8, 4, 4)]
+    )
+    def test_splits_neither_half_s_heads(self, specialised, head_size, head_size_v, vec, kv_cache_dtype):
+        posed = law.problem(
+            "cpu",
+            [5],
+            op=law.DIFFKV,
+            head_size=head_size,
+            head_size_v=head_size_v,
+            kv_cache_dtype=kv_cache_dtype,
+        )
         assert specialised(posed)[0].vec == vec
+
+    @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+    def test_splits_no_head_of_a_lone_slot_whose_strides_say_nothing(self, specialised, kv_cache_dtype):
+        rows = {
+            name: torch.randn(64).bfloat16().as_strided((1, 1, size), (64, size, 1))
+            for name, size in (("key", 46), ("value", 33))
+        }
+        posed = law.problem(
+            "cpu", [0], op=law.DIFFKV, num_heads=1, num_blocks=1, block_size=1, head_size=46, head_size_v=33,
+            kv_cache_dtype=kv_cache_dtype, **rows,
+        )  # fmt: skip
+        assert specialised(posed)[0].vec == 1
 
 
 class TestHeadMajor:

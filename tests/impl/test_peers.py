@@ -47,11 +47,19 @@ def flash_or_head_major(*arguments):
 
 
 def few_chunks(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale):
-    """A kernel of 512 threads without a loop, one piece of 16 bytes each: the rest is never written."""
+    """A kernel of 512 threads without a loop, one piece of 16 bytes each: the rest is never written.
+
+    It asks for no strides of the caches: it takes both for contiguous.
+    """
     pieces = key_cache.shape[1] * key_cache.shape[2]
     heads = key.shape[1] * min(pieces, 512) // pieces
-    caches = key_cache[:, :heads], value_cache[:, :heads]
+    caches = [as_contiguous(cache)[:, :heads] for cache in (key_cache, value_cache)]
     right(PAGED)(key[:, :heads], value[:, :heads], *caches, slot_mapping, kv_cache_dtype, k_scale, v_scale)
+
+
+def as_contiguous(cache):
+    """The memory that begins where the cache does, as a contiguous tensor of its shape."""
+    return cache.as_strided(cache.shape, torch.empty(cache.shape, device="meta").stride())
 
 
 @pytest.fixture
@@ -108,16 +116,23 @@ VERIFIED = [("verified", "timer=none: not timed")] * len(FEW)
 @pytest.mark.usefixtures("vllm")
 class TestVllm:
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed"])
+    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed", "BHLNC", "LHBNC"])
     def test_that_is_right_is_said_to_be(self, layout, kv_cache_dtype):
         assert outcomes("vllm", layout=layout, kv_cache_dtype=kv_cache_dtype) == VERIFIED
 
     def test_that_is_right_for_few_heads_is_wrong_for_many(self):
         """512 pieces of 16 bytes are 4096 elements of bfloat16: of 128 heads x 128, a quarter."""
-        assert outcomes("vllm", op=PAGED) == VERIFIED
+        for num_layers in (1, 3):
+            assert outcomes("vllm", op=PAGED, num_heads=8, head_size=128, num_layers=num_layers) == VERIFIED
         for status, reason in outcomes("vllm", op=PAGED, num_heads=128, head_size=128):
             assert status == "incorrect"
             assert reason.startswith("75 % of the ")
+
+    def test_that_takes_caches_for_contiguous_is_wrong_where_blocks_of_k_and_v_take_turns(self):
+        posed = law.with_blocks_apart(law.problem("cpu", [17, 40], op=PAGED), 2, 2)
+        expected = posed.expected()
+        few_chunks(*posed.arguments)
+        assert not torch.equal(posed.storage, expected)
 
     def test_has_no_diffkv(self):
         assert outcomes("vllm", op=DIFFKV) == [("skipped", f"impl=vllm has no {DIFFKV}")] * 2
@@ -168,7 +183,7 @@ class TestVllmTriton:
 
 @pytest.mark.usefixtures("flashinfer")
 class TestFlashInfer:
-    @pytest.mark.parametrize("layout", ["NHD", "HND", "NHD_packed", "HND_packed"])
+    @pytest.mark.parametrize("layout", [layout for op, layout in composed.pairs() if op == FLASH])
     def test_that_is_right_is_said_to_be(self, layout):
         assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
 

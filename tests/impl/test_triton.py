@@ -33,9 +33,20 @@ PER_HEAD = [
     {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "per_head": True}
     for op in (FLASH, PAGED)
 ]
+ANY_SIZE = [
+    {"arch": 90, **FLASH, "dtype": dtype, "kv_cache_dtype": kind, "head_size": size, "head_size_v": size_v,
+     "per_head": per_head}
+    for (dtype, kind), (size, size_v), per_head in product(
+        [("bfloat16", "fp8_e4m3"), ("float", "fp8_e5m2")], [(1, 1), (46, 33), (100, 100)], [False, True]
+    )
+]  # fmt: skip
 SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
 MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
-EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, SHORT_V, *MISALIGNED]
+STAGED = [
+    {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": kind, "num_stages": num_stages}
+    for op, kind, num_stages in product([FLASH, PAGED], ["auto", "fp8_e4m3"], [1, 10])
+]
+EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, *ANY_SIZE, SHORT_V, *MISALIGNED, *STAGED]
 NARROW = r"(?:ld|st)\.global\S*\.(?:b8|b16|v2\.b16|v4\.b8)\b"
 """Accesses of fewer than 8 bytes by a thread, of cache or source items."""
 
@@ -86,8 +97,13 @@ class TestCompiledWithoutAGpu:
             assert compiled(asked)["cubin_bytes"] > 0
             assert f".target sm_{asked['arch']}" in compiled(asked)["ptx"]
 
+    def test_stages_make_no_other_code_since_there_is_no_loop_to_pipeline(self, ptx):
+        for asked in STAGED:
+            usual = {name: value for name, value in asked.items() if name != "num_stages"}
+            assert ptx(asked) == ptx(usual)
+
     def test_fp8_divides_exactly_and_converts_once(self, ptx):
-        for asked in (*CONVERTING, *PER_HEAD):
+        for asked in (*CONVERTING, *PER_HEAD, *ANY_SIZE):
             found = ptx(asked)
             kind = asked["kv_cache_dtype"].removeprefix("fp8_")
             assert set(re.findall(r"\bdiv\.\S*f\d+", found)) == {"div.rn.f32"}
@@ -144,7 +160,7 @@ class TestInterpreted:
         law.assert_writes("triton", posed)
 
     @pytest.mark.parametrize(("head_size", "head_size_v"), [(64, 16), (16, 96), (46, 45)])
-    @pytest.mark.parametrize("layout", ["NHD_packed", "HND_packed"])
+    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == law.DIFFKV])
     def test_k_and_v_may_have_different_head_sizes(self, layout, head_size, head_size_v):
         posed = law.problem(
             "cpu", law.shuffled(19, 128), op=law.DIFFKV, layout=layout, num_heads=3, head_size=head_size,
@@ -166,19 +182,19 @@ class TestInterpreted:
     @pytest.mark.parametrize("dtype", law.WIDE)
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     def test_fp8_codes_land_in_their_places(self, monkeypatch, op, layout, dtype, kind, scale):
-        """With values that fp8 holds exactly, which the interpreter converts exactly."""
         monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
-        slots = [-1, *law.shuffled(19, 128), 10**6, *range(-3, 0)]
-        posed = law.problem(
-            "cpu", slots, op=op, layout=layout, dtype=dtype, kv_cache_dtype=kind, scale=scale, num_heads=3
-        )
-        generator = torch.Generator().manual_seed(1)
-        for rows in (posed.key, posed.value):
-            rows.copy_(exact_values(rows.shape, kind, generator))
-        scales = [1.0, 2.0, 4.0]
-        posed.k_scale.copy_(torch.tensor(scales if scale == "per_head" else 2.0))
-        posed.v_scale.copy_(torch.tensor(scales[::-1] if scale == "per_head" else 0.5))
-        law.assert_writes("triton", posed)
+        law.assert_writes("triton", exact(kind, scale, op=op, layout=layout, dtype=dtype))
+
+    @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
+    @pytest.mark.parametrize("head_sizes", [(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)], ids=str)
+    @pytest.mark.parametrize(("op", "layout"), [pair for pair in PAIRS if pair[0] != law.PAGED])
+    def test_fp8_codes_of_heads_of_any_size_land_in_their_places(
+        self, monkeypatch, op, layout, head_sizes, scale
+    ):
+        monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
+        head_size, head_size_v = head_sizes if op == law.DIFFKV else (head_sizes[0], head_sizes[0])
+        sizes = {"head_size": head_size, "head_size_v": head_size_v}
+        law.assert_writes("triton", exact("fp8_e4m3", scale, op=op, layout=layout, **sizes))
 
     def test_fp8_is_refused_since_its_conversion_is_wrong(self):
         with pytest.raises(Unsupported, match=r"needs a GPU: Triton's interpreter converts wrongly"):
@@ -211,6 +227,19 @@ def as_fp8(posed):
     item = law.DTYPES[posed.kv_cache_dtype]
     posed.key_cache, posed.value_cache = posed.key_cache.view(item), posed.value_cache.view(item)
     posed.kv_cache = None if posed.kv_cache is None else posed.kv_cache.view(item)
+    return posed
+
+
+def exact(kind, scale, **asked):
+    """A call whose quotients fp8 holds exactly, which the interpreter converts exactly."""
+    slots = [-1, *law.shuffled(19, 128), 10**6, *range(-3, 0)]
+    posed = law.problem("cpu", slots, kv_cache_dtype=kind, scale=scale, num_heads=3, **asked)
+    generator = torch.Generator().manual_seed(1)
+    for rows in (posed.key, posed.value):
+        rows.copy_(exact_values(rows.shape, kind, generator))
+    scales = [1.0, 2.0, 4.0]
+    posed.k_scale.copy_(torch.tensor(scales if scale == "per_head" else 2.0))
+    posed.v_scale.copy_(torch.tensor(scales[::-1] if scale == "per_head" else 0.5))
     return posed
 
 

@@ -6,6 +6,7 @@ import triton
 
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import source
+from kvexp.impl.triton.launch import compiler_options
 from tests import law
 
 KERNELS = ("flash", "head_major")
@@ -62,6 +63,13 @@ class TestWhatALauncherCompiles:
         odd = source.flash(posed.key, posed.value, posed.key_cache, posed.value_cache, "auto", None)
         assert odd.sizes[1:] == (138, 138, 2 * 16 * 138, 138, 46)
         assert odd.kernel.divisors[9:] == (2, 2, 16, 2, 2)
+
+    def test_heads_may_lie_farther_apart_than_blocks(self):
+        apart = plan(layout="LHBNC", num_blocks=9)
+        row = 128 + 128
+        assert apart.sizes[-3:] == (16 * row, row, 9 * 16 * row)
+        assert apart.kernel == plan(layout="LHBNC").kernel
+        assert source.source(apart.kernel, 1, 1024).signature["head_stride"] == "i64"
 
     def test_the_stride_of_a_dim_of_one_says_nothing(self):
         posed = law.problem("cpu", [0, 1], num_heads=1, head_size=64)
@@ -195,6 +203,21 @@ class TestOptions:
             ConfigError, match=rf"impl\.slot_first must be true, false or null, not {value!r}"
         ):
             source.Options(slot_first=value)
+
+    @pytest.mark.parametrize("value", [0, -1, 2.0, True, "3"])
+    def test_of_fewer_stages_than_one_are_refused(self, value):
+        with pytest.raises(
+            ConfigError, match=rf"impl\.num_stages must be a whole number from 1 on, not {value!r}"
+        ):
+            source.Options(num_stages=value)
+
+    @pytest.mark.parametrize("value", [1, 3, 10])
+    def test_of_any_other_number_of_stages_reach_triton(self, value):
+        assert source.Options(num_stages=value).num_stages == value
+        assert compiler_options(4, value) == {"num_warps": 4, "num_stages": value}
+
+    def test_of_no_number_of_stages_leave_it_to_triton(self):
+        assert compiler_options(8, source.Options().num_stages) == {"num_warps": 8}
 
     def test_that_make_too_large_a_tile_are_refused(self):
         with pytest.raises(ConfigError, match=r"tile_tokens times impl\.tile_columns must be at most 65536"):

@@ -9,12 +9,15 @@ import torch
 from kvexp.impl import make
 from tests import composed
 from tests.law import Sizes
+from tests.places import PACKED_ORDERS, packed_items
 
 BLOCKS, SIZE, HEADS, ITEMS = 3, 4, 2, 16
 SIZES = Sizes(BLOCKS, SIZE, HEADS, ITEMS, ITEMS)
 LAYOUTS = {name: make(composed.choice("layout", name)) for name in composed.options("layout")}
 FLASH = [name for name, layout in LAYOUTS.items() if layout.shape == "flash"]
 PACKED = [name for name, layout in LAYOUTS.items() if layout.packed]
+LAYERED_BLOCKS = sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"})
+"""Those whose blocks hold one layer whole, then the next."""
 
 # All layers of a cache, also of more than one, and value heads of their own size.
 MANY = [
@@ -60,15 +63,28 @@ def test_each_item_of_the_storage_belongs_to_one_place_of_one_layers_planes(
     assert torch.equal(torch.cat([plane.flatten() for plane in every]).sort().values, items)
 
 
+@pytest.mark.parametrize("name", LAYERED_BLOCKS)
 @pytest.mark.parametrize(("layers", "item_bytes", "head_size_v"), MANY)
-def test_the_layers_of_a_block_follow_one_another(layout, layers, item_bytes, head_size_v):
+def test_the_layers_of_a_block_follow_one_another(name, layers, item_bytes, head_size_v):
     sizes = replace(SIZES, num_layers=layers, head_size_v=head_size_v)
-    items = torch.arange(layout.planes(sizes, item_bytes).items)
+    items = torch.arange(LAYOUTS[name].planes(sizes, item_bytes).items)
     each = len(items) // BLOCKS // layers
     for layer in range(layers):
-        for plane in planes(layout, items, sizes, item_bytes, layer):
+        for plane in planes(LAYOUTS[name], items, sizes, item_bytes, layer):
             for block in range(BLOCKS):
                 assert (plane[block] // each == block * layers + layer).all()
+
+
+@pytest.mark.parametrize(("layers", "item_bytes", "head_size_v"), MANY)
+def test_head_major_has_k_of_all_blocks_then_v_of_all_blocks_of_one_layer_after_the_other(
+    layers, item_bytes, head_size_v
+):
+    sizes = replace(SIZES, num_layers=layers, head_size_v=head_size_v)
+    items = torch.arange(LAYOUTS["head_major"].planes(sizes, item_bytes).items)
+    both = [plane for layer in range(layers)
+            for plane in planes(LAYOUTS["head_major"], items, sizes, item_bytes, layer)]  # fmt: skip
+    assert all(plane.is_contiguous() for plane in both)
+    assert torch.equal(torch.cat([plane.flatten() for plane in both]), items)
 
 
 @pytest.mark.parametrize("name", FLASH)
@@ -80,13 +96,13 @@ def test_flash_planes_have_equal_strides_and_a_contiguous_last_dim(name):
 
 
 @pytest.mark.parametrize("item_bytes", [1, 2, 4])
-def test_head_major_planes_are_of_pieces_of_sixteen_bytes_and_contiguous_inside_a_block(item_bytes):
+def test_head_major_planes_are_contiguous_and_keys_lie_in_pieces_of_sixteen_bytes(item_bytes):
     x = 16 // item_bytes
     made = LAYOUTS["head_major"].planes(SIZES, item_bytes)
     assert made.key.shape == (BLOCKS, HEADS, ITEMS // x, SIZE, x)
     assert made.value.shape == (BLOCKS, HEADS, ITEMS, SIZE)
     for plane in planes(LAYOUTS["head_major"], torch.arange(made.items), item_bytes=item_bytes):
-        assert all(block.is_contiguous() for block in plane)
+        assert plane.is_contiguous()
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["key", "value"])
@@ -152,18 +168,34 @@ class TestPacked:
     def made(self, name, head_size_v):
         return LAYOUTS[name].planes(replace(SIZES, head_size_v=head_size_v), 2)
 
-    def test_the_physical_order_is_vllm_s(self, name, head_size_v):
-        made = self.made(name, head_size_v)
-        order = (SIZE, HEADS) if name == "NHD_packed" else (HEADS, SIZE)
-        physical = torch.arange(made.items).view(BLOCKS, *order, ITEMS + head_size_v)
-        logical = physical if name == "NHD_packed" else physical.transpose(1, 2)
-        assert torch.equal(view(made.packed, physical), logical)
+    @pytest.mark.parametrize("layers", [1, 2, 5])
+    def test_the_physical_order_is_that_of_vllm_s_name(self, name, head_size_v, layers):
+        sizes = replace(SIZES, head_size_v=head_size_v, num_layers=layers)
+        for layer in range(layers):
+            made = LAYOUTS[name].planes(sizes, 2, layer)
+            assert torch.equal(view(made.packed, torch.arange(made.items)), packed_items(name, sizes, layer))
 
     def test_one_plane_is_k_then_v_in_each_head(self, name, head_size_v):
         made = self.made(name, head_size_v)
         items = torch.arange(made.items)
         both = torch.cat([view(made.key, items), view(made.value, items)], dim=-1)
         assert torch.equal(view(made.packed, items), both)
+
+
+def test_every_packed_layout_has_a_name_of_vllm_s():
+    assert sorted(PACKED_ORDERS) == sorted(PACKED)
+
+
+def test_layers_inside_heads_are_nothing_new_where_there_is_one():
+    one, three = (replace(SIZES, num_layers=layers) for layers in (1, 3))
+    assert LAYOUTS["BHLNC"].planes(one, 2) == LAYOUTS["HND_packed"].planes(one, 2)
+    assert LAYOUTS["BHLNC"].planes(three, 2) != LAYOUTS["HND_packed"].planes(three, 2)
+
+
+def test_blocks_inside_heads_lie_closer_than_heads():
+    made = LAYOUTS["LHBNC"].planes(SIZES, 2).packed
+    block, _, head, _ = made.strides
+    assert head == BLOCKS * block
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - set(PACKED)))
@@ -176,12 +208,13 @@ def test_head_major_puts_an_element_where_vllm_does(item_bytes):
     x = 16 // item_bytes
     items = torch.arange(LAYOUTS["head_major"].planes(SIZES, item_bytes).items)
     key, value = planes(LAYOUTS["head_major"], items, item_bytes=item_bytes)
-    of_a_plane = HEADS * ITEMS * SIZE
+    of_a_block = HEADS * ITEMS * SIZE
     for block, head, i, offset in product(range(BLOCKS), range(HEADS), range(ITEMS), range(SIZE)):
-        begin = block * 2 * of_a_plane
+        begin = block * of_a_block
         at = begin + ((head * (ITEMS // x) + i // x) * SIZE + offset) * x + i % x
         assert key[block, head, i // x, offset, i % x] == at
-        assert value[block, head, i, offset] == begin + of_a_plane + (head * ITEMS + i) * SIZE + offset
+        first_value = BLOCKS * of_a_block
+        assert value[block, head, i, offset] == first_value + begin + (head * ITEMS + i) * SIZE + offset
 
 
 @pytest.mark.parametrize("name", FLASH)

@@ -5,7 +5,17 @@ from itertools import product
 import pytest
 
 from kvexp.errors import ConfigError
-from kvexp.layout.selection import ALIASES, LAYERS_INSIDE, NAMES, OURS, TWINS, VLLMS, Selection, select
+from kvexp.layout.selection import (
+    ALIASES,
+    FLASHINFERS,
+    NAMES,
+    OURS,
+    TWINS,
+    VALID,
+    VLLMS,
+    Selection,
+    select,
+)
 from tests import composed
 from tests.law import DIFFKV, FLASH, PAGED
 
@@ -22,7 +32,8 @@ def test_nobody_s_wish_is_nhd():
 
 @pytest.mark.parametrize("connector", composed.options("connector"))
 def test_a_connector_s_wish_is_its_own(connector):
-    wish = {"nixl": "HND", "mooncake": "HND"}.get(connector)
+    wishes = {"nixl": "HND", "mooncake": "HND", "offloading": "HND", "hisparse": "HND_packed"}
+    wish = wishes.get(connector)
     made = composed.experiment("layout=auto", f"connector={connector}")
     assert made.layout.name == (wish or "NHD")
     asks = f"connector={connector} asks for {wish}"
@@ -37,12 +48,21 @@ def test_a_connector_s_wish_is_its_own(connector):
         ({OURS: "NHD"}, "NHD", f"{OURS}=NHD"),
         ({VLLMS: "NHD"}, "NHD", f"{VLLMS}=NHD"),
         ({OURS: "", VLLMS: "NHD"}, "NHD", f"{VLLMS}=NHD"),
-        ({OURS: "", VLLMS: ""}, "HND", "connector=nixl asks for HND"),
+        ({VLLMS: "NHD", FLASHINFERS: "HND"}, "NHD", f"{VLLMS}=NHD"),
+        ({OURS: "HND_packed", FLASHINFERS: "NHD"}, "HND_packed", f"{OURS}=HND_packed"),
+        ({FLASHINFERS: "NHD"}, "NHD", f"{FLASHINFERS}=NHD"),
+        ({OURS: "", VLLMS: "", FLASHINFERS: "NHD"}, "NHD", f"{FLASHINFERS}=NHD"),
+        ({OURS: "", VLLMS: "", FLASHINFERS: ""}, "HND", "connector=nixl asks for HND"),
         ({}, "HND", "connector=nixl asks for HND"),
     ],
 )
-def test_our_variable_comes_before_vllms_before_the_connector(environ, layout, reason):
+def test_our_variable_comes_before_vllms_before_flashinfers_before_the_connector(environ, layout, reason):
     assert select(FLASH, environ, "connector=nixl", "HND") == Selection(layout, reason)
+
+
+@pytest.mark.parametrize("name", ["NHD", "HND"])
+def test_the_seed_s_variable_takes_the_names_that_flashinfer_knows(name):
+    assert select(FLASH, {FLASHINFERS: name}) == Selection(name, f"{FLASHINFERS}={name}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,7 +73,7 @@ def test_our_variable_takes_every_layout(name):
 @pytest.mark.parametrize(
     ("name", "layout"),
     [("NHD", "NHD"), ("HND", "HND"), ("LBNHC", "NHD_packed"), ("BLNHC", "NHD_packed"),
-     ("LBHNC", "HND_packed"), ("BLHNC", "HND_packed")],
+     ("LBHNC", "HND_packed"), ("BLHNC", "HND_packed"), ("BHLNC", "BHLNC"), ("LHBNC", "LHBNC")],
 )  # fmt: skip
 def test_vllms_names_are_of_its_packed_caches(name, layout):
     assert select(FLASH, {VLLMS: name}) == Selection(layout, f"{VLLMS}={name}")
@@ -67,8 +87,9 @@ def test_every_alias_is_of_a_layout():
 @pytest.mark.parametrize(
     ("variable", "valid"),
     [
-        (OURS, "NHD, HND, NHD_packed, HND_packed, head_major"),
-        (VLLMS, "NHD, HND, LBNHC, LBHNC, BLNHC, BLHNC"),
+        (OURS, "NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major"),
+        (VLLMS, "NHD, HND, LBNHC, LBHNC, BLNHC, BLHNC, BHLNC, LHBNC"),
+        (FLASHINFERS, "NHD, HND"),
     ],
 )
 class TestAnUnknownName:
@@ -81,15 +102,16 @@ class TestAnUnknownName:
     def test_is_refused_with_the_valid_ones(self, variable, valid, value):
         assert self.sentence(variable, value) == (f"{variable}={value} is not a layout; it can be {valid}")
 
-    @pytest.mark.parametrize("value", LAYERS_INSIDE)
-    def test_of_vllm_that_has_no_layout_here_says_why(self, variable, valid, value):
-        assert self.sentence(variable, value) == (
-            f"{variable}={value} puts blocks or layers inside heads; it can be {valid}"
-        )
-
 
 def test_each_variable_keeps_to_its_own_names():
-    for variable, value in ((OURS, "LBNHC"), (VLLMS, "NHD_packed"), (VLLMS, "head_major")):
+    for variable, value in (
+        (OURS, "LBNHC"),
+        (VLLMS, "NHD_packed"),
+        (VLLMS, "head_major"),
+        (FLASHINFERS, "LBNHC"),
+        (FLASHINFERS, "BHLNC"),
+        (FLASHINFERS, "HND_packed"),
+    ):
         with pytest.raises(ConfigError, match=f"{variable}={value} is not a layout"):
             select(FLASH, {variable: value})
 
@@ -117,6 +139,10 @@ class TestTwins:
 
     @pytest.mark.parametrize("op", composed.options("op"))
     def test_leave_no_op_without_a_layout_whatever_an_engine_would_say(self, op):
-        for variable, names in ((VLLMS, ("NHD", "HND", *ALIASES)), (OURS, ("NHD", "HND"))):
+        for variable, names in (
+            (VLLMS, VALID[VLLMS]),
+            (FLASHINFERS, VALID[FLASHINFERS]),
+            (OURS, ("NHD", "HND")),
+        ):
             for name, wish in product(("", *names), (None, "HND")):
                 assert (op, select(op, {variable: name}, "some", wish).layout) in composed.pairs()

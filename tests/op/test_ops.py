@@ -40,8 +40,8 @@ def test_ops_write_the_layouts_that_have_their_planes():
         name: {layout for layout in LAYOUTS if not checked(op, layout=layout)} for name, op in OPS.items()
     }
     assert written == {
-        FLASH: {"NHD", "HND", "NHD_packed", "HND_packed"},
-        DIFFKV: {"NHD_packed", "HND_packed"},
+        FLASH: {"NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC"},
+        DIFFKV: {"NHD_packed", "HND_packed", "BHLNC", "LHBNC"},
         PAGED: {"head_major"},
     }
 
@@ -64,7 +64,7 @@ def test_ops_write_the_layouts_that_have_their_planes():
             (PAGED, layout,
              f"op=reshape_and_cache writes head-major planes, which layout={layout} has not; "
              "try layout=head_major")
-            for layout in ("NHD", "HND", "NHD_packed", "HND_packed")
+            for layout in ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC")
         ),
     ],
 )  # fmt: skip
@@ -106,31 +106,32 @@ def test_heads_of_two_sizes_are_diffkv_s_alone(name):
     assert not checked(OPS[DIFFKV], head_size_v=16)
 
 
-@pytest.mark.parametrize("kv_cache_dtype", FP8)
-class TestFp8:
-    def test_takes_heads_of_whole_sixteens(self, op, kv_cache_dtype):
-        sentence = f"head_size 24 is not a multiple of 16, which kv_cache_dtype={kv_cache_dtype} needs"
-        assert checked(op, kv_cache_dtype=kv_cache_dtype, head_size=24, head_size_v=24) == sentence
-        assert not checked(op, kv_cache_dtype=kv_cache_dtype, head_size=48, head_size_v=48)
-
-    def test_looks_at_a_value_head_too(self, op, kv_cache_dtype):
-        if op.name == DIFFKV:
-            found = checked(op, kv_cache_dtype=kv_cache_dtype, head_size_v=40)
-            assert (
-                found == f"head_size 40 is not a multiple of 16, which kv_cache_dtype={kv_cache_dtype} needs"
-            )
-
-
+@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
 @pytest.mark.parametrize("name", [FLASH, DIFFKV])
-def test_any_head_size_is_copied_into_flash_planes(name):
-    assert not checked(OPS[name], head_size=45, head_size_v=45)
+def test_any_head_size_is_written_into_flash_planes(name, kv_cache_dtype):
+    for head_size in range(1, 65):
+        assert not checked(
+            OPS[name], kv_cache_dtype=kv_cache_dtype, head_size=head_size, head_size_v=head_size
+        )
 
 
-@pytest.mark.parametrize(("item_bytes", "x"), [(2, 8), (4, 4)])
-def test_reshape_and_cache_takes_whole_pieces_of_sixteen_bytes(item_bytes, x):
+@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+def test_diffkv_takes_any_two_head_sizes(kv_cache_dtype):
+    for head_size, head_size_v in ((192, 128), (46, 33), (1, 7), (16, 40)):
+        assert not checked(
+            OPS[DIFFKV], kv_cache_dtype=kv_cache_dtype, head_size=head_size, head_size_v=head_size_v
+        )
+
+
+@pytest.mark.parametrize(
+    ("item_bytes", "kv_cache_dtype", "x"),
+    [(2, "auto", 8), (4, "auto", 4), *((size, fp8, 16) for size in (2, 4) for fp8 in FP8)],
+)
+def test_reshape_and_cache_takes_whole_pieces_of_sixteen_bytes(item_bytes, kv_cache_dtype, x):
     op = OPS[PAGED]
     for head_size in range(1, 65):
-        found = checked(op, item_bytes, head_size=head_size, head_size_v=head_size)
+        sizes = {"head_size": head_size, "head_size_v": head_size}
+        found = checked(op, item_bytes, kv_cache_dtype=kv_cache_dtype, **sizes)
         assert found == (head_size % x > 0) * (
             f"head_size {head_size} is not a multiple of {x}, the cache items of 16 bytes, which "
             "op=reshape_and_cache needs"

@@ -91,7 +91,11 @@ def test_a_changed_slot_that_nobody_asked_for_is_found(tensors):
 @pytest.mark.parametrize("num_layers", [2, 3])
 def test_a_byte_of_another_layer_is_found(layout, num_layers):
     with point(layout=layout, num_layers=num_layers) as tensors:
-        layer = tensors.key_cache.stride(0) // num_layers * tensors.key_cache.element_size()
+        size = tensors.key_cache.element_size()
+        first, second = (
+            tensors.cache.layout.planes(tensors.case, size, layer).key.offset for layer in (0, 1)
+        )
+        layer = (second - first) * size
         slot = torch.tensor([int(tensors.slot_mappings[1, 3])])
         at = int(places.addresses(tensors, tensors.key_cache, slot)[0, 1, 7])
         for neighbour in range(-(num_layers // 2), num_layers - num_layers // 2):
@@ -119,15 +123,16 @@ def test_an_element_that_nobody_wrote_is_the_poison_of_its_place(tensors):
 def test_poison_that_was_written_over_poison_is_found(layout, swapped):
     """Blocks that nobody was to write have traded places, or one is a copy of another."""
     with point(layout=layout, slots="contiguous") as tensors:
-        blocks = tensors.cache.storage[GUARD_BYTES:-GUARD_BYTES].view(tensors.case.num_blocks, -1)
-        taken = {int(slot) // tensors.case.block_size for slot in tensors.slot_mappings.flatten()}
+        blocks, block_size = tensors.value_cache, tensors.case.block_size
+        taken = {int(slot) // block_size for slot in tensors.slot_mappings.flatten()}
         two = [block for block in range(tensors.case.num_blocks) if block not in taken][:2]
 
         def run():
             places.write(tensors)
             blocks[two] = blocks[two].flip(0) if swapped else blocks[two[1]].clone()
 
-        at = GUARD_BYTES + two[0] * blocks.shape[1]
+        slots = torch.arange(two[0] * block_size, (two[0] + 1) * block_size)
+        at = int(places.addresses(tensors, blocks, slots).min())
         found = re.match(r"a byte outside the written slots changed, byte (\d+) of", reason(tensors, run))
         # Words at such a distance may have bytes in common.
         assert at <= int(found[1]) < at + memories.WORD

@@ -7,6 +7,7 @@ from kvexp.law import poison
 from kvexp.memory import checksum
 from kvexp.workload import GUARD_BYTES, NO_SLOT, TIMED, build
 from tests import composed, tiny
+from tests.places import packed_items
 
 LAYOUTS = composed.options("layout")
 
@@ -160,7 +161,7 @@ class TestTheCache:
                 assert plane.data_ptr() == part.data_ptr()
                 assert (plane.shape, plane.stride()) == (part.shape, part.stride())
 
-    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("layout", sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"}))
     @pytest.mark.parametrize("num_layers", [2, 3, 4])
     def test_shares_its_blocks_between_layers_and_gives_the_one_in_the_middle(self, layout, num_layers):
         with tiny.memory(layout=layout) as alone, tiny.memory(layout=layout, num_layers=num_layers) as held:
@@ -170,6 +171,27 @@ class TestTheCache:
                 assert plane.shape == one.shape
                 assert plane.stride() == (num_layers * block, *one.stride()[1:])
                 assert plane.storage_offset() == one.storage_offset() + num_layers // 2 * block
+
+    @pytest.mark.parametrize("num_layers", [2, 3, 4])
+    def test_of_head_major_has_whole_layers_and_gives_the_one_in_the_middle(self, num_layers):
+        chosen = {"layout": "head_major"}
+        with tiny.memory(**chosen) as alone, tiny.memory(**chosen, num_layers=num_layers) as held:
+            layer = alone.cache.key.numel() + alone.cache.value.numel()
+            assert held.cache.storage.numel() - 2 * GUARD_BYTES == num_layers * layer * 2
+            for plane, one in ((held.cache.key, alone.cache.key), (held.cache.value, alone.cache.value)):
+                assert (plane.shape, plane.stride()) == (one.shape, one.stride())
+                assert plane.storage_offset() == one.storage_offset() + num_layers // 2 * layer
+
+    @pytest.mark.parametrize("layout", ["BHLNC", "LHBNC"])
+    @pytest.mark.parametrize("num_layers", [2, 3, 4])
+    def test_gives_the_layer_in_the_middle_wherever_layers_lie(self, layout, num_layers):
+        with tiny.memory(layout=layout, num_layers=num_layers) as held:
+            cache = held.cache
+            expected = packed_items(layout, held.largest, num_layers // 2)
+            assert cache.storage.numel() == 2 * GUARD_BYTES + 2 * num_layers * expected.numel()
+            items = torch.arange(cache.storage.numel() // 2) - GUARD_BYTES // 2
+            found = items.as_strided(cache.packed.shape, cache.packed.stride(), cache.packed.storage_offset())
+            assert torch.equal(found, expected)
 
     @pytest.mark.parametrize("num_layers", [1, 3])
     @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,6 +12,7 @@ device or word will not do, or where the implementation cannot; the message name
 from kvexp.api.caches import KVCache, allocate, allocate_layers, select_layout, stride_order
 from kvexp.api.eager import one_cache, two_caches
 from kvexp.api.registered import ONE_CACHE, TWO_CACHES, register
+from kvexp.api.verification import verify
 
 __all__ = [
     "KVCache",
@@ -22,6 +23,7 @@ __all__ = [
     "reshape_and_cache_flash_diffkv",
     "select_layout",
     "stride_order",
+    "verify",
 ]
 
 _OTHERS = """
@@ -51,13 +53,16 @@ reshape_and_cache = two_caches(
 
 reshape_and_cache_flash = two_caches(
     "reshape_and_cache_flash",
-    """Each token's key and value are in its slot of two caches of FlashAttention's shape.
+    """Write each token's key and value into its slot of two caches of FlashAttention's shape.
+
+    A key cache of five dims is a head-major one: the call is then that of `reshape_and_cache`.
 
     Args:
         key: `[>= num_tokens, num_heads, head_size]`; rows may be any distance apart.
         value: The same.
-        key_cache: `[num_blocks, block_size, num_heads, head_size]`, the last dim contiguous; written.
-        value_cache: The same, of equal strides; written."""
+        key_cache: `[num_blocks, block_size, num_heads, head_size]`, the last dim contiguous, or head-major as
+            `reshape_and_cache` takes it; written.
+        value_cache: The same, of equal strides, or head-major with its key cache; written."""
     + _OTHERS,
 )
 

@@ -1,6 +1,7 @@
 """What the caches of a call must be; each function returns the cache's slots or raises ValueError."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,23 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def op_of_caches(op: str, key_cache: Any) -> str:
+    """Return the op that writes such a key cache: one of five dims is head-major, whatever was called.
+
+    The launcher of vLLM's Triton kernel for the flash op decides by the same dims.
+    """
+    five = isinstance(key_cache, Tensor) and key_cache.dim() == 5
+    return "reshape_and_cache" if op == "reshape_and_cache_flash" and five else op
+
+
 def flash(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
     """Two caches of FlashAttention's shape fit the rows."""
+    if key_cache.dim() != 4:
+        _, num_heads, head_size = key.shape
+        raise ValueError(
+            f"key_cache must be [num_blocks, block_size, {num_heads}, {head_size}], or head-major "
+            f"[num_blocks, {num_heads}, {head_size} / x, block_size, x], not {sizes(key_cache)}"
+        )
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         _check_flash_cache(name, cache, key.shape[1], key.shape[2], "head_size")
     if value_cache.shape != key_cache.shape:

@@ -21,6 +21,8 @@ CLASSES = {
     "HND": "kvexp.layout.hnd.HND",
     "NHD_packed": "kvexp.layout.nhd_packed.NHDPacked",
     "HND_packed": "kvexp.layout.hnd_packed.HNDPacked",
+    "BHLNC": "kvexp.layout.bhlnc.BHLNC",
+    "LHBNC": "kvexp.layout.lhbnc.LHBNC",
     "head_major": "kvexp.layout.head_major.HeadMajor",
 }
 
@@ -53,15 +55,16 @@ class _Sizes:
 
 
 def stride_order(layout: str) -> tuple[int, ...]:
-    """The dims of a cache's logical shape in the order in which they lie in memory, the outermost first.
+    """Return the dims of a cache's logical shape in the order of its memory, the outermost first.
 
     The logical shape is `[num_blocks, 2, block_size, num_heads, head_size]`, and of the packed layouts
-    `[num_blocks, block_size, num_heads, head_size + head_size_v]`.
+    `[num_blocks, block_size, num_heads, head_size + head_size_v]`. It is that of one layer, so that the order
+    of `BHLNC` is that of `HND_packed`.
 
     Raises:
         ValueError: There is no such layout, or it has no such shape.
     """
-    order = _layout(layout).stride_order
+    order = layout_of(layout).stride_order
     if order is None:
         raise ValueError(
             f"layout {layout!r} holds K and V in tensors of different shapes: it has no stride order"
@@ -74,9 +77,10 @@ def select_layout(
     wish: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Selection:
-    """The layout that a serving engine would take, and why.
+    """Return the layout that a serving engine would take, and why.
 
-    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, the connector's wish, NHD.
+    In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, `FLASHINFER_KV_CACHE_LAYOUT`, the connector's
+    wish, NHD.
 
     Args:
         op: Who will write the cache.
@@ -91,7 +95,7 @@ def select_layout(
         if op not in OPS:
             raise ValueError(f"op must be one of {', '.join(OPS)}, not {op!r}")
         if wish is not None:
-            _layout(wish)
+            layout_of(wish)
         return selection.select(op, found, "the connector", wish)
     except ConfigError as error:
         raise ValueError(str(error)) from error
@@ -138,11 +142,13 @@ def allocate_layers(
     kv_cache_dtype: str = "auto",
     device: torch.device | str = "cuda",
 ) -> list[KVCache]:
-    """The caches of layers that share each block, all zeros, in one allocation.
+    """Return the caches of several layers, all zeros, in one allocation.
+
+    The layers share each block; in `LHBNC` and `head_major` each layer is whole.
 
     Args:
         num_layers: How many.
-        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed` or `head_major`.
+        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC` or `head_major`.
         num_blocks: Blocks.
         block_size: Slots of a block.
         num_heads: KV heads.
@@ -155,7 +161,7 @@ def allocate_layers(
     Raises:
         ValueError: A size is not positive, or a word is unknown.
     """
-    made = _layout(layout)
+    made = layout_of(layout)
     value_size = head_size if head_size_v is None else head_size_v
     sizes = _Sizes(num_blocks, block_size, num_heads, head_size, value_size, num_layers)
     for name, size in vars(sizes).items():
@@ -163,12 +169,7 @@ def allocate_layers(
             raise ValueError(f"{name} must be a positive whole number, not {size!r}")
     if dtype not in checks.SOURCES:
         raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype!r}")
-    item = dtype
-    if checks.resolved_format(kv_cache_dtype) != "auto":
-        item = torch.uint8
-        for size in (head_size, value_size):
-            if size % checks.FP8_MULTIPLE:
-                raise ValueError(f"head_size {size} is not a multiple of {checks.FP8_MULTIPLE}, as fp8 needs")
+    item = dtype if checks.resolved_format(kv_cache_dtype) == "auto" else torch.uint8
     if made.shape == "head_major" and head_size % (16 // item.itemsize):
         raise ValueError(
             f"head_size {head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
@@ -188,7 +189,12 @@ def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCach
 
 
 @functools.cache
-def _layout(name: str) -> Layout:
+def layout_of(name: str) -> Layout:
+    """Return the layout of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
     if name not in CLASSES:
         raise ValueError(f"layout {name!r} is not one of {', '.join(CLASSES)}")
     module, _, made = CLASSES[name].rpartition(".")

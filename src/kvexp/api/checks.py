@@ -13,8 +13,6 @@ from kvexp.quantize import FORMATS
 
 SOURCES = (torch.float16, torch.bfloat16, torch.float32, *(wanted.dtype for wanted in FORMATS.values()))
 ALIASES = {"fp8": "fp8_e4m3"}
-FP8_MULTIPLE = 16
-"""vLLM's scripts refuse other head sizes with fp8 as well."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,8 @@ def valid(op: str, arguments: Sequence[Any]) -> Valid:
     if op != "reshape_and_cache_flash_diffkv" and value.shape[2] != key.shape[2]:
         raise ValueError(f"value must have heads of {key.shape[2]} elements as key has, not {value.shape[2]}")
     num_slots = cache_checks.CACHES[op](key, value, *caches)
-    if resolved != "auto":
-        _check_fp8(key, value)
-        if key.itemsize > 1:
-            _check_scales(key, k_scale, v_scale)
+    if resolved != "auto" and key.itemsize > 1:
+        _check_scales(key, k_scale, v_scale)
     _check_memory(tensors)
     return Valid(
         (key, value, *caches, slot_mapping, resolved, k_scale, v_scale), num_tokens, num_slots, key.device
@@ -183,15 +179,6 @@ def _check_types(key: Tensor, value: Tensor, caches: dict[str, Tensor], kv_cache
             words = " or ".join(map(short, allowed))
             raise TypeError(
                 f"{name} must be {words} for kv_cache_dtype={kv_cache_dtype}, not {short(cache.dtype)}"
-            )
-
-
-def _check_fp8(key: Tensor, value: Tensor) -> None:
-    for name, rows in (("key", key), ("value", value)):
-        if rows.shape[2] % FP8_MULTIPLE:
-            raise ValueError(
-                f"{name} must have heads of a multiple of {FP8_MULTIPLE} elements for fp8, "
-                f"not {rows.shape[2]}"
             )
 
 

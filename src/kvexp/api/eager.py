@@ -16,7 +16,7 @@ from torch._C import _len_torch_dispatch_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
-from kvexp.api import checks
+from kvexp.api import cache_checks, checks
 from kvexp.api.kinds import Kind, Known
 from kvexp.errors import Unsupported
 from kvexp.experiment import Choice
@@ -192,6 +192,7 @@ def _first(
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}, not {impl!r}")
     if _len_torch_dispatch_stack() or any(isinstance(argument, FakeTensor) for argument in arguments):
         return _registered(op, arguments, impl, check_slots)
+    op = cache_checks.op_of_caches(op, arguments[2])
     call = checks.valid(op, arguments)
     if check_slots:
         checks.slots(call)

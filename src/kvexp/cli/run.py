@@ -166,6 +166,27 @@ class SweepStart(Callback):
             say(f"composing {count} curves\n")
 
 
+def composed(argv: Sequence[str]) -> list[Experiment]:
+    """Return the curves of what was typed, checked as a sweep's are; nothing is measured, no file is left.
+
+    Raises:
+        ConfigError: Something typed is wrong, or a flag asks for something else than curves.
+    """
+    with _working:
+        line = ordered(argv)
+        curves = Curves(line)
+        try:
+            if _compose(line, curves) or not line.measures:
+                raise ConfigError("only overrides, --config-dir and -m say what is to be verified")
+            curves.check()
+            return [experiment for experiment, *_ in curves.right]
+        finally:
+            if HydraConfig.initialized() and line.measures:
+                _working.close()
+                with suppress(*COMPOSING):  # it may be what cannot be composed
+                    forget(Path(HydraConfig.get().sweep.dir).absolute())
+
+
 def run(argv: Sequence[str], ahead: Ahead | None = None) -> int:
     """The exit code of composing and measuring what was typed; see `swept`."""
     return swept(argv, ahead=ahead)[0]

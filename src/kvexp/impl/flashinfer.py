@@ -1,5 +1,6 @@
 """flashinfer: FlashInfer's append_paged_kv_cache, where it is installed; a peer, never a dependency."""
 
+import weakref
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ class FlashInfer:
 
     FlashInfer thinks in sequences and their pages. One sequence whose pages are all blocks in order has its
     position p in slot p, so the slots are the positions. The page table, and the slots as 32-bit positions,
-    are made outside the timed call, as an engine that speaks of positions has them.
+    are made outside the timed call, as an engine that speaks of positions has them; so after a change of the
+    slots `refresh` must be called.
     """
 
     name = "flashinfer"
@@ -34,6 +36,7 @@ class FlashInfer:
             ) from error
         self.append: Any = flashinfer.append_paged_kv_cache
         self._pages: dict[tuple[int, torch.device], Tensor] = {}
+        self._calls: weakref.WeakSet[_Append] = weakref.WeakSet()
 
     def reshape_and_cache_flash(
         self,
@@ -53,23 +56,25 @@ class FlashInfer:
         heads_inside = key_cache.stride(1) >= key_cache.stride(2)
         order = (0, 1, 2, 3) if heads_inside else (0, 2, 1, 3)
         ints: Any = {"dtype": torch.int32, "device": key.device}
+        positions = slot_mapping.int()
         arguments = (
             key[:num_tokens],
             value[:num_tokens],
             torch.zeros(num_tokens, **ints),
-            slot_mapping.int(),
+            positions,
             (key_cache.permute(order), value_cache.permute(order)),
             self._all_pages(num_blocks, key.device),
             torch.tensor([0, num_blocks], **ints),
             torch.tensor([block_size], **ints),
         )
-        append = self.append
-        kv_layout = "NHD" if heads_inside else "HND"
-
-        def call() -> None:
-            append(*arguments, kv_layout=kv_layout)
-
+        call = _Append(self.append, arguments, "NHD" if heads_inside else "HND", slot_mapping, positions)
+        self._calls.add(call)
         return call
+
+    def refresh(self) -> None:
+        """Follow the slots of every bound call, which have changed in place."""
+        for call in self._calls:
+            call.positions.copy_(call.slot_mapping)
 
     def _all_pages(self, num_blocks: int, device: torch.device) -> Tensor:
         """int32 `[num_blocks]`: every block, in order; one for all calls."""
@@ -78,6 +83,25 @@ class FlashInfer:
             pages = torch.arange(num_blocks, dtype=torch.int32, device=device)
             self._pages[num_blocks, device] = pages
         return pages
+
+
+class _Append:
+    """One bound call.
+
+    Attributes:
+        slot_mapping: The slots.
+        positions: The same as int32, which FlashInfer reads.
+    """
+
+    def __init__(
+        self, append: Any, arguments: tuple[Any, ...], kv_layout: str, slot_mapping: Tensor, positions: Tensor
+    ) -> None:
+        self._append, self._arguments, self._kv_layout = append, arguments, kv_layout
+        self.slot_mapping, self.positions = slot_mapping, positions
+
+    def __call__(self) -> None:
+        """Append keys and values to the paged cache."""
+        self._append(*self._arguments, kv_layout=self._kv_layout)
 
 
 def _check(key: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> None:

@@ -40,7 +40,7 @@ class Sizes(Protocol):
 
     @property
     def num_layers(self) -> int:
-        """Layers whose caches share each block."""
+        """Layers whose caches share the storage."""
         ...
 
 

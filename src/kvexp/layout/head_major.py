@@ -1,18 +1,22 @@
-"""head_major: heads outside, tokens inside them; K's elements in pieces of 16 bytes, V's one by one.
+"""head_major: two contiguous caches, K of all blocks, then V; in a block heads are outside, tokens inside.
 
 key `[num_blocks, num_heads, head_size / x, block_size, x]`, value `[num_blocks, num_heads, head_size,
 block_size]`; x is the items of 16 bytes.
 """
 
+import math
 from typing import Any
 
-from kvexp.layout import Plane, Planes, Shape, Sizes, in_blocks
+from kvexp.layout import Plane, Planes, Shape, Sizes
 
 PIECE_BYTES = 16
 
 
 class HeadMajor:
-    """The cache of vLLM's first paged attention; what `op.reshape_and_cache` writes. A block: K, then V."""
+    """The caches of vLLM's first paged attention as engines allocate them, for `op.reshape_and_cache`.
+
+    Each layer is whole: K, then V of the first layer, then K and V of the next.
+    """
 
     name = "head_major"
     shape: Shape = "head_major"
@@ -20,18 +24,17 @@ class HeadMajor:
     stride_order = None
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
-        """See `layout.Layout.planes`; what a last piece of K lacks, where x does not divide, is not there."""
+        """See `layout.Layout.planes`; the items of a last piece that is not whole have no place."""
         x = PIECE_BYTES // item_bytes
-        size, pieces = sizes.block_size, sizes.head_size // x
-        key_items = sizes.num_heads * pieces * size * x
-        block_items = key_items + sizes.num_heads * sizes.head_size_v * size
-        key = Plane((sizes.num_heads, pieces, size, x), (pieces * size * x, size * x, x, 1), 0)
-        value_shape = (sizes.num_heads, sizes.head_size_v, size)
-        value = Plane(value_shape, (sizes.head_size_v * size, size, 1), key_items)
+        blocks, heads, size = sizes.num_blocks, sizes.num_heads, sizes.block_size
+        key_shape = (blocks, heads, sizes.head_size // x, size, x)
+        value_shape = (blocks, heads, sizes.head_size_v, size)
+        key_items, value_items = math.prod(key_shape), math.prod(value_shape)
+        first = layer * (key_items + value_items)
         return Planes(
-            key=in_blocks(sizes, layer, block_items, key),
-            value=in_blocks(sizes, layer, block_items, value),
-            items=sizes.num_blocks * sizes.num_layers * block_items,
+            key=_contiguous(key_shape, first),
+            value=_contiguous(value_shape, first + key_items),
+            items=sizes.num_layers * (key_items + value_items),
         )
 
     def gather(self, plane: Any, slots: Any) -> Any:
@@ -52,3 +55,8 @@ class HeadMajor:
     def _places(plane: Any, slots: Any) -> tuple[Any, Any]:
         block_size = plane.shape[3]
         return slots // block_size, slots % block_size
+
+
+def _contiguous(shape: tuple[int, ...], offset: int) -> Plane:
+    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    return Plane(shape, tuple(strides), offset)

@@ -1,7 +1,7 @@
 """Which layout a serving engine would take: `layout=auto`.
 
-In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, what the KV-transfer connector asks for, NHD.
-Source: vLLM's pull request 19280 and what became of it (docs/semantics.md).
+In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, `FLASHINFER_KV_CACHE_LAYOUT`, what the KV-transfer
+connector asks for, NHD. Source: vLLM's pull request 19280 and what became of it (docs/semantics.md).
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,24 @@ from kvexp.errors import ConfigError
 
 OURS = "KVEXP_KV_CACHE_LAYOUT"
 VLLMS = "VLLM_KV_CACHE_LAYOUT"
+FLASHINFERS = "FLASHINFER_KV_CACHE_LAYOUT"
 DEFAULT = "NHD"
 
-NAMES = ("NHD", "HND", "NHD_packed", "HND_packed", "head_major")
+NAMES = ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC", "head_major")
 
 ALIASES = {"LBNHC": "NHD_packed", "LBHNC": "HND_packed", "BLNHC": "NHD_packed", "BLHNC": "HND_packed"}
-"""vLLM's later names, the outermost dim first: layer, block, slot (N), head, content. Where B comes before L
-the layers share each block, which `workload.num_layers` says here."""
+"""Those of vLLM's later names whose layouts have other names here.
 
-LAYERS_INSIDE = ("LHBNC", "BHLNC")
-"""Names of vLLM for which there is no layout here: blocks, or layers, lie inside heads."""
+A name gives the outermost dim first: layer, block, slot (N), head, content. Where B comes before L the layers
+share each block, which `workload.num_layers` says here. BHLNC and LHBNC are layouts of their own.
+"""
+
+VALID = {OURS: NAMES, VLLMS: ("NHD", "HND", *ALIASES, "BHLNC", "LHBNC"), FLASHINFERS: ("NHD", "HND")}
+"""The variables in the order in which they are asked, with the names that each takes.
+
+`FLASHINFER_KV_CACHE_LAYOUT` is the name that pull request 19280 began with; vLLM has replaced it since. It is
+older than vLLM's other names, and FlashInfer itself knows NHD and HND alone, so it takes no others.
+"""
 
 TWINS = {
     "reshape_and_cache": dict.fromkeys(NAMES, "head_major"),
@@ -58,7 +66,7 @@ def select(
 
 
 def _found(environ: Mapping[str, str], connector: str, wish: str | None) -> Selection:
-    for variable in (OURS, VLLMS):
+    for variable in VALID:
         if value := environ.get(variable):
             return Selection(_named(variable, value), f"{variable}={value}")
     if wish is not None:
@@ -67,8 +75,7 @@ def _found(environ: Mapping[str, str], connector: str, wish: str | None) -> Sele
 
 
 def _named(variable: str, value: str) -> str:
-    valid = NAMES if variable == OURS else ("NHD", "HND", *ALIASES)
+    valid = VALID[variable]
     if value in valid:
         return ALIASES.get(value, value)
-    why = "puts blocks or layers inside heads" if value in LAYERS_INSIDE else "is not a layout"
-    raise ConfigError(f"{variable}={value} {why}; it can be {', '.join(valid)}")
+    raise ConfigError(f"{variable}={value} is not a layout; it can be {', '.join(valid)}")

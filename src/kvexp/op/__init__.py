@@ -74,7 +74,7 @@ def check_types(case: Case) -> None:
     """Returns when rows of the case's dtype can be in a cache of its kv_cache_dtype.
 
     Raises:
-        Unsupported: They cannot, or the scale has no meaning, or fp8 does not take the head size.
+        Unsupported: They cannot, or the scale has no meaning.
     """
     if case.dtype in FP8 and case.kv_cache_dtype != case.dtype:
         raise Unsupported(
@@ -85,11 +85,6 @@ def check_types(case: Case) -> None:
         raise Unsupported(f"kv_cache_dtype=auto reads no scale, so scale={case.scale} has no meaning")
     if case.dtype in FP8 and case.scale != "per_tensor":
         raise Unsupported(f"dtype={case.dtype} is stored unscaled, so scale={case.scale} has no meaning")
-    for size in (case.head_size, case.head_size_v):
-        if case.kv_cache_dtype != "auto" and size % 16:
-            raise Unsupported(
-                f"head_size {size} is not a multiple of 16, which kv_cache_dtype={case.kv_cache_dtype} needs"
-            )
 
 
 def check_equal_heads(op: str, case: Case) -> None:

@@ -10,9 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.contract import words_of
 from kvexp.report.outcomes import Outcome, outcomes, unique
 from kvexp.report.words import number
-from kvexp.rows import curves, labels
+from kvexp.rows import RIGHT, curves, labels
 
 Row = Mapping[str, Any]
 
@@ -91,7 +92,7 @@ def _captions(rows: Sequence[Row]) -> list[str]:
 
 
 def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
-    """The points that were timed while something disturbed the GPU, and those that are no cache writes."""
+    """Return what must be known of right points: what disturbed them, what of the contract is not kept."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
@@ -99,7 +100,9 @@ def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
                 found["throttled", row["throttled"]].append(name)
             if row.get("other_processes"):
                 found["shared", "other processes were on the GPU"].append(name)
-            if row["status"] in ("ok", "verified") and row.get("impl") == "copy":
+            if row["status"] in RIGHT and (but := words_of(row.get("contract"))):
+                found["ok, but", but].append(name)
+            if row["status"] in RIGHT and row.get("impl") == "copy":
                 found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
     return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]
 
@@ -127,6 +130,7 @@ def _print_indented(line: str, console: Console) -> None:
 
 _STYLES = {
     "ceiling": "dim",
+    "ok, but": "yellow",
     "throttled": "yellow",
     "shared": "yellow",
     "skipped": "yellow",

@@ -138,6 +138,7 @@ def _section(machine: Machine) -> Section:
     notes = [
         headline.certainty(machine) if said else "",
         headline.ceiling(machine),
+        *headline.breaches(machine),
         *headline.disturbances(machine),
     ]
     return Section(

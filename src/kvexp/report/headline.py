@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kvexp.contract import words_of
 from kvexp.report.contrasts import Axis, is_enough, latency_us, told
 from kvexp.report.lines import Line, Machine, Row
 from kvexp.report.words import listed, number, percent, tokens
@@ -93,6 +94,16 @@ def disturbances(machine: Machine) -> list[str]:
     if others:
         said.append(f"At {len(others)} of {len(rows)} points other processes were on the GPU.")
     return said
+
+
+def breaches(machine: Machine) -> list[str]:
+    """Return what of the contract is not kept, or refused, by implementations whose points are right."""
+    found: dict[str, list[str]] = {}
+    for line in machine.lines:
+        for but in dict.fromkeys(words_of(row.get("contract")) for row in line.points):
+            if but:
+                found.setdefault(but, []).append(line.label)
+    return [f"{listed(names)}: right, but {but}." for but, names in found.items()]
 
 
 def is_sure(machine: Machine) -> bool:

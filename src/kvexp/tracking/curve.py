@@ -75,7 +75,14 @@ def tags(rows: Sequence[Row]) -> dict[str, str]:
     reasons = {row.get("reason") for row in rows}
     reason = reasons.pop() if len(reasons) == 1 else None
     disturbances = {column: str(value) for column, value in disturbed(rows).items()}
-    found = {"status": status(rows), "reason": reason or "", **disturbances, **environment(rows)}
+    contracts = dict.fromkeys(row["contract"] for row in rows if row.get("contract"))
+    found = {
+        "status": status(rows),
+        "reason": reason or "",
+        "contract": "; ".join(contracts),
+        **disturbances,
+        **environment(rows),
+    }
     return {key: value[:_TAG_LENGTH] for key, value in found.items() if value}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvexp.case import Case
 from kvexp.layout import Layout, Plane
-from kvexp.memory import checksum
+from kvexp.memory import checksums
 from kvexp.op import cache_item_bytes
 from kvexp.workload import inputs, patterns, room
 from kvexp.workload.inputs import Rows
@@ -156,11 +156,10 @@ class Tensors:
 
     def _sums(self) -> list[int]:
         own = [self.slot_mappings.reshape(-1)] if self.kept is not None else []
-        looked_at = [self.rows.flat, self.memory.slots, self.memory.scales, *own]
-        return [checksum(tensor) for tensor in looked_at]
+        return checksums([self.rows.flat, self.memory.slots, self.memory.scales, *own])
 
     def _other_sums(self) -> list[int]:
-        return [checksum(self.memory.inputs[len(self.rows.flat) :])]
+        return checksums([self.memory.inputs[len(self.rows.flat) :]])
 
     def _scale(self, plane: int) -> Tensor:
         scale = self.memory.scales[plane]
@@ -225,7 +224,7 @@ class Memory:
         return self.checksums == self._sums()
 
     def _sums(self) -> list[int]:
-        return [checksum(tensor) for tensor in (self.inputs, self.slots, self.scales)]
+        return checksums([self.inputs, self.slots, self.scales])
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class Triton:
     Args:
         device: `cuda:N`, or `cpu` with the interpreter.
         num_warps: See `source.Options`.
+        num_stages: The same.
         tile_tokens: The same.
         tile_columns: The same.
         slot_first: The same.
@@ -49,11 +50,12 @@ class Triton:
         self,
         device: str,
         num_warps: int | None = None,
+        num_stages: int | None = None,
         tile_tokens: int | None = None,
         tile_columns: int | None = None,
         slot_first: bool | None = None,
     ) -> None:
-        self.options = source.Options(num_warps, tile_tokens, tile_columns, slot_first)
+        self.options = source.Options(num_warps, num_stages, tile_tokens, tile_columns, slot_first)
         self.device = torch.device(device)
         self.interpreted = self.device.type != "cuda"
         if self.interpreted and os.environ.get("TRITON_INTERPRET") != "1":

@@ -47,9 +47,10 @@ def _cache_items(
     if FP8:
         x = items.to(tl.float32)
         if PER_HEAD:
-            # A run of 16 items is of one head, whose size is a multiple of it: one reciprocal serves it.
+            # One reciprocal serves a run of items of one head: 16, or the largest power of two below that
+            # divides the head size.
             COLUMNS: tl.constexpr = items.shape[1]
-            RUN: tl.constexpr = 16 if COLUMNS > 16 else COLUMNS
+            RUN: tl.constexpr = min(16, COLUMNS, HEAD_SIZE & -HEAD_SIZE)
             item = first_column + tl.arange(0, COLUMNS // RUN) * RUN
             scale = tl.load(scale_ptr + item // HEAD_SIZE, mask=item < ROW_ITEMS, other=1.0)[None, :, None]
             x = tl.reshape(x, (items.shape[0], COLUMNS // RUN, RUN))

@@ -26,17 +26,31 @@ NO_SCRATCH = (0, 0)
 
 
 @functools.cache
-def compiled(kernel: Kernel, tokens: int, columns: int, slot_first: bool, num_warps: int, device: int) -> Any:
-    """The kernel, loaded on the device: Triton's CompiledKernel."""
+def compiled(
+    kernel: Kernel,
+    tokens: int,
+    columns: int,
+    slot_first: bool,
+    num_warps: int,
+    num_stages: int | None,
+    device: int,
+) -> Any:
+    """Return the kernel, loaded on the device: Triton's CompiledKernel."""
     with torch.cuda.device(device):
         target = triton.runtime.driver.active.get_current_target()
         made = triton.compile(
             sources.source(kernel, tokens, columns, slot_first),
             target=target,
-            options={"num_warps": num_warps},
+            options=compiler_options(num_warps, num_stages),
         )
         made._init_handles()  # loads the binary, as the first look at `run` would
         return made
+
+
+def compiler_options(num_warps: int, num_stages: int | None) -> dict[str, int]:
+    """Return what `triton.compile` is told; what is None is left to Triton."""
+    stages = {} if num_stages is None else {"num_stages": num_stages}
+    return {"num_warps": num_warps} | stages
 
 
 class Launcher:
@@ -82,7 +96,9 @@ class Launcher:
         slot_first = self._options.slot_first
         if slot_first is None:
             slot_first = sources.waits_for_slots(plan.kernel, plan.row_items, num_tokens, self._gpu)
-        made = compiled(plan.kernel, tokens, columns, slot_first, num_warps, self._device)
+        made = compiled(
+            plan.kernel, tokens, columns, slot_first, num_warps, self._options.num_stages, self._device
+        )
         ctas = (-(-num_tokens // tokens) * tiles, 1)
         sizes = (num_tokens, *plan.sizes, *NO_SCRATCH)
         threads = num_warps * launch.WARP

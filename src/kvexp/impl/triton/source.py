@@ -47,11 +47,14 @@ FILLED = 3
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may fix of the kernels; None leaves it to the functions below and to `NUM_WARPS`. Numbers
-    are powers of two.
+    """What a user may fix of the kernels; None leaves it to the functions below and to `NUM_WARPS`.
+
+    Numbers are powers of two, but for `num_stages`.
 
     Attributes:
         num_warps: Warps of a program, up to 32.
+        num_stages: Stages of Triton's software pipelining, from 1 on. These kernels have no loop to
+            pipeline, so that their code is the same for any number.
         tile_tokens: Tokens of a program's tile.
         tile_columns: Items of a token's row in a tile; for `reshape_and_cache` whole runs of 16 bytes.
         slot_first: Whether flash reads a row only once its slot is known, which spares the rows of padding
@@ -59,6 +62,7 @@ class Options:
     """
 
     num_warps: int | None = None
+    num_stages: int | None = None
     tile_tokens: int | None = None
     tile_columns: int | None = None
     slot_first: bool | None = None
@@ -67,10 +71,13 @@ class Options:
         """Refuses what no kernel can be compiled for.
 
         Raises:
-            ConfigError: A value is no power of two, or too large, or no truth value where it must be one.
+            ConfigError: A value is no power of two, or too large, or no whole number or truth value where it
+                must be one.
         """
         if self.slot_first is not None and type(self.slot_first) is not bool:
             raise ConfigError(f"impl.slot_first must be true, false or null, not {self.slot_first!r}")
+        if self.num_stages is not None and (type(self.num_stages) is not int or self.num_stages < 1):
+            raise ConfigError(f"impl.num_stages must be a whole number from 1 on, not {self.num_stages!r}")
         for name, most in (("num_warps", 32), ("tile_tokens", 4096), ("tile_columns", 4096)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 0 < value <= most or value & (value - 1)):

@@ -1,0 +1,153 @@
+"""Verify any function that has the signature of one of the library's, for the tests of an engine."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from kvexp.api.caches import layout_of
+from kvexp.case import Case
+from kvexp.contract import CLAUSES
+from kvexp.contract.clauses import Asked, find
+from kvexp.errors import Unsupported
+from kvexp.op import Call
+from kvexp.op.reshape_and_cache import ReshapeAndCache
+from kvexp.op.reshape_and_cache_flash import ReshapeAndCacheFlash
+from kvexp.op.reshape_and_cache_flash_diffkv import ReshapeAndCacheFlashDiffkv
+
+OPS = {op.name: op for op in (ReshapeAndCache, ReshapeAndCacheFlash, ReshapeAndCacheFlashDiffkv)}
+WORDS = {
+    torch.float16: "half",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float",
+    torch.float8_e4m3fn: "fp8_e4m3",
+    torch.float8_e5m2: "fp8_e5m2",
+}
+FORMATS = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+SIZES = (1, 64, 300)
+"""Numbers of tokens at which clauses are posed, besides small calls."""
+NUM_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
+
+
+def verify(
+    function: Callable[..., object],
+    *,
+    op: str,
+    layout: str = "NHD",
+    dtype: torch.dtype = torch.bfloat16,
+    kv_cache_dtype: str = "auto",
+    device: str | torch.device = "cuda",
+    skip: Collection[str] = (),
+) -> dict[str, str]:
+    """Verify byte for byte that a function keeps the contract of an op, clause by clause.
+
+    The function is called with caches of 8 heads x 128 and blocks of 16 between guarded blocks, with 1, 7, 64
+    and 300 tokens: with padding, slots past the end, rows that are strided or not aligned, keys, values and
+    slots that changed in place, and so on; the clauses are those of docs/semantics.md.
+
+        def test_my_kernel_keeps_the_contract():
+            kvexp.verify(my_reshape_and_cache_flash, op="reshape_and_cache_flash", layout="HND")
+
+    Args:
+        function: Takes the arguments of the library's function of that op, by position.
+        op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv` or `reshape_and_cache`.
+        layout: Of the caches, one that the op writes.
+        dtype: Of keys and values.
+        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`.
+        device: Where the tensors are.
+        skip: Clauses that are not asked.
+
+    Returns:
+        For each clause `holds`, or `refused: ` and why, where the function raised ValueError or
+        NotImplementedError.
+
+    Raises:
+        AssertionError: A clause is broken; the message names each with its first wrong token, head, slot and
+            bytes. Or the function refuses every call.
+        ValueError: There is no such op, layout, dtype, format or clause, or they do not go together.
+    """
+    _check("op", op, OPS)
+    _check("dtype", dtype, WORDS)
+    _check("kv_cache_dtype", kv_cache_dtype, FORMATS)
+    for clause in skip:
+        _check("skip", clause, CLAUSES)
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", torch.cuda.current_device())
+    asked = Asked(
+        impl=_Function(function, op),
+        op=OPS[op](),
+        layout=layout_of(layout),
+        source=dtype,
+        case=_case(op, layout, WORDS[dtype], FORMATS[kv_cache_dtype], str(found)),
+    )
+    try:
+        asked.op.check(asked.case, asked.layout, dtype.itemsize)
+    except Unsupported as refusal:
+        raise ValueError(str(refusal)) from refusal
+    contract = find(asked, SIZES, skip=skip)
+    broken = [finding for finding in (*contract.wrong, *contract.findings) if finding.outcome == "broken"]
+    if broken:
+        name = getattr(function, "__name__", "the function")
+        raise AssertionError("\n".join(f"{name} {finding.sentence}" for finding in broken))
+    if not any(finding.outcome == "holds" for finding in contract.findings):
+        raise AssertionError(f"every call is refused: {contract.wrong[0].words}")
+    return {
+        finding.clause: "holds" if finding.outcome == "holds" else f"refused: {finding.words}"
+        for finding in contract.findings
+    }
+
+
+def _check(name: str, value: object, valid: Collection[object]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, valid))}, not {value!r}")
+
+
+class _Function:
+    """The function as an implementation of one op."""
+
+    name = "function"
+    untimed = ""
+
+    def __init__(self, function: Callable[..., object], op: str) -> None:
+        self._function = function
+        setattr(self, op, self._bind)
+
+    def _bind(self, *arguments: Any) -> Call:
+        def call() -> None:
+            try:
+                self._function(*arguments)
+            except ValueError as refusal:
+                raise Unsupported(str(refusal)) from refusal
+
+        return call
+
+
+def _case(op: str, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> Case:
+    return Case(
+        op=op,
+        impl=_Function.name,
+        impl_options="{}",
+        layout=layout,
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
+        scale="per_tensor",
+        mode="no_graph",
+        timer="none",
+        timer_options="{}",
+        device=device,
+        num_tokens=max(SIZES),
+        num_heads=NUM_HEADS,
+        head_size=HEAD_SIZE,
+        head_size_v=HEAD_SIZE // 2 if op == ReshapeAndCacheFlashDiffkv.name else HEAD_SIZE,
+        block_size=BLOCK_SIZE,
+        num_blocks=1 + max(SIZES) // BLOCK_SIZE,
+        num_layers=1,
+        slots="random",
+        padding=0.0,
+        padding_at="end",
+        rows="contiguous",
+        num_query_heads=NUM_HEADS,
+        extra_tokens=0,
+        seed=0,
+    )

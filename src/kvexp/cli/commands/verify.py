@@ -1,0 +1,65 @@
+"""Asks an implementation about each clause of the contract, and measures nothing.
+
+kvexp verify [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --config-dir my_conf. Each clause
+of docs/semantics.md holds, is broken, with the first wrong element, or is refused. Exit code 0 when none is
+broken and one holds at least, 1 when one is broken, 3 when the implementation refuses everything.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from kvexp.cli import say
+from kvexp.cli.commands._parser import Parser
+from kvexp.contract import SMALL
+from kvexp.contract.ask import Asker
+from kvexp.errors import KvexpError
+from kvexp.experiment import Experiment
+
+BROKEN = 1
+REFUSED = 3
+SHOWN = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "workload")
+"""Choices that a heading shows."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Return 0, 1 or 3; see above.
+
+    Raises:
+        ConfigError: What was typed is wrong.
+    """
+    from kvexp.cli.run import composed  # here, since --help does without Hydra
+
+    parser = Parser(
+        "kvexp verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _, words = parser.parse_known_args(argv)
+    asker = Asker()
+    try:
+        codes = [_verify(asker, experiment) for experiment in composed(words)]
+    finally:
+        asker.close()
+    if BROKEN in codes:
+        return BROKEN
+    return 0 if 0 in codes else REFUSED
+
+
+def _verify(asker: Asker, experiment: Experiment) -> int:
+    """Ask about one curve, print what is found, and return the exit code for it alone."""
+    say(" ".join(f"{name}={getattr(experiment, name).name}" for name in SHOWN) + "\n")
+    try:
+        found = asker.ask(experiment)
+    except KvexpError as refusal:
+        say(f"  refused: {refusal}\n")
+        return REFUSED
+    findings = [*found.wrong, *found.findings]
+    width = max(len(finding.clause) for finding in findings)
+    for finding in findings:
+        said = f"{finding.words} ({finding.num_tokens} tokens)" if finding.words else ""
+        say(f"  {finding.clause:{width}}  {finding.outcome:7}  {said}".rstrip() + "\n")
+    sizes = ", ".join(map(str, found.sizes))
+    say(f"  posed with {SMALL} tokens{f' and with {sizes}' if sizes else ' alone'}\n")
+    outcomes = {finding.outcome for finding in findings}
+    return BROKEN if "broken" in outcomes else 0 if "holds" in outcomes else REFUSED

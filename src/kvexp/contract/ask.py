@@ -1,0 +1,248 @@
+"""Have an implementation asked in a process of its own, and remember what came of it.
+
+A kernel may end that process, or never return; what it was asked then is broken, and another process goes on
+with the rest. An answer holds for everything that it depends on, the hash of the implementation's sources
+among it, and is kept beside the compiled kernels, so that a combination is asked once.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import IO, Any
+
+from kvexp import sources
+from kvexp.cache import cache_dir
+from kvexp.contract import Contract, Finding
+from kvexp.errors import KvexpError
+from kvexp.experiment import Experiment
+
+START_SECONDS = 300.0
+"""Patience with the start of the process and the import of libraries."""
+ASK_SECONDS = 120.0
+"""Patience with one question; a peer's first call may compile for half a minute."""
+MOST_PROCESSES = 12
+"""Processes for one combination; what dies in more is asked no further."""
+LAST_WORDS_BYTES = 300
+
+MACHINE = ("device_name", "driver", "torch", "triton", "cuda")
+"""Columns of the machine that an answer depends on."""
+
+
+class Asker:
+    """Asks implementations, and knows what was answered.
+
+    Attributes:
+        coming: Curves that will be asked for, resolved for this machine: one process asks all of them.
+    """
+
+    def __init__(self) -> None:
+        self.coming: list[Experiment] = []
+        self._ask_seconds = ASK_SECONDS
+        self._known: dict[str, Contract] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._heard = b""
+
+    def limit(self, ask_seconds: float | None) -> None:
+        """Have no more patience with one question than that."""
+        self._ask_seconds = ASK_SECONDS if ask_seconds is None else min(ask_seconds, ASK_SECONDS)
+
+    def contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
+        """Return what is known of the curve's implementation, which is asked where nothing is.
+
+        Args:
+            experiment: The curve, resolved for this machine's device.
+            machine: The machine's columns.
+
+        Raises:
+            KvexpError: Nothing can be asked; the message says why.
+        """
+        key = _key(experiment, machine)
+        if not self._is_known(experiment, key):
+            try:
+                self._remember(experiment, key, self.ask(experiment))
+                for other in self.coming:
+                    if not self._is_known(other, _key(other, machine)):
+                        with contextlib.suppress(KvexpError):  # told when its turn comes
+                            self._remember(other, _key(other, machine), self.ask(other))
+            finally:
+                # An idle process would be seen on the GPU, and count as another one's.
+                self.close()
+        return self._known[key]
+
+    def ask(self, experiment: Experiment) -> Contract:
+        """Ask all clauses, at the curve's sizes too, whatever is known.
+
+        Raises:
+            KvexpError: See `contract`.
+        """
+        died: dict[tuple[str, int], str] = {}
+        for _ in range(MOST_PROCESSES):
+            last: tuple[str, int] | None = None
+            try:
+                for answer in self._answers(experiment, list(died)):
+                    if "ask" in answer:
+                        clause, num_tokens = answer["ask"]
+                        last = clause, num_tokens
+                    elif "refusal" in answer:
+                        raise KvexpError(answer["refusal"])
+                    else:
+                        return _with_last_words(Contract.from_json(answer["contract"]), died)
+            except _Died as death:
+                self.close()
+                if last is None:
+                    raise KvexpError(f"the process that asks about the contract {death}") from death
+                died[last] = str(death)
+        return Contract(())
+
+    def close(self) -> None:
+        """End the process, where there is one."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout, self._errors):
+                if pipe:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        self._process, self._heard = None, b""
+
+    def _is_known(self, experiment: Experiment, key: str) -> bool:
+        if key not in self._known and _hash(experiment) and (found := _read(_file(key))):
+            self._known[key] = found
+        return key in self._known
+
+    def _remember(self, experiment: Experiment, key: str, found: Contract) -> None:
+        self._known[key] = found
+        if _hash(experiment):
+            _write(_file(key), found)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        return subprocess.Popen(
+            [sys.executable, "-m", "kvexp.contract.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+        )
+
+    def _answers(self, experiment: Experiment, died: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+        """Yield what the process says.
+
+        Raises:
+            _Died: It has ended, or was silent for too long and is ended.
+        """
+        patience_s = self._ask_seconds if self._process else START_SECONDS
+        self._process = self._process or self._start()
+        assert self._process.stdin
+        request = {
+            "experiment": asdict(experiment),
+            "num_tokens": list(experiment.workload.num_tokens),
+            "died": died,
+        }
+        with contextlib.suppress(OSError):  # it is gone, as what it does not say tells
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        while True:
+            yield json.loads(self._line(patience_s))
+            patience_s = self._ask_seconds
+
+    def _line(self, patience_s: float) -> bytes:
+        assert self._process
+        assert self._process.stdout
+        pipe, until = self._process.stdout.fileno(), time.monotonic() + patience_s
+        while b"\n" not in self._heard:
+            left = max(0.0, until - time.monotonic())
+            if not select.select([pipe], [], [], left)[0]:
+                raise _Died(f"did not return within {patience_s:g} s")
+            heard = os.read(pipe, 1 << 16)
+            if not heard:
+                raise _Died(f"died{self._last_words()}")
+            self._heard += heard
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+    def _last_words(self) -> str:
+        assert self._process
+        assert self._errors
+        code = self._process.wait()
+        how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
+        self._errors.seek(0)
+        words = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"{how} ({words[-1][:LAST_WORDS_BYTES]})" if words else how
+
+
+class _Died(Exception):
+    """The process has ended; the message says how."""
+
+
+def _with_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) -> Contract:
+    """Return the same, with how each process died."""
+
+    def told(found: Finding) -> Finding:
+        how = died.get((found.clause, found.num_tokens)) if found.num_tokens is not None else None
+        return replace(found, words=how) if how else found
+
+    findings, wrong = map(told, contract.findings), map(told, contract.wrong)
+    return replace(contract, findings=tuple(findings), wrong=tuple(wrong))
+
+
+def _hash(experiment: Experiment) -> str | None:
+    """Return the hash of the implementation's sources; what has none is asked anew in each process."""
+    return sources.impl_hash(experiment.impl.target)
+
+
+def _key(experiment: Experiment, machine: Mapping[str, Any]) -> str:
+    """Return a hash of everything that an answer depends on."""
+    fields = asdict(experiment)
+    for name in ("timer", "layout_reason"):
+        del fields[name]
+    workload = {name: value for name, value in fields["workload"].items() if name not in _NO_MATTER}
+    columns = [machine.get(column) for column in MACHINE]
+    depends = [{**fields, "workload": workload}, _hash(experiment), columns, _own_hash()]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _file(key: str) -> Path:
+    return cache_dir() / "contracts" / f"{key}.json"
+
+
+_NO_MATTER = ("name", "num_blocks", "slots", "padding", "padding_at", "rows", "extra_tokens")
+"""What a question chooses itself."""
+
+
+@functools.cache
+def _own_hash() -> str:
+    """Return a hash of what poses the questions and says what is right."""
+    package = Path(__file__).parents[1]
+    rooms = (file for room in ("contract", "op", "layout") for file in package.glob(f"{room}/*.py"))
+    digest = hashlib.sha256()
+    for file in sorted([*rooms, package / "quantize.py"]):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> Contract | None:
+    try:
+        return Contract.from_json(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write(file: Path, contract: Contract) -> None:
+    """Keep the answer; a folder that cannot be written to costs the next sweep the questions again."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=file.parent)
+        with os.fdopen(descriptor, "w") as handle:
+            json.dump(contract.to_json(), handle)
+        os.replace(name, file)

@@ -1,0 +1,252 @@
+"""The tensors of one question: a small cache between guard blocks, and what it must hold after the call.
+
+The implementation is given a cache that is the middle of a larger one. So a slot before the first or past the
+last lies in memory that is ours, where a write does no harm and is seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from kvexp import memory
+from kvexp.case import Case
+from kvexp.layout import Layout, Plane
+from kvexp.op import cache_item_bytes
+from kvexp.quantize import quantize
+from kvexp.workload import GUARD_BYTES, NO_SLOT, inputs
+
+GUARD_BLOCKS = 2
+"""Blocks of the same cache before its first and after its last."""
+SPARE_BLOCKS = 2
+"""Blocks in its middle, one odd and one even, that no token has a slot in."""
+LEAST_BLOCKS = 8
+MOST_LAYERS = 2
+EXTRA_ROWS = 3
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
+
+@dataclass(frozen=True)
+class Question:
+    """How a call differs from a plain one.
+
+    Attributes:
+        padding: Some tokens have the slot -1.
+        all_padding: All have.
+        negatives: Some have other negative slots.
+        past_end: Some have slots past the last.
+        extra_rows: Key and value have rows past the last token's.
+        rows: How key and value lie in memory; see `workload.inputs`.
+        shifted: The caches begin one item past an aligned address.
+        other_blocks: Slots lie in blocks all over the cache, the first and the last among them; by default
+            they follow one another from the begin of a block on.
+        partly_there: The cache holds some of the rows already, among them the first token's.
+        fresh_inputs: Keys, values and scales change in place once the call is bound, and again after a run.
+        fresh_slots: The slots do.
+    """
+
+    padding: bool = False
+    all_padding: bool = False
+    negatives: bool = False
+    past_end: bool = False
+    extra_rows: bool = False
+    rows: str = "contiguous"
+    shifted: bool = False
+    other_blocks: bool = False
+    partly_there: bool = False
+    fresh_inputs: bool = False
+    fresh_slots: bool = False
+
+
+class Posed:
+    """The tensors that an op binds, for one question; see `workload.Tensors` for their shapes.
+
+    Args:
+        case: Sizes, types and device; `num_tokens` of the call.
+        layout: Of the cache.
+        source: Type of key and value.
+        question: How the call differs from a plain one.
+        generator: What everything is drawn with, on the case's device.
+    """
+
+    def __init__(
+        self, case: Case, layout: Layout, source: torch.dtype, question: Question, generator: torch.Generator
+    ) -> None:
+        device = torch.device(case.device)
+        self.question, self.layout, self.generator, self._begin = question, layout, generator, -1
+        self.num_blocks = max(LEAST_BLOCKS, -(-case.num_tokens // case.block_size) + 2 * SPARE_BLOCKS)
+        self.case = replace(
+            case,
+            rows=question.rows,
+            extra_tokens=EXTRA_ROWS if question.extra_rows else 0,
+            num_layers=min(case.num_layers, MOST_LAYERS),
+            num_blocks=self.num_blocks + 2 * GUARD_BLOCKS,
+        )
+        item_bytes = cache_item_bytes(case.kv_cache_dtype, source.itemsize)
+        planes = layout.planes(self.case, item_bytes, layer=self.case.num_layers // 2)
+        begin = GUARD_BYTES + item_bytes * question.shifted
+        size = begin + planes.items * item_bytes + GUARD_BYTES
+        self.storage = torch.empty(size, dtype=torch.uint8, device=device)
+        item = source if case.kv_cache_dtype == "auto" else torch.uint8
+        items = self.storage[begin : begin + planes.items * item_bytes].view(item)
+        self._whole = [_view(items, plane) for plane in (planes.key, planes.value)]
+        self.key_cache, self.value_cache = (whole[GUARD_BLOCKS:-GUARD_BLOCKS] for whole in self._whole)
+        packed = _view(items, planes.packed)[GUARD_BLOCKS:-GUARD_BLOCKS] if planes.packed else None
+        self.kv_cache = packed
+        self.kv_cache_dtype = case.kv_cache_dtype
+        self.rows = inputs.make(self.case, source, device)
+        given = case.num_tokens + self.case.extra_tokens
+        self.key, self.value = self.rows.key[:given], self.rows.value[:given]
+        heads = case.num_heads if case.scale == "per_head" else 1
+        scales = torch.empty((2, heads), dtype=torch.float32, device=device)
+        self.k_scale, self.v_scale = scales if case.scale == "per_head" else scales[:, 0]
+        # Behind the mapping lie slots that no token has: whoever reads on writes there, and is seen.
+        self._slots = torch.empty(case.num_tokens + EXTRA_ROWS, dtype=torch.int64, device=device)
+        self.slot_mapping = self._slots[: case.num_tokens]
+        self.draw_inputs()
+        self.draw_slots()
+
+    def draw_inputs(self) -> None:
+        """Change keys, values and scales in place."""
+        self.rows.fill(self.generator)
+        for scale in (self.k_scale, self.v_scale):
+            scale.uniform_(0.02, 0.06, generator=self.generator)
+
+    def draw_slots(self) -> None:
+        """Change the slots in place; which tokens have none may change, too."""
+        num_tokens = len(self.slot_mapping)
+        slots = self._all_over() if self.question.other_blocks else self._adjacent()
+        self._slots.copy_(slots[: num_tokens + EXTRA_ROWS])
+        if self.question.other_blocks:
+            self.slot_mapping.copy_(self.slot_mapping[self._shuffled(num_tokens)])
+        end = self.num_blocks * self.case.block_size
+        none = [
+            *[NO_SLOT] * (self.question.padding or self.question.all_padding),
+            *([-2, -self.case.block_size - 1] if self.question.negatives else []),
+            *([end, end + self.case.block_size] if self.question.past_end else []),
+        ]
+        most = num_tokens if self.question.all_padding else max(len(none), num_tokens // 4)
+        count = min(most, num_tokens - (not self.question.all_padding))
+        if none and count > 0:
+            which = self._shuffled(num_tokens)[:count]
+            words = torch.tensor(none, device=which.device)
+            self.slot_mapping[which] = words[torch.arange(count, device=which.device) % len(words)]
+
+    def _adjacent(self) -> Tensor:
+        """Return slots in a row that begin with a block, another one each time."""
+        needed = -(-len(self._slots) // self.case.block_size)
+        self._begin = (self._begin + 1) % (self.num_blocks - needed + 1)
+        first = self._begin * self.case.block_size
+        return torch.arange(first, first + len(self._slots), device=self._slots.device)
+
+    def _all_over(self) -> Tensor:
+        """Return slots of all blocks but the spare ones, one of each block before a second one of any."""
+        block_size, device = self.case.block_size, self._slots.device
+        first_spare = self.num_blocks // 2
+        blocks = torch.arange(self.num_blocks, device=device)
+        used = blocks[(blocks < first_spare) | (blocks >= first_spare + SPARE_BLOCKS)]
+        used = used[self._shuffled(len(used))]
+        ends = (used == 0) | (used == self.num_blocks - 1)
+        used = torch.cat([used[ends], used[~ends]])
+        begins = torch.randint(block_size, used.shape, generator=self.generator, device=device)
+        offsets = (begins + torch.arange(block_size, device=device).unsqueeze(-1)) % block_size
+        slots = (used * block_size + offsets).flatten()
+        others = slots[len(used) :]
+        slots[len(used) :] = others[self._shuffled(len(others))]
+        return slots
+
+    def prepare(self) -> None:
+        """Poison the cache, put some rows there where that is asked, and note what must be there later."""
+        memory.poison(self.storage)
+        tokens = self._written()
+        if self.question.partly_there and len(tokens) > 1:
+            inner = tokens[1:-1][self._shuffled(len(tokens) - 2)]
+            both, key_alone = len(inner) // 3, len(inner) // 3 * 2
+            ends = tokens[:1] if len(tokens) == 2 else tokens[[0, -1]]
+            self._write(torch.cat([ends, inner[:both]]), self.storage)
+            self._write(inner[both:key_alone], self.storage, planes=1)
+        self.expected = self.storage.clone()
+        self._write(tokens, self.expected)
+        self._inputs = [tensor.clone() for tensor in self._given()]
+
+    def difference(self) -> str:
+        """Return what is wrong after the call, in words; empty where nothing is."""
+        pairs = zip(self._given(), self._inputs, strict=True)
+        if not all(torch.equal(_bytes(now), _bytes(before)) for now, before in pairs):
+            return "it changed its inputs: keys, values, slots or scales"
+        differs = self.storage != self.expected
+        if not bool(differs.any()):
+            return ""
+        # Tokens without a slot count, too: theirs lie in the guard blocks.
+        every = torch.arange(len(self.slot_mapping), device=self.slot_mapping.device)
+        for tokens in (self._written(), every):
+            for name, plane in zip(("key_cache", "value_cache"), self._whole, strict=True):
+                if found := self._first_wrong(name, plane, tokens):
+                    return found
+        at = int(differs.view(torch.uint8).argmax())
+        return (
+            f"byte {at} of the {len(differs)} of the cache and its guards, which no slot of the call has, "
+            f"is 0x{int(self.storage[at]):02x} instead of 0x{int(self.expected[at]):02x}"
+        )
+
+    def _written(self) -> Tensor:
+        """Return the tokens that have a slot, int64 ascending."""
+        end = self.num_blocks * self.case.block_size
+        return ((self.slot_mapping >= 0) & (self.slot_mapping < end)).nonzero().flatten()
+
+    def _first_wrong(self, name: str, plane: Tensor, tokens: Tensor) -> str:
+        if not len(tokens):
+            return ""
+        slots = self._in_whole(tokens)
+        items = plane.view(_INTEGERS[plane.itemsize])
+        found = self.layout.gather(items, slots)
+        asked = self.layout.gather(_twin(items, self.expected), slots)
+        differs = found != asked
+        if not bool(differs.any()):
+            return ""
+        first = int(differs.reshape(-1).view(torch.uint8).argmax())
+        heads, size = found.shape[1:]
+        token, head, element = first // (heads * size), first // size % heads, first % size
+        mask, digits = (1 << 8 * plane.itemsize) - 1, 2 * plane.itemsize
+        codes = [int(rows[token, head, element]) & mask for rows in (found, asked)]
+        return (
+            f"token {int(tokens[token])}, head {head}, element {element} of {name} "
+            f"(slot {int(self.slot_mapping[tokens[token]])}): 0x{codes[0]:0{digits}x} "
+            f"instead of 0x{codes[1]:0{digits}x}"
+        )
+
+    def _write(self, tokens: Tensor, storage: Tensor, planes: int = 2) -> None:
+        """Put the rows of these tokens into a storage like the cache's; `planes=1`: those of K alone."""
+        pairs = zip((self.key, self.value), self._whole, (self.k_scale, self.v_scale), strict=True)
+        for rows, plane, scale in islice(pairs, planes if len(tokens) else 0):
+            chosen = rows.view(_INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
+            items = _twin(plane.view(_INTEGERS[plane.itemsize]), storage)
+            codes = quantize(chosen, self.kv_cache_dtype, scale).view(items.dtype)
+            self.layout.scatter(items, self._in_whole(tokens), codes)
+
+    def _in_whole(self, tokens: Tensor) -> Tensor:
+        """Return the tokens' slots, counted from the first guard block on."""
+        return self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size
+
+    def _given(self) -> Sequence[Tensor]:
+        return self.rows.flat, self._slots, self.k_scale, self.v_scale
+
+    def _shuffled(self, count: int) -> Tensor:
+        return torch.randperm(max(0, count), generator=self.generator, device=self._slots.device)
+
+
+def _view(items: Tensor, plane: Plane) -> Tensor:
+    return items.as_strided(plane.shape, plane.strides, items.storage_offset() + plane.offset)
+
+
+def _twin(items: Tensor, storage: Tensor) -> Tensor:
+    """Return the same places in another storage."""
+    whole = storage[: storage.numel() // items.itemsize * items.itemsize].view(items.dtype)
+    return whole.as_strided(items.shape, items.stride(), items.storage_offset())
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

@@ -1,0 +1,111 @@
+"""The flash function on head-major caches, which it knows by a key cache of five dims."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.library import opcheck
+
+import kvexp
+from tests import law
+from tests.api.calls import SLOTS, assert_refused
+from tests.law import FLASH, PAGED
+
+TYPES = [("auto", "per_tensor"), ("fp8", "per_tensor"), ("fp8_e5m2", "per_head")]
+
+
+def head_major(slots=SLOTS, **chosen):
+    return law.problem("cpu", slots, op=PAGED, **chosen)
+
+
+def flash(*arguments, **options):
+    kvexp.reshape_and_cache_flash(*arguments, impl="torch", **options)
+
+
+def of_flash(posed):
+    """The same call through the flash function."""
+    return replace(posed, op=FLASH)
+
+
+@pytest.mark.parametrize(("kv_cache_dtype", "scale"), TYPES)
+@pytest.mark.parametrize("slots", [SLOTS, [], [-1, 3, 8 * 16, 0]], ids=str)
+def test_writes_what_reshape_and_cache_writes(slots, kv_cache_dtype, scale):
+    posed = head_major(slots, kv_cache_dtype=kv_cache_dtype, scale=scale, num_layers=2)
+    expected = posed.expected()
+    flash(*posed.arguments)
+    assert torch.equal(posed.storage, expected)
+
+
+def test_writes_caches_of_either_shape_in_turn():
+    for _ in range(2):
+        for op in (FLASH, PAGED):
+            posed = law.problem("cpu", SLOTS, op=op)
+            expected = posed.expected()
+            flash(*posed.arguments)
+            assert torch.equal(posed.storage, expected)
+
+
+def test_checks_slots_of_head_major_blocks():
+    posed = head_major([5, 128])
+    sentence = "slot_mapping[1] is 128, past the last of the cache's 128 slots"
+    assert_refused(of_flash(posed), ValueError, sentence, check_slots=True)
+
+
+def test_names_what_a_head_major_cache_must_be():
+    posed = head_major()
+    assert_refused(
+        of_flash(replace(posed, value_cache=torch.zeros(8, 16, 2, 64, dtype=torch.bfloat16))),
+        ValueError,
+        "value_cache must be [num_blocks, 2, 64, block_size], not [8, 16, 2, 64]",
+    )
+    assert_refused(
+        of_flash(replace(posed, key_cache=posed.key_cache[:4])),
+        ValueError,
+        "key_cache must be [8, 2, 8, 16, 8] to fit value_cache, not [4, 2, 8, 16, 8]",
+    )
+
+
+def test_names_both_shapes_where_a_key_cache_has_neither():
+    posed = law.problem("cpu", SLOTS)
+    assert_refused(
+        replace(posed, key_cache=posed.key_cache.flatten(2)),
+        ValueError,
+        "key_cache must be [num_blocks, block_size, 2, 64], or head-major "
+        "[num_blocks, 2, 64 / x, block_size, x], not [8, 16, 128]",
+    )
+
+
+def test_reshape_and_cache_itself_takes_no_flash_caches():
+    posed = law.problem("cpu", SLOTS)
+    assert_refused(
+        replace(posed, op=PAGED),
+        ValueError,
+        "value_cache must be [num_blocks, 2, 64, block_size], not [8, 16, 2, 64]",
+    )
+
+
+class TestTorch:
+    def test_checks_the_registered_op(self):
+        posed = head_major(kv_cache_dtype="fp8", scale="per_head")
+        registered = torch.ops.kvexp.reshape_and_cache_flash.default
+        outcome = opcheck(registered, (*posed.arguments, "torch", False))
+        assert set(outcome.values()) == {"SUCCESS"}
+
+    def test_compiles_a_call_without_a_break(self):
+        torch._dynamo.reset()
+
+        def step(key, *others):
+            flash(key * 2, *others)
+
+        posed = head_major()
+        expected = replace(posed, key=posed.key * 2).expected()
+        torch.compile(step, fullgraph=True, backend="aot_eager")(*posed.arguments)
+        assert torch.equal(posed.storage, expected)
+
+    def test_traces_a_call_as_one_node_of_the_op_that_was_called(self):
+        traced = make_fx(lambda *tensors: flash(*tensors, "auto"), tracing_mode="fake")(
+            *head_major().arguments[:-3]
+        )
+        targets = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
+        assert targets == ["kvexp.reshape_and_cache_flash.default"]
