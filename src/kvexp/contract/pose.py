@@ -77,7 +77,8 @@ class Posed:
     ) -> None:
         device = torch.device(case.device)
         self.question, self.layout, self.generator, self._begin = question, layout, generator, -1
-        self.num_blocks = max(LEAST_BLOCKS, -(-case.num_tokens // case.block_size) + 2 * SPARE_BLOCKS)
+        needed = -(-(case.num_tokens + EXTRA_ROWS) // case.block_size)
+        self.num_blocks = max(LEAST_BLOCKS, needed + 2 * SPARE_BLOCKS)
         self.case = replace(
             case,
             rows=question.rows,
