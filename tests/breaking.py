@@ -60,9 +60,9 @@ class Breaking(Torch):
                 last = slots // block_size == len(key_cache) - 1
                 found = torch.where(last, slots - block_size, slots)
             if self.kind.startswith("skips_if"):
-                at = slots[0].clamp(0, num_slots - 1)
+                at = slots[:1].clamp(0, num_slots - 1)
                 places = zip((key, value), (key_cache, value_cache), strict=True)
-                same = [(plane[at // block_size, at % block_size] == row[0]).all() for row, plane in places]
+                same = [(plane[at // block_size, at % block_size] == row[:1]).all() for row, plane in places]
                 there = same[0] if "keys" in self.kind else same[0] & same[1]
                 found = torch.where(there & (slots[0] >= 0), -1, slots)
             if self.kind != "stale_slots":
@@ -157,3 +157,17 @@ class Following(Torch):
     def refresh(self):
         for slots, own in self._pairs:
             own.copy_(slots)
+
+
+class Trapping(Torch):
+    """Right, and asserts on the device that no slot is past the end: on a GPU that ends all CUDA work."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
+        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
+        num_slots = key_cache.shape[0] * key_cache.shape[1]
+
+        def call():
+            torch._assert_async((slots < num_slots).all())
+            right()
+
+        return call
