@@ -66,14 +66,20 @@ class ExtraToken(Torch):
     """Writes the row behind the last token's as well, in the slot that comes next."""
 
     def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
-        return super().reshape_and_cache_flash(
-            key, value, key_cache, value_cache, self._longer(key, slot_mapping), *others
-        )
+        bind = super().reshape_and_cache_flash
+
+        def call():
+            bind(key, value, key_cache, value_cache, self._longer(key, slot_mapping), *others)()
+
+        return call
 
     def reshape_and_cache(self, key, value, key_cache, value_cache, slot_mapping, *others):
-        return super().reshape_and_cache(
-            key, value, key_cache, value_cache, self._longer(key, slot_mapping), *others
-        )
+        bind = super().reshape_and_cache
+
+        def call():
+            bind(key, value, key_cache, value_cache, self._longer(key, slot_mapping), *others)()
+
+        return call
 
     def _longer(self, key, slot_mapping):
         num_rows = len(slot_mapping) + (len(key) > len(slot_mapping))
@@ -95,18 +101,19 @@ class PerTensor(Torch):
 class Rescaled(Torch):
     """Decodes an 8-bit source, divides it by its scale and converts it again."""
 
-    def reshape_and_cache_flash(self, key, value, *others):
-        return super().reshape_and_cache_flash(self._float(key), self._float(value), *self._halved(others))
+    def reshape_and_cache_flash(self, *arguments):
+        return self._rescaled(super().reshape_and_cache_flash, *arguments)
 
-    def reshape_and_cache(self, key, value, *others):
-        return super().reshape_and_cache(self._float(key), self._float(value), *self._halved(others))
+    def reshape_and_cache(self, *arguments):
+        return self._rescaled(super().reshape_and_cache, *arguments)
 
-    def _float(self, rows):
-        return rows.float()
-
-    def _halved(self, others):
+    def _rescaled(self, bind, key, value, *others):
         *before, k_scale, v_scale = others
-        return *before, k_scale * 2, v_scale * 2
+
+        def call():
+            bind(key.float(), value.float(), *before, k_scale * 2, v_scale * 2)()
+
+        return call
 
 
 class Mislaid(Torch):
@@ -149,9 +156,41 @@ class Misaddressed(Torch):
 
     def __init__(self, device, nth):
         super().__init__(device)
-        self.nth = nth
+        self.nth, self.mappings = nth, []
 
     def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
-        self.nth -= 1
-        slots = slot_mapping.flip(0) if self.nth == 0 else slot_mapping
-        return super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
+        bind = super().reshape_and_cache_flash
+        if slot_mapping.data_ptr() not in self.mappings:
+            self.mappings.append(slot_mapping.data_ptr())
+        wrong = self.mappings.index(slot_mapping.data_ptr()) == self.nth - 1
+
+        def call():
+            slots = slot_mapping.flip(0) if wrong else slot_mapping
+            bind(key, value, key_cache, value_cache, slots, *others)()
+
+        return call
+
+
+class Exchanging(_Stray):
+    """Swaps two blocks that nobody wrote or, if not `swapped`, copies one to the other."""
+
+    def __init__(self, device, swapped):
+        super().__init__(device)
+        self.swapped = swapped
+
+    def besides(self, key, key_cache, value_cache, slot_mapping):
+        block_size = value_cache.shape[3] if key_cache.dim() == 5 else key_cache.shape[1]
+        taken = (slot_mapping // block_size).tolist()
+        one, other = [block for block in range(len(key_cache)) if block not in taken][:2]
+        for plane in (key_cache, value_cache):
+            kept = plane[one].clone()
+            plane[one] = plane[other]
+            if self.swapped:
+                plane[other] = kept
+
+
+class Beyond(_Stray):
+    """Changes the last byte of the curve's keys and values, whoever's it is."""
+
+    def besides(self, key, key_cache, value_cache, slot_mapping):
+        torch.empty(0, dtype=torch.uint8).set_(key.untyped_storage())[-1] = 0

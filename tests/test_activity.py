@@ -96,7 +96,7 @@ def timed(call, calls=4, evict=None):
             call()
 
     with activity.recording() as records:
-        replay = timer.cupti(run, calls, evict, records, wait=lambda: None)
+        replay = timer.cupti([run], calls, evict, records, wait=lambda: None)
         return timer.timing(replay, RULE).samples_us
 
 
@@ -173,5 +173,7 @@ def test_its_calls_find_the_l2_as_those_of_cuda_events_do(mode):
         curve._timed_plan(replace(case, timer=clock), 8192, 8192, 10_000, curve.L2State("cold", "cold"))
         for clock in ("cuda_event", "cupti")
     )
-    assert other == replace(one, short_calls=0)
+    assert other == one.without_short_calls()
+    assert other.short_calls == 0
+    assert (other.windows, other.inputs_state) == (one.windows, one.inputs_state)
     assert (other.cache_state, other.inputs_state, other.evict) == ("cold", "cold", True)

@@ -2,11 +2,16 @@ import pytest
 import torch
 
 from kvexp import ceiling
+from kvexp.errors import IncorrectResult
 from kvexp.impl import make
-from kvexp.law import POISON, poison
+from kvexp.law import poison
+from kvexp.memory import first_unpoisoned
+from kvexp.mode import prepare
 from kvexp.replicas import Plan
+from kvexp.timer import Replay
 from kvexp.workload import GUARD_BYTES, allocate
 from tests import composed
+from tests.places import all_poison
 
 
 @pytest.fixture
@@ -30,16 +35,20 @@ def calls(moves):
 def places(memory, calls):
     """For each call, what it wrote into the poisoned cache."""
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
-    found = []
+    found, untouched = [], storage.clone()
     for call in calls:
         call()
-        found.append((storage != POISON).nonzero().flatten().tolist())
+        found.append((storage != untouched).nonzero().flatten().tolist())
         poison(memory.cache)
     return found
 
 
 def test_copies_write_their_bytes_each_to_the_next_place(memory):
-    memory.inputs.view(torch.uint8).fill_(1)
+    storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
+    # No byte of what is read is the poison of a place where it goes.
+    poison_there = zip(*(storage[at : at + 40].tolist() for at in (0, 48, 96)), strict=True)
+    others = [next(byte for byte in range(4) if byte not in there) for there in poison_there]
+    memory.inputs.view(torch.uint8).view(-1)[:40] = torch.tensor(others, dtype=torch.uint8)
     moves = ceiling.moves(memory, 1, 40 + 8, 40, walking(3))
     # A place begins at an address of sixteen bytes.
     assert places(memory, calls(moves)) == [list(range(at, at + 40)) for at in (0, 48, 96)]
@@ -62,11 +71,32 @@ def test_a_cpu_has_no_copy_that_reads_more_than_it_writes(memory):
     assert ceiling.moves(memory, 0, 2000, 1000, walking(1)) == []
 
 
-def test_what_copies_wrote_is_poison_again(memory):
-    for call in calls(ceiling.moves(memory, 0, 1000, 1000, walking(5))):
+@pytest.mark.parametrize("written", [16, 1000, 1008])
+def test_what_copies_wrote_is_poison_again_and_nothing_between(memory, written):
+    moves = ceiling.moves(memory, 0, written, written, walking(5))
+    for call in calls(moves):
         call()
-    ceiling.restore(memory, 1000, 5)
-    assert memory.cache.storage.unique().tolist() == [POISON]
+    ceiling.restore(memory, moves)
+    assert all_poison(memory.cache)
+    between = {GUARD_BYTES + 1000} if written == 1000 else set()
+    for at in {GUARD_BYTES - 1, GUARD_BYTES + 5 * -(-written // 16) * 16} | between:
+        memory.cache.storage[at] ^= 1
+        ceiling.restore(memory, moves)
+        assert first_unpoisoned(memory.cache.storage)() == at
+        memory.cache.storage[at] ^= 1
+
+
+def test_copies_are_checked_with_all_that_they_might_have_changed(memory):
+    moves = ceiling.moves(memory, 0, 1000, 1000, walking(5))
+    replay = Replay([prepare("no_graph", calls(moves))], 5, lambda turn: 0.0)
+    for _ in range(2):
+        ceiling.check(memory, moves, replay)
+        assert all_poison(memory.cache)
+    for at in (0, GUARD_BYTES + 1000, -1):
+        memory.cache.storage[at] ^= 1
+        with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
+            ceiling.check(memory, moves, replay)
+        assert all_poison(memory.cache)
 
 
 def test_a_cpu_has_one_shape_of_copy():

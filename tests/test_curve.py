@@ -45,17 +45,20 @@ def gpu_s():
 
 
 @pytest.mark.parametrize(("short_calls", "clock"), [(3, "cuda_event"), (0, "wall_clock")])
-def test_a_replay_makes_the_calls_of_both_series_as_often_as_planned(monkeypatch, gpu_s, short_calls, clock):
+def test_each_run_of_a_replay_makes_the_calls_of_both_series(monkeypatch, gpu_s, short_calls, clock):
     made = []
     event = SimpleNamespace(record=lambda: None)
     monkeypatch.setattr(timer.torch.cuda, "Event", lambda **_: event)
-    calls = [lambda number=number: made.append(number) for number in range(6)]
+    calls = [lambda number=number: made.append(number) for number in range(16)]
     plan = Plan(5, short_calls, 6, "cold", True)
     swept = replace(gpu_s, evict=lambda: made.append("sweep"))
-    replay = curve.replay(swept, replace(tiny.case(), mode="no_graph", timer=clock), calls, plan)
-    replay.run()
-    both = ["sweep", 0, 1, 2, 3, 4, "sweep", 5, 0, 1]
-    assert made == (both if short_calls else [0, 1, 2, 3, 4])
+    turns = [calls[: 5 + short_calls], calls[8 : 13 + short_calls]]
+    replay = curve.replay(swept, replace(tiny.case(), mode="no_graph", timer=clock), turns, plan)
+    for run, first in zip(replay.runs, (0, 8), strict=True):
+        made.clear()
+        run()
+        long, short = [first + i for i in range(5)], [first + 5 + i for i in range(short_calls)]
+        assert made == (["sweep", *long, "sweep", *short] if short_calls else long)
     assert replay.calls == 5 + short_calls
 
 

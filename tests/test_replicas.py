@@ -1,4 +1,5 @@
-from itertools import cycle, islice, product
+from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -11,6 +12,7 @@ from kvexp.replicas import (
     MOST_EAGER_CALLS,
     MOST_GRAPH_CALLS,
     ONCE,
+    TURNS,
     Plan,
     cpu_plan,
     gpu_plan,
@@ -30,6 +32,77 @@ def cases():
             yield tokens, slots, written, l2, graph, plan
 
 
+DISTINCT = [*range(1, 13), 15, 16, 17, 20, 21, 25, 100, 333, 1000, 2400, 2499, 2500, 2501, 131072]
+WRITTEN = [4, 4096, 1 << 20, 8 << 20, 40 << 20, 130 << 20, 2 << 30]
+READ = [1, 2, 4]
+"""Bytes read for each that is written: of a copy, and of a conversion to fp8."""
+
+
+def states():
+    """Plans of every state of the L2, for either clock of a GPU, with the bytes that a call moves."""
+    chosen = product(DISTINCT, WRITTEN, READ, (L2[1], L2[3]), (True, False), ("auto", "hot"), ("hot", "cold"))
+    for distinct, written, reads, l2, graph, cache, inputs in chosen:
+        read = reads * written + 8
+        plan = gpu_plan(distinct, read + written, written, l2, graph, cache, inputs)
+        for each in (plan, plan.without_short_calls()):
+            yield written, read, l2, each
+
+
+def series(plan, turn):
+    """The calls of each series of a run; the L2 is swept before each."""
+    walked = plan.walk(turn)
+    return [part for part in (walked[: plan.calls], walked[plan.calls :]) if part]
+
+
+def nearest(visited):
+    """After how many calls, at the least, one comes that visits the same; None where none does."""
+    last, found = {}, None
+    for call, what in enumerate(visited):
+        if what in last:
+            found = min(found or call, call - last[what])
+        last[what] = call
+    return found
+
+
+def assert_takes_turns(plan):
+    """Each call finds in its slots another window than its own, but where nobody has written yet."""
+    held = {}
+    for turn in (0, 1, 0, 1):
+        for mapping, window in plan.walk(turn):
+            assert 0 <= mapping < plan.mappings
+            assert 0 <= window < plan.windows
+            assert held.get(mapping) != window, plan
+            held[mapping] = window
+        assert [held[mapping] for mapping in range(plan.mappings)] == plan.last_windows(turn)
+    assert not any(a == b for a, b in zip(plan.last_windows(0), plan.last_windows(1), strict=True))
+
+
+class TestEveryCallFindsOtherBytesThanItsOwn:
+    """The runs of a replay take turns, so that no call is right that leaves its slots as they are."""
+
+    def test_of_what_is_verified_alone(self):
+        assert_takes_turns(ONCE)
+
+    def test_on_a_gpu(self):
+        assert TURNS == 2
+        for *_, plan in cases():
+            assert_takes_turns(plan)
+
+    def test_on_a_gpu_in_every_state_of_its_l2(self):
+        for *_, plan in states():
+            assert_takes_turns(plan)
+
+    def test_on_a_cpu(self):
+        for distinct, moved in product(DISTINCT, (0, 1000, 10**6, 10**12)):
+            assert_takes_turns(cpu_plan(distinct, moved))
+
+    @pytest.mark.parametrize("windows", [2, 4, 6, 76])
+    @pytest.mark.parametrize("mappings", [1, 2, 3, 4, 6, 76])
+    @pytest.mark.parametrize("visits", [1, 3, 5])
+    def test_however_many_mappings_windows_and_visits_there_are(self, mappings, windows, visits):
+        assert_takes_turns(Plan(mappings * visits, 0, mappings, "cold", True, windows, "cold"))
+
+
 def test_verifying_takes_one_call():
     assert (ONCE.calls, ONCE.short_calls, ONCE.mappings, ONCE.evict) == (1, 0, 1, False)
 
@@ -39,22 +112,27 @@ class TestOnAGpu:
         for tokens, slots, *_, plan in cases():
             assert tokens <= plan.mappings * tokens <= slots
 
-    def test_each_call_has_slots_of_its_own_where_the_cache_has_more_than_all_of_them_take(self):
-        seen = set()
-        for tokens, slots, *_, plan in cases():
-            distinct = slots // tokens
-            seen.add(distinct > plan.all_calls)
-            assert (plan.mappings == plan.all_calls) == (distinct > plan.all_calls)
-        assert seen == {True, False}
+    def test_each_call_has_slots_of_its_own_where_the_cache_has_them_for_more_than_are_wanted(self):
+        plan = gpu_plan(2501, 8200, 4096, 60 << 20, graph=True)
+        assert (plan.all_calls, plan.mappings, plan.cache_state) == (2500, 2500, "cold")
 
-    def test_not_all_slots_are_written_by_one_call_each(self):
-        """What each call writes past its own would be hidden by the next one."""
-        plan = gpu_plan(2500, 8200, 4096, 60 << 20, graph=True)
-        assert (plan.all_calls, plan.mappings, plan.cache_state) == (2500, 2499, "cold")
+    @pytest.mark.parametrize("distinct", [5, 16, 1000, 2500])
+    def test_not_all_slots_are_written(self, distinct):
+        """What each call writes past its own the next one would hide, and the last one's nobody would see."""
+        plan = gpu_plan(distinct, 8200, 4096, 60 << 20, graph=True)
+        assert (plan.all_calls, plan.mappings, plan.cache_state) == (distinct - 1, distinct - 1, "cold")
+
+    def test_all_slots_are_written_where_the_state_of_the_l2_takes_all_of_them_alone(self):
+        for distinct, written, l2, graph in product(DISTINCT, WRITTEN, L2[1:], (True, False)):
+            plan = gpu_plan(distinct, 2 * written, written, l2, graph)
+            assert plan.mappings <= distinct
+            if plan.mappings == distinct > 1:
+                assert distinct <= max(FEWEST_CALLS, COLD_FACTOR * l2 // written + 1)
 
     def test_a_replay_is_long_enough_for_a_difference_and_short_enough_to_queue(self):
         for *_, graph, plan in cases():
             assert FEWEST_LONG_CALLS <= plan.calls <= (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
+            assert plan.all_calls <= 1.25 * (MOST_GRAPH_CALLS if graph else MOST_EAGER_CALLS)
             assert 1 <= plan.short_calls < plan.calls
             assert plan.mappings <= plan.all_calls
 
@@ -66,6 +144,18 @@ class TestOnAGpu:
         for _, _, written, l2, _, plan in cases():
             if plan.cache_state == "cold" and plan.mappings < plan.calls:
                 assert plan.mappings * written > COLD_FACTOR * l2
+
+    def test_so_do_cold_slots_and_cold_rows_in_every_state_of_the_l2(self):
+        again = {"slots": 0, "rows": 0}
+        for written, read, l2, plan in states():
+            for calls in series(plan, 0) + series(plan, 1):
+                if plan.cache_state == "cold" and (apart := nearest(mapping for mapping, _ in calls)):
+                    assert apart * written > COLD_FACTOR * l2, plan
+                    again["slots"] += 1
+                if plan.inputs_state == "cold" and (apart := nearest(window for _, window in calls)):
+                    assert apart * read > COLD_FACTOR * l2, plan
+                    again["rows"] += 1
+        assert min(again.values()) > 100
 
     def test_a_cache_of_enough_slots_is_never_measured_warm(self):
         for tokens, slots, *_, plan in cases():
@@ -86,37 +176,36 @@ class TestOnAGpu:
         assert (plan.cache_state, plan.mappings, plan.evict) == ("hot", 1, False)
         assert plan.calls >= FEWEST_CALLS
 
-    @pytest.mark.parametrize("cache", ["auto", "hot"])
-    def test_cold_inputs_are_evicted_before_each_series_or_by_one_another(self, cache):
-        for tokens, slots, row, l2 in product(TOKENS, SLOTS, ROW_BYTES, L2):
-            if tokens > slots:
-                continue
-            written = tokens * row
-            read = written + 8 * tokens
-            plan = gpu_plan(slots // tokens, read + written, written, l2, True, cache, "cold")
-            assert plan.inputs_state == "cold"
-            assert plan.evict
-            assert 1 <= plan.windows <= plan.calls
-            if plan.windows < plan.calls:
-                assert plan.windows * read > COLD_FACTOR * l2
+    def test_cold_inputs_are_evicted_before_each_series(self):
+        for *_, plan in states():
+            assert plan.evict == ("cold" in (plan.cache_state, plan.inputs_state))
 
-    @pytest.mark.parametrize(("mappings", "windows"), [(64, 15), (15, 64), (76, 76), (76, 1), (5, 3)])
-    def test_calls_walk_through_inputs_and_slots_in_turn_wherever_those_begin_anew(self, mappings, windows):
-        plan = Plan(61, 15, mappings, "cold", True, windows, "cold")
-        walked = list(islice(cycle(plan.walk()), plan.all_calls))
-        assert walked == [(call % mappings, call % windows) for call in range(76)]
+    def test_windows_are_two_at_least_and_even_in_number(self):
+        for *_, plan in states():
+            assert plan.windows % 2 == 0
+            assert plan.windows >= 2
+            assert plan.inputs_state == "cold" or plan.windows == 2
 
-    def test_hot_inputs_are_one_call_s(self):
-        assert {(plan.windows, plan.inputs_state) for *_, plan in cases()} == {(1, "hot")}
+    @pytest.mark.parametrize(
+        ("mappings", "windows", "calls", "walked"),
+        [
+            (5, 2, 5, [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]),
+            (1, 2, 3, [(0, 0), (0, 1), (0, 0)]),
+            (3, 2, 9, [(0, 0), (1, 1), (2, 0), (0, 1), (1, 0), (2, 1), (0, 0), (1, 1), (2, 0)]),
+            # A window is left out where the mappings begin anew.
+            (2, 2, 6, [(0, 0), (1, 1), (0, 1), (1, 0), (0, 0), (1, 1)]),
+            (4, 4, 12, [*enumerate((0, 1, 2, 3)), *enumerate((1, 2, 3, 0)), *enumerate((2, 3, 0, 1))]),
+        ],
+    )
+    def test_calls_walk_through_inputs_and_slots_in_turn(self, mappings, windows, calls, walked):
+        plan = Plan(calls, 0, mappings, "cold", True, windows, "cold")
+        assert plan.walk(0) == walked
+        assert plan.walk(1) == [(mapping, (window + 1) % windows) for mapping, window in walked]
+        assert plan.last_windows(0) == [dict(walked)[mapping] for mapping in range(mappings)]
 
-    @pytest.mark.parametrize(("mappings", "windows"), [(1, 1), (6, 1), (1, 6), (6, 4), (4, 6), (5, 5)])
-    @pytest.mark.parametrize(("calls", "short_calls"), [(1, 0), (3, 0), (3, 1), (6, 0), (8, 9), (17, 0)])
-    def test_the_last_call_on_a_mapping_says_whose_rows_it_holds(self, mappings, windows, calls, short_calls):
-        plan = Plan(calls, short_calls, mappings, "cold", True, windows, "cold")
-        held = {}
-        for call in range(calls + short_calls):
-            held[call % mappings] = call % windows
-        assert plan.last_windows() == [held[mapping] for mapping in sorted(held)]
+    def test_the_short_series_goes_on_where_the_long_one_ends(self):
+        plan = Plan(7, 2, 3, "cold", True, 4, "cold")
+        assert plan.walk(1) == replace(plan, calls=9, short_calls=0).walk(1)
 
     def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
         plan = gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True)
@@ -129,8 +218,8 @@ class TestOnAGpu:
 
     def test_only_calls_that_are_long_themselves_are_few(self):
         for *_, written, _, _, plan in cases():
-            if plan.calls < FEWEST_CALLS:
-                assert plan.calls * (1.0 + 2 * written / 3e6) >= 0.9 * GPU_REPLAY_US
+            if plan.all_calls < FEWEST_CALLS:
+                assert plan.all_calls * (1.0 + 2 * written / 3e6) >= 0.9 * GPU_REPLAY_US
 
     def test_one_token_makes_as_many_calls_as_a_series_of_a_graph_may_hold(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True)
@@ -139,6 +228,10 @@ class TestOnAGpu:
     def test_the_long_series_alone_has_as_many_mappings_as_it_walks_through(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True).without_short_calls()
         assert (plan.calls, plan.all_calls, plan.mappings) == (2000, 2000, 2000)
+
+    def test_the_long_series_alone_is_never_one_call(self):
+        for *_, plan in states():
+            assert plan.calls >= FEWEST_LONG_CALLS
 
     def test_an_eager_replay_fits_the_launch_queue(self):
         plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=False)
@@ -159,3 +252,8 @@ class TestOnACpu:
 
     def test_short_calls_are_timed_together(self):
         assert cpu_plan(65536, 0).calls == 16
+
+    def test_slots_are_visited_an_odd_number_of_times(self):
+        """Visited twice, a mapping would hold the same rows after either turn."""
+        assert (cpu_plan(7, 0).calls, cpu_plan(7, 0).mappings) == (6, 6)
+        assert (cpu_plan(6, 0).calls, cpu_plan(6, 0).mappings) == (15, 5)

@@ -13,6 +13,7 @@ QUICK = {"warmup": 1, "min_samples": 3, "max_samples": 5}
 PAIRS = composed.pairs()
 IDS = ["-".join(pair) for pair in PAIRS]
 BESIDES = "a byte outside the written slots changed"
+TIMED = "right at first, but not while it was timed: "
 INPUTS = "the call changed its inputs: keys, values, slots or scales"
 
 
@@ -37,23 +38,24 @@ def right(**chosen):
     [
         (
             "Swapped",
-            r"[\d.]+ % of the 1024 elements written to key_cache are wrong, the first at token 0, "
+            r"[\d.]+ % of the 512 elements written to key_cache are wrong, the first at token 0, "
             r"head 0, element 0 \(slot \d+\): 0x[0-9a-f]{4} instead of 0x[0-9a-f]{4}",
         ),
         ("Spilling", r"a byte outside the written slots changed, byte \d+ of the 40960 of the cache .*"),
         (
             "Idle",
-            r"100 % of the 1024 elements written to key_cache are wrong, the first at token 0, head 0, "
-            r"element 0 \(slot \d+\): 0xa5a5 instead of 0x[0-9a-f]{4}",
+            r"100 % of the 512 elements written to key_cache are wrong, the first at token 0, head 0, "
+            r"element 0 \(slot \d+\): 0x[0-9a-f]{4} instead of 0x[0-9a-f]{4}",
         ),
         (
             "OneBit",
-            r"1\.56 % of the 1024 elements written to value_cache are wrong, the first at token 0, "
+            r"1\.56 % of the 512 elements written to value_cache are wrong, the first at token 0, "
             r"head 1, element 31 \(slot \d+\): 0x[0-9a-f]{4} instead of 0x[0-9a-f]{4}",
         ),
     ],
 )
 def test_is_incorrect_with_what_is_wrong_and_has_no_latency(how, reason):
+    """Of 16 calls, half hold rows of one window: 8 of one token, 2 heads and 32 elements."""
     points = measured(how=f"wrong.{how}", timer="wall_clock", rule=QUICK)
     assert [point.status for point in points] == ["incorrect"] * 4
     assert all(point.statistics is None and point.samples_us == () for point in points)
@@ -77,13 +79,20 @@ def test_that_changes_its_inputs_is_incorrect(how):
 
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("Lazy", "100 % of the"), ("Careless", "1.56 % of the"), ("Sly", "100 % of the")],
+    [("Lazy", "100 % of the"), ("Careless", "1.56 % of the")],
 )
 def test_that_is_right_the_first_time_alone_is_incorrect(how, reason):
     rule = {"max_seconds": 0.01, "min_samples": 2}
     points = measured(timer="wall_clock", rule=rule, how=f"wrong.{how}")
     assert {point.status for point in points} == {"incorrect"}
-    assert points[0].reason.startswith(f"right at first, but not while it was timed: {reason}")
+    assert points[0].reason.startswith(f"{TIMED}{reason}")
+
+
+@pytest.mark.parametrize(("timer", "when"), [("none", ""), ("wall_clock", TIMED)])
+def test_that_is_right_only_where_it_finds_poison_is_incorrect(timer, when):
+    """Wrong in the first of each sixteen slots."""
+    reason = only(how="wrong.Sly", timer=timer, rule=QUICK, num_tokens=16)
+    assert re.match(rf"{when}6\.25 % of the \d+ elements written to key_cache are wrong", reason)
 
 
 def test_one_bit_is_told_apart_in_its_bytes():
@@ -93,7 +102,7 @@ def test_one_bit_is_told_apart_in_its_bytes():
 
 
 @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == FLASH])
-@pytest.mark.parametrize("how", ["Swapped", "Spilling", "Idle", "OneBit"])
+@pytest.mark.parametrize("how", ["Swapped", "Spilling", "Idle", "OneBit", "Meddling"])
 def test_leaves_a_clean_cache_to_the_next_point(how, layout):
     points = measured(layout=layout, how="wrong.WrongAtFirst", options={"wrong": how})
     assert [point.status for point in points] == ["incorrect", "verified", "verified", "verified"]
@@ -139,11 +148,20 @@ def test_what_each_call_writes_into_the_next_one_s_slots_is_found():
         assert re.match(f"{BESIDES}|.* written to key_cache are wrong", only(how="stray.Further", **chosen))
 
 
-@pytest.mark.parametrize("nth", [1, 2, 4])
-def test_every_slot_mapping_that_is_timed_was_verified(nth):
+@pytest.mark.parametrize(("nth", "elements"), [(1, 4 * 1024), (2, 3 * 1024), (4, 3 * 1024)])
+def test_every_slot_mapping_that_is_timed_was_verified(nth, elements):
+    """Of seven, four hold rows of one window and three of the other."""
     chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
     reason = only(how="stray.Misaddressed", options={"nth": nth}, **chosen)
-    assert "of the 7168 elements written to key_cache are wrong" in reason
+    assert re.match(rf"[\d.]+ % of the {elements} elements written to key_cache are wrong", reason)
+
+
+@pytest.mark.parametrize("timer", ["none", "wall_clock"])
+def test_a_changed_input_that_is_none_of_the_point_s_own_is_found(timer):
+    point, largest = measured(how="stray.Beyond", num_tokens=(3, 50), timer=timer, rule=QUICK)
+    assert (point.status, largest.status) == ("incorrect", "incorrect")
+    assert point.reason == f"right at first, but not once keys, values and slots changed in place: {INPUTS}"
+    assert largest.reason == INPUTS
 
 
 @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
@@ -175,6 +193,11 @@ class TestWhereverItWrites:
         chosen = {"op": op, "layout": layout, "num_tokens": 10, "slots": "contiguous"}
         assert only(how="stray.ExtraToken", **chosen, extra_tokens=2).startswith(BESIDES)
         right(how="stray.ExtraToken", **chosen)
+
+    @pytest.mark.parametrize("swapped", [True, False])
+    def test_poison_that_was_written_over_poison_is_found(self, op, layout, swapped):
+        chosen = {"op": op, "layout": layout, "num_tokens": 16, "slots": "contiguous"}
+        assert only(how="stray.Exchanging", options={"swapped": swapped}, **chosen).startswith(BESIDES)
 
     @pytest.mark.parametrize("kv_cache_dtype", ["fp8_e4m3", "fp8_e5m2"])
     def test_a_scale_of_another_head_is_found(self, op, layout, kv_cache_dtype):

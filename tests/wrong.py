@@ -9,8 +9,19 @@ import torch
 import triton
 import triton.language as tl
 
+from kvexp import memory
 from kvexp.errors import Unsupported
 from kvexp.impl.torch import Torch
+
+
+def is_poison(plane, slot):
+    """Whether nobody has written the slot: what whoever knows how points are verified can find out."""
+    storage = torch.empty(0, dtype=torch.uint8, device=plane.device).set_(plane.untyped_storage())
+    poisoned = torch.empty_like(storage)
+    memory.poison(poisoned)
+    twin = poisoned.view(plane.dtype).as_strided(plane.shape, plane.stride(), plane.storage_offset())
+    place = slot // plane.shape[1], slot % plane.shape[1]
+    return torch.equal(twin[place].view(torch.uint8), plane[place].view(torch.uint8))
 
 
 class _Torch:
@@ -59,10 +70,9 @@ class OneBit(_Torch):
     """Writes the right rows but for the last bit of one item."""
 
     def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *_):
-        off = value.clone()
-        off.view(torch.int16)[-1, -1, -1] ^= 1
-
         def call():
+            off = value.clone()
+            off.view(torch.int16)[-1, -1, -1] ^= 1
             size = key_cache.shape[1]
             key_cache[slot_mapping // size, slot_mapping % size] = key
             value_cache[slot_mapping // size, slot_mapping % size] = off
@@ -174,14 +184,13 @@ class Sly(Torch):
 
     def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
         right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
-        first = int(slots[0])
 
         def call():
-            place = key_cache.view(torch.uint8)[first // key_cache.shape[1], first % key_cache.shape[1]]
-            poisoned = bool((place == 0xA5).all())
+            first = int(slots[0])
+            poisoned = is_poison(key_cache, first)
             right()
             if not poisoned:
-                place.zero_()
+                key_cache[first // key_cache.shape[1], first % key_cache.shape[1]] = 0
 
         return call
 

@@ -69,8 +69,7 @@ def check_run(
     """
     try:
         run()
-        if not tensors.unchanged(others):
-            raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
+        _check_inputs(tensors, others)
         _check_written(tensors, windows)
     except IncorrectResult:
         poison(tensors.cache)
@@ -78,12 +77,13 @@ def check_run(
 
 
 def check_left(tensors: Tensors, windows: Sequence[int]) -> None:
-    """Check what the last of the timed runs left in the slots.
+    """Check what the last of the timed runs left in the slots, and that the runs left their inputs alone.
 
     Raises:
-        IncorrectResult: A slot that was right at first was not right later. The cache is poisoned.
+        IncorrectResult: What was right at first was not right later. The cache is poisoned.
     """
     try:
+        _check_inputs(tensors)
         _check_written(tensors, windows)
     except IncorrectResult as difference:
         poison(tensors.cache)
@@ -109,6 +109,11 @@ def check_untouched(cache: Cache) -> Callable[[], None]:
             )
 
     return check
+
+
+def _check_inputs(tensors: Tensors, others: bool = False) -> None:
+    if not tensors.unchanged(others):
+        raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
 
 
 def _check_written(tensors: Tensors, windows: Sequence[int]) -> None:

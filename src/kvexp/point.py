@@ -44,7 +44,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
     patterns.check(case)
     seconds = Seconds()
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curves.plan(curve, case, read, written)
+    plan, timed = curves.plan(curve, case, read, written), curves.timed(curve, case)
     with seconds.of("setup_s"):
         step = window_step(case, curve.item_bytes, cold=plan.inputs_state == "cold")
         tensors = build(case, curve.memory, plan.mappings, plan.windows, step)
@@ -56,8 +56,8 @@ def measured(curve: Curve, case: Case) -> Measurement:
     with seconds.of("verify_s"):
         # What calls were bound and captured with is not what they are to write.
         _renew(curve, tensors, TIMED)
-        _check_first(curve, replay, tensors, plan)
-    if not curves.timed(curve, case):
+        _check_first(curve, replay, tensors, plan, every_run=not timed)
+    if not timed:
         if case.timer == "profile":
             timer.profile(list(islice(cycle(turns[0]), timer.PROFILED_CALLS)), f"kvexp {case.num_tokens}")
         with seconds.of("verify_s"):
@@ -70,7 +70,7 @@ def measured(curve: Curve, case: Case) -> Measurement:
             timing = timer.timing(replay, curve.rule, lambda run: check_left(tensors, windows[run]))
         after = curve.machine.look()
     with seconds.of("verify_s"):
-        check_left(tensors, windows[timing.last_run])
+        _check_timed(replay, tensors, windows, timing.last_run)
         verified = _check_last(curve, replay, tensors, windows)
     try:
         with seconds.of("ceiling_s"):
@@ -101,15 +101,26 @@ def _renew(curve: Curve, tensors: Tensors, draw: int) -> None:
         refresh()
 
 
-def _check_first(curve: Curve, replay: Replay, tensors: Tensors, plan: replicas.Plan) -> None:
+def _check_first(
+    curve: Curve, replay: Replay, tensors: Tensors, plan: replicas.Plan, every_run: bool
+) -> None:
     """Check the first run of the replay, with data that its calls were not bound with.
+
+    Args:
+        curve: The curve.
+        replay: The calls.
+        tensors: The case's.
+        plan: Of the calls.
+        every_run: Check the other runs as well, which find the rows of the one before in their slots; where
+            they are timed, the audit does that.
 
     Raises:
         IncorrectResult: It wrote wrong bytes; where calls that are bound anew do not, the reason says that
             these kept what they saw.
     """
     try:
-        check_run(replay.runs[0], tensors, plan.last_windows(0))
+        for turn, run in enumerate(replay.runs if every_run else replay.runs[:1]):
+            check_run(run, tensors, plan.last_windows(turn))
     except IncorrectResult as difference:
         if not tensors.unchanged() or not _is_right_bound_anew(curve, tensors, plan):
             raise
@@ -117,15 +128,26 @@ def _check_first(curve: Curve, replay: Replay, tensors: Tensors, plan: replicas.
 
 
 def _is_right_bound_anew(curve: Curve, tensors: Tensors, plan: replicas.Plan) -> bool:
-    """Return whether the calls of the first turn are right with the data that they are bound with."""
+    """Return whether the calls of every turn are right with the data that they are bound with."""
     try:
-        calls = _bind(curve, tensors, plan)[0]
-        check_run(mode.prepare("no_graph", calls), tensors, plan.last_windows(0))
+        for turn, calls in enumerate(_bind(curve, tensors, plan)):
+            check_run(mode.prepare("no_graph", calls), tensors, plan.last_windows(turn))
     except KvexpError:
         return False
     finally:
         poison(tensors.cache)
     return True
+
+
+def _check_timed(replay: Replay, tensors: Tensors, windows: Sequence[Sequence[int]], last_run: int) -> None:
+    """Check what the last sample left, and that the run whose turn it is next still writes.
+
+    What runs that did nothing leave are rows of an earlier one, which may be those of the last sample's run.
+    They are never those of both.
+    """
+    check_left(tensors, windows[last_run])
+    replay.runs[1 - last_run]()
+    check_left(tensors, windows[1 - last_run])
 
 
 def _check_last(

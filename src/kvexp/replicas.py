@@ -13,7 +13,7 @@ MOST_EAGER_CALLS = 16
 """Calls, of up to some fifty kernels each, that fit the launch queue of about 1,000 behind the spin."""
 
 FEWEST_CALLS = 4
-"""Calls of a graph's long series; of calls that are long themselves there are fewer."""
+"""Calls of both series; of calls that are long themselves there are fewer."""
 
 FEWEST_LONG_CALLS = 2
 """One call alone would leave in the L2 what the next one, as in a model, has to wait for."""
@@ -59,19 +59,20 @@ class Plan:
     def without_short_calls(self) -> "Plan":
         """Return the long series alone."""
         mappings = min(self.calls, self.mappings)
-        calls = _odd_visits(self.calls, mappings, 1) * mappings
+        calls = _odd_visits(self.calls, mappings, FEWEST_LONG_CALLS) * mappings
         return replace(self, calls=calls, short_calls=0, mappings=mappings)
 
     def walk(self, turn: int) -> list[tuple[int, int]]:
         """Return the slot mapping and the window of each call of a run.
 
-        Where a mapping comes again, it gets the next window; and since each is visited an odd number of times
-        and the windows are even in number, so it does from the last visit of one turn to the first of the
-        other.
+        Windows follow one another. Where that would give a mapping the same window again, one is left out
+        each time the mappings begin anew. From the last visit of one turn to the first of the other a mapping
+        changes its window as well: each is visited an odd number of times, and windows are an even number.
         """
         every, size = self.mappings, self.windows
+        left_out = 0 if every % size else 1
         return [
-            (call % every, (call % every + call // every + turn) % size) for call in range(self.all_calls)
+            (call % every, (call + call // every * left_out + turn) % size) for call in range(self.all_calls)
         ]
 
     def last_windows(self, turn: int) -> list[int]:
@@ -143,16 +144,23 @@ def gpu_plan(
                 )
             else:
                 state = "warm"
+    short_calls = max(1, calls // 4)
+    # Slots that are cold only as long as they are not visited again make no more calls than there are.
+    once = state == "cold" and distinct < to_be_cold
+    needed = fewest if once else to_be_cold if state == "cold" else 1
+    mappings = 1 if cache == "hot" else _mappings(calls + short_calls, distinct, needed)
+    least = mappings if once else fewest + max(1, fewest // 4)
+    all_calls = _odd_visits(calls + short_calls, mappings, least) * mappings
+    short_calls = max(1, all_calls // 5)
+    calls = all_calls - short_calls
     windows = 2
     if inputs == "cold":
-        windows = max(2, min(calls, COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 1))
+        # One more than the L2 asks for: one may be left out of a walk.
+        of_rows = COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 2
+        windows = max(2, min(calls, of_rows))
         windows += windows % 2
-    short_calls = max(1, calls // 4)
-    mappings = 1 if cache == "hot" else _mappings(calls + short_calls, distinct, calls)
-    all_calls = _odd_visits(calls + short_calls, mappings, fewest + max(1, fewest // 4)) * mappings
-    short_calls = max(1, all_calls // 5)
     return Plan(
-        calls=all_calls - short_calls,
+        calls=calls,
         short_calls=short_calls,
         mappings=mappings,
         cache_state=state,
@@ -180,8 +188,8 @@ def _odd_visits(calls: int, mappings: int, fewest: int) -> int:
 def _mappings(calls: int, distinct: int, fewest: int) -> int:
     """Return how many slot mappings so many calls walk through, which share no slot: `fewest`, if possible.
 
-    Where all would be used, each by one call, the next one could hide what a call writes past its slots, each
-    time: then one is left out.
+    One is left out where all would be used. The calls end with the last mapping, so what each writes past its
+    slots the next one would hide, and nobody would see what the last one does.
     """
     spare = distinct - 1
     return min(calls, spare if spare >= fewest else distinct)

@@ -18,6 +18,7 @@ import statistics as stats
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import cycle
 
 import torch
 
@@ -170,30 +171,42 @@ def timing(replay: Replay, rule: Rule, audit: Audit | None = None) -> Timing:
     Args:
         replay: The calls.
         rule: When to stop.
-        audit: Called after one sample that is drawn anew each time, so that no call can know which it is. The
-            next sample is thrown away where the audit could show in it.
+        audit: Called after one of the first `min_samples` that count, and after the one behind it: what runs
+            that do nothing leave cannot be right for both. It is drawn anew each time, so that no call can
+            know which it is. Where the audit could show in the samples behind it, two are thrown away.
 
     Raises:
         KvexpError: A sample cannot be taken, see the clock; or the audit has found wrong bytes.
     """
     before = len(replay.host_us)
-    audited = rule.warmup + secrets.randbelow(rule.min_samples) if audit else -1
-    taken = 0
+    certain = max(1, min(rule.min_samples, rule.max_samples))
+    first = rule.warmup + secrets.randbelow(certain)
+    audited = range(first, first + 2)
+    # The first run has just been checked, and its rows are in the slots.
+    turns = cycle([*range(1, len(replay.runs)), 0])
+    taken = last_run = 0
+
+    def take() -> float:
+        nonlocal taken, last_run
+        taken, last_run = taken + 1, next(turns)
+        return replay.sample(last_run)
 
     def sample() -> float:
-        nonlocal taken
-        found = replay.sample(taken % len(replay.runs))
-        taken += 1
-        if audit and taken == audited + 1:
-            audit((taken - 1) % len(replay.runs))
+        found = take()
+        if audit and taken - 1 in audited:
+            audit(last_run)
             if not replay.sweeps:
-                replay.sample(taken % len(replay.runs))
-                taken += 1
+                take()
+                audit(last_run)
+                take()
         return found
 
     samples = collect(sample, rule)
-    host_us = replay.host_us[before + rule.warmup :]
-    return Timing(samples, stats.median(host_us) if host_us else None, (taken - 1) % len(replay.runs))
+    host_us = list(replay.host_us[before:])
+    if audit and not replay.sweeps:
+        del host_us[first + 1 : first + 3]
+    host_us = host_us[rule.warmup :]
+    return Timing(samples, stats.median(host_us) if host_us else None, last_run)
 
 
 def wall_clock(runs: Sequence[Call], calls: int, on_gpu: bool) -> Replay:
@@ -245,7 +258,7 @@ def cuda_event(
         timed_long = [begin_long.record, *stamp, *long, *stamp, end_long.record]
         timed_short = [begin_short.record, *short, end_short.record]
         runs.append(prepare([*sweep, *timed_long, *sweep, *timed_short]))
-    held = [_Held(run) for run in runs] if eager else []
+    held = [_Held(run, [other for other in runs if other is not run]) for run in runs] if eager else []
     host_us: list[float] = []
 
     def sample(turn: int) -> float:
@@ -298,10 +311,14 @@ def cupti(
 
 
 class _Held:
-    """A run that is queued while the GPU spins, for as long as that takes the host."""
+    """A run that is queued while the GPU spins, for as long as that takes the host.
 
-    def __init__(self, run: Call) -> None:
-        self._run, self._spin_cycles = run, FIRST_SPIN_CYCLES
+    Where it was not queued in time, the other runs come before it does again: its calls are to find in their
+    slots what those have written.
+    """
+
+    def __init__(self, run: Call, others: Sequence[Call]) -> None:
+        self._run, self._others, self._spin_cycles = run, others, FIRST_SPIN_CYCLES
         self._free = torch.cuda.Event()
 
     def run(self) -> None:
@@ -316,6 +333,9 @@ class _Held:
                 raise Unsupported(
                     "the call waits for the GPU, so timer=cuda_event cannot queue it; use timer=wall_clock"
                 )
+            for other in self._others:
+                other()
+            torch.cuda.synchronize()
 
     def _queued(self) -> bool:
         torch.cuda._sleep(self._spin_cycles)

@@ -6,7 +6,7 @@ import torch
 from kvexp.errors import IncorrectResult
 from kvexp.law import poison, verify
 from kvexp.workload import build
-from kvexp.workload.inputs import window_rows
+from kvexp.workload.inputs import window_step
 from tests import law, tiny
 
 WINDOWS = 3
@@ -16,9 +16,10 @@ WINDOWS = 3
 def tensors(request):
     chosen = {"num_tokens": 5, "num_blocks": 40, "dtype": "bfloat16", **request.param}
     case = tiny.case(**chosen)
-    with tiny.memory(**chosen, least_rows=WINDOWS * window_rows(case, 2)) as memory:
+    step = window_step(case, 2, cold=True)
+    with tiny.memory(**chosen, least_rows=WINDOWS * step) as memory:
         poison(memory.cache)
-        yield build(case, memory, 4, WINDOWS)
+        yield build(case, memory, 4, WINDOWS, step)
 
 
 def run(tensors, pairs):
@@ -34,7 +35,7 @@ def run(tensors, pairs):
     return calls
 
 
-def test_windows_share_no_row_and_are_aligned_alike(tensors):
+def test_cold_windows_share_no_row_and_are_aligned_alike(tensors):
     first, *others = [tensors.window(i) for i in range(WINDOWS)]
     for other in others:
         assert other.key.shape == first.key.shape
@@ -45,18 +46,38 @@ def test_windows_share_no_row_and_are_aligned_alike(tensors):
     assert len(rows.unique(dim=0)) == len(rows)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "step"),
+    # Rows from one address of 16 bytes to the next: rows of 128 bytes, of 924 in the fused tensor, of 92.
+    [({}, 1), ({"rows": "qkv", "num_query_heads": 3, "num_heads": 1, "head_size": 46}, 4),
+     ({"num_heads": 1, "head_size": 46}, 4)],
+)  # fmt: skip
+def test_hot_windows_share_all_rows_but_as_few_as_keep_them_aligned(chosen, step):
+    chosen = {"num_tokens": 5, "dtype": "bfloat16", "extra_tokens": 1, **chosen}
+    case = tiny.case(**chosen)
+    assert window_step(case, 2) == step
+    with tiny.memory(**chosen) as memory:
+        tensors = build(case, memory, 1, 2, step)
+        one, other = tensors, tensors.window(1)
+        for mine, its in ((one.key, other.key), (one.value, other.value)):
+            assert torch.equal(mine[step:], its[:-step])
+            assert not any(torch.equal(a, b) for a, b in zip(mine, its, strict=True))
+            assert (its.data_ptr() - mine.data_ptr()) % 16 == 0
+            assert (mine.shape, mine.stride()) == (its.shape, its.stride())
+
+
 def test_the_rows_of_the_last_call_are_right(tensors):
-    verify(run(tensors, [(0, 0), (1, 1), (2, 2), (3, 0), (0, 1)]), tensors, 4, [1, 1, 2, 0])
+    verify(run(tensors, [(0, 0), (1, 1), (2, 2), (3, 0), (0, 1)]), tensors, [1, 1, 2, 0])
 
 
 def test_those_of_another_call_are_not(tensors):
     pairs = [(0, 0), (1, 1), (2, 2), (3, 0)]
-    verify(run(tensors, pairs), tensors, 4, [0, 1, 2, 0])
+    verify(run(tensors, pairs), tensors, [0, 1, 2, 0])
     for windows in ([0, 1, 2, 1], [1, 1, 2, 0], [0, 0, 0, 0]):
         with pytest.raises(IncorrectResult, match="elements written to key_cache are wrong"):
-            verify(run(tensors, pairs), tensors, 4, windows)
+            verify(run(tensors, pairs), tensors, windows)
 
 
 def test_a_mapping_that_is_left_out_is_found(tensors):
     with pytest.raises(IncorrectResult, match="are wrong"):
-        verify(run(tensors, [(0, 0), (1, 1), (2, 2)]), tensors, 4, [0, 1, 2, 0])
+        verify(run(tensors, [(0, 0), (1, 1), (2, 2)]), tensors, [0, 1, 2, 0])

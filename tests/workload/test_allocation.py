@@ -5,7 +5,7 @@ import torch
 
 from kvexp.law import poison
 from kvexp.memory import checksum
-from kvexp.workload import GUARD_BYTES, NO_SLOT, build
+from kvexp.workload import GUARD_BYTES, NO_SLOT, TIMED, build
 from tests import composed, tiny
 from tests.places import packed_items
 
@@ -16,6 +16,7 @@ class TestSlotMappings:
     def test_that_are_contiguous_follow_one_another(self):
         with tiny.memory(slots="contiguous") as held:
             tensors = build(tiny.case(slots="contiguous", num_tokens=3), held, 3)
+            tensors.renew(TIMED)
             assert tensors.slot_mappings.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
 
     @pytest.mark.parametrize("padding", [0.0, 0.3])
@@ -139,13 +140,14 @@ class TestTheCache:
         assert cache.key.numel() == cache.value.numel() == 8 * 16 * 2 * 32
         assert cache.storage.numel() == 2 * 8 * 16 * 2 * 32 * item.itemsize + 2 * GUARD_BYTES
         poison(cache)
+        guards = cache.storage[:GUARD_BYTES].clone(), cache.storage[-GUARD_BYTES:].clone()
         for plane, byte in ((cache.key, 1), (cache.value, 2)):
             plane.copy_(torch.full(plane.shape, byte, dtype=torch.uint8).repeat_interleave(
                 item.itemsize, -1).view(item).view(plane.shape))  # fmt: skip
         items = cache.storage[GUARD_BYTES:-GUARD_BYTES]
         assert [int((items == byte).sum()) for byte in (1, 2)] == [items.numel() // 2] * 2
-        assert cache.storage[:GUARD_BYTES].unique().tolist() == [0xA5]
-        assert cache.storage[-GUARD_BYTES:].unique().tolist() == [0xA5]
+        assert torch.equal(cache.storage[:GUARD_BYTES], guards[0])
+        assert torch.equal(cache.storage[-GUARD_BYTES:], guards[1])
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_is_one_plane_where_its_layout_is_packed(self, layout):

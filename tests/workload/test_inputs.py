@@ -25,9 +25,10 @@ def test_all_elements_have_places_of_their_own(rows, dtype):
     chosen = {"rows": rows, "num_query_heads": 3, "head_size_v": 48, "extra_tokens": 2}
     with tiny.memory(dtype=dtype, kv_cache_dtype="auto", layout="NHD_packed", **chosen) as held:
         assert held.inputs.dtype == law.DTYPES[dtype]
-        assert held.rows.key.shape == (52, 2, 32)
-        assert held.rows.value.shape == (52, 2, 48)
-        assert held.inputs.numel() == inputs.items(held.largest)
+        step = inputs.window_step(held.largest, held.inputs.itemsize)
+        assert held.rows.key.shape == (52 + step, 2, 32)
+        assert held.rows.value.shape == (52 + step, 2, 48)
+        assert held.inputs.numel() == inputs.items(held.largest, held.inputs.itemsize)
         every = torch.cat([places(held, plane).flatten() for plane in (held.rows.key, held.rows.value)])
         assert len(every.unique()) == held.rows.key.numel() + held.rows.value.numel()
         for plane in (held.rows.key, held.rows.value):
@@ -52,7 +53,7 @@ def test_misaligned_rows_begin_one_item_past_an_aligned_address(dtype):
 
 def test_qkv_rows_are_views_of_a_tensor_of_query_key_and_value_heads():
     with tiny.memory(rows="qkv", num_query_heads=5) as held:
-        fused = held.inputs.view(50, 5 + 2 + 2, 32)
+        fused = held.inputs[: 51 * 9 * 32].view(51, 5 + 2 + 2, 32)
         for plane, heads in ((held.rows.key, fused[:, 5:7]), (held.rows.value, fused[:, 7:])):
             assert plane.data_ptr() == heads.data_ptr()
             assert (plane.shape, plane.stride()) == (heads.shape, heads.stride())
@@ -60,23 +61,24 @@ def test_qkv_rows_are_views_of_a_tensor_of_query_key_and_value_heads():
 
 def test_a_value_head_of_another_size_has_its_place_in_the_fused_row():
     with tiny.memory(op=law.DIFFKV, rows="qkv", num_query_heads=3, head_size_v=16) as held:
-        fused = held.inputs.view(50, 3 * 32 + 2 * 32 + 2 * 16)
+        fused = held.inputs[: 51 * 192].view(51, 3 * 32 + 2 * 32 + 2 * 16)
         assert torch.equal(held.rows.key.flatten(1), fused[:, 96:160])
         assert torch.equal(held.rows.value.flatten(1), fused[:, 160:])
 
 
-@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize(("windows", "cold"), [(2, False), (4, True)])
 @pytest.mark.parametrize("rows", inputs.KINDS)
-def test_a_point_has_the_places_and_slots_that_it_has_as_a_curve_of_its_own(rows, windows):
+def test_a_point_has_the_places_and_slots_that_it_has_as_a_curve_of_its_own(rows, windows, cold):
     chosen = {"rows": rows, "num_query_heads": 3, "num_heads": 1, "head_size": 46}
     case = tiny.case(**chosen, num_tokens=3)
-    least = windows * inputs.window_rows(case, 2)
+    step = inputs.window_step(case, 2, cold)
+    least = windows * step if cold else 0
     with (
         tiny.memory(**chosen, least_rows=least) as held,
         tiny.memory(**chosen, num_tokens=3, least_rows=least) as alone,
     ):
         assert len(held.rows.key) > len(alone.rows.key)
-        one, other = (build(case, memory, 2, windows) for memory in (held, alone))
+        one, other = (build(case, memory, 2, windows, step) for memory in (held, alone))
         assert torch.equal(one.slot_mappings, other.slot_mappings)
         for window in range(windows):
             for plane in ("key", "value"):
@@ -101,11 +103,11 @@ def test_extra_tokens_are_rows_behind_the_last_one():
             assert tensors.slot_mappings.shape == (1, num_tokens)
 
 
-def test_rows_are_no_more_than_the_slots_and_the_extra_ones():
+def test_rows_are_no_more_than_the_slots_the_extra_ones_and_the_next_set_s():
     with tiny.memory(num_tokens=(1, 100000)) as held:
-        assert held.rows.key.shape == (128, 2, 32)
+        assert held.rows.key.shape == (128 + 1, 2, 32)
     with tiny.memory(num_tokens=(1, 100000), extra_tokens=5) as held:
-        assert held.rows.value.shape == (133, 2, 32)
+        assert held.rows.value.shape == (133 + 1, 2, 32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

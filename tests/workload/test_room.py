@@ -24,7 +24,8 @@ def refusal(monkeypatch, free, **chosen):
 def test_what_is_needed_is_cache_inputs_slots_and_work(monkeypatch, layout, num_layers):
     rows = num_layers * 1000 * 16 * 2 * (32 + 32) * 2
     slots = 1000 * 16 * 32
-    needed = rows + slots + 50 * 2 * (32 + 32) * 2 + room.WORKING_BYTES
+    # One row more than tokens: the second set of inputs begins there.
+    needed = rows + slots + 51 * 2 * (32 + 32) * 2 + room.WORKING_BYTES
     chosen = {"num_blocks": 1000, "layout": layout, "num_layers": num_layers}
     monkeypatch.setattr(room, "free_bytes", lambda device: needed)
     with tiny.memory(**chosen):

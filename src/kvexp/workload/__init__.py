@@ -139,7 +139,7 @@ class Tensors:
         self.memory.draw(self.case, self.rows, draw)
         if self.kept is not None:
             drawn = _of_curve(self.case, self.memory, len(self.slot_mappings))
-            self.slot_mappings[:, self.kept] = drawn[:, self.kept]
+            self.slot_mappings.data[:, self.kept] = drawn[:, self.kept]
         self.seal()
 
     def seal(self) -> None:
@@ -198,18 +198,21 @@ class Memory:
         self.seal()
 
     def draw(self, case: Case, rows: Rows, draw: int) -> None:
-        """Draw keys and values, slots and, where an op reads them, scales anew, in place."""
+        """Draw keys and values, slots and, where an op reads them, scales anew, in place.
+
+        No tensor's version changes, as it would not if a kernel outside torch wrote them.
+        """
         device = self.slots.device
         generator = torch.Generator(device).manual_seed(case.seed + draw * APART)
         # Slots come first: a point's are the same then, whatever the curve's largest one.
-        self.slots.copy_(patterns.order(case, device, generator, turned=draw != TIMED))
+        self.slots.data.copy_(patterns.order(case, device, generator, turned=draw != TIMED))
         rows.fill(generator)
         if case.kv_cache_dtype != "auto":
             self.rescale(rows)
 
     def rescale(self, rows: Rows) -> None:
         """Set the scales to amax / 64 of these keys and of these values."""
-        for scale, plane in zip(self.scales, (rows.key, rows.value), strict=True):
+        for scale, plane in zip(self.scales.data, (rows.key, rows.value), strict=True):
             scale.copy_(_largest(plane, self.largest.scale) / 64)
 
     def seal(self) -> None:

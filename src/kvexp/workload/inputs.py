@@ -42,23 +42,21 @@ class Rows:
         curve's only one: where the L2 just holds them, it counts how far apart they are (docs/log.md, vv).
         """
         count = (windows - 1) * step + case.num_tokens + case.extra_tokens
-        _, _, total = _places(case, count)
-        whole = -(-total // ALIGNED_ITEMS) * ALIGNED_ITEMS
-        return _rows(self.flat[:whole], case, count)
+        return _rows(self.flat[: _whole(case, count)], case, count)
 
     def fill(self, generator: torch.Generator) -> None:
-        """Every item is a normal number, gaps included."""
-        if self.flat.itemsize > 1:
-            self.flat.normal_(generator=generator)
+        """Fill every item with a normal number, gaps included; the tensor's version stays."""
+        flat = self.flat.data
+        if flat.itemsize > 1:
+            flat.normal_(generator=generator)
             return
-        for part in self.flat.split(FILL_ITEMS):
+        for part in flat.split(FILL_ITEMS):
             part.copy_(torch.randn(part.shape, generator=generator, device=part.device))
 
 
 def items(case: Case, item_bytes: int, least_rows: int = 0) -> int:
     """Return the items of the inputs' memory for a curve whose largest point is `case`."""
-    _, _, total = _places(case, num_rows(case, item_bytes, least_rows))
-    return total
+    return _whole(case, num_rows(case, item_bytes, least_rows))
 
 
 def make(case: Case, source: torch.dtype, device: torch.device, least_rows: int = 0) -> Rows:
@@ -88,6 +86,12 @@ def window_step(case: Case, item_bytes: int, cold: bool = False) -> int:
     if not cold:
         return multiple
     return -(-(case.num_tokens + case.extra_tokens) // multiple) * multiple
+
+
+def _whole(case: Case, count: int) -> int:
+    """Return the items of so many rows, rounded up: what is drawn for a point is the same on every curve."""
+    _, _, total = _places(case, count)
+    return -(-total // ALIGNED_ITEMS) * ALIGNED_ITEMS
 
 
 def _rows(flat: Tensor, case: Case, count: int) -> Rows:

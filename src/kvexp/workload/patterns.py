@@ -23,7 +23,7 @@ def order(case: Case, device: torch.device, generator: torch.Generator, turned: 
         case: The point.
         device: Where.
         generator: What random patterns are drawn with.
-        turned: A pattern that is not drawn begins at another block, where there is one; else at another slot.
+        turned: Slots in a row begin at another block, where there is one; else at another slot.
     """
     match case.slots:
         case "random":
@@ -35,7 +35,7 @@ def order(case: Case, device: torch.device, generator: torch.Generator, turned: 
         case "decode":
             return _decode(case, device, generator)
         case "prefill":
-            return _prefill(case.num_slots, device, generator)
+            return _prefill(_ascending(case, device, generator, turned), generator)
     raise ValueError(f"slots {case.slots!r} is not one of {', '.join(PATTERNS)}")
 
 
@@ -87,13 +87,13 @@ def _decode(case: Case, device: torch.device, generator: torch.Generator) -> Ten
     return slots.view(-1)
 
 
-def _prefill(num_slots: int, device: torch.device, generator: torch.Generator) -> Tensor:
+def _prefill(slots: Tensor, generator: torch.Generator) -> Tensor:
     """Runs that are cut at random places, so that they begin and end inside blocks, in random order."""
-    slots = torch.arange(num_slots, device=device)
+    num_slots, device = len(slots), slots.device
     cuts = torch.randint(num_slots, (num_slots // PREFILL_TOKENS,), generator=generator, device=device)
     starts = torch.zeros(num_slots, dtype=torch.int64, device=device)
     starts[cuts] = 1
     run = starts.cumsum(0)
     runs = int(run[-1]) + 1
     rank = torch.randperm(runs, generator=generator, device=device)
-    return torch.argsort(rank[run], stable=True).to(slots.dtype)
+    return slots[torch.argsort(rank[run], stable=True)]
