@@ -159,3 +159,20 @@ class TestOnACpu:
 
     def test_short_calls_are_timed_together(self):
         assert cpu_plan(65536, 0).calls == 16
+
+
+MIB = 1 << 20
+
+
+class TestColdIsMoreThanTwiceTheL2:
+    """docs/measuring.md, with an L2 so large that it alone says how many calls there are."""
+
+    def test_written_in_a_series(self):
+        plan = gpu_plan(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True)
+        assert plan.cache_state == "cold"
+        assert plan.calls * 4 > 2 * 1000 >= (plan.calls - 1) * 4
+
+    def test_read_before_inputs_come_again(self):
+        plan = gpu_plan(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True, inputs="cold")
+        assert plan.inputs_state == "cold"
+        assert plan.windows * 4 > 2 * 1000 >= (plan.windows - 2) * 4
