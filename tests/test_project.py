@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import kvexp
+from kvexp.sources import source_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -117,6 +118,12 @@ def test_the_wheel_works_in_another_folder(installed, tmp_path):
     done = ran(sys.executable, "-m", "kvexp", *typed.split(), cwd=tmp_path, **path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("multirun/*/*/*/rows.jsonl"))) == 2
+
+
+def test_the_wheel_has_the_hash_of_the_checkout(installed, tmp_path):
+    code = "from kvexp.sources import source_hash; print(source_hash())"
+    done = ran(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.stdout.strip() == source_hash()
 
 
 def test_the_wheel_carries_every_option_and_kernel(installed):
