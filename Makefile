@@ -21,7 +21,7 @@ WORDS ?=
 # Processes of `make test`.
 JOBS ?= 2
 # Processes of the part of `make test-gpu` that runs side by side: of a GPU's memory each takes up to some 4 GB, and the
-# one that has the tests of large caches 30 GB more.
+# one that has the tests of large caches 52 GB more.
 GPU_JOBS ?= 8
 
 BIN := .venv/bin
