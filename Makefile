@@ -2,6 +2,8 @@
 
 # Python 3.11 or newer, used once to make .venv.
 PYTHON ?= python3
+# Typed, for example PY=python3: run with that Python and what it can import; no .venv is made.
+PY =
 # Address of a further package index, for PyTorch's CPU build; see README.md.
 TORCH_INDEX ?=
 # Overrides for `make run`, for example ARGS="impl=torch workload=llama3_8b".
@@ -18,10 +20,21 @@ TARGETS ?= targets
 WORDS ?=
 # Processes of `make test`.
 JOBS ?= 2
+# Processes of the part of `make test-gpu` that runs side by side: of a GPU's memory each takes up to some 4 GB, and the
+# one that has the tests of large caches 52 GB more.
+GPU_JOBS ?= 8
 
 BIN := .venv/bin
-READY := .venv/.ready
+MADE := .venv/.ready
 DOCS := .venv/.docs
+ifeq ($(PY),)
+READY := $(MADE)
+RUN := $(BIN)/python
+else
+READY :=
+RUN := $(PY)
+export PYTHONPATH := $(CURDIR)/src$(if $(PYTHONPATH),:$(PYTHONPATH))
+endif
 
 ifneq ($(TORCH_INDEX),)
 export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL)
@@ -33,40 +46,40 @@ endif
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
-setup: $(READY)  ## Make .venv with kvexp and its tools; nothing to do when it is up to date
+setup: $(MADE)  ## Make .venv with kvexp and its tools; nothing to do when it is up to date
 
-$(READY): pyproject.toml constraints.txt
+$(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing kvexp and its dependencies into .venv; this takes a minute or more."
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 run: $(READY)  ## Measure: experiment=quickstart, or what ARGS="..." says
-	@$(BIN)/python -m kvexp $(ARGS)
+	@$(RUN) -m kvexp $(ARGS)
 
 report: $(READY)  ## Make a page of the last sweep, or of SWEEPS="multirun/... ..."
-	@$(BIN)/python -m kvexp report $(SWEEPS)
+	@$(RUN) -m kvexp report $(SWEEPS)
 
 baseline: $(READY)  ## Measure experiment=gate, 5 processes a curve, as this GPU's baseline: baselines/<gpu>/
-	@$(BIN)/python -m kvexp baseline $(TYPED)
+	@$(RUN) -m kvexp baseline $(TYPED)
 
 gate: $(READY)  ## Measure the same again; fails where it is slower, broken or missing
-	@$(BIN)/python -m kvexp gate $(TYPED)
+	@$(RUN) -m kvexp gate $(TYPED)
 
 # Alone, resume=true repeats what the last sweep was typed with.
 resume: $(READY)  ## Continue the last sweep; what is right in it is not measured again
-	@$(BIN)/python -m kvexp resume=true $(TYPED)
+	@$(RUN) -m kvexp resume=true $(TYPED)
 
 doctor: $(READY)  ## Say what this machine can run, and why not
-	@$(BIN)/python -m kvexp doctor
+	@$(RUN) -m kvexp doctor
 
 test: $(READY)  ## Run the tests that need no GPU
-	$(BIN)/python -m pytest tests --ignore=tests/gpu --numprocesses=$(JOBS)
+	$(RUN) -m pytest tests --ignore=tests/gpu --numprocesses=$(JOBS)
 
 test-reliability: $(READY)  ## Run the tests of faults, the long ones too: 50 kills, 24 writers (minutes)
-	$(BIN)/python -m pytest tests/reliability -m "slow or not slow" --numprocesses=$(JOBS)
+	$(RUN) -m pytest tests/reliability -m "slow or not slow" --numprocesses=$(JOBS)
 
-lint: $(READY)  ## Check style, formatting, types and who imports whom
+lint: $(MADE)  ## Check style, formatting, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -76,22 +89,27 @@ docs: $(DOCS)  ## Build the pages of docs/ into site/; a broken link fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "Open site/index.html in a browser."
 
-$(DOCS): $(READY)
+$(DOCS): $(MADE)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-test-gpu: $(READY)  ## Run the tests that need an NVIDIA GPU
-	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu needs an NVIDIA GPU that torch can use, and this machine has none; make test needs none.")'
-	$(BIN)/python -m pytest tests/gpu
+test-gpu: $(READY)  ## Run the tests that need an NVIDIA GPU: GPU_JOBS at a time, then those that measure
+	@$(RUN) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make test-gpu needs an NVIDIA GPU that torch can use, and this machine has none; make test needs none.")'
+	@failed=0; \
+	jobs="$$($(RUN) -c 'import xdist' 2>/dev/null && echo --numprocesses=$(GPU_JOBS) --dist=loadgroup)"; \
+	set -x; \
+	$(RUN) -m pytest tests/gpu -m 'not alone and not slow' $$jobs || failed=1; \
+	$(RUN) -m pytest tests/gpu -m 'alone and not slow' || failed=1; \
+	exit $$failed
 
 targets: $(READY)  ## Measure on a GPU what the kernels shall reach (docs/kernels.md); WORDS="fp8 diffkv" for some of it
-	@$(BIN)/python -m tests.gpu.targets "$(TARGETS)" $(WORDS)
+	@$(RUN) -m tests.gpu.targets "$(TARGETS)" $(WORDS)
 
 profile: $(READY)  ## Print the ncu command for ARGS="impl=cuda workload.num_tokens=1024" and the like
-	@echo "ncu --profile-from-start off --target-processes all --set full $(BIN)/python -m kvexp timer=profile tracking=none $(ARGS)"
+	@echo "ncu --profile-from-start off --target-processes all --set full $(RUN) -m kvexp timer=profile tracking=none $(ARGS)"
 
 ui: $(READY)  ## Show the tracked runs at http://127.0.0.1:5000 (PORT=... for another port)
-	@$(BIN)/python -m kvexp ui "$(MLRUNS)" --port $(PORT)
+	@$(RUN) -m kvexp ui "$(MLRUNS)" --port $(PORT)
 
 clean:  ## Remove build output and caches; .venv and the results in multirun/ and mlruns/ stay
 	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -6,6 +6,8 @@ sizes (each number of the contract's list at least once), slots. On a GPU the nu
 crossed in full (tests/gpu).
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,6 +151,19 @@ class Contract:
     @pytest.mark.parametrize("op", composed.options("op"))
     def test_a_slot_beyond_the_cache_writes_nothing(self, impl, device, op):
         law.assert_writes(impl, law.problem(device, [3, 8 * 16, 5, 8 * 16 + 7, 2**40], op=op))
+
+    @pytest.mark.parametrize(
+        "slots",
+        [[4 * 16 - 1, 4 * 16, 8 * 16 - 1, 3], list(range(4 * 16 - 8, 8 * 16)), list(range(4 * 16, 8 * 16))],
+        ids=["alone", "a run across the end", "a run behind it"],
+    )
+    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
+    def test_a_slot_beyond_the_cache_leaves_the_memory_behind_it(self, impl, device, op, layout, slots):
+        """The caches are the first blocks of larger ones, where a byte that is written too far is seen."""
+        posed = law.problem(device, slots, op=op, layout=layout, num_blocks=8)
+        caches = {name: getattr(posed, name) for name in ("key_cache", "value_cache", "kv_cache")}
+        first = {name: cache[:4] for name, cache in caches.items() if cache is not None}
+        law.assert_writes(impl, replace(posed, **first))
 
     @pytest.mark.parametrize("op", composed.options("op"))
     def test_the_first_and_the_last_slot_are_written(self, impl, device, op):

@@ -4,14 +4,14 @@ import os
 import select
 
 
-def ended(pid):
-    """Returns when the process, no child of this one, has ended."""
+def ended(pid, within_s=120):
+    """Returns when the process, no child of this one, has ended, which it must soon."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     poll = select.poll()
     poll.register(handle, select.POLLIN)
-    gone = poll.poll(120_000)
+    gone = poll.poll(within_s * 1000)
     os.close(handle)
     assert gone, f"process {pid} lives on"

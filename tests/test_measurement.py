@@ -83,6 +83,7 @@ COLUMNS = [
     "cuda_core",
     "python",
     "kvexp",
+    "source_hash",
     "git_commit",
     "git_dirty",
     "host",

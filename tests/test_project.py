@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import kvexp
+from kvexp.sources import source_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -47,6 +48,56 @@ def test_make_alone_lists_every_target():
     assert [line.split()[1] for line in done.stdout.splitlines()] == TARGETS
 
 
+@pytest.fixture
+def python(tmp_path):
+    """A stand-in for a Python: writes down what it is asked and PYTHONPATH, and fails at what it is told."""
+    file, asked = tmp_path / "python", tmp_path / "asked"
+    file.write_text(f"""#!/bin/sh
+echo "$PYTHONPATH $*" >> {asked}
+case "$*" in $FAILING) exit 3 ;; esac
+""")
+    file.chmod(0o755)
+
+    def made(target, failing="nothing"):
+        asked.unlink(missing_ok=True)
+        done = ran("make", target, f"PY={file}", cwd=ROOT, FAILING=failing, PYTHONPATH="/tmp/site")
+        return done.returncode, asked.read_text().splitlines()
+
+    return made
+
+
+@pytest.mark.parametrize("failing", ["nothing", "* not alone*", "*-m alone*", "*pytest*"])
+def test_the_gpu_tests_that_measure_run_alone_whatever_became_of_the_others(python, failing):
+    code, asked = python("test-gpu", failing)
+    assert (code != 0) == (failing != "nothing")
+    assert [line.partition(" -m pytest ")[2] for line in asked if "pytest" in line] == [
+        "tests/gpu -m not alone and not slow --numprocesses=8 --dist=loadgroup",
+        "tests/gpu -m alone and not slow",
+    ]
+
+
+def test_without_xdist_the_gpu_tests_run_one_after_the_other(python):
+    code, asked = python("test-gpu", "*import*xdist*")
+    assert code == 0
+    assert not any("numprocesses" in line for line in asked)
+
+
+def test_without_a_gpu_no_gpu_test_is_started(python):
+    code, asked = python("test-gpu", "*import*torch*")
+    assert code != 0
+    assert not any("pytest" in line for line in asked)
+
+
+@pytest.mark.parametrize("target", ["test-gpu", "targets", "run", "doctor"])
+def test_a_python_that_is_typed_runs_the_sources_and_no_other_is_made(python, target):
+    dry = ran("make", "--dry-run", "--always-make", target, "PY=python3", cwd=ROOT)
+    assert dry.returncode == 0
+    assert ".venv" not in dry.stdout
+    code, asked = python(target)
+    assert code == 0
+    assert {line.split(" ")[0] for line in asked} == {f"{ROOT}/src:/tmp/site"}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A folder that holds what the wheel installs."""
@@ -67,6 +118,12 @@ def test_the_wheel_works_in_another_folder(installed, tmp_path):
     done = ran(sys.executable, "-m", "kvexp", *typed.split(), cwd=tmp_path, **path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("multirun/*/*/*/rows.jsonl"))) == 2
+
+
+def test_the_wheel_has_the_hash_of_the_checkout(installed, tmp_path):
+    code = "from kvexp.sources import source_hash; print(source_hash())"
+    done = ran(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.stdout.strip() == source_hash()
 
 
 def test_the_wheel_carries_every_option_and_kernel(installed):

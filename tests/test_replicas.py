@@ -257,3 +257,20 @@ class TestOnACpu:
         """Visited twice, a mapping would hold the same rows after either turn."""
         assert (cpu_plan(7, 0).calls, cpu_plan(7, 0).mappings) == (6, 6)
         assert (cpu_plan(6, 0).calls, cpu_plan(6, 0).mappings) == (15, 5)
+
+
+MIB = 1 << 20
+
+
+class TestColdIsMoreThanTwiceTheL2:
+    """docs/measuring.md, with an L2 so large that it alone says how many calls there are."""
+
+    def test_written_in_a_series(self):
+        plan = gpu_plan(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True)
+        assert plan.cache_state == "cold"
+        assert plan.calls * 4 > 2 * 1000 >= (plan.calls - 1) * 4
+
+    def test_read_before_inputs_come_again(self):
+        plan = gpu_plan(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True, inputs="cold")
+        assert plan.inputs_state == "cold"
+        assert plan.windows * 4 > 2 * 1000 >= (plan.windows - 2) * 4

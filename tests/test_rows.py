@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,38 @@ def test_samples_are_a_line_beside_the_row(tmp_path):
     line = (tmp_path / "samples.jsonl").read_text()
     assert json.loads(line) == {"num_tokens": 8, "samples_us": [1.5, 2.5]}
     assert line.endswith("\n")
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What os.fsync was asked for: each file's path and bytes, each folder's path and its files' names."""
+    asked, sync = [], os.fsync
+
+    def fsync(handle):
+        sync(handle)
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        asked.append((path, sorted(os.listdir(path)) if path.is_dir() else path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return asked
+
+
+def test_a_row_and_its_samples_are_on_the_disk_when_they_were_appended(tmp_path, synced):
+    """Of a file that was not synced, a power loss takes the lines; of a folder, the files' names."""
+    file = RowFile(tmp_path)
+    for tokens in (2, 4):
+        file.append(row(num_tokens=tokens), samples_us=[1.5])
+        on_disk = dict(synced)  # as each was when it was synced last
+        for name in ("rows.jsonl", "samples.jsonl"):
+            assert on_disk[tmp_path / name] == (tmp_path / name).read_bytes()
+            assert on_disk[tmp_path / name].count(b"\n") == tokens // 2
+        assert on_disk[tmp_path] == ["rows.jsonl", "samples.jsonl"]
+
+
+def test_samples_are_on_the_disk_before_their_row(tmp_path, synced):
+    RowFile(tmp_path).append(row(), samples_us=[1.5])
+    files = [path.name for path, _ in synced if path != tmp_path]
+    assert files == ["samples.jsonl", "rows.jsonl"]
 
 
 def test_a_row_without_samples_makes_no_samples_file(tmp_path):
@@ -120,6 +154,17 @@ def test_the_identity_of_a_point_leaves_out_its_outcome_and_its_labels():
     assert identity(one) == identity(one | {"workload": "mine", "latency_us": 2.0, "status": "failed"})
     for column, value in (("impl", "cuda"), ("torch", "2.14.0"), ("impl_hash", "b"), ("num_tokens", 4)):
         assert identity(one) != identity(one | {column: value})
+
+
+# docs/reliability.md: the implementation's sources, the GPU by name and UUID, the driver, torch and triton.
+@pytest.mark.parametrize("column", ["impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"])
+def test_a_point_is_another_one_where_what_measured_it_differs(column):
+    one = row(**{column: "the one"})
+    assert identity(one) != identity(one | {column: "the other"})
+    assert identity(one) != identity(one | {column: None})
+    assert newest([one, one | {column: "the other"}, one]) == (
+        [one] if column == "impl_hash" else [one, one | {column: "the other"}]
+    )
 
 
 def test_of_several_tries_of_a_point_the_newest_counts():

@@ -1,3 +1,5 @@
+import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,3 +85,67 @@ def test_our_implementations_differ_and_have_their_kernels_in_their_hash():
 )
 def test_what_cannot_be_found_has_no_hash(package, target):
     assert again(target) is None
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def copied(to, conf):
+    """`kvexp.sources` of a copy whose YAML files lie in the folder `conf`, seen from the copy's."""
+    package = to / "src" / "kvexp"
+    shutil.copytree(ROOT / "src" / "kvexp", package)
+    shutil.copytree(ROOT / "conf", to / conf)
+    spec = importlib.util.spec_from_file_location("copied_sources", package / "sources.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("conf", ["conf", "src/kvexp/conf"], ids=["a checkout", "a wheel"])
+def test_all_of_kvexp_has_one_hash_wherever_it_lies(tmp_path, conf):
+    copy = copied(tmp_path, conf)
+    compiled = tmp_path / "src" / "kvexp" / "__pycache__"
+    compiled.mkdir(exist_ok=True)
+    (compiled / "new.cpython-399.pyc").write_bytes(b"compiled")
+    (tmp_path / conf / "notes.txt").write_text("no option")
+    assert copy.source_hash() == sources.source_hash()
+    assert len(copy.source_hash()) == 16
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "src/kvexp/verdict.py",
+        "src/kvexp/impl/cuda/convert.cuh",
+        "src/kvexp/ceiling.cu",
+        "src/kvexp/report/templates/report.html.j2",
+        "conf/workload/seed.yaml",
+        "conf/workload/new.yaml",
+        "src/kvexp/impl/new.py",
+    ],
+)
+def test_whatever_can_change_what_is_measured_changes_the_hash_of_kvexp(tmp_path, file):
+    copy = copied(tmp_path, "conf")
+    with (tmp_path / file).open("a") as handle:
+        handle.write("\n")
+    assert copy.source_hash() != sources.source_hash()
+
+
+def test_a_file_under_another_name_changes_the_hash_of_kvexp(tmp_path):
+    copy = copied(tmp_path, "conf")
+    (tmp_path / "conf" / "mode" / "auto.yaml").rename(tmp_path / "conf" / "mode" / "other.yaml")
+    assert copy.source_hash() != sources.source_hash()
+
+
+def test_every_file_of_kvexp_is_in_its_hash():
+    files = [
+        file for folder in ("src/kvexp", "conf") for file in (ROOT / folder).rglob("*") if file.is_file()
+    ]
+    left_out = [file for file in files if file.suffix not in sources.SHIPPED]
+    assert {file.parent.name for file in left_out} <= {"__pycache__"}
+
+
+def test_sources_that_cannot_be_read_have_no_hash(tmp_path):
+    copy = copied(tmp_path, "conf")
+    (tmp_path / "conf" / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    assert copy.source_hash() is None

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from kvexp import ahead, report, rows, sweep
+from kvexp import ahead, folder, locks, report, rows, sweep
 from kvexp.cli.rounds import rounds
 from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.measuring import Begun
@@ -185,6 +185,36 @@ class TestASweep:
         assert sweep.run([one, named], UNTRACKED, COMMAND) == 0
         assert [statuses(job) for job in (one, named)] == [["verified"] * 4] * 2
 
+    @pytest.mark.parametrize("other", [{"driver": "580.65.06"}, {"device_uuid": "GPU-7"}])
+    def test_is_measured_again_where_another_driver_or_gpu_measured(self, jobs, other):
+        (one,) = jobs("torch", overrides=("workload.num_tokens=[1,3]",))
+        assert sweep.run([one], UNTRACKED, COMMAND) == 0
+        file = one.folder / "rows.jsonl"
+        there = [row | other for row in rows.read(one.folder)[:1]] + rows.read(one.folder)[1:]
+        file.write_text("".join(json.dumps(row) + "\n" for row in there))
+        again = replace(one, folder=one.folder.with_name("1"))
+        assert sweep.run([again], replace(UNTRACKED, resumes=True), COMMAND) == 0
+        assert [row["num_tokens"] for row in rows.read(again.folder)] == [1]
+
+    def test_has_each_row_on_the_disk_before_the_next_point_begins(self, jobs, monkeypatch):
+        (one,) = jobs("torch")
+        sync, send, on_disk, seen = os.fsync, Worker._send, {}, []
+
+        def fsync(handle):
+            sync(handle)
+            path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            on_disk[path.name] = 0 if path.is_dir() else len(path.read_bytes().splitlines())
+
+        def goes_on(worker, line):
+            if not line:
+                seen.append(on_disk.get("rows.jsonl", 0))
+            send(worker, line)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Worker, "_send", goes_on)
+        assert sweep.run([one], UNTRACKED, COMMAND) == 0
+        assert seen == [1, 2, 3, 4]
+
     def test_keeps_the_raw_samples_beside_the_rows(self, jobs):
         (one,) = jobs("torch", overrides=("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5"))
         assert sweep.run([one], UNTRACKED, COMMAND) == 0
@@ -288,6 +318,29 @@ class TestASweep:
         with handled(signal.SIGHUP, signal.SIG_IGN):  # as nohup does
             assert sweep.run(jobs("torch"), UNTRACKED, COMMAND) == 0
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    def test_does_not_begin_in_a_folder_where_another_is_at_work(self, jobs):
+        (one,) = jobs("torch")
+        one.folder.parent.mkdir(parents=True)
+        with (
+            locks.locked(one.folder.parent / folder.LOCK),
+            pytest.raises(ConfigError, match=f"another sweep is at work there: .* process {os.getpid()}$"),
+        ):
+            sweep.run([one], UNTRACKED, COMMAND)
+        assert not one.folder.exists()
+
+    def test_has_its_folder_to_itself_until_its_end(self, jobs, monkeypatch):
+        (one,) = jobs("torch")
+        home, advance, holders = one.folder.parent, Progress.advance, []
+
+        def looked(progress, row):
+            holders.append(locks.holder(home / folder.LOCK))
+            advance(progress, row)
+
+        monkeypatch.setattr(Progress, "advance", looked)
+        assert sweep.run([one], UNTRACKED, COMMAND) == 0
+        assert holders == [f"process {os.getpid()}"] * 4
+        assert locks.holder(home / folder.LOCK) is None
 
     def test_whose_folder_cannot_be_locked_does_not_begin(self, jobs):
         one = jobs("torch")

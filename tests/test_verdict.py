@@ -178,3 +178,22 @@ def test_fewer_than_three_processes_are_judged_by_the_middle_one():
 
 def test_processes_that_agree_by_chance_are_not_trusted_alone():
     assert judge_processes([row(10.0)] * 3, [row(10.05)] * 3).word != "slower"
+
+
+# Student's t at 99.75 % (99.5 % of both sides), from a printed table, by degrees of freedom.
+STUDENT_T = {8: 3.833, 12: 3.428}
+
+
+@pytest.mark.parametrize(("num_tokens", "tolerance"), [(512, 0.02), (511, 0.05)])
+@pytest.mark.parametrize("count", [3, 5])
+def test_what_was_measured_before_weighs_as_much_as_two_sides_of_three_processes(
+    count, num_tokens, tolerance
+):
+    """docs/comparing.md. Two sides of three have 2 + 2 degrees of freedom; processes that agree add nothing
+    to the squares, and their own degrees of freedom to those."""
+    before, own = 2 * (3 - 1), 2 * (count - 1)
+    variance = spread(tolerance) ** 2 * before / (before + own)
+    reach = STUDENT_T[before + own] * math.sqrt(variance * 2 / count)
+    found = judge_processes(*([row(num_tokens=num_tokens)] * count,) * 2)
+    assert math.log(found.high) == pytest.approx(reach, rel=1e-3)
+    assert math.log(found.low) == pytest.approx(-reach, rel=1e-3)

@@ -1,7 +1,10 @@
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +210,42 @@ os.kill(os.getpid(), signal.SIGKILL)
     done = subprocess.run([sys.executable, "-c", parent, asked], capture_output=True, text=True)
     assert done.returncode == -9
     ended(int(done.stdout))
+
+
+def test_a_process_that_hangs_in_c_ends_with_its_parent(tmp_path):
+    """Nobody reads its pipe then, whose end would tell it; the kernel ends it."""
+    parent = """
+import sys
+from kvexp.experiment import Experiment
+from kvexp.worker import Worker
+
+worker = Worker("cpu")
+print(worker._process.pid, flush=True)
+worker.wait()
+list(worker.run(Experiment.from_json(sys.argv[1])))
+"""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    made = curve("workload.num_tokens=[16]")
+    target, options = "tests.reliability.faulty.Announced", {"fifo": str(fifo)}
+    asked = replace(made, impl=replace(made.impl, target=target, options=options)).to_json()
+    heard = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    process = subprocess.Popen([sys.executable, "-c", parent, asked], stdout=subprocess.PIPE, text=True)
+    try:
+        child = int(process.stdout.readline())
+        assert select.select([heard], [], [], 120)[0]
+        assert os.read(heard, 3) == b"now"
+        process.kill()
+        process.wait()
+        try:
+            ended(child, within_s=10)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(heard)
 
 
 def test_one_that_was_closed_takes_nothing_more_even_where_nobody_can_end_it(monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import kvexp
+from kvexp import sources
 from kvexp.errors import Unsupported
 from kvexp.measurement import ENVIRONMENT
 
@@ -47,6 +48,7 @@ def read(device: str | None) -> dict[str, Any]:
         "cuda_core": _version("cuda-core"),
         "python": platform.python_version(),
         "kvexp": kvexp.__version__,
+        "source_hash": sources.source_hash(),
         **_commit(),
         "host": socket.gethostname(),
         "cpu": _cpu_name(),
@@ -105,24 +107,35 @@ def _cpu_name() -> str:
 
 
 def _commit() -> dict[str, Any]:
-    """Commit and dirty flag of the checkout that kvexp runs from; None when it is installed elsewhere."""
+    """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none.
+
+    A repository around a copy or an installation of kvexp, which does not hold its files, is no checkout.
+    """
     unknown: dict[str, Any] = {"git_commit": None, "git_dirty": None}
-    root = Path(__file__).resolve().parents[2]
+    file = Path(__file__).resolve()
+    root = file.parents[2]
     if not (root / ".git").exists():
         return unknown
     commit = _git(root, "rev-parse", "HEAD")
-    status = _git(root, "status", "--porcelain")
-    if commit is None or status is None:
+    held = _git(root, "ls-tree", "--name-only", "HEAD", file.relative_to(root).as_posix())
+    status = _git(root, "status", "--porcelain", "--untracked-files=normal")
+    if not commit or not held or status is None:
         return unknown
     return {"git_commit": commit, "git_dirty": bool(status)}
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    # A copied .git remembers other files of that size and time: these settings have git look at the content.
+    careful = ("--no-optional-locks", "-c", "core.trustctime=true", "-c", "core.checkStat=default")
     try:
         # A git hook's GIT_DIR would name another repository.
         own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, env=own
+            ["git", "-C", str(root), *careful, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=own,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -7,6 +7,7 @@ is all poison again.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -76,15 +77,20 @@ def check_run(
         raise
 
 
-def check_left(tensors: Tensors, windows: Sequence[int]) -> None:
+def check_left(tensors: Tensors, windows: Sequence[int], most_bytes: int | None = None) -> None:
     """Check what the last of the timed runs left in the slots, and that the runs left their inputs alone.
+
+    Args:
+        tensors: The case's tensors.
+        windows: For each slot mapping, whose rows it holds.
+        most_bytes: Look at mappings of so many bytes alone, drawn anew each time; at all by default.
 
     Raises:
         IncorrectResult: What was right at first was not right later. The cache is poisoned.
     """
     try:
         _check_inputs(tensors)
-        _check_written(tensors, windows)
+        _check_written(tensors, windows, most_bytes)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
@@ -116,11 +122,16 @@ def _check_inputs(tensors: Tensors, others: bool = False) -> None:
         raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
 
 
-def _check_written(tensors: Tensors, windows: Sequence[int]) -> None:
-    """Check that every mapping holds the rows of its window."""
+def _check_written(tensors: Tensors, windows: Sequence[int], most_bytes: int | None = None) -> None:
+    """Check that mappings hold the rows of their windows; see `check_left`."""
     slots = tensors.written_slots(len(windows))
-    for window in sorted({*windows}):
-        own = torch.tensor([w == window for w in windows], device=slots.device)
+    mappings: Sequence[int] = range(len(windows))
+    if most_bytes is not None:
+        row_bytes = sum(rows[0].numel() * rows.itemsize for rows in (tensors.key, tensors.value))
+        count = max(1, most_bytes // (row_bytes * slots.shape[1]))
+        mappings = random.SystemRandom().sample(mappings, min(count, len(mappings)))
+    for window in sorted({windows[mapping] for mapping in mappings}):
+        own = torch.tensor([m for m in mappings if windows[m] == window], device=slots.device)
         seen, written = tensors.window(window), slots[own]
         _check_rows("key_cache", seen, seen.key, seen.key_cache, seen.k_scale, written)
         _check_rows("value_cache", seen, seen.value, seen.value_cache, seen.v_scale, written)

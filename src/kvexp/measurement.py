@@ -26,6 +26,7 @@ ENVIRONMENT = (
     "cuda_core",
     "python",
     "kvexp",
+    "source_hash",
     "git_commit",
     "git_dirty",
     "host",
@@ -48,6 +49,7 @@ Attributes:
     cuda_core: Version, of the package that launches our CUDA kernels.
     python: Version.
     kvexp: Version.
+    source_hash: Hash of kvexp's own sources and options, the same wherever they are installed.
     git_commit: Commit of the checkout that kvexp runs from.
     git_dirty: Whether that checkout had changes.
     host: The machine's name.

@@ -1,15 +1,41 @@
-"""What an implementation is made of: a hash of its source files, so that a changed kernel is another one."""
+"""Hashes of source files: an implementation's, so that a changed kernel is another one; and kvexp's."""
 
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 BUILT_FROM = {".pyx", ".cu", ".c", ".cc", ".cpp"}
 SUFFIXES = BUILT_FROM | {".py", ".cuh", ".h", ".hpp", ".ptx", ".cubin", ".so"}
 STRANGERS = "kvexp.impl"
 """The package whose modules never import one another: one of its files is an implementation of its own."""
+
+SHIPPED = SUFFIXES | {".yaml", ".j2", ".css", ".js"}
+"""What the package's files that a measurement or its report can depend on are called."""
+
+
+def conf_dir() -> Path:
+    """Return the folder of kvexp's own YAML files: the wheel's copy, else the checkout's."""
+    package = Path(__file__).resolve().parent
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parents[1] / "conf"
+
+
+@functools.cache
+def source_hash() -> str | None:
+    """Return a hash of kvexp's sources and options; None when they cannot be read.
+
+    It is the same wherever they are installed, from a wheel or a checkout. Computed once a process.
+    """
+    package, conf = Path(__file__).resolve().parent, conf_dir()
+    named = {
+        f"{folder.name}/{file.relative_to(folder).as_posix()}": file
+        for folder in (package, conf)
+        for file in folder.rglob("*")
+        if file.suffix in SHIPPED and (folder == conf or conf not in file.parents)
+    }
+    return _digest(sorted(named.items()))
 
 
 @functools.cache
@@ -31,11 +57,17 @@ def impl_hash(target: str) -> str | None:
     file = Path(spec.origin)
     alone = spec.submodule_search_locations is None and spec.parent in ("", STRANGERS)
     root = file if alone else file.parent
+    return _digest((str(source.relative_to(root)), source) for source in _files(root))
+
+
+def _digest(named: Iterable[tuple[str, Path]]) -> str | None:
+    """Return a hash of the files' names, sizes and bytes; None when one cannot be read."""
     digest = hashlib.sha256()
     try:
-        for source in _files(root):
-            digest.update(f"{source.relative_to(root)}\0{source.stat().st_size}\0".encode())
-            digest.update(source.read_bytes())
+        for name, file in named:
+            content = file.read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
     except OSError:
         return None
     return digest.hexdigest()[:16]

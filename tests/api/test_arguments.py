@@ -5,10 +5,37 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kvexp.api.checks import valid
 from kvexp.op import FP8
 from tests import law
 from tests.api.calls import SLOTS, assert_refused, called
-from tests.law import FLASH, PAGED
+from tests.law import DIFFKV, FLASH, PAGED
+
+NOT_STRIDED = {
+    "sparse_coo": torch.Tensor.to_sparse,
+    "sparse_csr": lambda tensor: tensor.flatten(1).to_sparse_csr(),
+    "mkldnn": lambda tensor: tensor.float().to_mkldnn(),
+    "strided": lambda tensor: torch.nested.nested_tensor(list(tensor)),
+    "jagged": lambda tensor: torch.nested.nested_tensor(list(tensor), layout=torch.jagged),
+}
+"""Tensors without strides of their own, by what their layout is called."""
+
+SCALES = ("k_scale", "v_scale")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that some of these layouts are in beta
+@pytest.mark.parametrize("layout", NOT_STRIDED)
+@pytest.mark.parametrize("name", ["key", "value", "cache", "slot_mapping", *SCALES])
+class TestEveryTensor:
+    def test_must_be_strided(self, op, name, layout):
+        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
+        name = {"cache": "kv_cache" if op == DIFFKV else "value_cache"}.get(name, name)
+        strided = getattr(posed, name)
+        few = strided.dim() < 2
+        odd = NOT_STRIDED[layout](torch.ones(3, 4) if few or layout == "mkldnn" else strided)
+        kind = "a nested one (its layout is {})" if odd.is_nested else "one of the layout {}"
+        sentence = f"{name} must be a strided tensor, not {kind.format(layout)}"
+        assert_refused(replace(posed, **{name: odd}), TypeError, sentence)
 
 
 class TestRows:
@@ -151,6 +178,31 @@ class TestScales:
     def test_must_be_float32_of_one_element_or_one_for_each_head(self, op, changed, kind, sentence):
         posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
         assert_refused(replace(posed, **changed), kind, sentence)
+
+    @pytest.mark.parametrize("name", SCALES)
+    def test_must_be_the_numbers_in_their_memory(self, op, name):
+        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
+        numbers = getattr(posed, name)
+        negatives = f"{name} must be the numbers that lie in its memory, not a view of their negatives"
+        for lazy in (torch._neg_view(numbers), torch.complex(numbers, numbers).conj().imag):
+            assert_refused(replace(posed, **{name: lazy}), ValueError, negatives)
+        conjugates = torch.complex(numbers, numbers).conj()
+        assert_refused(
+            replace(posed, **{name: conjugates}), ValueError, negatives.replace("negatives", "conjugates")
+        )
+        freed = numbers.clone()
+        freed.untyped_storage().resize_(0)
+        assert_refused(replace(posed, **{name: freed}), ValueError, f"{name} has no memory")
+
+    @pytest.mark.parametrize("unread", [1.0, torch.ones(3), torch._neg_view(torch.ones(1))], ids=repr)
+    def test_that_are_not_read_may_be_anything(self, op, unread):
+        posed = law.problem("cpu", SLOTS, op=op)
+        expected = posed.expected()
+        found = valid(op, replace(posed, k_scale=unread, v_scale=unread).arguments)
+        assert found.arguments[-2:] == (None, None)
+        assert found.addresses[-2:] == (0, 0)
+        called(replace(posed, k_scale=unread, v_scale=unread))
+        assert torch.equal(posed.storage, expected)
 
     def test_of_one_element_may_have_a_dim(self, op):
         posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")

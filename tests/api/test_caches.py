@@ -2,6 +2,7 @@
 
 import re
 
+import numpy
 import pytest
 import torch
 
@@ -96,6 +97,18 @@ def test_layers_share_one_storage_and_no_element(layout):
         ),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
+        ({"num_heads": numpy.bool_(True)}, "num_heads must be a positive whole number, not np.True_"),
+        ({"block_size": numpy.int64(-1)}, "block_size must be a positive whole number, not np.int64(-1)"),
+        (
+            {"head_size_v": numpy.float64(16)},
+            "head_size_v must be a positive whole number, not np.float64(16.0)",
+        ),
+        (
+            {"num_blocks": numpy.array([3, 4])},
+            "num_blocks must be a positive whole number, not array([3, 4])",
+        ),
+        ({"num_blocks": torch.tensor(3)}, "num_blocks must be a positive whole number, not tensor(3)"),
+        ({"num_blocks": "3"}, "num_blocks must be a positive whole number, not '3'"),
         ({"head_size": 1.5}, "head_size must be a positive whole number, not 1.5"),
         (
             {"kv_cache_dtype": "int4"},
@@ -115,6 +128,29 @@ def test_what_cannot_be_allocated_is_named(changed, sentence):
     arguments = {"layout": "NHD", **SIZES, **changed}
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         kvexp.allocate(**arguments)
+
+
+@pytest.mark.parametrize("kind", [numpy.int64, numpy.int32, numpy.uint8, numpy.array])
+@pytest.mark.parametrize("layout", composed.options("layout"))
+def test_sizes_may_be_whole_numbers_of_numpy(layout, kind):
+    if layout == "auto":
+        pytest.skip("the library takes a layout's own name")
+    sizes = {"num_blocks": 3, "block_size": 4, "num_heads": 2, "head_size": 16, "head_size_v": 16}
+    expected = kvexp.allocate_layers(2, layout, **sizes, device="cpu")
+    of_numpy = {name: kind(size) for name, size in sizes.items()}
+    found = kvexp.allocate_layers(kind(2), layout, **of_numpy, device="cpu")
+    places = [
+        [(plane.shape, plane.stride(), plane.storage_offset()) for plane in cache if plane is not None]
+        for layers in (found, expected)
+        for cache in layers
+    ]
+    assert places[:2] == places[2:]
+
+
+@pytest.mark.parametrize("number", [0, True, numpy.bool_(True), 1.0])
+def test_the_number_of_layers_is_checked_as_other_sizes_are(number):
+    with pytest.raises(ValueError, match=r"^num_layers must be a positive whole number, not "):
+        kvexp.allocate_layers(number, "NHD", **SIZES)
 
 
 def test_a_layout_is_selected_as_an_engine_would(monkeypatch):

@@ -1,10 +1,12 @@
 """Calls that are found to be of a known kind, with a launcher that only says that it was asked."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 
+import kvexp
 from kvexp.api import checks
 from kvexp.api.kinds import MOST_ALIKE, Kind, Known
 from kvexp.impl.cuda import Cuda
@@ -58,6 +60,34 @@ def test_a_kind_of_one_op_does_not_know_the_other_s_caches(op, other):
     )
 
 
+@contextmanager
+def remembered(posed):
+    """The library knows the call's kind, as after a valid call of impl=cuda; what it launches is counted."""
+    (known,) = (
+        cell.cell_contents
+        for cell in getattr(kvexp, posed.op).__closure__
+        if isinstance(cell.cell_contents, Known)
+    )
+    launched = []
+    made = Kind(with_scales(posed), checks.valid(posed.op, posed.arguments), Launcher())
+    made.launch = lambda *addresses: launched.append(addresses)
+    known.remember(("cuda", posed.kv_cache_dtype, len(posed.slot_mapping), len(with_scales(posed))), made,
+                   with_scales(posed))  # fmt: skip
+    try:
+        yield launched
+    finally:
+        known.clear()
+
+
+def jagged(tensor):
+    """The tensor as a nested one of one part."""
+    return torch.nested.nested_tensor([tensor], layout=torch.jagged)
+
+
+def with_scales(posed):
+    return (*tensors(posed), posed.k_scale, posed.v_scale)
+
+
 @pytest.mark.parametrize("op", OPS)
 class TestAKind:
     def test_knows_the_call_that_it_was_made_from_and_others_like_it(self, op):
@@ -90,6 +120,18 @@ class TestAKind:
         for other in others:
             assert not kind(posed).check(*tensors(other))
 
+    @pytest.mark.parametrize("at", range(7))
+    def test_does_not_know_a_call_with_a_lazy_view_or_no_strides(self, op, at):
+        """What validation refuses by the tensor's kind is not let through by a call that was remembered."""
+        posed = law.problem("cpu", [3, 1], op=op, kv_cache_dtype="fp8", scale="per_head")
+        known = Kind(with_scales(posed), checks.valid(op, posed.arguments), Launcher())
+        given = with_scales(posed)
+        assert known.check(*given)
+        position = at % len(given)
+        for odd in (torch._neg_view, torch.Tensor.to_sparse, jagged):
+            changed = [odd(one) if number == position else one for number, one in enumerate(given)]
+            assert not known.check(*changed)
+
     @pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (4, 4), (1, 4)])
     @pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])
     def test_of_one_alignment_leads_to_one_kernel(self, op, rows, caches):
@@ -105,6 +147,31 @@ class TestAKind:
             spec = impl.launcher(op, *posed.arguments).plan.__wrapped__.args[0]
             made.setdefault((found.rows_at, found.caches_at), set()).add(spec)
         assert {len(specs) for specs in made.values()} == {1}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("name", "odd", "kind", "sentence"),
+    [
+        *((name, torch._neg_view, ValueError, f"{name} must be the numbers that lie in its memory")
+          for name in ("key", "value", "slot_mapping", "k_scale", "v_scale")),
+        *((name, torch.Tensor.to_sparse, TypeError, f"{name} must be a strided tensor")
+          for name in ("key", "value", "slot_mapping", "k_scale", "v_scale")),
+        ("key", lambda key: torch.nested.nested_tensor(list(key)), TypeError, "key must be a strided tensor"),
+    ],
+)  # fmt: skip
+def test_a_call_that_was_remembered_lets_none_through_that_validation_refuses(op, name, odd, kind, sentence):
+    posed = law.problem("cpu", [3, 1], op=op, kv_cache_dtype="fp8", scale="per_head")
+    function = getattr(kvexp, op)
+    with remembered(posed) as launched:
+        function(*posed.arguments, impl="cuda")
+        assert len(launched) == 1
+        with pytest.raises(kind, match=f"^{sentence}"):
+            function(*replace(posed, **{name: odd(getattr(posed, name))}).arguments, impl="cuda")
+        assert len(launched) == 1
+        function(*posed.arguments, impl="cuda")
+        assert len(launched) == 2
 
 
 def test_one_tensor_for_key_and_value_is_not_remembered():

@@ -48,10 +48,11 @@ def bare(posed):
     return call
 
 
-def medians_us(*calls):
-    """Microseconds of one call of each on the host, the medians of rounds in which they take turns.
+def rounds_us(*calls):
+    """Return the microseconds of one call of each on the host, round by round.
 
-    The GPU is waited for in between. What slows the host for a while so slows all of them.
+    The calls take turns, and the GPU is waited for in between. What slows the host for a while so slows all
+    of them.
     """
     found = []
     for _ in range(ROUNDS):
@@ -62,7 +63,28 @@ def medians_us(*calls):
             for _ in range(CALLS):
                 call()
             found[-1].append((time.perf_counter() - begin) / CALLS * 1e6)
-    return [statistics.median(times) for times in zip(*found, strict=True)]
+    return found
+
+
+def medians_us(*calls):
+    """Return the medians of `rounds_us`, one for each call."""
+    return [statistics.median(times) for times in zip(*rounds_us(*calls), strict=True)]
+
+
+def beside_the_driver(impl, posed):
+    """Return how many microseconds a call takes more than the driver's launch, and the bound call's time as a
+    part of that launch's: medians over rounds, each of which compares calls of the same moment."""
+    function, arguments = getattr(kvexp, posed.op), posed.arguments
+
+    def call():
+        function(*arguments, impl=impl)
+
+    call()
+    bound = posed.bind(law.implementation(impl, str(posed.key.device)))
+    bound()
+    rounds = rounds_us(bare(posed), call, bound)
+    more_us = statistics.median(whole - driver for driver, whole, _ in rounds)
+    return more_us, statistics.median(alone / driver for driver, _, alone in rounds)
 
 
 def measured(impl, posed):

@@ -76,6 +76,7 @@ class TestContractOnGpu(Contract):
         assert torch.equal(posed.storage, expected)
 
 
+@pytest.mark.xdist_group("large")  # each takes up to 52 GB: a cache, its copy, and a bool a byte
 @pytest.mark.parametrize("impl", composed.implementations())
 @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
 @pytest.mark.parametrize("kv_cache_dtype", composed.formats())

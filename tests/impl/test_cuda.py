@@ -101,6 +101,40 @@ def test_heads_farther_apart_than_blocks_and_than_32_bits_compile():
     assert compiled(spec, "sm_90") != compiled(flash(cache_strides=(4096, 256, 2**32)), "sm_90")
 
 
+def ptx(spec, arch):
+    """The specialisation in PTX, whose parameters have numbers."""
+    from cuda.bindings import nvrtc  # cuda.core asks a driver for its version before it gives PTX
+
+    file = SOURCES / f"{spec.kernel}.cu"
+    error, program = nvrtc.nvrtcCreateProgram(file.read_bytes(), file.name.encode(), 0, None, None)
+    assert not error
+    macros = [f"--define-macro={name}={value}" for name, value in spec.macros]
+    options = [f"--gpu-architecture={arch}", "--std=c++17", f"--include-path={file.parent}", *macros]
+    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    assert not error
+    code = bytes(nvrtc.nvrtcGetPTXSize(program)[1])
+    (error,) = nvrtc.nvrtcGetPTX(program, code)
+    assert not error
+    return code.decode()
+
+
+@pytest.mark.parametrize("items", [COPIED, E4M3, E5M2], ids=lambda items: items.cache)
+@pytest.mark.parametrize(
+    "spec",
+    [flash(vec=8), flash(vec=1, unroll=4), head_major(), head_major(exchange=True)],
+    ids=lambda spec: f"{spec.kernel} {getattr(spec, 'unroll', '')}{getattr(spec, 'exchange', '')}",
+)
+def test_every_kernel_compares_slots_with_the_number_of_slots(spec, items):
+    """The GPU's tests see what is written; without a GPU the code shows what a slot is compared with."""
+    source = (SOURCES / f"{spec.kernel}.cu").read_text()
+    (parameters,) = re.findall(rf"\b{spec.kernel}\(([^)]*)\) \{{", source)
+    number = [parameter.split()[-1] for parameter in parameters.split(",")].index("num_slots")
+    code = ptx(replace(spec, items=items), "compute_90")
+    (register,) = re.findall(rf"ld\.param\.[bu]64\s+(%rd\d+), \[{spec.kernel}_param_{number}\];", code)
+    compared = re.findall(rf"setp\.(?:ge|lt)\.s64\s+%p\d+, (%rd\d+), {register};", code)
+    assert len(set(compared)) >= getattr(spec, "unroll", 1)
+
+
 class TestMacros:
     @pytest.mark.parametrize("spec", [flash(), head_major()], ids=lambda spec: spec.kernel)
     def test_are_the_constants_that_the_sources_name(self, spec):

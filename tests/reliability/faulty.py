@@ -3,6 +3,7 @@
 import ctypes
 import faulthandler
 import signal
+from pathlib import Path
 
 import torch
 
@@ -31,6 +32,18 @@ class Hanging(_Faulty):
 
     def fault(self):
         ctypes.PyDLL(None).pause()
+
+
+class Announced(Hanging):
+    """Hangs after a word in the FIFO `fifo`."""
+
+    def __init__(self, device, fifo):
+        super().__init__(device)
+        self.fifo = fifo
+
+    def fault(self):
+        Path(self.fifo).write_text("now")
+        super().fault()
 
 
 class Stubborn(_Faulty):

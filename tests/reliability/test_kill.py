@@ -19,6 +19,7 @@ SWEEP = (
     *("timer.relative_error=1e-9", "timer.max_samples=1000000", "timer.max_seconds=0.05", "tracking=none"),
 )
 POINTS = 24
+AT_WORK = ("workload=tiny", "timer=none", "device=cpu", "tracking=none", "--config-dir", "my_conf")
 
 
 def killed(place, words, after_s):
@@ -100,3 +101,22 @@ def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code
     assert 4 <= len(place.rows()) < POINTS
     assert place.run("resume=true").returncode == 0
     assert len(place.rows()) == len({identity(row) for row in place.rows()}) == POINTS
+
+
+def test_a_second_sweep_in_the_folder_of_one_at_work_is_refused_and_writes_nothing(place):
+    first = place.start("impl=hanging,torch", "timeout_s=120", *AT_WORK)
+    try:
+        while not place.rows() and first.poll() is None:
+            time.sleep(0.05)  # who asks without a pause keeps the processor from whoever measures
+        (home,) = place.sweeps
+        before = sorted(home.rglob("*"))
+        second = place.run(f"resume={home}", *AT_WORK)
+        assert second.returncode == 2
+        assert f"another sweep is at work there: {home}/.lock is held by process {first.pid}" in second.stderr
+        assert sorted(home.rglob("*")) == before
+    finally:
+        children = psutil.Process(first.pid).children(recursive=True)
+        first.kill()
+        first.communicate()
+        for child in children:
+            ended(child.pid)

@@ -102,6 +102,19 @@ def test_what_was_not_tracked_is_sent_once_and_never_again(place, sweep):
     check_once(f"sqlite:///{place.folder}/mlruns/mlflow.db", sweep)
 
 
+def test_two_syncs_at_once_leave_each_curve_once(place, sweep):
+    uri = f"sqlite:///{place.folder}/mlruns/mlflow.db"
+    connect(settings("local", uri, None, "kvexp", {}))
+    both = [place.start("sync"), place.start("sync")]
+    told = [process.communicate(timeout=300) for process in both]
+    for process, (out, err) in zip(both, told, strict=True):
+        # The later one finds all of them there, or the sweep's folder held by the earlier one.
+        assert (process.returncode == 0) or f"{sweep}: left out, since its sweep is at work" in err, out + err
+    sent = [int(out.split(" ", 1)[0]) for out, _ in told]
+    assert sorted(sent) == [0, CURVES]
+    check_once(uri, sweep)
+
+
 def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, sweep):
     uri = f"sqlite:///{place.folder}/mlruns/mlflow.db"
     connect(settings("local", uri, None, "kvexp", {}))

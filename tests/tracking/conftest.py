@@ -12,6 +12,7 @@ ENVIRONMENT = {
     "device_name": "NVIDIA H200",
     "compute_capability": "9.0",
     "sm_count": 132,
+    "source_hash": "5" * 16,
     "git_commit": "a" * 40,
     "git_dirty": False,
     "triton": None,

@@ -33,6 +33,7 @@ def test_tags_are_the_environment_without_the_outcome(measure):
         "device_name": "NVIDIA H200",
         "compute_capability": "9.0",
         "sm_count": "132",
+        "source_hash": "5" * 16,
         "git_commit": "a" * 40,
         "git_dirty": "false",
     }

@@ -2,10 +2,12 @@
 
 import functools
 import importlib
+import operator
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -104,11 +106,11 @@ def select_layout(
 def allocate(
     layout: str,
     *,
-    num_blocks: int,
-    block_size: int,
-    num_heads: int,
-    head_size: int,
-    head_size_v: int | None = None,
+    num_blocks: SupportsIndex,
+    block_size: SupportsIndex,
+    num_heads: SupportsIndex,
+    head_size: SupportsIndex,
+    head_size_v: SupportsIndex | None = None,
     dtype: torch.dtype = torch.bfloat16,
     kv_cache_dtype: str = "auto",
     device: torch.device | str = "cuda",
@@ -130,14 +132,14 @@ def allocate(
 
 
 def allocate_layers(
-    num_layers: int,
+    num_layers: SupportsIndex,
     layout: str,
     *,
-    num_blocks: int,
-    block_size: int,
-    num_heads: int,
-    head_size: int,
-    head_size_v: int | None = None,
+    num_blocks: SupportsIndex,
+    block_size: SupportsIndex,
+    num_heads: SupportsIndex,
+    head_size: SupportsIndex,
+    head_size_v: SupportsIndex | None = None,
     dtype: torch.dtype = torch.bfloat16,
     kv_cache_dtype: str = "auto",
     device: torch.device | str = "cuda",
@@ -162,20 +164,41 @@ def allocate_layers(
         ValueError: A size is not positive, or a word is unknown.
     """
     made = layout_of(layout)
-    value_size = head_size if head_size_v is None else head_size_v
-    sizes = _Sizes(num_blocks, block_size, num_heads, head_size, value_size, num_layers)
-    for name, size in vars(sizes).items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a positive whole number, not {size!r}")
+    sizes = _sizes(
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_heads=num_heads,
+        head_size=head_size,
+        head_size_v=head_size if head_size_v is None else head_size_v,
+        num_layers=num_layers,
+    )
     if dtype not in checks.SOURCES:
         raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype!r}")
     item = dtype if checks.resolved_format(kv_cache_dtype) == "auto" else torch.uint8
-    if made.shape == "head_major" and head_size % (16 // item.itemsize):
+    if made.shape == "head_major" and sizes.head_size % (16 // item.itemsize):
         raise ValueError(
-            f"head_size {head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
+            f"head_size {sizes.head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
         )
     storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
-    return [_cache(storage, made, sizes, layer) for layer in range(num_layers)]
+    return [_cache(storage, made, sizes, layer) for layer in range(sizes.num_layers)]
+
+
+def _sizes(**given: SupportsIndex) -> _Sizes:
+    """Return the sizes as ints of Python.
+
+    Raises:
+        ValueError: One is no positive whole number.
+    """
+    return _Sizes(**{name: _size(name, size) for name, size in given.items()})
+
+
+def _size(name: str, given: SupportsIndex) -> int:
+    # A bool is an int to Python, and reading a tensor would wait for its device.
+    is_number = hasattr(given, "__index__") and not isinstance(given, bool | Tensor)
+    with suppress(TypeError):  # numpy's arrays of several numbers
+        if is_number and (size := operator.index(given)) > 0:
+            return size
+    raise ValueError(f"{name} must be a positive whole number, not {given!r}")
 
 
 def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCache:

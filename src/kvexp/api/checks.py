@@ -88,8 +88,13 @@ def valid(op: str, arguments: Sequence[Any]) -> Valid:
     if op != "reshape_and_cache_flash_diffkv" and value.shape[2] != key.shape[2]:
         raise ValueError(f"value must have heads of {key.shape[2]} elements as key has, not {value.shape[2]}")
     num_slots = cache_checks.CACHES[op](key, value, *caches)
+    if resolved != "auto":
+        _check_scale_tensors(k_scale=k_scale, v_scale=v_scale)
     if resolved != "auto" and key.itemsize > 1:
         _check_scales(key, k_scale, v_scale)
+        tensors |= {"k_scale": k_scale, "v_scale": v_scale}
+    else:
+        k_scale = v_scale = None  # nothing is converted, so they are not read, whatever they are
     _check_memory(tensors)
     return Valid(
         (key, value, *caches, slot_mapping, resolved, k_scale, v_scale), num_tokens, num_slots, key.device
@@ -116,13 +121,26 @@ def _check_tensors(tensors: dict[str, Any], key: Any) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
-        if tensor.is_neg():
-            raise ValueError(
-                f"{name} must be the numbers that lie in its memory, not a view of their negatives"
-            )
+        _check_strided(name, tensor)
+        _check_not_lazy(name, tensor)
     for name, tensor in tensors.items():
         if tensor.device != key.device:
             raise ValueError(f"{name} must be on {key.device} as key is, not on {tensor.device}")
+
+
+def _check_strided(name: str, tensor: Tensor) -> None:
+    layout = str(tensor.layout).removeprefix("torch.").removeprefix("_")
+    # torch.nested.nested_tensor's own layout is called strided, too.
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a strided tensor, not a nested one (its layout is {layout})")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a strided tensor, not one of the layout {layout}")
+
+
+def _check_not_lazy(name: str, tensor: Tensor) -> None:
+    for is_lazy, what in ((tensor.is_neg(), "negatives"), (tensor.is_conj(), "conjugates")):
+        if is_lazy:
+            raise ValueError(f"{name} must be the numbers that lie in its memory, not a view of their {what}")
 
 
 def _check_memory(tensors: dict[str, Tensor]) -> None:
@@ -186,8 +204,8 @@ def _check_scales(key: Tensor, k_scale: Any, v_scale: Any) -> None:
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale is None:
             raise TypeError(f"{name} must be a float32 tensor for an fp8 cache, not None")
-    _check_scale_types(k_scale=k_scale, v_scale=v_scale)
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        _check_not_lazy(name, scale)
         if scale.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, not {short(scale.dtype)}")
         if scale.device != key.device:
@@ -202,7 +220,10 @@ def _check_scales(key: Tensor, k_scale: Any, v_scale: Any) -> None:
         raise ValueError(f"v_scale must be {sizes(k_scale)} as k_scale is, not {sizes(v_scale)}")
 
 
-def _check_scale_types(**scales: Any) -> None:
+def _check_scale_tensors(**scales: Any) -> None:
     for name, scale in scales.items():
-        if scale is not None and not isinstance(scale, Tensor):
+        if scale is None:
+            continue
+        if not isinstance(scale, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor or None, not {type(scale).__name__}")
+        _check_strided(name, scale)

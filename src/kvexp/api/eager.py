@@ -92,23 +92,26 @@ def two_caches(op: str, doc: str) -> TwoCaches:
             return _registered(op, arguments, impl, check_slots)
         tensors: tuple[Any, ...]
         if kv_cache_dtype == "auto" or k_scale is None or v_scale is None:
-            tensors = key, value, key_cache, value_cache, slot_mapping
+            tensors, count = (key, value, key_cache, value_cache, slot_mapping), 5
         elif k_scale is v_scale:
-            tensors = key, value, key_cache, value_cache, slot_mapping, k_scale
+            tensors, count = (key, value, key_cache, value_cache, slot_mapping, k_scale), 6
         else:
-            tensors = key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale
+            tensors, count = (key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale), 7
         try:
-            alike = known.get((impl, kv_cache_dtype, slot_mapping.numel(), len(tensors)), ())
+            same = impl, kv_cache_dtype, slot_mapping.numel(), count
+            alike = () if key.is_nested else known.get(same, ())  # torch's guard aborts on a nested tensor
         except (AttributeError, TypeError):  # no tensor or no word, as validation will say
             alike = ()
         for kind in alike:
             if kind.check(*tensors) and not check_slots:
-                key_at, value_at, k_at, v_at = key.data_ptr(), value.data_ptr(), 0, 0
+                key_at, value_at = key.data_ptr(), value.data_ptr()
                 key_cache_at, value_cache_at = key_cache.data_ptr(), value_cache.data_ptr()
-                rows_at, caches_at = (key_at | value_at) & 15, (key_cache_at | value_cache_at) & 15
-                if rows_at == kind.rows_at and caches_at == kind.caches_at:
-                    if len(tensors) > 5:
-                        k_at, v_at = tensors[5].data_ptr(), tensors[-1].data_ptr()
+                if (key_at | value_at) & 15 == kind.rows_at and (
+                    key_cache_at | value_cache_at
+                ) & 15 == kind.caches_at:
+                    k_at = v_at = 0
+                    if count > 5 and k_scale is not None and v_scale is not None:
+                        k_at, v_at = k_scale.data_ptr(), v_scale.data_ptr()
                     kind.launch(
                         key_at, value_at, key_cache_at, value_cache_at, slot_mapping.data_ptr(), k_at, v_at
                     )
@@ -140,22 +143,23 @@ def one_cache(op: str, doc: str) -> OneCache:
             return _registered(op, arguments, impl, check_slots)
         tensors: tuple[Any, ...]
         if kv_cache_dtype == "auto" or k_scale is None or v_scale is None:
-            tensors = key, value, kv_cache, slot_mapping
+            tensors, count = (key, value, kv_cache, slot_mapping), 4
         elif k_scale is v_scale:
-            tensors = key, value, kv_cache, slot_mapping, k_scale
+            tensors, count = (key, value, kv_cache, slot_mapping, k_scale), 5
         else:
-            tensors = key, value, kv_cache, slot_mapping, k_scale, v_scale
+            tensors, count = (key, value, kv_cache, slot_mapping, k_scale, v_scale), 6
         try:
-            alike = known.get((impl, kv_cache_dtype, slot_mapping.numel(), len(tensors)), ())
+            same = impl, kv_cache_dtype, slot_mapping.numel(), count
+            alike = () if key.is_nested else known.get(same, ())  # torch's guard aborts on a nested tensor
         except (AttributeError, TypeError):  # no tensor or no word, as validation will say
             alike = ()
         for kind in alike:
             if kind.check(*tensors) and not check_slots:
                 key_at, value_at, kv_cache_at = key.data_ptr(), value.data_ptr(), kv_cache.data_ptr()
-                k_at, v_at = 0, 0
                 if (key_at | value_at) & 15 == kind.rows_at and kv_cache_at & 15 == kind.caches_at:
-                    if len(tensors) > 4:
-                        k_at, v_at = tensors[4].data_ptr(), tensors[-1].data_ptr()
+                    k_at = v_at = 0
+                    if count > 4 and k_scale is not None and v_scale is not None:
+                        k_at, v_at = k_scale.data_ptr(), v_scale.data_ptr()
                     kind.launch(key_at, value_at, kv_cache_at, slot_mapping.data_ptr(), k_at, v_at)
                     return None
         arguments = key, value, kv_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale

@@ -9,6 +9,7 @@ import yaml
 
 from kvexp import __version__
 from kvexp.cli import commands
+from kvexp.sources import conf_dir
 
 GROUPS = (
     "op",
@@ -31,13 +32,6 @@ NUMBERS = ("workload", "timer", "tracking")
 
 NAMED = tuple(group for group in GROUPS if group not in (*NUMBERS, "experiment"))
 """The groups whose option's name is what a row keeps of it."""
-
-
-def conf_dir() -> Path:
-    """The folder of our own YAML files: the wheel's copy, else the checkout's."""
-    package = Path(__file__).resolve().parents[1]
-    shipped = package / "conf"
-    return shipped if shipped.is_dir() else package.parents[1] / "conf"
 
 
 def config_dirs(argv: Sequence[str]) -> list[Path]:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvexp import folder as sweep_folder
 from kvexp.ahead import Ahead
-from kvexp.cli import WRONG, catalogue, how, layouts, presets, resume, say, typed
+from kvexp.cli import WRONG, how, layouts, presets, resume, say, typed
 from kvexp.cli.argv import CommandLine, ordered
 from kvexp.cli.folders import forget
 from kvexp.cli.sentences import COMPOSING, sentence
@@ -28,6 +28,7 @@ from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.rows import ROWS, make_folder
 from kvexp.settings import SweepSettings
+from kvexp.sources import conf_dir
 from kvexp.tracking import TrackingSettings, settings, shown
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _measure(
 
 def _compose(line: CommandLine, curves: Curves) -> int:
     """0 when Hydra has composed or printed, WRONG when it has said itself what is wrong."""
-    main = hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     try:
         with _hydra_raises(line.argv):
             main(curves)()

@@ -6,7 +6,8 @@ timed, one call poses most clauses at once; where it is wrong each is posed alon
 broken can be named.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,6 +132,14 @@ def _changes(clause: str) -> list[str]:
     return [name for name, value in vars(QUESTIONS[clause][0]).items() if value is True]
 
 
+class _Broken(Exception):
+    """What the implementation did wrong."""
+
+
+class _Refused(Exception):
+    """Why it does not do this."""
+
+
 def _finding(
     asked: Asked,
     clause: str,
@@ -144,52 +153,68 @@ def _finding(
     tell((clause, num_tokens))
     try:
         for question in questions:
-            if difference := _ask(asked, num_tokens, question):
-                return Finding(clause, "broken", difference, num_tokens)
-    except (Unsupported, NotImplementedError) as refusal:
+            _ask(asked, num_tokens, question)
+    except _Refused as refusal:
         return Finding(clause, "refused", str(refusal), num_tokens)
-    except torch.cuda.OutOfMemoryError as error:
-        return Finding(clause, "refused", f"no memory to ask: {error}", num_tokens)
-    except Exception as error:  # noqa: BLE001  # whatever a kernel or a driver raises breaks the clause
-        _check_device(asked.case.device)
-        return Finding(clause, "broken", f"it raised {type(error).__name__}: {error}", num_tokens)
+    except _Broken as difference:
+        return Finding(clause, "broken", str(difference), num_tokens)
     return Finding(clause, "holds")
 
 
-def _ask(asked: Asked, num_tokens: int, question: Question) -> str:
-    """Return what is wrong, in words; empty where the contract holds."""
+def _ask(asked: Asked, num_tokens: int, question: Question) -> None:
+    """Return where the contract holds.
+
+    Raises:
+        _Broken: It does not.
+        _Refused: The implementation says that it does not do this.
+    """
     case = replace(asked.case, num_tokens=num_tokens)
     generator = torch.Generator(case.device).manual_seed(case.seed)
     posed = Posed(case, asked.layout, asked.source, question, generator)
-    call = asked.op.bind(asked.impl, posed, posed.slot_mapping)
     posed.prepare()
-    run = _prepared(case, call)
+    with _blamed(case.device):
+        run = _prepared(case, asked.op.bind(asked.impl, posed, posed.slot_mapping))
     changes = question.fresh_inputs or question.fresh_slots
     for _ in range(2 if changes else 1):
         if question.fresh_inputs:
             posed.draw_inputs()
         if question.fresh_slots:
             posed.draw_slots()
-        if changes and hasattr(asked.impl, "refresh"):
-            asked.impl.refresh()
         posed.prepare()
-        run()
-        if case.device != "cpu":
-            torch.cuda.synchronize()
+        with _blamed(case.device):
+            if changes and hasattr(asked.impl, "refresh"):
+                asked.impl.refresh()
+            run()
+            _wait(case.device)
         if difference := posed.difference():
-            return difference
-    return ""
+            raise _Broken(difference)
 
 
 def _prepared(case: Case, call: Call) -> Call:
     """Return the call as it is timed: in a graph, once it has run outside."""
     if case.mode == "cudagraph":
         call()
-        torch.cuda.synchronize()
+        _wait(case.device)
     return mode.prepare(case.mode, [call])
 
 
-def _check_device(device: str) -> None:
-    """Raise where CUDA is unusable from now on: the process ends, and another one is asked on."""
+@contextmanager
+def _blamed(device: str) -> Iterator[None]:
+    """Blame the implementation for what is raised inside; where CUDA is unusable then, the process ends.
+
+    Raises:
+        _Broken: Something was raised.
+        _Refused: It was a refusal.
+    """
+    try:
+        yield
+    except (Unsupported, NotImplementedError) as refusal:
+        raise _Refused(str(refusal)) from refusal
+    except Exception as error:  # whatever a kernel or a driver raises
+        _wait(device)
+        raise _Broken(f"it raised {type(error).__name__}: {error}") from error
+
+
+def _wait(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()

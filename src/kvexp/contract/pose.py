@@ -77,7 +77,8 @@ class Posed:
     ) -> None:
         device = torch.device(case.device)
         self.question, self.layout, self.generator, self._begin = question, layout, generator, -1
-        self.num_blocks = max(LEAST_BLOCKS, -(-case.num_tokens // case.block_size) + 2 * SPARE_BLOCKS)
+        needed = -(-(case.num_tokens + EXTRA_ROWS) // case.block_size)
+        self.num_blocks = max(LEAST_BLOCKS, needed + 2 * SPARE_BLOCKS)
         self.case = replace(
             case,
             rows=question.rows,
@@ -180,15 +181,17 @@ class Posed:
         differs = self.storage != self.expected
         if not bool(differs.any()):
             return ""
-        # Tokens without a slot count, too: theirs lie in the guard blocks.
-        every = torch.arange(len(self.slot_mapping), device=self.slot_mapping.device)
-        for tokens in (self._written(), every):
+        # A token without a slot has one all the same: in the guard blocks.
+        num_slots = (self.num_blocks + 2 * GUARD_BLOCKS) * self.case.block_size
+        everywhere = torch.arange(num_slots, device=self.slot_mapping.device)
+        guard_slots = GUARD_BLOCKS * self.case.block_size
+        for slots in (self.slot_mapping[self._written()], self.slot_mapping, everywhere - guard_slots):
             for name, plane in zip(("key_cache", "value_cache"), self._whole, strict=True):
-                if found := self._first_wrong(name, plane, tokens):
+                if found := self._first_wrong(name, plane, slots):
                     return found
         at = int(differs.view(torch.uint8).argmax())
         return (
-            f"byte {at} of the {len(differs)} of the cache and its guards, which no slot of the call has, "
+            f"byte {at} of the {len(differs)} of the cache and its guards, which is in no slot, "
             f"is 0x{int(self.storage[at]):02x} instead of 0x{int(self.expected[at]):02x}"
         )
 
@@ -197,25 +200,28 @@ class Posed:
         end = self.num_blocks * self.case.block_size
         return ((self.slot_mapping >= 0) & (self.slot_mapping < end)).nonzero().flatten()
 
-    def _first_wrong(self, name: str, plane: Tensor, tokens: Tensor) -> str:
-        if not len(tokens):
+    def _first_wrong(self, name: str, plane: Tensor, slots: Tensor) -> str:
+        """Return the first element in these slots that is not what it must be, in words."""
+        if not len(slots):
             return ""
-        slots = self._in_whole(tokens)
         items = plane.view(_INTEGERS[plane.itemsize])
-        found = self.layout.gather(items, slots)
-        asked = self.layout.gather(_twin(items, self.expected), slots)
+        found, asked = (
+            self.layout.gather(each, slots + GUARD_BLOCKS * self.case.block_size)
+            for each in (items, _twin(items, self.expected))
+        )
         differs = found != asked
         if not bool(differs.any()):
             return ""
         first = int(differs.reshape(-1).view(torch.uint8).argmax())
         heads, size = found.shape[1:]
-        token, head, element = first // (heads * size), first // size % heads, first % size
+        row, head, element = first // (heads * size), first // size % heads, first % size
         mask, digits = (1 << 8 * plane.itemsize) - 1, 2 * plane.itemsize
-        codes = [int(rows[token, head, element]) & mask for rows in (found, asked)]
+        wrote, right = (int(rows[row, head, element]) & mask for rows in (found, asked))
+        slot = int(slots[row])
+        tokens = (self.slot_mapping == slot).nonzero().flatten().tolist()
         return (
-            f"token {int(tokens[token])}, head {head}, element {element} of {name} "
-            f"(slot {int(self.slot_mapping[tokens[token]])}): 0x{codes[0]:0{digits}x} "
-            f"instead of 0x{codes[1]:0{digits}x}"
+            f"{f'token {tokens[0]}' if tokens else 'no token'}, head {head}, element {element} of {name} "
+            f"(slot {slot}): 0x{wrote:0{digits}x} instead of 0x{right:0{digits}x}"
         )
 
     def _write(self, tokens: Tensor, storage: Tensor, planes: int = 2) -> None:
@@ -225,11 +231,8 @@ class Posed:
             chosen = rows.view(_INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
             items = _twin(plane.view(_INTEGERS[plane.itemsize]), storage)
             codes = quantize(chosen, self.kv_cache_dtype, scale).view(items.dtype)
-            self.layout.scatter(items, self._in_whole(tokens), codes)
-
-    def _in_whole(self, tokens: Tensor) -> Tensor:
-        """Return the tokens' slots, counted from the first guard block on."""
-        return self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size
+            slots = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size
+            self.layout.scatter(items, slots, codes)
 
     def _given(self) -> Sequence[Tensor]:
         return self.rows.flat, self._slots, self.k_scale, self.v_scale

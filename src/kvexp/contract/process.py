@@ -41,6 +41,10 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
         found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
         _say(out, refusal=str(refusal))
+    except BaseException as fault:
+        if not _is_cuda_s(fault):  # where a kernel has spoilt CUDA, it is to blame
+            _say(out, refusal=f"{type(fault).__name__}: {fault}")
+        raise
     else:
         _say(out, contract=found)
 
@@ -78,6 +82,12 @@ MOST_CPU_BYTES = 32 << 20
 """Of keys and values: on a CPU clauses are posed at no larger size; each question would take seconds."""
 COPIES = 12
 """How often a question holds the rows at once: inputs and cache, what is expected, and what is compared."""
+
+
+def _is_cuda_s(fault: BaseException) -> bool:
+    import torch
+
+    return isinstance(fault, RuntimeError) and torch.cuda.is_initialized()
 
 
 def _fits(case: Case, num_tokens: int, item_bytes: int) -> bool:

@@ -1,0 +1,137 @@
+"""kvexp.verify: any function of a library signature is held to the contract, clause by clause."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kvexp
+from kvexp.contract import CLAUSES
+from tests import composed
+from tests.breaking import BROKEN, Breaking
+
+FLASH = "reshape_and_cache_flash"
+
+
+def library(op):
+    def function(*arguments):
+        getattr(kvexp, op)(*arguments, impl="torch")
+
+    return function
+
+
+def breaking(kind):
+    """A function that breaks one clause; it is bound anew in each call, so it keeps nothing."""
+
+    def function(*arguments):
+        Breaking("cpu", kind).reshape_and_cache_flash(*arguments)()
+
+    return function
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_e5m2"])
+@pytest.mark.parametrize(("op", "layout"), composed.pairs())
+def test_the_library_keeps_all_of_it(op, layout, kv_cache_dtype):
+    found = kvexp.verify(library(op), op=op, layout=layout, kv_cache_dtype=kv_cache_dtype, device="cpu")
+    assert found == dict.fromkeys(CLAUSES, "holds")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float8_e5m2])
+def test_every_type_can_be_asked(dtype):
+    kv_cache_dtype = "fp8_e5m2" if dtype.itemsize == 1 else "auto"
+    chosen = {"op": FLASH, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": "cpu"}
+    assert set(kvexp.verify(library(FLASH), **chosen).values()) == {"holds"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BROKEN if kind != "honest" and "stale" not in kind])
+def test_a_broken_clause_is_named_with_its_first_wrong_element(kind):
+    (clause,) = BROKEN[kind]
+    with pytest.raises(AssertionError) as raised:
+        kvexp.verify(breaking(kind), op=FLASH, device="cpu")
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"function {CLAUSES[clause]} (clause {clause}, ")
+    if clause != "no_tokens":
+        place = r"(?:no token|token \d+), head \d, element \d+ of \w+_cache \(slot -?\d+\): 0x\w{4} instead"
+        assert re.search(place, line)
+    rest = kvexp.verify(breaking(kind), op=FLASH, device="cpu", skip=[clause])
+    assert rest == dict.fromkeys([name for name in CLAUSES if name != clause], "holds")
+
+
+def test_a_function_that_keeps_what_it_saw_first_breaks_what_is_fresh():
+    kept = {}
+
+    def function(key, value, key_cache, value_cache, slots, *others):
+        first = kept.setdefault((key.data_ptr(), len(slots), key_cache.data_ptr()), key.clone())
+        if first.shape == key.shape:
+            key = first
+        kvexp.reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others, impl="torch")
+
+    with pytest.raises(AssertionError, match=r"keeps the keys, values or scales .* \(clause fresh_inputs"):
+        kvexp.verify(function, op=FLASH, device="cpu")
+
+
+def test_every_broken_clause_has_a_line():
+    def function(key, value, key_cache, value_cache, slots, *_):
+        block, offset = slots.abs() // 16 % len(key_cache), slots.abs() % 16
+        key_cache[block, offset], value_cache[block, offset] = key[: len(slots)], value[: len(slots)]
+
+    with pytest.raises(AssertionError) as raised:
+        kvexp.verify(function, op=FLASH, device="cpu")
+    clauses = re.findall(r"\(clause (\w+), 7 tokens\)", str(raised.value))
+    assert clauses == ["padding", "negatives", "past_end"]
+
+
+def test_a_refusal_is_returned_with_its_reason():
+    def function(key, *others):
+        if key.data_ptr() % 16:
+            raise ValueError("key must be aligned")
+        if not others[3].shape[0]:
+            raise NotImplementedError("no tokens")
+        kvexp.reshape_and_cache_flash(key, *others, impl="torch")
+
+    found = kvexp.verify(function, op=FLASH, device="cpu")
+    assert found["misaligned"] == "refused: key must be aligned"
+    assert found["no_tokens"] == "refused: no tokens"
+    assert {found[clause] for clause in CLAUSES if clause not in ("misaligned", "no_tokens")} == {"holds"}
+
+
+def test_a_function_that_refuses_everything_does_not_pass():
+    def function(*_):
+        raise NotImplementedError("not on this machine")
+
+    with pytest.raises(AssertionError, match="every call is refused: not on this machine"):
+        kvexp.verify(function, op=FLASH, device="cpu")
+
+
+def test_a_function_that_is_wrong_in_plain_calls_does_not_pass():
+    with pytest.raises(AssertionError, match=r"is wrong \(clause plain, 7 tokens\): token 0, head 0"):
+        kvexp.verify(lambda *_: None, op=FLASH, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"op": "reshape"}, "op must be one of reshape_and_cache, .*, not 'reshape'"),
+        ({"layout": "NDH"}, "layout 'NDH' is not one of NHD, "),
+        ({"layout": "head_major"}, "which layout=head_major has not; try layout=NHD"),
+        ({"dtype": torch.int8}, "dtype must be one of torch.float16, .*, not torch.int8"),
+        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype must be one of auto, .*, not 'int4'"),
+        ({"skip": ["past"]}, "skip must be one of padding, .*, not 'past'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_with_what_is_possible(chosen, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kvexp.verify(library(FLASH), **{"op": FLASH, "device": "cpu", **chosen})
+
+
+def test_the_example_in_the_documents_passes_as_a_test(tmp_path):
+    text = Path("docs/library.md").read_text()
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "kvexp.verify(" in code)
+    tmp_path.joinpath("test_mine.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "4 passed" in done.stdout, done.stdout

@@ -1,0 +1,104 @@
+"""kvexp verify: every clause with what it came to, and an exit code that a script can use."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kvexp.contract import CLAUSES
+from tests.breaking import BROKEN
+
+CONF = """\
+# Breaks the contract in one way.
+_target_: tests.breaking.{}
+{}
+"""
+
+
+@pytest.fixture
+def verified(tmp_path, monkeypatch):
+    """Runs `kvexp verify` with impl=mine, and gives its exit code, its output and what it left."""
+    folder = tmp_path / "conf" / "impl"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
+
+    def verify(*words, how="Breaking", options="kind: honest"):
+        (folder / "mine.yaml").write_text(CONF.format(how, options))
+        done = subprocess.run(
+            [sys.executable, "-m", "kvexp", "verify", "--config-dir", str(tmp_path / "conf"), "device=cpu",
+             "impl=mine", "workload=tiny", "layout=NHD", f"hydra.sweep.dir={tmp_path / 'sweep'}", *words],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert not (tmp_path / "sweep").exists()
+        return done
+
+    return verify
+
+
+def test_all_that_holds_is_zero(verified):
+    done = verified()
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, *lines, last = done.stdout.splitlines()
+    assert heading.startswith("op=reshape_and_cache_flash impl=mine layout=NHD dtype=bfloat16")
+    assert [line.split() for line in lines] == [[clause, "holds"] for clause in CLAUSES]
+    assert last == "  posed with 7 tokens and with 1, 3, 16, 50"
+
+
+def test_a_broken_clause_is_one_with_its_first_wrong_element(verified):
+    done = verified("impl.kind=stale_slots")
+    assert done.returncode == 1
+    (line,) = (line for line in done.stdout.splitlines() if "broken" in line)
+    assert line.split()[:2] == ["fresh_slots", "broken"]
+    assert "token 0, head 0, element 0 of key_cache (slot " in line
+    assert line.endswith("(7 tokens)")
+
+
+def test_one_that_is_only_told_in_tables_is_one_as_well(verified):
+    done = verified("impl.kind=wraps_past_end")
+    assert done.returncode == 1
+    assert "  past_end      broken   " in done.stdout
+
+
+def test_a_clause_whose_process_dies_is_broken(verified):
+    done = verified(how="Mortal", options="by: exit")
+    assert done.returncode == 1
+    assert "past_end      broken   died with exit code 7 (trap: slot past the end) (7 tokens)" in done.stdout
+
+
+def test_what_refuses_everything_is_three(verified):
+    done = verified(how="Refusing", options="what: everything")
+    assert done.returncode == 3
+    assert "plain  refused  impl=refusing takes no call of everything (7 tokens)" in done.stdout
+    done = verified("op=reshape_and_cache")
+    assert done.returncode == 3
+    assert "refused: op=reshape_and_cache writes head-major planes, which layout=NHD has not" in done.stdout
+
+
+def test_what_is_wrong_in_plain_calls_is_one(verified):
+    done = verified(how="Swapped", options="")
+    assert done.returncode == 3  # no such class there
+    assert "refused: tests.breaking.Swapped of mine cannot be found" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("kv_cache_dtype=int4", "unknown kv_cache_dtype 'int4'; choose one of "),
+        ("layuot=HND", "layuot"),
+        ("workload.num_tokens=[0]", "num_tokens"),
+        ("--cfg=job", "only overrides, --config-dir and -m say what is to be verified"),
+    ],
+)
+def test_what_is_typed_wrong_is_two_with_one_sentence(verified, word, sentence):
+    done = verified(word)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_are_asked_in_turn_and_the_worst_decides(verified):
+    done = verified("impl.kind=honest,wraps_past_end", "kv_cache_dtype=auto,fp8")
+    assert done.returncode == 1
+    assert done.stdout.count("op=reshape_and_cache_flash impl=mine") == 4
+    assert [line.split()[0] for line in done.stdout.splitlines() if "broken" in line] == ["past_end"] * 2
+    assert BROKEN["wraps_past_end"] == ("past_end",)

@@ -1,0 +1,88 @@
+"""The clauses of the contract on a GPU, eagerly and in CUDA graphs: who breaks one is named."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kvexp import pipeline
+from kvexp.contract import FULL, NEEDED
+from kvexp.contract.ask import Asker
+from kvexp.contract.clauses import Asked, find
+from kvexp.errors import Unsupported
+from kvexp.impl import make
+from tests import composed, tiny
+from tests.breaking import BROKEN
+
+MODES = ["cudagraph", "no_graph"]
+SIZES = (1, 16, 300)
+
+
+def curve(mode, **chosen):
+    made = tiny.curve(num_blocks=64, num_tokens=SIZES, **chosen)
+    return replace(made, device="cuda:0", mode=replace(made.mode, name=mode))
+
+
+def found(made):
+    case = next(made.cases())
+    asked = Asked(make(made.impl, device="cuda:0"), make(made.op), make(made.layout), tiny.source(made), case)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        return find(asked, SIZES)
+
+
+def broken(contract):
+    return tuple(finding.clause for finding in contract.findings if finding.outcome == "broken")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", BROKEN)
+def test_breaking_one_clause_is_told_and_nothing_else(kind, mode):
+    contract = found(curve(mode, how="breaking.Breaking", options={"kind": kind}))
+    assert broken(contract) == BROKEN[kind], contract
+    assert contract.sizes == SIZES
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED}])
+def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_size(kind, mode):
+    contract = found(curve(mode, how="breaking.Breaking", options={"kind": kind, "least": 16}))
+    assert broken(contract) == BROKEN[kind], contract
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point(kind, mode):
+    rule = {"warmup": 1, "min_samples": 3, "max_samples": 5}
+    made = curve(mode, how="breaking.Breaking", options={"kind": kind}, timer="cuda_event", rule=rule)
+    points = list(pipeline.run(made, {}, asks=lambda: found(made)))
+    wrong = {*BROKEN[kind]} & {*NEEDED}
+    assert {point.status for point in points} == {"incorrect" if wrong else "ok"}, points[0].reason
+    assert {point.contract for point in points} == {", ".join(BROKEN[kind]) or FULL}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+@pytest.mark.parametrize(("op", "layout"), composed.pairs())
+@pytest.mark.parametrize("impl", ["cuda", "triton", "torch"])
+def test_ours_keep_all_of_it(impl, op, layout, kv_cache_dtype, mode):
+    made = curve(mode, impl=impl, op=op, layout=layout, kv_cache_dtype=kv_cache_dtype)
+    try:
+        contract = found(made)
+    except Unsupported as refusal:
+        pytest.skip(str(refusal))
+    if contract.wrong and contract.wrong[0].outcome == "refused":
+        pytest.skip(contract.wrong[0].words)
+    assert contract.column(300) == FULL, contract
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_kernel_that_traps_is_broken_and_the_rest_is_asked(mode, monkeypatch, tmp_path):
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))
+    asker = Asker()
+    try:
+        contract = asker.ask(curve(mode, how="breaking.Trapping"))
+    finally:
+        asker.close()
+    assert contract.column(300) == "past_end"
+    (finding,) = (finding for finding in contract.findings if finding.outcome == "broken")
+    assert finding.words.startswith("died with exit code ")
