@@ -3,6 +3,7 @@ import torch
 
 SIDE_BY_SIDE = {
     "test_any_size_on_gpu",
+    "test_clauses_on_gpu",
     "test_contract_on_gpu",
     "test_division_on_gpu",
     "test_head_major_on_gpu",

@@ -49,6 +49,7 @@ def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_siz
     assert broken(contract) == BROKEN[kind], contract
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point(kind, mode):

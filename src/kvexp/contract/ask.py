@@ -9,6 +9,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -22,12 +23,15 @@ from typing import IO, Any
 
 from kvexp import sources
 from kvexp.cache import cache_dir
-from kvexp.contract import Contract, Finding
+from kvexp.contract import CLAUSES, Contract, Finding
 from kvexp.errors import KvexpError
 from kvexp.experiment import Experiment
+from kvexp.turns import Waits
 
 START_SECONDS = 300.0
 """Patience with the start of the process and the import of libraries."""
+END_SECONDS = 10.0
+"""Patience with a process that was killed."""
 ASK_SECONDS = 120.0
 """Patience with one question; a peer's first call may compile for half a minute."""
 MOST_PROCESSES = 12
@@ -41,12 +45,17 @@ MACHINE = ("device_name", "driver", "torch", "triton", "cuda")
 class Asker:
     """Asks implementations, and knows what was answered.
 
+    Args:
+        waits: Told of who has the GPU first: each process takes a turn there, see `kvexp.turns`. None where
+            this process has it.
+
     Attributes:
         coming: Curves that will be asked for, resolved for this machine: one process asks all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waits: Waits | None = None) -> None:
         self.coming: list[Experiment] = []
+        self._waits = waits
         self._ask_seconds = ASK_SECONDS
         self._known: dict[str, Contract] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,7 +100,10 @@ class Asker:
             last: tuple[str, int] | None = None
             try:
                 for answer in self._answers(experiment, list(died)):
-                    if "ask" in answer:
+                    if "holder" in answer:
+                        assert self._waits
+                        self._waits(answer["holder"])
+                    elif "ask" in answer:
                         clause, num_tokens = answer["ask"]
                         last = clause, num_tokens
                     elif "refusal" in answer:
@@ -103,13 +115,15 @@ class Asker:
                 if last is None:
                     raise KvexpError(f"the process that asks about the contract {death}") from death
                 died[last] = str(death)
-        return Contract(())
+        deaths = ((clause, Finding(clause, "broken", how, size)) for (clause, size), how in died.items())
+        return Contract(tuple(found for clause, found in deaths if clause in CLAUSES))
 
     def close(self) -> None:
         """End the process, where there is one."""
         if self._process:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it in the kernel
+                self._process.wait(END_SECONDS)
             for pipe in (self._process.stdin, self._process.stdout, self._errors):
                 if pipe:
                     with contextlib.suppress(OSError):
@@ -149,19 +163,22 @@ class Asker:
             "experiment": asdict(experiment),
             "num_tokens": list(experiment.workload.num_tokens),
             "died": died,
+            "takes_turn": self._waits is not None,
         }
         with contextlib.suppress(OSError):  # it is gone, as what it does not say tells
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
         while True:
-            yield json.loads(self._line(patience_s))
-            patience_s = self._ask_seconds
+            answer = json.loads(self._line(patience_s))
+            yield answer
+            # To wait for another process's curve is no hang, however long that takes.
+            patience_s = math.inf if answer.get("holder") else self._ask_seconds
 
     def _line(self, patience_s: float) -> bytes:
         assert self._process
         assert self._process.stdout
         pipe, until = self._process.stdout.fileno(), time.monotonic() + patience_s
         while b"\n" not in self._heard:
-            left = max(0.0, until - time.monotonic())
+            left = None if math.isinf(patience_s) else max(0.0, until - time.monotonic())
             if not select.select([pipe], [], [], left)[0]:
                 raise _Died(f"did not return within {patience_s:g} s")
             heard = os.read(pipe, 1 << 16)
@@ -174,7 +191,9 @@ class Asker:
     def _last_words(self) -> str:
         assert self._process
         assert self._errors
-        code = self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        code = self._process.poll() or 0
         how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
         self._errors.seek(0)
         words = self._errors.read().decode(errors="replace").strip().splitlines()

@@ -1,7 +1,8 @@
 """Answer in a process of its own: `python -m kvexp.contract.process` poses clauses until its input closes.
 
 It speaks JSON lines. For each request, an experiment with numbers of tokens and what has died before, it says
-`ask` before each question and `contract` at the end. A kernel may end it: the last `ask` says with what.
+`ask` before each question and `contract` at the end, or `refusal` where nothing can be asked; and `holder`
+where it takes a turn at the GPU and must wait. A kernel may end it: the last `ask` says with what.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from kvexp.errors import KvexpError
 from kvexp.experiment import Experiment
 from kvexp.lasting import lasting
 from kvexp.process import die_with_parent
+from kvexp.turns import turn
 
 
 def serve() -> None:
@@ -38,7 +40,9 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
         if device == "cpu":
             # Before any kernel's module is imported: Triton reads it when it decorates.
             os.environ["TRITON_INTERPRET"] = "1"
-        found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
+        uuid = environment.read(device)["device_uuid"] if request["takes_turn"] else None
+        with turn(uuid, lambda holder: _say(out, holder=holder)):
+            found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
         _say(out, refusal=str(refusal))
     except BaseException as fault:

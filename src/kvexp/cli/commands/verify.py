@@ -6,6 +6,7 @@ broken and one holds at least, 1 when one is broken, 3 when the implementation r
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from kvexp.cli import say
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     _, words = parser.parse_known_args(argv)
-    asker = Asker()
+    asker = Asker(_tell_wait)
     try:
         codes = [_verify(asker, experiment) for experiment in composed(words)]
     finally:
@@ -44,6 +45,11 @@ def main(argv: Sequence[str]) -> int:
     if BROKEN in codes:
         return BROKEN
     return 0 if 0 in codes else REFUSED
+
+
+def _tell_wait(holder: str | None) -> None:
+    if holder:
+        sys.stderr.write(f"kvexp: waiting for {holder}, which measures a curve on this GPU\n")
 
 
 def _verify(asker: Asker, experiment: Experiment) -> int:
