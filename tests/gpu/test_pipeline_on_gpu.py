@@ -11,9 +11,11 @@ from kvexp.errors import WorkerDied
 from kvexp.impl.cuda import launcher
 from kvexp.impl.cuda.spec import SOURCES
 from kvexp.measurement import ENVIRONMENT
+from kvexp.point import KEPT
 from kvexp.replicas import COLD_FACTOR
 from kvexp.worker import Worker
 from tests import composed
+from tests.stale import READS
 
 TOKENS = "workload.num_tokens=[1,64,1024]"
 
@@ -178,6 +180,28 @@ def test_a_call_that_is_right_once_is_not_timed():
     for point in pipeline.run(lazy.resolved("cuda:0"), environment.read("cuda:0")):
         assert point.status == "incorrect"
         assert point.statistics is None
+
+
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+@pytest.mark.parametrize("what", READS)
+def test_a_call_that_keeps_what_it_read_when_it_was_bound_is_incorrect(what, mode):
+    made = experiment("impl=torch", f"mode={mode}", "kv_cache_dtype=fp8", tokens="workload.num_tokens=[1,64]")
+    target = {"name": "stale", "target": "tests.stale.Stale", "options": {"what": what}}
+    stale = replace(made, impl=replace(made.impl, **target))
+    for point in pipeline.run(stale.resolved("cuda:0"), environment.read("cuda:0")):
+        assert (point.status, point.statistics) == ("incorrect", None)
+        assert point.reason.startswith(f"{KEPT}: ")
+
+
+@pytest.mark.parametrize("first", [1, 4, 10])
+def test_a_call_that_skips_work_while_it_is_timed_is_incorrect(first):
+    """Where it finds poison it writes, so that the last check would not tell."""
+    made = experiment("impl=torch", "mode=no_graph", "timer=wall_clock", tokens="workload.num_tokens=64")
+    target = {"name": "resting", "target": "tests.stale.Resting", "options": {"first": first}}
+    resting = replace(made, impl=replace(made.impl, **target))
+    for point in pipeline.run(resting.resolved("cuda:0"), environment.read("cuda:0")):
+        assert (point.status, point.statistics) == ("incorrect", None)
+        assert point.reason.startswith("right at first, but not while it was timed: ")
 
 
 def test_a_call_on_another_stream_has_no_latency():

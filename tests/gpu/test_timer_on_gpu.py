@@ -38,11 +38,12 @@ def latency_us(call, how, calls=10, sooner=lambda: None):
         call()
         torch.cuda.synchronize()
         prepare = functools.partial(mode.prepare, how)
-        replay = timer.cuda_event(prepare, [call] * calls, calls // 5, None, eager=how == "no_graph")
+        turns = [[call] * calls]
+        replay = timer.cuda_event(prepare, turns, calls // 5, None, eager=how == "no_graph")
 
-        def sample():
+        def sample(turn):
             sooner()
-            return replay.sample()
+            return replay.sample(turn)
 
         timing = timer.timing(replace(replay, sample=sample), Rule())
     return summarise(timing.samples_us).latency_us

@@ -176,6 +176,28 @@ def test_what_the_timed_calls_left_is_looked_at(tensors):
     assert all_poison(tensors.cache)
 
 
+def test_an_audit_looks_at_mappings_that_are_drawn_anew_as_many_as_their_bytes_allow():
+    with point() as tensors:
+        bytes_each = 16 * 2 * 2 * 32 * 2
+        spoilt_one = spoilt(tensors, "key_cache", int(tensors.slot_mappings[1, 3]), 0, 0)
+
+        def found(most_bytes):
+            spoilt_one()
+            try:
+                check_left(tensors, FIRST, most_bytes)
+            except IncorrectResult:
+                return True
+            return False
+
+        for few in (0, bytes_each, 2 * bytes_each - 1, 2 * bytes_each):
+            assert {found(few) for _ in range(100)} == {True, False}
+        for all_of_them in (3 * bytes_each, None):
+            assert {found(all_of_them) for _ in range(20)} == {True}
+        places.write(tensors)
+        for _ in range(100):
+            check_left(tensors, FIRST, bytes_each)
+
+
 def test_a_run_is_checked_whatever_its_slots_held_and_leaves_them_as_they_are(tensors):
     for _ in range(2):
         check_run(lambda: places.write(tensors), tensors, FIRST)

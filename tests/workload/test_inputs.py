@@ -94,6 +94,17 @@ def test_values_follow_their_keys_at_once():
         assert tensors.value.data_ptr() == tensors.key.data_ptr() + tensors.key.numel() * tensors.key.itemsize
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_tokens", [1, 3, 16])
+def test_what_is_none_of_a_point_s_own_begins_aligned(num_tokens, dtype):
+    """It is looked at too, in whole vectors."""
+    sizes = {"dtype": dtype, "kv_cache_dtype": "auto", "num_heads": 1, "head_size": 7}
+    with tiny.memory(**sizes) as held:
+        tensors = build(tiny.case(**sizes, num_tokens=num_tokens), held, 1)
+        assert 0 < tensors.rows.flat.nbytes < held.inputs.nbytes
+        assert tensors.rows.flat.nbytes % 16 == 0
+
+
 def test_extra_tokens_are_rows_behind_the_last_one():
     chosen = {"extra_tokens": 3, "num_tokens": (1, 7)}
     with tiny.memory(**chosen) as held:
