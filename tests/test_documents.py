@@ -125,9 +125,10 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
 
 
 def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stranger):
-    verify, refuse, *timed, report = commands_of(IMPLEMENTATION)
-    skipped, incorrect = re.findall(r"```\n(\w+ .*)\n```", IMPLEMENTATION)
+    ask, verify, refuse, *timed, report = commands_of(IMPLEMENTATION)
+    skipped, incorrect = re.findall(r"```\n((?:\w+ .*\n)+)```", IMPLEMENTATION)
 
+    assert ran(ask, stranger).returncode == 0
     done = ran(verify, stranger)
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in last_rows(stranger)] == ["verified"] * 16

@@ -30,6 +30,7 @@ COLUMNS = [
     "replicas",
     "cache_state",
     "inputs_state",
+    "contract",
     "started_at",
     "op",
     "impl",

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from kvexp import environment
+from kvexp.curve import UNTIMED
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.inline import Inline
 from kvexp.measurement import Measurement
@@ -79,7 +80,8 @@ class TestAProcess:
         (row, samples_us), *_ = shared.run(curve())
         (case, *_) = curve().cases()
         at = {key: value for key, value in row.items() if key == "started_at" or key.endswith("_s")}
-        expected = Measurement(case, "verified", "timer=none: not timed", environment=shared.columns)
+        environment = shared.columns
+        expected = Measurement(case, "verified", UNTIMED["none"], environment=environment, contract="full")
         assert row == expected.row() | at
         assert samples_us == []
 
@@ -260,18 +262,19 @@ def test_one_that_was_closed_takes_nothing_more_even_where_nobody_can_end_it(mon
 @pytest.mark.parametrize(
     ("words", "events"),
     [
-        (0, ["ready", "curve", "point"]),
-        (1, ["ready", "curve", "point", "point"]),
-        (2, ["ready", "curve", "point", "point", "end"]),
+        (0, ["point"]),
+        (1, ["point", "point"]),
+        (2, ["point", "point", "end"]),
     ],
 )
 def test_the_child_s_side_speaks_lines_of_strict_json_and_waits_for_each_word(words, events):
+    asked, wanted = curve("workload.num_tokens=[1,3]").to_json(), {"num_tokens": [1, 3], "timeout_s": 120}
     done = subprocess.run(
         [sys.executable, "-m", "kvexp.child"],
-        input="cpu\n" + curve("workload.num_tokens=[1,3]").to_json() + "\n[1, 3]\n" + words * "\n",
+        input=f"cpu\n[{json.dumps(asked)}]\n{json.dumps(wanted)}\n" + words * "\n",
         capture_output=True,
         text=True,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer["event"] for answer in answers] == events
+    assert [answer["event"] for answer in answers] == ["ready", "curve", "asking", "asked", *events]
     assert (done.returncode, done.stderr) == (0, "")
