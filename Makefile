@@ -22,7 +22,7 @@ WORDS ?=
 JOBS ?= 2
 # Processes of the part of `make test-gpu` that runs side by side: of a GPU's memory each takes up to some 4 GB, and the
 # one that has the tests of large caches 52 GB more.
-GPU_JOBS ?= 8
+GPU_JOBS ?= 12
 
 BIN := .venv/bin
 MADE := .venv/.ready

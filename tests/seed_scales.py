@@ -23,8 +23,8 @@ WRITERS = {
 class ScalesThenWrite:
     """Compute the scales of keys and of values, largest magnitude over 64, by torch, then write.
 
-    What is written is compared with the bytes that the curve's scales give, so the write divides by those; the
-    computed ones go to memory of their own. The work and its order are those of a call that uses them.
+    What is written is compared with the bytes that the curve's scales give, so the write divides by those;
+    the computed ones go to memory of their own. The work and its order are those of a call that uses them.
 
     Args:
         device: `cuda:N` or `cpu`.

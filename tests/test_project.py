@@ -71,7 +71,7 @@ def test_the_gpu_tests_that_measure_run_alone_whatever_became_of_the_others(pyth
     code, asked = python("test-gpu", failing)
     assert (code != 0) == (failing != "nothing")
     assert [line.partition(" -m pytest ")[2] for line in asked if "pytest" in line] == [
-        "tests/gpu -m not alone and not slow --numprocesses=8 --dist=loadgroup",
+        "tests/gpu -m not alone and not slow --numprocesses=12 --dist=loadgroup",
         "tests/gpu -m alone and not slow",
     ]
 

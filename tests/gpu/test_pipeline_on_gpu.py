@@ -20,8 +20,9 @@ from tests.stale import READS
 TOKENS = "workload.num_tokens=[1,64,1024]"
 
 
-def experiment(*overrides, workload="quickstart", tokens=TOKENS):
-    return composed.experiment(f"workload={workload}", tokens, "timer.max_seconds=0.3", *overrides)
+def experiment(*overrides, workload="quickstart", tokens=TOKENS, seconds=0.05):
+    """A curve whose points are sampled for so long; 20 samples are taken in any case."""
+    return composed.experiment(f"workload={workload}", tokens, f"timer.max_seconds={seconds}", *overrides)
 
 
 def measured(*overrides, **sizes):
@@ -77,7 +78,7 @@ def test_every_pattern_is_right_and_timed(op, chosen):
 
 def test_padding_tokens_cost_little():
     """Half of the tokens without a slot: the kernel does not move their rows."""
-    sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=32768"}
+    sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=32768", "seconds": 0.3}
     full = measured("impl=cuda", **sizes)[0].statistics.latency_us
     half = measured("impl=cuda", "workload.padding=0.5", **sizes)[0].statistics.latency_us
     assert half < 0.8 * full
@@ -122,7 +123,8 @@ def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypat
 
 def test_the_copy_reaches_most_of_the_memory_s_speed():
     """The ceiling is a ceiling: on a Hopper at least 85 % of what its memory is sold for."""
-    point = measured("impl=cuda", workload="llama3_8b", tokens="workload.num_tokens=32768")[0]
+    sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=32768", "seconds": 0.3}
+    point = measured("impl=cuda", **sizes)[0]
     sold = {"NVIDIA H200": 4800, "NVIDIA H100 80GB HBM3": 3350}.get(torch.cuda.get_device_name())
     if sold is not None:
         assert point.bytes_moved / point.copy_us / 1e3 > 0.85 * sold
@@ -238,7 +240,11 @@ def test_cold_slots_and_cold_inputs_each_cost_time():
     """1024 tokens x 8 heads: 4 MB read and 4 MB written, which stay in any L2 when they may."""
     took = {
         (cache, inputs): measured(
-            "impl=cuda", f"timer.cache={cache}", f"timer.inputs={inputs}", tokens="workload.num_tokens=1024"
+            "impl=cuda",
+            f"timer.cache={cache}",
+            f"timer.inputs={inputs}",
+            tokens="workload.num_tokens=1024",
+            seconds=0.3,
         )[0].statistics.latency_us
         for cache in ("cold", "hot")
         for inputs in ("cold", "hot")
