@@ -3,12 +3,14 @@ import torch
 
 SIDE_BY_SIDE = {
     "test_any_size_on_gpu",
+    "test_bytes_on_gpu",
     "test_clauses_on_gpu",
     "test_contract_on_gpu",
     "test_division_on_gpu",
     "test_head_major_on_gpu",
     "test_library_on_gpu",
     "test_memory_on_gpu",
+    "test_support_on_gpu",
     "test_triton_launcher",
 }
 """Modules that ask for bytes only, which no other process on the GPU changes. Any other one is `alone`."""

@@ -15,6 +15,7 @@ from kvexp.point import KEPT
 from kvexp.replicas import COLD_FACTOR
 from kvexp.worker import Worker
 from tests import composed
+from tests.gpu.test_bytes_on_gpu import PATTERNS
 from tests.stale import READS
 
 TOKENS = "workload.num_tokens=[1,64,1024]"
@@ -31,10 +32,11 @@ def measured(*overrides, **sizes):
 
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
-@pytest.mark.parametrize(("op", "layout"), composed.pairs())
+@pytest.mark.parametrize("op", composed.options("op"))
 @pytest.mark.parametrize("impl", composed.implementations())
-def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, layout, mode):
-    for point in measured(f"impl={impl}", f"op={op}", f"layout={layout}", f"mode={mode}"):
+def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, mode):
+    """In the op's own layout; test_bytes_on_gpu.py has the others."""
+    for point in measured(f"impl={impl}", f"op={op}", f"mode={mode}"):
         assert point.status == "ok", point.reason
         assert point.case.timer == "cuda_event"
         assert point.cache_state == "cold"
@@ -56,24 +58,10 @@ def test_fp8_is_measured_too(impl, chosen, op):
         assert point.status == "ok", point.reason
 
 
-@pytest.mark.parametrize(
-    "chosen",
-    [
-        "workload.slots=decode",
-        "workload.slots=prefill",
-        "workload.slots=reversed",
-        "workload.padding=0.5",
-        "workload.padding=0.3 workload.padding_at=scattered",
-        "workload.rows=qkv",
-        "workload.rows=misaligned workload.extra_tokens=5",
-        "workload.num_layers=3",
-    ],
-)
-@pytest.mark.parametrize("op", composed.options("op"))
-def test_every_pattern_is_right_and_timed(op, chosen):
-    for impl in ("cuda", "triton"):
-        for point in measured(f"impl={impl}", f"op={op}", *chosen.split()):
-            assert point.status == "ok", point.reason
+@pytest.mark.parametrize("chosen", PATTERNS)
+def test_every_pattern_is_timed(chosen):
+    for point in measured("impl=cuda", *chosen.split()):
+        assert point.status == "ok", point.reason
 
 
 def test_padding_tokens_cost_little():
