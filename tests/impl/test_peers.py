@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from kvexp import pipeline
+from kvexp.contract.clauses import Asked, find
+from kvexp.impl import make
 from tests import composed, law, tiny
 from tests.law import DIFFKV, FLASH, PAGED
 
@@ -186,6 +188,16 @@ class TestFlashInfer:
     @pytest.mark.parametrize("layout", [layout for op, layout in composed.pairs() if op == FLASH])
     def test_that_is_right_is_said_to_be(self, layout):
         assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
+
+    def test_is_told_of_slots_that_change_and_refuses_those_that_it_cannot_have(self):
+        made = tiny.curve(impl="flashinfer", head_size=64)
+        case = next(made.cases())
+        asked = Asked(
+            make(made.impl, device="cpu"), make(made.op), make(made.layout), tiny.source(made), case
+        )
+        assert find(asked, [16]).column(16) == (
+            "refuses padding, refuses negatives, refuses past_end, needs refresh()"
+        )
 
     @pytest.mark.parametrize(
         ("chosen", "sentence"),

@@ -51,8 +51,8 @@ class FlashInfer:
     ) -> Call:
         """`op.reshape_and_cache_flash` bound to these tensors."""
         num_tokens = slot_mapping.shape[0]
-        _check(key, slot_mapping, kv_cache_dtype)
         num_blocks, block_size = key_cache.shape[:2]
+        _check(key, slot_mapping, num_blocks * block_size, kv_cache_dtype)
         heads_inside = key_cache.stride(1) >= key_cache.stride(2)
         order = (0, 1, 2, 3) if heads_inside else (0, 2, 1, 3)
         ints: Any = {"dtype": torch.int32, "device": key.device}
@@ -104,8 +104,8 @@ class _Append:
         self._append(*self._arguments, kv_layout=self._kv_layout)
 
 
-def _check(key: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> None:
-    """Returns when FlashInfer takes such a call.
+def _check(key: Tensor, slot_mapping: Tensor, num_slots: int, kv_cache_dtype: str) -> None:
+    """Return when FlashInfer takes such a call.
 
     Raises:
         Unsupported: It does not.
@@ -122,5 +122,9 @@ def _check(key: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> None:
             f"impl=flashinfer gives a token {threads} threads for {num_heads} heads x {head_size}, "
             f"more than the {MOST_THREADS} that a block may have"
         )
-    if slot_mapping.shape[0] and int(slot_mapping.min()) < 0:
+    if not slot_mapping.shape[0]:
+        return
+    if int(slot_mapping.min()) < 0:
         raise Unsupported("impl=flashinfer has no padding slots")
+    if int(slot_mapping.max()) >= num_slots:
+        raise Unsupported("impl=flashinfer has no slots past the last")
