@@ -102,6 +102,22 @@ def _aligned(tensor):
     return tensor.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - over)
 
 
+class Overwhelmed(Torch):
+    """Wrong where a call has padding and more rows than tokens at once."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
+        own = slots.clone()
+        write = super().reshape_and_cache_flash(key, value, key_cache, value_cache, own, *others)
+
+        def call():
+            own.copy_(slots)
+            if len(key) > len(slots) and bool((slots == -1).any()):
+                own[slots == -1] = key_cache.shape[0] * key_cache.shape[1] - 1
+            write()
+
+        return call
+
+
 class Refusing(Torch):
     """Right, and refuses what `what` names when it is bound."""
 

@@ -55,7 +55,7 @@ def test_who_keeps_the_contract_is_known_to(asker, started):
     ("by", "words"),
     [("exit", "died with exit code 7 (trap: slot past the end)"), ("hang", "did not return within 5 s")],
 )
-def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(asker, started, by, words):
+def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(asker, started, folder, by, words):
     asker.limit(5)
     found = asker.contract(curve("Mortal", by=by), MACHINE)
     assert found.column(16) == "past_end"
@@ -63,6 +63,8 @@ def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(asker, s
     assert (broken.clause, broken.words, broken.num_tokens) == ("past_end", words, 7)
     assert found.sizes == (1, 16)
     assert len(started) == 2
+    # What took too long, here and now, is asked again elsewhere and later.
+    assert len(list(folder.glob("*.json"))) == (by == "exit")
     assert all(process.poll() is not None for process in started)
 
 

@@ -10,7 +10,7 @@ from kvexp.contract import CLAUSES, FULL, NEEDED, REFRESHED, SMALL, words_of
 from kvexp.contract.clauses import Asked, find
 from kvexp.impl import make
 from tests import composed, tiny
-from tests.breaking import BROKEN, Breaking, Following, Refusing
+from tests.breaking import BROKEN, Breaking, Following, Overwhelmed, Refusing
 
 SIZES = (1, 16, 50)
 ELEMENT = r"token \d, head \d, element \d+"
@@ -47,6 +47,14 @@ def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_siz
     (finding,) = (finding for finding in contract.findings if finding.outcome == "broken")
     assert finding.num_tokens in (16, 50)
     assert found(Breaking("cpu", kind, least=17), sizes=(1, 16)).column(16) == FULL
+
+
+def test_what_is_wrong_only_where_several_come_together_is_found():
+    contract = found(Overwhelmed("cpu"))
+    assert broken(contract) == ("other_blocks",)
+    assert "with padding, extra_rows, other_blocks, partly_there, fresh_inputs, fresh_slots at once: " in (
+        contract.breach()
+    )
 
 
 @pytest.mark.parametrize("kind", ["ignores_negatives", "wraps_past_end"])

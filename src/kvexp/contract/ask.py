@@ -38,6 +38,8 @@ MOST_PROCESSES = 12
 """Processes for one combination; what dies in more is asked no further."""
 LAST_WORDS_BYTES = 300
 
+LATE = "did not return within"
+
 MACHINE = ("device_name", "driver", "torch", "triton", "cuda")
 """Columns of the machine that an answer depends on."""
 
@@ -137,7 +139,9 @@ class Asker:
 
     def _remember(self, experiment: Experiment, key: str, found: Contract) -> None:
         self._known[key] = found
-        if _hash(experiment):
+        # That something took too long may be the machine's doing: the next process asks again.
+        was_late = any(LATE in finding.words for finding in (*found.findings, *found.wrong))
+        if _hash(experiment) and not was_late:
             _write(_file(key), found)
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -180,7 +184,7 @@ class Asker:
         while b"\n" not in self._heard:
             left = None if math.isinf(patience_s) else max(0.0, until - time.monotonic())
             if not select.select([pipe], [], [], left)[0]:
-                raise _Died(f"did not return within {patience_s:g} s")
+                raise _Died(f"{LATE} {patience_s:g} s")
             heard = os.read(pipe, 1 << 16)
             if not heard:
                 raise _Died(f"died{self._last_words()}")

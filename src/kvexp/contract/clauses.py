@@ -98,33 +98,40 @@ def find(
         if clause not in skip:
             found[clause] = pose(clause, 0 if clause == "no_tokens" else SMALL, *questions)
     for num_tokens in sizes:
-        plain = pose(PLAIN, num_tokens, Question())
-        if plain.outcome != "holds":
-            wrong.append(plain)
-            continue
-        posed.append(num_tokens)
-        for clause, finding in _at_own_size(pose, num_tokens, found).items():
-            found[clause] = finding
+        try:
+            plain = pose(PLAIN, num_tokens, Question())
+            if plain.outcome != "holds":
+                wrong.append(plain)
+                continue
+            found |= _at_own_size(pose, num_tokens, found)
+        except torch.OutOfMemoryError:  # nothing is said of this size
+            torch.cuda.empty_cache()
+        else:
+            posed.append(num_tokens)
     findings = tuple(found[clause] for clause in CLAUSES if clause in found)
     return Contract(findings, tuple(posed), refreshed, tuple(wrong))
 
 
 def _at_own_size(
-    pose: Callable[..., Finding], num_tokens: int, found: dict[str, Finding]
+    pose: Callable[..., Finding], num_tokens: int, so_far: dict[str, Finding]
 ) -> dict[str, Finding]:
-    """Return the clauses that do not hold at this size, of those that held so far."""
-    holds = [clause for clause in found if found[clause].outcome == "holds" and clause not in ONCE]
+    """Return the clauses that do not hold at this size, of those that held so far.
+
+    Where one call with all of them at once is wrong and none alone is, it is `other_blocks` that is broken.
+    """
+    holds = [clause for clause in so_far if so_far[clause].outcome == "holds" and clause not in ONCE]
     together = [clause for clause in holds if clause not in ALONE]
     mixed: dict[str, Any] = {name: True for clause in together for name in _changes(clause)}
     alone = [clause for clause in holds if clause in ALONE]
-    if pose(MIXED, num_tokens, Question(**mixed)).outcome != "holds":
+    at_once = pose(MIXED, num_tokens, Question(**mixed))
+    if at_once.outcome != "holds":
         alone += together
-    broken = {}
-    for clause in alone:
-        finding = pose(clause, num_tokens, *QUESTIONS[clause])
-        if finding.outcome == "broken":
-            broken[clause] = finding
-    return broken
+    findings = {clause: pose(clause, num_tokens, *QUESTIONS[clause]) for clause in alone}
+    found = {clause: finding for clause, finding in findings.items() if finding.outcome != "holds"}
+    if at_once.outcome == "broken" and "other_blocks" in together and not {*found} & {*together}:
+        words = f"with {', '.join(together)} at once: {at_once.words}"
+        found["other_blocks"] = Finding("other_blocks", "broken", words, num_tokens)
+    return found
 
 
 def _changes(clause: str) -> list[str]:
@@ -212,6 +219,8 @@ def _blamed(device: str) -> Iterator[None]:
         yield
     except (Unsupported, NotImplementedError) as refusal:
         raise _Refused(str(refusal)) from refusal
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a kernel or a driver raises
         _wait(device)
         raise _Broken(f"it raised {type(error).__name__}: {error}") from error

@@ -91,7 +91,8 @@ COPIES = 12
 def _is_cuda_s(fault: BaseException) -> bool:
     import torch
 
-    return isinstance(fault, RuntimeError) and torch.cuda.is_initialized()
+    spoilt = isinstance(fault, RuntimeError) and not isinstance(fault, torch.OutOfMemoryError)
+    return spoilt and torch.cuda.is_initialized()
 
 
 def _fits(case: Case, num_tokens: int, item_bytes: int) -> bool:
