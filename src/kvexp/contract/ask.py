@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kvexp import sources
-from kvexp.cache import cache_dir
+from kvexp.cache import cache_dir, keep
 from kvexp.contract import CLAUSES, Contract, Finding
 from kvexp.errors import KvexpError
 from kvexp.experiment import Experiment
@@ -138,7 +138,7 @@ class Asker:
     def _remember(self, experiment: Experiment, key: str, found: Contract) -> None:
         self._known[key] = found
         if _hash(experiment):
-            _write(_file(key), found)
+            keep(_file(key), json.dumps(found.to_json()).encode())
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
@@ -255,13 +255,3 @@ def _read(file: Path) -> Contract | None:
         return Contract.from_json(json.loads(file.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _write(file: Path, contract: Contract) -> None:
-    """Keep the answer; a folder that cannot be written to costs the next sweep the questions again."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(descriptor, "w") as handle:
-            json.dump(contract.to_json(), handle)
-        os.replace(name, file)
