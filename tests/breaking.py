@@ -1,6 +1,7 @@
 """Implementations that break the contract in one way each, also in CUDA graphs; `honest` keeps all of it."""
 
 import os
+import signal
 
 import torch
 
@@ -135,11 +136,20 @@ class Mortal(Torch):
                 if self.by == "exit":
                     os.write(2, b"trap: slot past the end\n")
                     os._exit(7)
+                if self.by == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 while self.by == "hang":
                     pass
             right()
 
         return call
+
+
+class Unmakeable(Torch):
+    """Cannot be made at all."""
+
+    def __init__(self, device):
+        raise ZeroDivisionError("no reason at all")
 
 
 class Following(Torch):
