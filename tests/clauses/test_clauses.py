@@ -95,6 +95,18 @@ def test_every_type_and_any_block_can_be_asked(dtype, num_layers, block_size):
     assert found(impl, kv_cache_dtype=kv_cache_dtype, **chosen).column(16) == FULL
 
 
+@pytest.mark.parametrize("least", [16, 50])
+def test_what_is_broken_only_where_clauses_come_together_is_found(least):
+    contract = found(Breaking("cpu", "padding_or_extra_rows", least=least))
+    (finding,) = (finding for finding in contract.findings if finding.outcome != "holds")
+    assert (finding.clause, finding.num_tokens) == ("padding", least)
+    assert finding.words.startswith(
+        "in one call with extra_rows, other_blocks, partly_there, fresh_inputs, fresh_slots: "
+    )
+    assert re.search(rf"{ELEMENT} of key_cache", finding.words)
+    assert contract.breach()
+
+
 @pytest.mark.parametrize("what", ["padding", "misaligned"])
 def test_what_is_refused_is_a_refusal(what):
     contract = found(Refusing("cpu", what))
@@ -103,6 +115,20 @@ def test_what_is_refused_is_a_refusal(what):
     assert refused[0].words == f"impl=refusing takes no call of {what}"
     assert contract.column(16) == f"refuses {what}"
     assert contract.breach() == ""
+
+
+@pytest.mark.parametrize("what", ["padding", "strided_rows"])
+def test_what_is_refused_in_larger_calls_alone_is_a_refusal(what):
+    contract = found(Refusing("cpu", what, least=16))
+    assert [(found.clause, found.num_tokens) for found in contract.findings if found.outcome != "holds"] == [
+        (what, 16)
+    ]
+    assert contract.column(16) == f"refuses {what}"
+
+
+def test_a_lack_of_memory_is_nobody_s_breach():
+    with pytest.raises(torch.OutOfMemoryError, match="others have it"):
+        found(Breaking("cpu", "out_of_memory"))
 
 
 def test_whoever_refuses_everything_is_not_asked_further():

@@ -112,19 +112,23 @@ def find(
 def _at_own_size(
     pose: Callable[..., Finding], num_tokens: int, found: dict[str, Finding]
 ) -> dict[str, Finding]:
-    """Return the clauses that do not hold at this size, of those that held so far."""
+    """Return the clauses that do not hold at this size, of those that held so far.
+
+    Where the mixed call is wrong and each of its clauses holds alone, all of them together break the first.
+    """
     holds = [clause for clause in found if found[clause].outcome == "holds" and clause not in ONCE]
     together = [clause for clause in holds if clause not in ALONE]
     mixed: dict[str, Any] = {name: True for clause in together for name in _changes(clause)}
     alone = [clause for clause in holds if clause in ALONE]
-    if pose(MIXED, num_tokens, Question(**mixed)).outcome != "holds":
+    of_all = pose(MIXED, num_tokens, Question(**mixed)) if together else Finding(MIXED, "holds")
+    if of_all.outcome != "holds":
         alone += together
-    broken = {}
-    for clause in alone:
-        finding = pose(clause, num_tokens, *QUESTIONS[clause])
-        if finding.outcome == "broken":
-            broken[clause] = finding
-    return broken
+    findings = [pose(clause, num_tokens, *QUESTIONS[clause]) for clause in alone]
+    fails = {finding.clause: finding for finding in findings if finding.outcome != "holds"}
+    if of_all.outcome == "broken" and not fails.keys() & {*together}:
+        words = f"in one call with {', '.join(together[1:])}: {of_all.words}"
+        fails[together[0]] = replace(of_all, clause=together[0], words=words)
+    return fails
 
 
 def _changes(clause: str) -> list[str]:
@@ -207,11 +211,14 @@ def _blamed(device: str) -> Iterator[None]:
     Raises:
         _Broken: Something was raised.
         _Refused: It was a refusal.
+        torch.OutOfMemoryError: Others may have the memory that was asked for.
     """
     try:
         yield
     except (Unsupported, NotImplementedError) as refusal:
         raise _Refused(str(refusal)) from refusal
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a kernel or a driver raises
         _wait(device)
         raise _Broken(f"it raised {type(error).__name__}: {error}") from error
@@ -219,4 +226,4 @@ def _blamed(device: str) -> Iterator[None]:
 
 def _wait(device: str) -> None:
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)

@@ -46,7 +46,7 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
     except KvexpError as refusal:
         _say(out, refusal=str(refusal))
     except BaseException as fault:
-        if not _is_cuda_s(fault):  # where a kernel has spoilt CUDA, it is to blame
+        if not _is_of_cuda(fault):  # where a kernel has spoilt CUDA, it is to blame
             _say(out, refusal=f"{type(fault).__name__}: {fault}")
         raise
     else:
@@ -88,10 +88,12 @@ COPIES = 12
 """How often a question holds the rows at once: inputs and cache, what is expected, and what is compared."""
 
 
-def _is_cuda_s(fault: BaseException) -> bool:
+def _is_of_cuda(fault: BaseException) -> bool:
+    """Return whether CUDA may have raised it for what a kernel did; a lack of memory is nobody's breach."""
     import torch
 
-    return isinstance(fault, RuntimeError) and torch.cuda.is_initialized()
+    is_memory = isinstance(fault, torch.OutOfMemoryError)
+    return isinstance(fault, RuntimeError) and not is_memory and torch.cuda.is_initialized()
 
 
 def _fits(case: Case, num_tokens: int, item_bytes: int) -> bool:
