@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from typing import IO, Any
 
 from kvexp.contract import CLAUSES, Contract, Finding, kept
-from kvexp.errors import KvexpError
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.turns import Waits
 
@@ -69,7 +69,8 @@ class Asker:
             machine: The machine's columns.
 
         Raises:
-            KvexpError: Nothing can be asked; the message says why.
+            KvexpError: Nothing can be asked; the message says why. A ConfigError where what was typed is
+                wrong on any machine.
         """
         key = kept.key(experiment, machine)
         if not self._is_known(experiment, key):
@@ -105,7 +106,7 @@ class Asker:
                         clause, num_tokens = answer["ask"]
                         last = clause, num_tokens
                     elif "refusal" in answer:
-                        raise KvexpError(answer["refusal"])
+                        raise (ConfigError if answer["typed_wrong"] else KvexpError)(answer["refusal"])
                     else:
                         return _with_last_words(Contract.from_json(answer["contract"]), died)
             except _Died as death:
