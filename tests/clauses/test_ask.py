@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from kvexp.contract.ask import Asker
 from kvexp.errors import KvexpError
 from kvexp.experiment import Choice
 from tests import tiny
+from tests.processes import ended
 
 MACHINE = {"device_name": "a CPU", "torch": "2", "source_hash": "1"}
 
@@ -206,3 +208,22 @@ def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(asker):
     assert (found.sizes, found.column(16), found.breach()) == ((1, 3), None, "")
     assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [("plain", 16), ("plain", 50)]
     assert UNASKED.column(16) is None
+
+
+def test_a_process_that_hangs_ends_with_the_one_that_asks():
+    """Nobody reads its pipe then, whose end would tell it; the kernel ends it."""
+    asks = """
+import os, signal, sys
+from kvexp.contract.ask import Asker
+from kvexp.experiment import Experiment
+
+asker = Asker()
+for answer in asker._answers(Experiment.from_json(sys.argv[1]), []):
+    if answer["ask"][0] == "past_end":
+        print(asker._process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    line = [sys.executable, "-c", asks, curve("Mortal", by="hang").to_json()]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    ended(int(done.stdout))
