@@ -1,6 +1,7 @@
 """Implementations that break the contract in one way each, also in CUDA graphs; `honest` keeps all of it."""
 
 import os
+import signal
 
 import torch
 
@@ -29,7 +30,11 @@ BROKEN = {
 
 
 class Breaking(Torch):
-    """Wrong as `kind` says, for calls of `least` tokens and more; right below."""
+    """Wrong as `kind` says, for calls of `least` tokens and more; right below.
+
+    Besides those of BROKEN: `padding_or_extra_rows`, which takes one of the two and not both, and
+    `out_of_memory`.
+    """
 
     name = "breaking"
 
@@ -59,6 +64,10 @@ class Breaking(Torch):
             if self.kind == "all_but_last_block":
                 last = slots // block_size == len(key_cache) - 1
                 found = torch.where(last, slots - block_size, slots)
+            if self.kind == "padding_or_extra_rows" and len(key) > len(slots) and (slots == -1).any():
+                found = torch.full_like(slots, -1)
+            if self.kind == "out_of_memory":
+                raise torch.OutOfMemoryError("others have it")
             if self.kind.startswith("skips_if"):
                 at = slots[:1].clamp(0, num_slots - 1)
                 places = zip((key, value), (key_cache, value_cache), strict=True)
@@ -102,36 +111,21 @@ def _aligned(tensor):
     return tensor.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - over)
 
 
-class Overwhelmed(Torch):
-    """Wrong where a call has padding and more rows than tokens at once."""
-
-    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
-        own = slots.clone()
-        write = super().reshape_and_cache_flash(key, value, key_cache, value_cache, own, *others)
-
-        def call():
-            own.copy_(slots)
-            if len(key) > len(slots) and bool((slots == -1).any()):
-                own[slots == -1] = key_cache.shape[0] * key_cache.shape[1] - 1
-            write()
-
-        return call
-
-
 class Refusing(Torch):
-    """Right, and refuses what `what` names when it is bound."""
+    """Right, and refuses what `what` names when it is bound, in calls of `least` tokens and more."""
 
-    def __init__(self, device, what):
+    def __init__(self, device, what, least=0):
         super().__init__(device)
-        self.what = what
+        self.what, self.least = what, least
 
     def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
         refused = {
             "padding": bool((slots == -1).any()),
             "misaligned": key.data_ptr() % 16 or key_cache.data_ptr() % 16,
+            "strided_rows": not key.is_contiguous(),
             "everything": True,
         }
-        if refused[self.what]:
+        if refused[self.what] and len(slots) >= self.least:
             raise Unsupported(f"impl=refusing takes no call of {self.what}")
         return super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
 
@@ -151,11 +145,20 @@ class Mortal(Torch):
                 if self.by == "exit":
                     os.write(2, b"trap: slot past the end\n")
                     os._exit(7)
+                if self.by == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
                 while self.by == "hang":
                     pass
             right()
 
         return call
+
+
+class Unmakeable(Torch):
+    """Cannot be made at all."""
+
+    def __init__(self, device):
+        raise ZeroDivisionError("no reason at all")
 
 
 class Following(Torch):

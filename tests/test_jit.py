@@ -1,3 +1,4 @@
+import os
 import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -151,7 +152,7 @@ class TestTheCache:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(jit.os, "replace", full)
+        monkeypatch.setattr(os, "replace", full)
         assert jit.cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
         assert list(cache.iterdir()) == []
 

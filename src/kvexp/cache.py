@@ -1,5 +1,6 @@
-"""Find the folder for what is kept from run to run: compiled kernels, and answers about contracts."""
+"""Keep things from run to run in a folder: compiled kernels, and answers about contracts."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -15,3 +16,18 @@ def cache_dir() -> Path:
         return Path.home() / ".cache" / "kvexp"
     except RuntimeError:  # a container's user without a home
         return Path(tempfile.gettempdir()) / f"kvexp-{os.getuid()}"
+
+
+def keep(entry: Path, content: bytes) -> None:
+    """Write an entry of the cache, whole or not at all; ignore a folder or a disk that does not take it."""
+    with contextlib.suppress(OSError):
+        for folder in (cache_dir(), entry.parent):  # the mode is that of the last folder alone
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(name, entry)
+        except OSError:
+            os.unlink(name)
+            raise

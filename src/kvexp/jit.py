@@ -8,14 +8,12 @@ begins with the digest of its content: one that does not match is built anew.
 import functools
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvexp.cache import cache_dir
+from kvexp.cache import cache_dir, keep
 from kvexp.errors import CompileError
 
 OPTIONS = {"std": "c++17", "lineinfo": True}
@@ -40,7 +38,7 @@ def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
     code = _read(entry)
     if code is None:
         code = _compile(text, source, defined, arch)
-        _write(entry, code)
+        keep(entry, hashlib.sha256(code).digest() + code)
     return code
 
 
@@ -142,19 +140,3 @@ def _read(entry: Path) -> bytes | None:
         return None
     digest, code = content[:32], content[32:]
     return code if hashlib.sha256(code).digest() == digest else None
-
-
-def _write(entry: Path, code: bytes) -> None:
-    """The entry is there, whole, or not at all. A cache that cannot be written costs time alone."""
-    try:
-        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(code).digest() + code)
-            os.replace(name, entry)
-        except OSError:
-            os.unlink(name)
-            raise
-    except OSError:
-        return

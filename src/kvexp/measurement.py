@@ -133,8 +133,8 @@ class Measurement:
         replicas: Calls of the series that was timed: of the long one, where a short one's is subtracted.
         cache_state: `cold` when every call of the replay writes slots that are not in the L2, `hot` when all
             write the same, else `warm`.
-        inputs_state: `hot` when every call of the replay reads the same keys and values, `cold` when each
-            reads some that are not in the L2.
+        inputs_state: `hot` when the calls of the replay read the same keys and values but for a few rows,
+            `cold` when each reads some that are not in the L2.
         contract: `full` where every clause of the contract holds, else those that do not, and those that the
             implementation refuses; None where it was not asked at this size.
         host_us: The host's time for one eager call, in `no_graph` mode on a GPU.

@@ -98,12 +98,27 @@ def test_a_refusal_is_returned_with_its_reason():
     assert {found[clause] for clause in CLAUSES if clause not in ("misaligned", "no_tokens")} == {"holds"}
 
 
-def test_a_function_that_refuses_everything_does_not_pass():
-    def function(*_):
-        raise NotImplementedError("not on this machine")
+@pytest.mark.parametrize(("most", "num_tokens"), [(-1, 7), (6, 7), (100, 300)])
+def test_a_function_that_refuses_plain_calls_does_not_pass(most, num_tokens):
+    def function(*arguments):
+        if len(arguments[4]) > most:
+            raise NotImplementedError("not on this machine")
+        library(FLASH)(*arguments)
 
-    with pytest.raises(AssertionError, match="every call is refused: not on this machine"):
+    with pytest.raises(AssertionError, match=f"function refuses a plain call of {num_tokens} tokens: not on"):
         kvexp.verify(function, op=FLASH, device="cpu")
+
+
+def test_clauses_that_are_all_refused_or_left_out_leave_plain_calls():
+    def function(*arguments):
+        if bool((arguments[4] < 0).any()):
+            raise ValueError("no padding here")
+        library(FLASH)(*arguments)
+
+    others = [clause for clause in CLAUSES if clause != "padding"]
+    found = kvexp.verify(function, op=FLASH, device="cpu", skip=others)
+    assert found == {"padding": "refused: no padding here"}
+    assert kvexp.verify(function, op=FLASH, device="cpu", skip=CLAUSES) == {}
 
 
 def test_a_function_that_is_wrong_in_plain_calls_does_not_pass():
@@ -119,6 +134,9 @@ def test_a_function_that_is_wrong_in_plain_calls_does_not_pass():
         ({"layout": "head_major"}, "which layout=head_major has not; try layout=NHD"),
         ({"dtype": torch.int8}, "dtype must be one of torch.float16, .*, not torch.int8"),
         ({"kv_cache_dtype": "int4"}, "kv_cache_dtype must be one of auto, .*, not 'int4'"),
+        ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, not 'gpu'"),
+        ({"device": "meta"}, "device must be one of cpu, cuda, not 'meta'"),
+        ({"device": "cuda:99"}, "device=cuda:99 was asked for and this machine has "),
         ({"skip": ["past"]}, "skip must be one of padding, .*, not 'past'"),
     ],
 )

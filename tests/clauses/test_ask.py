@@ -1,18 +1,21 @@
 """Asking in a process of its own: what dies is broken, what is known is not asked again."""
 
+import importlib.metadata
 import json
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from kvexp.contract import FULL, UNASKED
+from kvexp.contract import FULL, UNASKED, kept
 from kvexp.contract.ask import Asker
 from kvexp.errors import KvexpError
 from kvexp.experiment import Choice
 from tests import tiny
+from tests.processes import ended
 
-MACHINE = {"device_name": "a CPU", "torch": "2"}
+MACHINE = {"device_name": "a CPU", "torch": "2", "source_hash": "1"}
 
 
 @pytest.fixture
@@ -75,6 +78,52 @@ def test_what_is_known_is_not_asked_again_by_anyone(asker, started, folder):
     assert Asker().contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
     assert len(started) == 1
     assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(("by", "kept"), [("exit", 1), ("hang", 0), ("kill", 0)])
+def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(asker, started, folder, by, kept):
+    """A machine may be short of time or of memory once; a later sweep asks anew."""
+    asker.limit(5)
+    assert asker.contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
+    assert asker.contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
+    assert len(started) == 2
+    assert len(list(folder.glob("*"))) == kept
+
+
+def test_a_curve_that_fails_where_it_is_asked_costs_the_next_one_nothing(asker, started):
+    with pytest.raises(KvexpError, match="ZeroDivisionError: no reason at all"):
+        asker.ask(curve("Unmakeable"))
+    assert asker.ask(curve("Breaking")).column(16) == FULL
+    assert len(started) == 2
+
+
+def test_one_that_dies_of_too_many_calls_is_wrong_in_each_of_them(asker, monkeypatch):
+    monkeypatch.setattr("kvexp.contract.ask.MOST_PROCESSES", 3)
+    deadly = tiny.curve(how="wrong.Deadly", options={"by": "exit"}, num_tokens=(16, 17, 18, 19))
+    found = asker.contract(deadly, MACHINE)
+    assert (found.findings, found.sizes) == ((), ())
+    assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [
+        ("plain", 16), ("plain", 17), ("plain", 18),
+    ]  # fmt: skip
+
+
+def test_a_process_that_cannot_be_started_says_why(asker, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(KvexpError, match=r"contract cannot be started: Cannot allocate memory"):
+        asker.contract(curve("Breaking"), MACHINE)
+
+
+def test_another_version_of_a_peer_is_asked_anew(asker, started, monkeypatch):
+    version = importlib.metadata.version
+    for vllm in ("0.33.0", "0.34.0"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda n, v=vllm: v if n == "vllm" else version(n))
+        kept._versions.cache_clear()
+        asker.contract(curve("Breaking"), MACHINE)
+    kept._versions.cache_clear()
+    assert len(started) == 2
 
 
 def test_what_is_to_come_is_asked_by_the_same_process(asker, started):
@@ -161,3 +210,22 @@ def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(asker):
     assert (found.sizes, found.column(16), found.breach()) == ((1, 3), None, "")
     assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [("plain", 16), ("plain", 50)]
     assert UNASKED.column(16) is None
+
+
+def test_a_process_that_hangs_ends_with_the_one_that_asks():
+    """Nobody reads its pipe then, whose end would tell it; the kernel ends it."""
+    asks = """
+import os, signal, sys
+from kvexp.contract.ask import Asker
+from kvexp.experiment import Experiment
+
+asker = Asker()
+for answer in asker._answers(Experiment.from_json(sys.argv[1]), []):
+    if answer["ask"][0] == "past_end":
+        print(asker._process.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    line = [sys.executable, "-c", asks, curve("Mortal", by="hang").to_json()]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    ended(int(done.stdout))

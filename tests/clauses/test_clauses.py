@@ -10,7 +10,7 @@ from kvexp.contract import CLAUSES, FULL, NEEDED, REFRESHED, SMALL, words_of
 from kvexp.contract.clauses import Asked, find
 from kvexp.impl import make
 from tests import composed, tiny
-from tests.breaking import BROKEN, Breaking, Following, Overwhelmed, Refusing
+from tests.breaking import BROKEN, Breaking, Following, Refusing
 
 SIZES = (1, 16, 50)
 ELEMENT = r"token \d, head \d, element \d+"
@@ -47,14 +47,6 @@ def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_siz
     (finding,) = (finding for finding in contract.findings if finding.outcome == "broken")
     assert finding.num_tokens in (16, 50)
     assert found(Breaking("cpu", kind, least=17), sizes=(1, 16)).column(16) == FULL
-
-
-def test_what_is_wrong_only_where_several_come_together_is_found():
-    contract = found(Overwhelmed("cpu"))
-    assert broken(contract) == ("other_blocks",)
-    assert "with padding, extra_rows, other_blocks, partly_there, fresh_inputs, fresh_slots at once: " in (
-        contract.breach()
-    )
 
 
 @pytest.mark.parametrize("kind", ["ignores_negatives", "wraps_past_end"])
@@ -104,6 +96,18 @@ def test_every_type_and_any_block_can_be_asked(dtype, num_layers, block_size):
     assert found(impl, kv_cache_dtype=kv_cache_dtype, **chosen).column(16) == FULL
 
 
+@pytest.mark.parametrize("least", [16, 50])
+def test_what_is_broken_only_where_clauses_come_together_is_found(least):
+    contract = found(Breaking("cpu", "padding_or_extra_rows", least=least))
+    (finding,) = (finding for finding in contract.findings if finding.outcome != "holds")
+    assert (finding.clause, finding.num_tokens) == ("padding", least)
+    assert finding.words.startswith(
+        "in one call with extra_rows, other_blocks, partly_there, fresh_inputs, fresh_slots: "
+    )
+    assert re.search(rf"{ELEMENT} of key_cache", finding.words)
+    assert contract.breach()
+
+
 @pytest.mark.parametrize("what", ["padding", "misaligned"])
 def test_what_is_refused_is_a_refusal(what):
     contract = found(Refusing("cpu", what))
@@ -112,6 +116,20 @@ def test_what_is_refused_is_a_refusal(what):
     assert refused[0].words == f"impl=refusing takes no call of {what}"
     assert contract.column(16) == f"refuses {what}"
     assert contract.breach() == ""
+
+
+@pytest.mark.parametrize("what", ["padding", "strided_rows"])
+def test_what_is_refused_in_larger_calls_alone_is_a_refusal(what):
+    contract = found(Refusing("cpu", what, least=16))
+    assert [(found.clause, found.num_tokens) for found in contract.findings if found.outcome != "holds"] == [
+        (what, 16)
+    ]
+    assert contract.column(16) == f"refuses {what}"
+
+
+def test_a_lack_of_memory_is_nobody_s_breach():
+    with pytest.raises(torch.OutOfMemoryError, match="others have it"):
+        found(Breaking("cpu", "out_of_memory"))
 
 
 def test_whoever_refuses_everything_is_not_asked_further():

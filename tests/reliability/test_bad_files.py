@@ -1,5 +1,6 @@
 """What lies in a result's folder is data from outside: refused in one sentence, and never run."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -9,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kvexp import cache, jsonl, rows
 from kvexp import folder as sweep_folder
-from kvexp import jsonl, rows
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
 from tests.reliability.conftest import ROOT
@@ -167,13 +168,21 @@ def test_a_changed_kernel_is_measured_again(place, half):
     assert len(list(place.sweeps[-1].glob("*/rows.jsonl"))) == 2
 
 
-def test_the_caches_entries_are_the_owners_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["x.cubin", "contracts/x.json"])
+def test_the_caches_entries_are_the_owners_alone(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
+    entry = cache.cache_dir() / name
+    cache.keep(entry, b"code")
+    kept = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
+    assert [path.stat().st_mode & 0o077 for path in kept] == [0] * len(kept)
+    assert entry.read_bytes() == b"code"
+
+
+def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path):
     from kvexp import jit
 
-    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
-    entry = jit.cache_dir() / "x.cubin"
-    jit._write(entry, b"code")
-    assert [path.stat().st_mode & 0o077 for path in (entry, entry.parent)] == [0, 0]
+    entry = tmp_path / "x.cubin"
+    entry.write_bytes(hashlib.sha256(b"code").digest() + b"code")
     assert jit._read(entry) == b"code"
     entry.write_bytes(entry.read_bytes()[:-1] + b"!")
     assert jit._read(entry) is None

@@ -187,3 +187,13 @@ def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, dr
     said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
     figure = html(said, drawn(said)).partition("Share of a plain copy")[0]
     assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
+
+
+@pytest.mark.parametrize("told", ["verified", "ok"])
+def test_what_of_the_contract_is_not_kept_is_told_of_points_timed_or_not(tmp_path, told):
+    verified = refused("verified", "timer=none: not timed", impl="triton", contract="past_end")
+    timed = [dict(row, contract="past_end") for row in curve({1: 2.0}, impl="triton")]
+    sweep(tmp_path / "sweep", [[verified] if told == "verified" else timed])
+    assert cli.dispatch(["report", str(tmp_path / "sweep")]) == 0
+    text = (tmp_path / "sweep" / "report.md").read_text("utf-8")
+    assert text.count("writes slots past the end") == 1

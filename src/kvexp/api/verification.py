@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from kvexp import environment
 from kvexp.api.caches import layout_of
 from kvexp.case import Case
 from kvexp.contract import CLAUSES
@@ -63,23 +64,20 @@ def verify(
 
     Raises:
         AssertionError: A clause is broken; the message names each with its first wrong token, head, slot and
-            bytes. Or the function refuses every call.
-        ValueError: There is no such op, layout, dtype, format or clause, or they do not go together.
+            bytes. Or the function refuses a plain call.
+        ValueError: There is no such op, layout, dtype, format, device or clause, or they do not go together.
     """
     _check("op", op, OPS)
     _check("dtype", dtype, WORDS)
     _check("kv_cache_dtype", kv_cache_dtype, FORMATS)
     for clause in skip:
         _check("skip", clause, CLAUSES)
-    found = torch.device(device)
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", torch.cuda.current_device())
     asked = Asked(
         impl=_Function(function, op),
         op=OPS[op](),
         layout=layout_of(layout),
         source=dtype,
-        case=_case(op, layout, WORDS[dtype], FORMATS[kv_cache_dtype], str(found)),
+        case=_case(op, layout, WORDS[dtype], FORMATS[kv_cache_dtype], _resolved(device)),
     )
     try:
         asked.op.check(asked.case, asked.layout, dtype.itemsize)
@@ -87,11 +85,11 @@ def verify(
         raise ValueError(str(refusal)) from refusal
     contract = find(asked, SIZES, skip=skip)
     broken = [finding for finding in (*contract.wrong, *contract.findings) if finding.outcome == "broken"]
+    name = getattr(function, "__name__", "the function")
     if broken:
-        name = getattr(function, "__name__", "the function")
         raise AssertionError("\n".join(f"{name} {finding.sentence}" for finding in broken))
-    if not any(finding.outcome == "holds" for finding in contract.findings):
-        raise AssertionError(f"every call is refused: {contract.wrong[0].words}")
+    for refused in contract.wrong:
+        raise AssertionError(f"{name} refuses a plain call of {refused.num_tokens} tokens: {refused.words}")
     return {
         finding.clause: "holds" if finding.outcome == "holds" else f"refused: {finding.words}"
         for finding in contract.findings
@@ -101,6 +99,27 @@ def verify(
 def _check(name: str, value: object, valid: Collection[object]) -> None:
     if value not in valid:
         raise ValueError(f"{name} must be one of {', '.join(map(str, valid))}, not {value!r}")
+
+
+def _resolved(device: str | torch.device) -> str:
+    """Return `cpu` or `cuda:N`, the current GPU where no number is given.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, not {device!r}") from error
+    _check("device", found.type, ("cpu", "cuda"))
+    if found.type == "cpu":
+        return "cpu"
+    if found.index is None and torch.cuda.is_available():
+        found = torch.device("cuda", torch.cuda.current_device())
+    try:
+        return environment.resolve_device(str(found))
+    except Unsupported as refusal:
+        raise ValueError(str(refusal)) from refusal
 
 
 class _Function:

@@ -2,29 +2,26 @@
 
 A kernel may end that process, or never return; what it was asked then is broken, and another process goes on
 with the rest. An answer holds for everything that it depends on, the hash of the implementation's sources
-among it, and is kept beside the compiled kernels, so that a combination is asked once.
+among it, and is kept beside the compiled kernels, so that a combination is asked once. Where a process was
+late or was killed, the machine may be to blame: such an answer is not kept.
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import IO, Any
 
-from kvexp import sources
-from kvexp.cache import cache_dir
-from kvexp.contract import CLAUSES, Contract, Finding
-from kvexp.errors import KvexpError
+from kvexp.contract import CLAUSES, Contract, Finding, kept
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.turns import Waits
 
@@ -37,11 +34,6 @@ ASK_SECONDS = 120.0
 MOST_PROCESSES = 12
 """Processes for one combination; what dies in more is asked no further."""
 LAST_WORDS_BYTES = 300
-
-LATE = "did not return within"
-
-MACHINE = ("device_name", "driver", "torch", "triton", "cuda")
-"""Columns of the machine that an answer depends on."""
 
 
 class Asker:
@@ -60,6 +52,7 @@ class Asker:
         self._waits = waits
         self._ask_seconds = ASK_SECONDS
         self._known: dict[str, Contract] = {}
+        self._in_doubt = False
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: IO[bytes] | None = None
         self._heard = b""
@@ -76,16 +69,18 @@ class Asker:
             machine: The machine's columns.
 
         Raises:
-            KvexpError: Nothing can be asked; the message says why.
+            KvexpError: Nothing can be asked; the message says why. A ConfigError where what was typed is
+                wrong on any machine.
         """
-        key = _key(experiment, machine)
+        key = kept.key(experiment, machine)
         if not self._is_known(experiment, key):
             try:
                 self._remember(experiment, key, self.ask(experiment))
                 for other in self.coming:
-                    if not self._is_known(other, _key(other, machine)):
+                    its_key = kept.key(other, machine)
+                    if not self._is_known(other, its_key):
                         with contextlib.suppress(KvexpError):  # told when its turn comes
-                            self._remember(other, _key(other, machine), self.ask(other))
+                            self._remember(other, its_key, self.ask(other))
             finally:
                 # An idle process would be seen on the GPU, and count as another one's.
                 self.close()
@@ -98,8 +93,10 @@ class Asker:
             KvexpError: See `contract`.
         """
         died: dict[tuple[str, int], str] = {}
+        self._in_doubt = False
         for _ in range(MOST_PROCESSES):
             last: tuple[str, int] | None = None
+            fresh = self._process is None
             try:
                 for answer in self._answers(experiment, list(died)):
                     if "holder" in answer:
@@ -109,16 +106,21 @@ class Asker:
                         clause, num_tokens = answer["ask"]
                         last = clause, num_tokens
                     elif "refusal" in answer:
-                        raise KvexpError(answer["refusal"])
+                        raise (ConfigError if answer["typed_wrong"] else KvexpError)(answer["refusal"])
                     else:
                         return _with_last_words(Contract.from_json(answer["contract"]), died)
             except _Died as death:
                 self.close()
-                if last is None:
+                self._in_doubt |= death.in_doubt
+                if last:
+                    died[last] = str(death)
+                elif fresh:  # else it may have died of what it was asked before
                     raise KvexpError(f"the process that asks about the contract {death}") from death
-                died[last] = str(death)
-        deaths = ((clause, Finding(clause, "broken", how, size)) for (clause, size), how in died.items())
-        return Contract(tuple(found for clause, found in deaths if clause in CLAUSES))
+        deaths = [Finding(clause, "broken", how, size) for (clause, size), how in died.items()]
+        return Contract(
+            tuple(found for found in deaths if found.clause in CLAUSES),
+            wrong=tuple(found for found in deaths if found.clause not in CLAUSES),
+        )
 
     def close(self) -> None:
         """End the process, where there is one."""
@@ -133,26 +135,29 @@ class Asker:
         self._process, self._heard = None, b""
 
     def _is_known(self, experiment: Experiment, key: str) -> bool:
-        if key not in self._known and _hash(experiment) and (found := _read(_file(key))):
+        if key not in self._known and (found := kept.read(experiment, key)):
             self._known[key] = found
         return key in self._known
 
     def _remember(self, experiment: Experiment, key: str, found: Contract) -> None:
         self._known[key] = found
-        # That something took too long may be the machine's doing: the next process asks again.
-        was_late = any(LATE in finding.words for finding in (*found.findings, *found.wrong))
-        if _hash(experiment) and not was_late:
-            _write(_file(key), found)
+        if not self._in_doubt:
+            kept.write(experiment, key, found)
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-        return subprocess.Popen(
-            [sys.executable, "-m", "kvexp.contract.process"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            bufsize=0,
-        )
+        try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+            return subprocess.Popen(
+                [sys.executable, "-m", "kvexp.contract.process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise KvexpError(
+                f"the process that asks about the contract cannot be started: {error.strerror}"
+            ) from error
 
     def _answers(self, experiment: Experiment, died: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
         """Yield what the process says.
@@ -184,15 +189,16 @@ class Asker:
         while b"\n" not in self._heard:
             left = None if math.isinf(patience_s) else max(0.0, until - time.monotonic())
             if not select.select([pipe], [], [], left)[0]:
-                raise _Died(f"{LATE} {patience_s:g} s")
+                raise _Died(f"did not return within {patience_s:g} s", in_doubt=True)
             heard = os.read(pipe, 1 << 16)
             if not heard:
-                raise _Died(f"died{self._last_words()}")
+                raise self._death()
             self._heard += heard
         line, _, self._heard = self._heard.partition(b"\n")
         return line
 
-    def _last_words(self) -> str:
+    def _death(self) -> "_Died":
+        """Return how the process has ended."""
         assert self._process
         assert self._errors
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -201,11 +207,21 @@ class Asker:
         how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
         self._errors.seek(0)
         words = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"{how} ({words[-1][:LAST_WORDS_BYTES]})" if words else how
+        told = f" ({words[-1][:LAST_WORDS_BYTES]})" if words else ""
+        # The kernel kills what takes the last of the host's memory, whoever is to blame.
+        return _Died(f"died{how}{told}", in_doubt=code == -signal.SIGKILL)
 
 
 class _Died(Exception):
-    """The process has ended; the message says how."""
+    """The process has ended; the message says how.
+
+    Attributes:
+        in_doubt: The implementation may have had no part in it.
+    """
+
+    def __init__(self, how: str, in_doubt: bool) -> None:
+        super().__init__(how)
+        self.in_doubt = in_doubt
 
 
 def _with_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) -> Contract:
@@ -217,55 +233,3 @@ def _with_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) ->
 
     findings, wrong = map(told, contract.findings), map(told, contract.wrong)
     return replace(contract, findings=tuple(findings), wrong=tuple(wrong))
-
-
-def _hash(experiment: Experiment) -> str | None:
-    """Return the hash of the implementation's sources; what has none is asked anew in each process."""
-    return sources.impl_hash(experiment.impl.target)
-
-
-def _key(experiment: Experiment, machine: Mapping[str, Any]) -> str:
-    """Return a hash of everything that an answer depends on."""
-    fields = asdict(experiment)
-    for name in ("timer", "layout_reason"):
-        del fields[name]
-    workload = {name: value for name, value in fields["workload"].items() if name not in _NO_MATTER}
-    columns = [machine.get(column) for column in MACHINE]
-    depends = [{**fields, "workload": workload}, _hash(experiment), columns, _own_hash()]
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-
-
-def _file(key: str) -> Path:
-    return cache_dir() / "contracts" / f"{key}.json"
-
-
-_NO_MATTER = ("name", "num_blocks", "slots", "padding", "padding_at", "rows", "extra_tokens")
-"""What a question chooses itself."""
-
-
-@functools.cache
-def _own_hash() -> str:
-    """Return a hash of what poses the questions and says what is right."""
-    package = Path(__file__).parents[1]
-    rooms = (file for room in ("contract", "op", "layout") for file in package.glob(f"{room}/*.py"))
-    digest = hashlib.sha256()
-    for file in sorted([*rooms, package / "quantize.py"]):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _read(file: Path) -> Contract | None:
-    try:
-        return Contract.from_json(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _write(file: Path, contract: Contract) -> None:
-    """Keep the answer; a folder that cannot be written to costs the next sweep the questions again."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(descriptor, "w") as handle:
-            json.dump(contract.to_json(), handle)
-        os.replace(name, file)

@@ -113,25 +113,25 @@ def find(
 
 
 def _at_own_size(
-    pose: Callable[..., Finding], num_tokens: int, so_far: dict[str, Finding]
+    pose: Callable[..., Finding], num_tokens: int, found: dict[str, Finding]
 ) -> dict[str, Finding]:
     """Return the clauses that do not hold at this size, of those that held so far.
 
-    Where one call with all of them at once is wrong and none alone is, it is `other_blocks` that is broken.
+    Where the mixed call is wrong and each of its clauses holds alone, all of them together break the first.
     """
-    holds = [clause for clause in so_far if so_far[clause].outcome == "holds" and clause not in ONCE]
+    holds = [clause for clause in found if found[clause].outcome == "holds" and clause not in ONCE]
     together = [clause for clause in holds if clause not in ALONE]
     mixed: dict[str, Any] = {name: True for clause in together for name in _changes(clause)}
     alone = [clause for clause in holds if clause in ALONE]
-    at_once = pose(MIXED, num_tokens, Question(**mixed))
-    if at_once.outcome != "holds":
+    of_all = pose(MIXED, num_tokens, Question(**mixed)) if together else Finding(MIXED, "holds")
+    if of_all.outcome != "holds":
         alone += together
-    findings = {clause: pose(clause, num_tokens, *QUESTIONS[clause]) for clause in alone}
-    found = {clause: finding for clause, finding in findings.items() if finding.outcome != "holds"}
-    if at_once.outcome == "broken" and "other_blocks" in together and not {*found} & {*together}:
-        words = f"with {', '.join(together)} at once: {at_once.words}"
-        found["other_blocks"] = Finding("other_blocks", "broken", words, num_tokens)
-    return found
+    findings = [pose(clause, num_tokens, *QUESTIONS[clause]) for clause in alone]
+    fails = {finding.clause: finding for finding in findings if finding.outcome != "holds"}
+    if of_all.outcome == "broken" and not fails.keys() & {*together}:
+        words = f"in one call with {', '.join(together[1:])}: {of_all.words}"
+        fails[together[0]] = replace(of_all, clause=together[0], words=words)
+    return fails
 
 
 def _changes(clause: str) -> list[str]:
@@ -214,6 +214,7 @@ def _blamed(device: str) -> Iterator[None]:
     Raises:
         _Broken: Something was raised.
         _Refused: It was a refusal.
+        torch.OutOfMemoryError: Others may have the memory that was asked for.
     """
     try:
         yield
@@ -228,4 +229,4 @@ def _blamed(device: str) -> Iterator[None]:
 
 def _wait(device: str) -> None:
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)

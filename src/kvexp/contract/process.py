@@ -1,8 +1,9 @@
 """Answer in a process of its own: `python -m kvexp.contract.process` poses clauses until its input closes.
 
-It speaks JSON lines. For each request, an experiment with numbers of tokens and what has died before, it says
-`ask` before each question and `contract` at the end, or `refusal` where nothing can be asked; and `holder`
-where it takes a turn at the GPU and must wait. A kernel may end it: the last `ask` says with what.
+It speaks JSON lines. For each request, an experiment with numbers of tokens and what has died before, it
+says `ask` before each question and `contract` at the end. Where nothing can be asked it says `refusal`, and
+whether what was typed is wrong. Where it takes a turn at the GPU and must wait, it says `holder`. A kernel
+may end it: the last `ask` says with what.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import sys
 from typing import IO, Any
 
 from kvexp.case import Case
-from kvexp.errors import KvexpError
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.lasting import lasting
 from kvexp.process import die_with_parent
@@ -44,10 +45,10 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
         with turn(uuid, lambda holder: _say(out, holder=holder)):
             found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
-        _say(out, refusal=str(refusal))
+        _say(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
     except BaseException as fault:
-        if not _is_cuda_s(fault):  # where a kernel has spoilt CUDA, it is to blame
-            _say(out, refusal=f"{type(fault).__name__}: {fault}")
+        if not _is_of_cuda(fault):  # where a kernel has spoilt CUDA, it is to blame
+            _say(out, refusal=f"{type(fault).__name__}: {fault}", typed_wrong=False)
         raise
     else:
         _say(out, contract=found)
@@ -88,11 +89,12 @@ COPIES = 12
 """How often a question holds the rows at once: inputs and cache, what is expected, and what is compared."""
 
 
-def _is_cuda_s(fault: BaseException) -> bool:
+def _is_of_cuda(fault: BaseException) -> bool:
+    """Return whether CUDA may have raised it for what a kernel did; a lack of memory is nobody's breach."""
     import torch
 
-    spoilt = isinstance(fault, RuntimeError) and not isinstance(fault, torch.OutOfMemoryError)
-    return spoilt and torch.cuda.is_initialized()
+    is_memory = isinstance(fault, torch.OutOfMemoryError)
+    return isinstance(fault, RuntimeError) and not is_memory and torch.cuda.is_initialized()
 
 
 def _fits(case: Case, num_tokens: int, item_bytes: int) -> bool:

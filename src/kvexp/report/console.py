@@ -10,8 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvexp.contract import words_of
-from kvexp.report.outcomes import Outcome, outcomes, unique
+from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
 from kvexp.report.words import number
 from kvexp.rows import RIGHT, curves, labels
 
@@ -42,7 +41,8 @@ def summary(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
     for caption in _captions(rows):
         console.print(Text(caption, style="dim"), soft_wrap=not console.is_terminal)
-    _print_reasons([*_remarks(grouped, names), *outcomes(grouped, names)], console)
+    reasons = [*breaches(grouped, names), *_remarks(grouped, names), *outcomes(grouped, names)]
+    _print_reasons(reasons, console)
 
 
 def _table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
@@ -92,7 +92,7 @@ def _captions(rows: Sequence[Row]) -> list[str]:
 
 
 def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
-    """Return what must be known of right points: what disturbed them, what of the contract is not kept."""
+    """Return what must be known of right points: what disturbed them, and which are no cache writes."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
@@ -100,8 +100,6 @@ def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
                 found["throttled", row["throttled"]].append(name)
             if row.get("other_processes"):
                 found["shared", "other processes were on the GPU"].append(name)
-            if row["status"] in RIGHT and (but := words_of(row.get("contract"))):
-                found["ok, but", but].append(name)
             if row["status"] in RIGHT and row.get("impl") == "copy":
                 found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
     return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]

@@ -11,7 +11,7 @@ from kvexp.measurement import STATUSES, Measurement, Statistics
 from kvexp.report import headline
 from kvexp.report.contrasts import Contrast, axes, contrasts
 from kvexp.report.lines import Line, Machine, machines
-from kvexp.report.outcomes import Outcome, outcomes, unique
+from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
 from kvexp.report.panels import Panel, panels
 from kvexp.report.words import DASH, listed, number, optional, percent
 from kvexp.results import COMMAND, LATENCIES, PROCESSES, SWEEP, across
@@ -122,12 +122,14 @@ def content(rows: Sequence[Row]) -> Content:
     commands = [
         (name, curve[0][COMMAND]) for name, curve in zip(names, grouped, strict=True) if curve[0][COMMAND]
     ]
+    # Of points that were timed their machine's section tells.
+    untimed = [[row for row in curve if row["status"] == "verified"] for curve in grouped]
     return Content(
         sweeps=tuple(unique(str(row[SWEEP]) for row in rows)),
         when=_when(begun),
         counts=listed([f"{counts[status]} {status}" for status in STATUSES if counts[status]]),
         sections=tuple(_section(machine) for machine in machines(rows)),
-        others=tuple(reversed(outcomes(grouped, names))),
+        others=(*reversed(outcomes(grouped, names)), *breaches(untimed, names)),
         commands=tuple(commands),
     )
 

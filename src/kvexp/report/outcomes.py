@@ -1,9 +1,12 @@
-"""What was not timed, by outcome and reason: each reason once, with whose it is."""
+"""Group points by outcome and reason: each reason once, with whose it is."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from kvexp.contract import words_of
+from kvexp.rows import RIGHT
 
 Row = Mapping[str, Any]
 
@@ -54,6 +57,16 @@ def outcomes(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
         Outcome(status, reason, tuple(unique(points)), len(points))
         for (status, reason), points in sorted(found.items(), key=lambda item: ORDER.index(item[0][0]))
     ]
+
+
+def breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
+    """Return what of the contract is not kept, or refused, where points are right."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, curve in zip(names, grouped, strict=True):
+        for row in curve:
+            if row["status"] in RIGHT and (but := words_of(row.get("contract"))):
+                found[but].append(name)
+    return [Outcome("ok, but", but, tuple(unique(points)), len(points)) for but, points in found.items()]
 
 
 def unique(words: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Asks an implementation about each clause of the contract, and measures nothing.
+"""Ask an implementation about each clause of the contract, and measures nothing.
 
 kvexp verify [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --config-dir my_conf. Each clause
 of docs/semantics.md holds, is broken, with the first wrong element, or is refused. Exit code 0 when none is
@@ -13,7 +13,7 @@ from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.contract import SMALL
 from kvexp.contract.ask import Asker
-from kvexp.errors import KvexpError
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 
 BROKEN = 1
@@ -57,6 +57,8 @@ def _verify(asker: Asker, experiment: Experiment) -> int:
     say(" ".join(f"{name}={getattr(experiment, name).name}" for name in SHOWN) + "\n")
     try:
         found = asker.ask(experiment)
+    except ConfigError:
+        raise
     except KvexpError as refusal:
         say(f"  refused: {refusal}\n")
         return REFUSED
