@@ -18,6 +18,9 @@ SCALE_EXPONENTS = (-6, -3)
 EXPONENTS = (-14, 4)
 """Of factors that spread special numbers over the range of an 8-bit float."""
 
+OFTEN = 8
+"""Entries of each edge of the source's own type, among those of all types."""
+
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 """Types by which items are copied and compared: bits, whatever they mean as numbers."""
 
@@ -75,7 +78,8 @@ def _fill(part: Tensor, generator: torch.Generator) -> None:
 def _edges(source: torch.dtype) -> list[float]:
     """Return numbers where types begin, end and round, with those that a special scale makes of them."""
     own = torch.finfo(source)
-    found = [0.0, math.inf, math.nan, own.max, own.tiny, own.tiny / 2]
+    # Several times, so that small calls have them beside the numbers that concern 8-bit floats alone.
+    found = [0.0, math.inf, math.nan, own.max, own.tiny, own.tiny / 2] * OFTEN
     for target in FORMATS.values():
         info = torch.finfo(target.dtype)
         least = info.smallest_normal * info.eps
