@@ -6,13 +6,23 @@ from itertools import product
 import pytest
 import torch
 
-from kvexp.contract import CLAUSES, FULL, NEEDED, REFRESHED, SMALL, words_of
+from kvexp.contract import CLAUSES, FULL, NEEDED, REFRESHED, SMALL, WRONG, words_of
 from kvexp.contract.clauses import Asked, find
 from kvexp.impl import make
 from tests import composed, tiny
-from tests.breaking import BROKEN, Breaking, Following, Refusing
+from tests.breaking import (
+    BROKEN,
+    SMALL_ALONE,
+    Breaking,
+    Coding,
+    Following,
+    Refusing,
+    Restoring,
+    Sized,
+)
 
 SIZES = (1, 16, 50)
+IN_LARGE = [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED} and kind not in SMALL_ALONE]
 ELEMENT = r"token \d, head \d, element \d+"
 
 
@@ -40,13 +50,32 @@ def test_breaking_one_clause_is_told_and_nothing_else(kind):
     assert bool(contract.breach()) == any(clause in NEEDED for clause in BROKEN[kind])
 
 
-@pytest.mark.parametrize("kind", [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED}])
+@pytest.mark.parametrize("kind", IN_LARGE)
 def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_size(kind):
     contract = found(Breaking("cpu", kind, least=16))
     assert broken(contract) == BROKEN[kind]
     (finding,) = (finding for finding in contract.findings if finding.outcome == "broken")
     assert finding.num_tokens in (16, 50)
     assert found(Breaking("cpu", kind, least=17), sizes=(1, 16)).column(16) == FULL
+
+
+@pytest.mark.parametrize(("first", "last"), [(7, 7), (1, 1), (17, 100), (16, 16)])
+def test_wrong_bytes_in_calls_of_any_size_are_a_breach_at_all(first, last):
+    contract = found(Sized("cpu", first, last))
+    size = next(size for size in (SMALL, *SIZES) if first <= size <= last)
+    assert contract.breach().startswith(f"the call {WRONG} (clause plain, {size} tokens): token ")
+    assert found(Sized("cpu", 101, 200)).column(16) == FULL
+
+
+def test_whoever_restores_neighbours_as_they_were_is_wrong():
+    assert ": no token, head 0, element 0 of key_cache" in found(Restoring("cpu")).breach()
+
+
+@pytest.mark.parametrize("how", ["overflows", "up"])
+@pytest.mark.parametrize("dtype", ["half", "bfloat16", "float"])
+def test_whoever_converts_some_values_wrong_breaks_that_clause(how, dtype):
+    contract = found(Coding("cpu", how), sizes=(), dtype=dtype, kv_cache_dtype="fp8_e4m3")
+    assert broken(contract) == ("special_values",)
 
 
 @pytest.mark.parametrize("kind", ["ignores_negatives", "wraps_past_end"])
@@ -166,7 +195,8 @@ def test_every_clause_is_in_the_contract_s_document():
 
 def test_nothing_outside_the_posed_memory_is_touched_by_what_it_provokes():
     """A slot past the end, or before the begin, lies in guard blocks that are ours."""
-    from kvexp.contract.pose import GUARD_BLOCKS, Posed, Question
+    from kvexp.contract.pose import GUARD_BLOCKS, Posed
+    from kvexp.contract.questions import Question
 
     made = asked(None, block_size=4)
     for question in (Question(past_end=True), Question(negatives=True), Question(padding=True)):

@@ -59,13 +59,15 @@ def test_a_broken_clause_is_one_with_its_first_wrong_element(verified):
 def test_one_that_is_only_told_in_tables_is_one_as_well(verified):
     done = verified("impl.kind=wraps_past_end")
     assert done.returncode == 1
-    assert "  past_end      broken   " in done.stdout
+    assert "  past_end        broken   " in done.stdout
 
 
 def test_a_clause_whose_process_dies_is_broken(verified):
     done = verified(how="breaking.Mortal", options="by: exit")
     assert done.returncode == 1
-    assert "past_end      broken   died with exit code 7 (trap: slot past the end) (7 tokens)" in done.stdout
+    assert (
+        "past_end        broken   died with exit code 7 (trap: slot past the end) (7 tokens)" in done.stdout
+    )
 
 
 def test_what_refuses_everything_is_three(verified):

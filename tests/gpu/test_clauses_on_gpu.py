@@ -12,10 +12,17 @@ from kvexp.contract.clauses import Asked, find
 from kvexp.errors import Unsupported
 from kvexp.impl import make
 from tests import composed, tiny
-from tests.breaking import BROKEN
+from tests.breaking import BROKEN, ON_THE_HOST, SMALL_ALONE
 
 MODES = ["cudagraph", "no_graph"]
 SIZES = (1, 16, 300)
+KINDS = [
+    pytest.param(kind, mode, id=f"{kind}-{mode}")
+    for kind in BROKEN
+    for mode in MODES
+    if mode == "no_graph" or kind not in ON_THE_HOST
+]
+IN_LARGE = [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED} and kind not in SMALL_ALONE]
 
 
 def curve(mode, **chosen):
@@ -34,8 +41,7 @@ def broken(contract):
     return tuple(finding.clause for finding in contract.findings if finding.outcome == "broken")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(("kind", "mode"), KINDS)
 def test_breaking_one_clause_is_told_and_nothing_else(kind, mode):
     contract = found(curve(mode, how="breaking.Breaking", options={"kind": kind}))
     assert broken(contract) == BROKEN[kind], contract
@@ -43,15 +49,14 @@ def test_breaking_one_clause_is_told_and_nothing_else(kind, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED}])
+@pytest.mark.parametrize("kind", [kind for kind in IN_LARGE if kind not in ON_THE_HOST])
 def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_size(kind, mode):
     contract = found(curve(mode, how="breaking.Breaking", options={"kind": kind, "least": 16}))
     assert broken(contract) == BROKEN[kind], contract
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize(("kind", "mode"), KINDS)
 def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point(kind, mode):
     rule = {"warmup": 1, "min_samples": 3, "max_samples": 5}
     made = curve(mode, how="breaking.Breaking", options={"kind": kind}, timer="cuda_event", rule=rule)

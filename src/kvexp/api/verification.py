@@ -84,7 +84,8 @@ def verify(
     except Unsupported as refusal:
         raise ValueError(str(refusal)) from refusal
     contract = find(asked, SIZES, skip=skip)
-    broken = [finding for finding in (*contract.wrong, *contract.findings) if finding.outcome == "broken"]
+    findings = (*contract.wrong, *contract.findings)
+    broken = [finding for finding in findings if finding.outcome in ("broken", "failed")]
     name = getattr(function, "__name__", "the function")
     if broken:
         raise AssertionError("\n".join(f"{name} {finding.sentence}" for finding in broken))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Outcome = Literal["holds", "broken", "refused"]
+Outcome = Literal["holds", "broken", "refused", "failed"]
 
 CLAUSES = {
     "padding": "writes for a token whose slot is -1",
@@ -19,11 +19,17 @@ CLAUSES = {
     "misaligned": "needs aligned addresses",
     "no_tokens": "fails where there are no tokens",
     "other_blocks": "does not keep to the slots that it is given, all over the cache",
+    "special_values": "does not copy or convert every value, such as NaN, -0.0 and what is out of range",
+    "again": "does not write the same rows each time that it is called",
     "partly_there": "does not write all rows where some are there already",
     "fresh_inputs": "keeps the keys, values or scales that it saw when it was bound",
     "fresh_slots": "keeps the slots that it saw when it was bound",
 }
 """Each clause, and what an implementation that breaks it does."""
+
+PLAIN = "plain"
+"""What is asked before any clause: a call without anything unusual."""
+WRONG = "writes wrong bytes"
 
 SMALL = 7
 """Tokens of a small call; in the smallest cache it has a slot in every block but the spare ones."""
@@ -44,7 +50,7 @@ class Finding:
 
     Attributes:
         clause: Its name.
-        outcome: Whether it holds.
+        outcome: Whether it holds. `failed`: a plain call raised, or ended its process.
         words: The first wrong element, how the process died, or why it was refused; empty where it holds.
         num_tokens: Tokens of the call that broke it.
     """
@@ -57,7 +63,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """What is broken, and where it was seen first."""
-        does = CLAUSES.get(self.clause, "is wrong")
+        does = CLAUSES.get(self.clause, WRONG)
         return f"{does} (clause {self.clause}, {self.num_tokens} tokens): {self.words}"
 
 
@@ -69,7 +75,7 @@ class Contract:
         findings: One for each clause; none where even a plain call of SMALL tokens is not right.
         sizes: The `num_tokens` at which clauses were posed, besides SMALL.
         refreshed: The implementation has declared `refresh()`.
-        wrong: Plain calls that are not right, or refused; measuring them says more.
+        wrong: Plain calls that are wrong, failed, or refused. Measuring those that failed says more.
     """
 
     findings: tuple[Finding, ...]
@@ -91,8 +97,9 @@ class Contract:
         Args:
             also_needed: Clauses that the measured workload relies on, besides NEEDED.
         """
-        needed = {*NEEDED, *also_needed}
-        broken = [found for found in self.findings if found.outcome == "broken" and found.clause in needed]
+        needed = {PLAIN, *NEEDED, *also_needed}
+        findings = (*self.wrong, *self.findings)
+        broken = [found for found in findings if found.outcome == "broken" and found.clause in needed]
         return f"the call {broken[0].sentence}" if broken else ""
 
     def to_json(self) -> dict[str, Any]:

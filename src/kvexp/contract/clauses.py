@@ -6,7 +6,7 @@ timed, one call poses most clauses at once; where it is wrong each is posed alon
 broken can be named.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,34 +15,21 @@ import torch
 
 from kvexp import mode
 from kvexp.case import Case
-from kvexp.contract import CLAUSES, SMALL, Contract, Finding
-from kvexp.contract.pose import Posed, Question
+from kvexp.contract import CLAUSES, PLAIN, SMALL, Contract, Finding, Outcome
+from kvexp.contract.pose import Posed
+from kvexp.contract.questions import QUESTIONS, STATES, Question, combine
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
 from kvexp.op import Call, Op
 
-PLAIN = "plain"
 MIXED = "mixed"
 
-QUESTIONS: dict[str, tuple[Question, ...]] = {
-    "padding": (Question(padding=True), Question(all_padding=True)),
-    "negatives": (Question(negatives=True),),
-    "past_end": (Question(past_end=True),),
-    "extra_rows": (Question(extra_rows=True),),
-    "strided_rows": (Question(rows="qkv"),),
-    "misaligned": (Question(rows="misaligned"), Question(shifted=True)),
-    "no_tokens": (Question(),),
-    "other_blocks": (Question(other_blocks=True),),
-    "partly_there": (Question(partly_there=True),),
-    "fresh_inputs": (Question(fresh_inputs=True),),
-    "fresh_slots": (Question(fresh_slots=True),),
-}
-"""How each clause is posed alone."""
-
-ALONE = ("strided_rows", "negatives", "past_end")
-"""Clauses that the mixed call leaves out: one needs other tensors, and of the others little hangs on."""
+ALONE = ("negatives", "past_end", "special_values")
+"""Clauses that a mixed call leaves out: little hangs on two, and whoever compares finds no NaN."""
 ONCE = ("no_tokens", "misaligned")
 """Clauses that small calls decide."""
+REPEATS = 16
+"""Further runs of a small call with the same inputs; of a larger one there is one."""
 
 Ask = tuple[str, int]
 """What is asked, a clause, PLAIN or MIXED, and the number of tokens."""
@@ -96,14 +83,19 @@ def find(
     wrong: list[Finding] = []
     for clause, questions in QUESTIONS.items():
         if clause not in skip:
-            found[clause] = pose(clause, 0 if clause == "no_tokens" else SMALL, *questions)
+            own = _of_that_alone(questions, found) if clause == "misaligned" else questions
+            found[clause] = pose(clause, 0 if clause == "no_tokens" else SMALL, *own)
+    found.update(_mixed(pose, SMALL, found, posed_alone=True))
     for num_tokens in sizes:
         try:
             plain = pose(PLAIN, num_tokens, Question())
             if plain.outcome != "holds":
                 wrong.append(plain)
                 continue
-            found |= _at_own_size(pose, num_tokens, found)
+            for clause in ALONE:
+                if _holds(found, clause):
+                    found[clause] = pose(clause, num_tokens, *QUESTIONS[clause])
+            found.update(_mixed(pose, num_tokens, found))
         except torch.OutOfMemoryError:  # nothing is said of this size
             torch.cuda.empty_cache()
         else:
@@ -112,35 +104,70 @@ def find(
     return Contract(findings, tuple(posed), refreshed, tuple(wrong))
 
 
-def _at_own_size(
-    pose: Callable[..., Finding], num_tokens: int, found: dict[str, Finding]
+def _of_that_alone(questions: Sequence[Question], found: Mapping[str, Finding]) -> Sequence[Question]:
+    """Return the questions without what is known to be broken whatever the addresses."""
+    if not _holds(found, "strided_rows"):
+        questions = [question for question in questions if question.gaps == (0, 0)]
+    if not _holds(found, "fresh_inputs"):
+        questions = [replace(question, fresh_inputs=False) for question in questions]
+    return questions
+
+
+def _holds(found: Mapping[str, Finding], clause: str) -> bool:
+    return clause in found and found[clause].outcome == "holds"
+
+
+def _mixed(
+    pose: Callable[..., Finding], num_tokens: int, found: Mapping[str, Finding], posed_alone: bool = False
 ) -> dict[str, Finding]:
-    """Return the clauses that do not hold at this size, of those that held so far.
+    """Return the clauses that do not hold at this size, of those that held so far, several posed at once.
 
-    Where the mixed call is wrong and each of its clauses holds alone, all of them together break the first.
+    Args:
+        pose: Poses questions.
+        num_tokens: The size.
+        found: What is known so far.
+        posed_alone: Each clause is known to hold alone at this size.
     """
-    holds = [clause for clause in found if found[clause].outcome == "holds" and clause not in ONCE]
-    together = [clause for clause in holds if clause not in ALONE]
-    mixed: dict[str, Any] = {name: True for clause in together for name in _changes(clause)}
-    alone = [clause for clause in holds if clause in ALONE]
-    of_all = pose(MIXED, num_tokens, Question(**mixed)) if together else Finding(MIXED, "holds")
-    if of_all.outcome != "holds":
-        alone += together
-    findings = [pose(clause, num_tokens, *QUESTIONS[clause]) for clause in alone]
-    fails = {finding.clause: finding for finding in findings if finding.outcome != "holds"}
-    if of_all.outcome == "broken" and not fails.keys() & {*together}:
-        words = f"in one call with {', '.join(together[1:])}: {of_all.words}"
-        fails[together[0]] = replace(of_all, clause=together[0], words=words)
-    return fails
+    together = [c for c in found if _holds(found, c) and c not in (*ALONE, *ONCE)]
+    contiguous = [clause for clause in together if clause != "strided_rows"]
+    none = [Question(all_padding=True)] if "padding" in together else []
+    broken: dict[str, Finding] = {}
+    # Of few tokens it takes some turns until the first has found everything in its slot.
+    turns = range(0, STATES, 2) if num_tokens < STATES else range(1)
+    for clauses in filter(None, [contiguous, together] if contiguous != together else [contiguous]):
+        questions = [replace(combine(clauses), turn=turn) for turn in turns]
+        outcome = pose(MIXED, num_tokens, *questions, *none).outcome
+        none, turns = [], range(1)
+        if outcome == "holds" or broken:
+            continue
+        for clause in [] if posed_alone else clauses:
+            finding = pose(clause, num_tokens, *QUESTIONS[clause])
+            if finding.outcome != "holds":
+                broken[clause] = finding
+        if outcome == "broken" and not broken:
+            finding = _least(pose, num_tokens, clauses)
+            broken[finding.clause] = finding
+    return broken
 
 
-def _changes(clause: str) -> list[str]:
-    """Return the names of what the clause's first question changes of a plain one."""
-    return [name for name, value in vars(QUESTIONS[clause][0]).items() if value is True]
+def _least(pose: Callable[..., Finding], num_tokens: int, clauses: list[str]) -> Finding:
+    """Return what is broken where as few of these clauses as possible are posed at once."""
+    for clause in list(clauses):
+        rest = [other for other in clauses if other != clause]
+        if rest and pose(MIXED, num_tokens, combine(rest)).outcome == "broken":
+            clauses = rest
+    finding = pose(MIXED, num_tokens, combine(clauses))
+    others = ", ".join(clauses[:-1])
+    words = f"together with {others}: {finding.words}" if others else finding.words
+    return Finding(clauses[-1], "broken", words, num_tokens)
 
 
 class _Broken(Exception):
     """What the implementation did wrong."""
+
+
+class _Raised(_Broken):
+    """What it raised."""
 
 
 class _Refused(Exception):
@@ -155,14 +182,17 @@ def _finding(
     died: Collection[Ask],
     tell: Callable[[Ask], None],
 ) -> Finding:
+    fails: Outcome = "failed" if clause == PLAIN else "broken"
     if (clause, num_tokens) in died:
-        return Finding(clause, "broken", "died", num_tokens)
+        return Finding(clause, fails, "died", num_tokens)
     tell((clause, num_tokens))
     try:
         for question in questions:
             _ask(asked, num_tokens, question)
     except _Refused as refusal:
         return Finding(clause, "refused", str(refusal), num_tokens)
+    except _Raised as error:
+        return Finding(clause, fails, str(error), num_tokens)
     except _Broken as difference:
         return Finding(clause, "broken", str(difference), num_tokens)
     return Finding(clause, "holds")
@@ -183,11 +213,11 @@ def _ask(asked: Asked, num_tokens: int, question: Question) -> None:
         # A graph does not keep what its call holds: the call lives as long as the graph is replayed.
         call = asked.op.bind(asked.impl, posed, posed.slot_mapping)
         run = _prepared(case, call)
-    changes = question.fresh_inputs or question.fresh_slots
-    for _ in range(2 if changes else 1):
-        if question.fresh_inputs:
+    once_more = (REPEATS if num_tokens <= SMALL else 1) * question.again
+    for changes in [*([True, True] if question.changes else [False]), *[False] * once_more]:
+        if changes and question.fresh_inputs:
             posed.draw_inputs()
-        if question.fresh_slots:
+        if changes and question.fresh_slots:
             posed.draw_slots()
         posed.prepare()
         with _blamed(case.device):
@@ -212,7 +242,7 @@ def _blamed(device: str) -> Iterator[None]:
     """Blame the implementation for what is raised inside; where CUDA is unusable then, the process ends.
 
     Raises:
-        _Broken: Something was raised.
+        _Raised: Something was raised.
         _Refused: It was a refusal.
         torch.OutOfMemoryError: Others may have the memory that was asked for.
     """
@@ -224,7 +254,7 @@ def _blamed(device: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a kernel or a driver raises
         _wait(device)
-        raise _Broken(f"it raised {type(error).__name__}: {error}") from error
+        raise _Raised(f"it raised {type(error).__name__}: {error}") from error
 
 
 def _wait(device: str) -> None:

@@ -5,18 +5,19 @@ last lies in memory that is ours, where a write does no harm and is seen.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kvexp import memory
 from kvexp.case import Case
+from kvexp.contract import given
+from kvexp.contract.given import INTEGERS
+from kvexp.contract.questions import STATES, Question
 from kvexp.layout import Layout, Plane
 from kvexp.op import cache_item_bytes
 from kvexp.quantize import quantize
-from kvexp.workload import GUARD_BYTES, NO_SLOT, inputs
+from kvexp.workload import GUARD_BYTES, NO_SLOT
 
 GUARD_BLOCKS = 2
 """Blocks of the same cache before its first and after its last."""
@@ -25,40 +26,8 @@ SPARE_BLOCKS = 2
 LEAST_BLOCKS = 8
 MOST_LAYERS = 2
 EXTRA_ROWS = 3
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-
-
-@dataclass(frozen=True)
-class Question:
-    """How a call differs from a plain one.
-
-    Attributes:
-        padding: Some tokens have the slot -1.
-        all_padding: All have.
-        negatives: Some have other negative slots.
-        past_end: Some have slots past the last.
-        extra_rows: Key and value have rows past the last token's.
-        rows: How key and value lie in memory; see `workload.inputs`.
-        shifted: The caches begin one item past an aligned address.
-        other_blocks: Slots lie in blocks all over the cache, the first and the last among them; by default
-            they follow one another from the begin of a block on.
-        partly_there: The cache holds some of the rows already, among them the first token's.
-        fresh_inputs: Keys, values and scales change in place once the call is bound, and again after a run.
-        fresh_slots: The slots do.
-    """
-
-    padding: bool = False
-    all_padding: bool = False
-    negatives: bool = False
-    past_end: bool = False
-    extra_rows: bool = False
-    rows: str = "contiguous"
-    shifted: bool = False
-    other_blocks: bool = False
-    partly_there: bool = False
-    fresh_inputs: bool = False
-    fresh_slots: bool = False
+WRAPS = 1 << 32
+"""What 32 bits do not tell from 0."""
 
 
 class Posed:
@@ -76,7 +45,8 @@ class Posed:
         self, case: Case, layout: Layout, source: torch.dtype, question: Question, generator: torch.Generator
     ) -> None:
         device = torch.device(case.device)
-        self.question, self.layout, self.generator, self._begin = question, layout, generator, -1
+        self.question, self.layout, self.generator = question, layout, generator
+        self._begin = self._drawn = self._prepared = -1
         needed = -(-(case.num_tokens + EXTRA_ROWS) // case.block_size)
         self.num_blocks = max(LEAST_BLOCKS, needed + 2 * SPARE_BLOCKS)
         self.case = replace(
@@ -98,9 +68,9 @@ class Posed:
         packed = _view(items, planes.packed)[GUARD_BLOCKS:-GUARD_BLOCKS] if planes.packed else None
         self.kv_cache = packed
         self.kv_cache_dtype = case.kv_cache_dtype
-        self.rows = inputs.make(self.case, source, device)
-        given = case.num_tokens + self.case.extra_tokens
-        self.key, self.value = self.rows.key[:given], self.rows.value[:given]
+        self.rows = given.make(self.case, source, question.gaps)
+        count = case.num_tokens + self.case.extra_tokens
+        self.key, self.value = self.rows[0].key[:count], self.rows[-1].value[:count]
         heads = case.num_heads if case.scale == "per_head" else 1
         scales = torch.empty((2, heads), dtype=torch.float32, device=device)
         self.k_scale, self.v_scale = scales if case.scale == "per_head" else scales[:, 0]
@@ -112,9 +82,13 @@ class Posed:
 
     def draw_inputs(self) -> None:
         """Change keys, values and scales in place."""
-        self.rows.fill(self.generator)
-        for scale in (self.k_scale, self.v_scale):
+        scales = self.k_scale, self.v_scale
+        for scale in scales:
             scale.uniform_(0.02, 0.06, generator=self.generator)
+        for rows in self.rows:
+            rows.fill(self.generator)
+            if self.question.special_values:
+                given.fill_special(rows.flat, scales, self.generator)
 
     def draw_slots(self) -> None:
         """Change the slots in place; which tokens have none may change, too."""
@@ -123,18 +97,37 @@ class Posed:
         self._slots.copy_(slots[: num_tokens + EXTRA_ROWS])
         if self.question.other_blocks:
             self.slot_mapping.copy_(self.slot_mapping[self._shuffled(num_tokens)])
-        end = self.num_blocks * self.case.block_size
-        none = [
-            *[NO_SLOT] * (self.question.padding or self.question.all_padding),
-            *([-2, -self.case.block_size - 1] if self.question.negatives else []),
-            *([end, end + self.case.block_size] if self.question.past_end else []),
-        ]
-        most = num_tokens if self.question.all_padding else max(len(none), num_tokens // 4)
-        count = min(most, num_tokens - (not self.question.all_padding))
-        if none and count > 0:
-            which = self._shuffled(num_tokens)[:count]
+        none = self._words_of_none()
+        count = self._count_of_none(len(none))
+        if count:
+            which = self._shuffled(num_tokens)
+            ends = [num_tokens - 1, 0] if self.question.first_none else [num_tokens - 1]
+            if self.question.padding:
+                which = torch.cat([which.new_tensor(ends), which])
+            which = which[:count]
             words = torch.tensor(none, device=which.device)
             self.slot_mapping[which] = words[torch.arange(count, device=which.device) % len(words)]
+
+    def _words_of_none(self) -> list[int]:
+        """Return the numbers that name no slot here."""
+        block_size, end = self.case.block_size, self.num_blocks * self.case.block_size
+        wrapped = self.question.wrapped
+        return [
+            *[NO_SLOT] * (self.question.padding or self.question.all_padding),
+            *([end - 1 - WRAPS] if wrapped else [-2, -block_size - 1]) * self.question.negatives,
+            *([end - 1 + WRAPS] if wrapped else [end, end + block_size]) * self.question.past_end,
+        ]
+
+    def _count_of_none(self, words: int) -> int:
+        """Return how many tokens have no slot."""
+        num_tokens = len(self.slot_mapping)
+        if self.question.all_padding or not words:
+            return num_tokens if words else 0
+        if num_tokens == 1:
+            # With slots that change in turn, so that the call is bound with a slot.
+            self._drawn += 1
+            return self._drawn % 2 if self.question.fresh_slots else int(not self.question.padding)
+        return min(num_tokens - 1, max(words, 1 + self.question.first_none, num_tokens // 4))
 
     def _adjacent(self) -> Tensor:
         """Return slots in a row that begin with a block, another one each time."""
@@ -160,15 +153,26 @@ class Posed:
         return slots
 
     def prepare(self) -> None:
-        """Poison the cache, put some rows there where that is asked, and note what must be there later."""
-        memory.poison(self.storage)
+        """Fill the cache anew, put some rows there where that is asked, and note what must be there later.
+
+        What it is filled with is drawn each time, so that bytes which a call kept are no longer right.
+        Where rows are to be there already, a slot holds one of STATES: its row, K alone, V alone, the
+        first half or the second half of both. The first and the last token's slots, and the middle one's,
+        hold the same, which is their row in turn 0.
+        """
+        whole = self.storage[: len(self.storage) // 8 * 8]
+        whole.view(torch.int64).random_(generator=self.generator)
+        self.storage[len(whole) :].random_(0, 256, generator=self.generator)
         tokens = self._written()
-        if self.question.partly_there and len(tokens) > 1:
-            inner = tokens[1:-1][self._shuffled(len(tokens) - 2)]
-            both, key_alone = len(inner) // 3, len(inner) // 3 * 2
-            ends = tokens[:1] if len(tokens) == 2 else tokens[[0, -1]]
-            self._write(torch.cat([ends, inner[:both]]), self.storage)
-            self._write(inner[both:key_alone], self.storage, planes=1)
+        if self.question.partly_there and len(tokens):
+            self._prepared += 1
+            state = torch.arange(len(tokens), device=tokens.device)
+            state[[-1, len(tokens) // 2]] = 0
+            state = (state + self.question.turn + max(0, self._prepared - 1)) % STATES
+            for number, (planes, half) in enumerate(
+                [((0, 1), None), ((0,), None), ((1,), None), ((0, 1), 0), ((0, 1), 1)]
+            ):
+                self._write(tokens[state == number], self.storage, planes, half)
         self.expected = self.storage.clone()
         self._write(tokens, self.expected)
         self._inputs = [tensor.clone() for tensor in self._given()]
@@ -185,7 +189,9 @@ class Posed:
         num_slots = (self.num_blocks + 2 * GUARD_BLOCKS) * self.case.block_size
         everywhere = torch.arange(num_slots, device=self.slot_mapping.device)
         guard_slots = GUARD_BLOCKS * self.case.block_size
-        for slots in (self.slot_mapping[self._written()], self.slot_mapping, everywhere - guard_slots):
+        near = self.slot_mapping[self.slot_mapping.abs() < num_slots - guard_slots]
+        near = near[near >= -guard_slots]
+        for slots in (self.slot_mapping[self._written()], near, everywhere - guard_slots):
             for name, plane in zip(("key_cache", "value_cache"), self._whole, strict=True):
                 if found := self._first_wrong(name, plane, slots):
                     return found
@@ -204,7 +210,7 @@ class Posed:
         """Return the first element in these slots that is not what it must be, in words."""
         if not len(slots):
             return ""
-        items = plane.view(_INTEGERS[plane.itemsize])
+        items = plane.view(INTEGERS[plane.itemsize])
         found, asked = (
             self.layout.gather(each, slots + GUARD_BLOCKS * self.case.block_size)
             for each in (items, _twin(items, self.expected))
@@ -224,18 +230,38 @@ class Posed:
             f"(slot {slot}): 0x{wrote:0{digits}x} instead of 0x{right:0{digits}x}"
         )
 
-    def _write(self, tokens: Tensor, storage: Tensor, planes: int = 2) -> None:
-        """Put the rows of these tokens into a storage like the cache's; `planes=1`: those of K alone."""
-        pairs = zip((self.key, self.value), self._whole, (self.k_scale, self.v_scale), strict=True)
-        for rows, plane, scale in islice(pairs, planes if len(tokens) else 0):
-            chosen = rows.view(_INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
-            items = _twin(plane.view(_INTEGERS[plane.itemsize]), storage)
+    def _write(
+        self, tokens: Tensor, storage: Tensor, planes: Sequence[int] = (0, 1), half: int | None = None
+    ) -> None:
+        """Put rows into a storage like the cache's.
+
+        Args:
+            tokens: Whose rows.
+            storage: Where.
+            planes: 0 for K, 1 for V.
+            half: The half of each row that is put there; all by default.
+        """
+        if not len(tokens):
+            return
+        slots = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size
+        for plane in planes:
+            rows = (self.key, self.value)[plane]
+            chosen = rows.view(INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
+            whole = self._whole[plane]
+            items = _twin(whole.view(INTEGERS[whole.itemsize]), storage)
+            scale = (self.k_scale, self.v_scale)[plane]
             codes = quantize(chosen, self.kv_cache_dtype, scale).view(items.dtype)
-            slots = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size
+            if half is not None:
+                there = self.layout.gather(items, slots)
+                middle = there[0].numel() // 2
+                kept = slice(middle, None) if half == 0 else slice(None, middle)
+                codes = codes.flatten(1)
+                codes[:, kept] = there.flatten(1)[:, kept]
+                codes = codes.view(there.shape)
             self.layout.scatter(items, slots, codes)
 
     def _given(self) -> Sequence[Tensor]:
-        return self.rows.flat, self._slots, self.k_scale, self.v_scale
+        return *(rows.flat for rows in self.rows), self._slots, self.k_scale, self.v_scale
 
     def _shuffled(self, count: int) -> Tensor:
         return torch.randperm(max(0, count), generator=self.generator, device=self._slots.device)

@@ -70,4 +70,4 @@ def _verify(asker: Asker, experiment: Experiment) -> int:
     sizes = ", ".join(map(str, found.sizes))
     say(f"  posed with {SMALL} tokens{f' and with {sizes}' if sizes else ' alone'}\n")
     outcomes = {finding.outcome for finding in findings}
-    return BROKEN if "broken" in outcomes else 0 if "holds" in outcomes else REFUSED
+    return BROKEN if outcomes & {"broken", "failed"} else 0 if "holds" in outcomes else REFUSED
