@@ -145,7 +145,7 @@ class Worker:
             raise Unsupported(self.refusal)
 
     def open(self, experiment: Experiment) -> None:
-        """The process has the curve, resolved for its device, and `impl_hash` is known.
+        """Send the process the curve, resolved for its device, and hear `impl_hash`.
 
         Raises:
             WorkerDied: The process ended.
@@ -156,7 +156,7 @@ class Worker:
         self.impl_hash = self._receive(START_SECONDS, "the implementation was not found")["impl_hash"]
 
     def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
-        """The row and the raw samples of those points of the opened curve, as each is measured.
+        """Yield the row and the raw samples of those points of the opened curve, as each is measured.
 
         The process sets up the curve when the first is asked for.
 

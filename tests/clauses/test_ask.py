@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvexp.contract import FULL, UNASKED, kept
+from kvexp.contract import FULL, UNASKED, Contract, Finding, kept
 from kvexp.contract.ask import Asker
 from kvexp.errors import KvexpError
 from kvexp.experiment import Choice
@@ -88,6 +88,18 @@ def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(asker, started, fo
     assert asker.contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
     assert len(started) == 2
     assert len(list(folder.glob("*"))) == kept
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "files"), [("cuda:0", [1], 0), ("cuda:0", [1, 16], 1), ("cpu", [1], 1)]
+)
+def test_an_answer_that_lacks_sizes_is_kept_where_memory_is_not_why(asker, folder, device, sizes, files):
+    """A CPU never poses clauses at large sizes; what a GPU has room for changes."""
+    posed = Contract((Finding("padding", "holds"),), tuple(sizes))
+    asker._answers = lambda *_: iter([{"contract": posed.to_json()}])
+    found = asker.contract(replace(curve("Breaking"), device=device), MACHINE)
+    assert found.column(1) == FULL
+    assert len(list(folder.glob("*"))) == files
 
 
 def test_a_curve_that_fails_where_it_is_asked_costs_the_next_one_nothing(asker, started):

@@ -3,7 +3,8 @@
 A kernel may end that process, or never return; what it was asked then is broken, and another process goes on
 with the rest. An answer holds for everything that it depends on, the hash of the implementation's sources
 among it, and is kept beside the compiled kernels, so that a combination is asked once. Where a process was
-late or was killed, the machine may be to blame: such an answer is not kept.
+late or was killed, or a GPU had too little memory left, the machine may be to blame: such an answer is not
+kept.
 """
 
 import contextlib
@@ -108,7 +109,9 @@ class Asker:
                     elif "refusal" in answer:
                         raise (ConfigError if answer["typed_wrong"] else KvexpError)(answer["refusal"])
                     else:
-                        return _with_last_words(Contract.from_json(answer["contract"]), died)
+                        found = _with_last_words(Contract.from_json(answer["contract"]), died)
+                        self._in_doubt |= _is_short_of_memory(experiment, found)
+                        return found
             except _Died as death:
                 self.close()
                 self._in_doubt |= death.in_doubt
@@ -222,6 +225,14 @@ class _Died(Exception):
     def __init__(self, how: str, in_doubt: bool) -> None:
         super().__init__(how)
         self.in_doubt = in_doubt
+
+
+def _is_short_of_memory(experiment: Experiment, found: Contract) -> bool:
+    """Return whether clauses were not posed at sizes for which a GPU may have had the memory another time."""
+    tried = {*found.sizes, *(finding.num_tokens for finding in found.wrong)}
+    return (
+        experiment.device != "cpu" and bool(found.findings) and not tried >= {*experiment.workload.num_tokens}
+    )
 
 
 def _with_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) -> Contract:
