@@ -1,9 +1,9 @@
 """Pose the clauses of the contract to an implementation: in small calls, and at the sizes of a curve.
 
-A plain call comes first at each size; where that is not right, nothing is said of the clauses there, since
-measuring says it. In a small call each clause is posed alone. At a curve's own sizes, on the path that is
-timed, one call poses most clauses at once; where it is wrong each is posed alone, so that the one which is
-broken can be named.
+A plain call comes first at each size. Where it writes wrong bytes that is told as a breach; where it raises
+something, or is refused, measuring says more, and nothing is said of the clauses at that size. In a small
+call each clause is posed alone. At a curve's own sizes, on the path that is timed, one call poses most
+clauses at once; where it is wrong each is posed alone, so that the one which is broken can be named.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -46,8 +46,8 @@ def make(case: Case, source: torch.dtype, gaps: tuple[int, int]) -> list[Rows]:
 def fill_special(flat: Tensor, scales: Sequence[Tensor], generator: torch.Generator) -> None:
     """Fill both ends of the items with special ones, and set the scales to powers of two.
 
-    A quarter of those items are edges of the types, a quarter are any bits, and the others are numbers whose
-    quotients are often ties.
+    A quarter of those items are edges of the types, a quarter are any bits, of NaN the usual codes alone, and
+    the others are numbers whose quotients are often ties.
     """
     for scale in scales:
         exponents = torch.randint(*SCALE_EXPONENTS, scale.shape, generator=generator, device=scale.device)
@@ -73,6 +73,10 @@ def _fill(part: Tensor, generator: torch.Generator) -> None:
     chosen = torch.where(kind == 0, edges[draw(0, len(edges))], numbers).to(part.dtype)
     bits = draw(limits.min, limits.max + 1).to(integer)
     part.view(integer).copy_(torch.where(kind == 1, bits, chosen.view(integer)))
+    if part.itemsize > 1:
+        # Of NaN the usual code is asked, of either sign: a way through wider registers changes the others.
+        usual = torch.copysign(torch.full_like(part, math.nan), part)
+        part.copy_(torch.where(part.isnan(), usual, part))
 
 
 def _edges(source: torch.dtype) -> list[float]:

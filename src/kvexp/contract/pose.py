@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from kvexp import memory
 from kvexp.case import Case
 from kvexp.contract import given
 from kvexp.contract.given import INTEGERS
@@ -26,6 +27,7 @@ SPARE_BLOCKS = 2
 LEAST_BLOCKS = 8
 MOST_LAYERS = 2
 EXTRA_ROWS = 3
+DRAWN_BYTES = 64 << 20
 WRAPS = 1 << 32
 """What 32 bits do not tell from 0."""
 
@@ -155,14 +157,18 @@ class Posed:
     def prepare(self) -> None:
         """Fill the cache anew, put some rows there where that is asked, and note what must be there later.
 
-        What it is filled with is drawn each time, so that bytes which a call kept are no longer right.
+        What a small cache is filled with is drawn each time, so that bytes which a call kept are no longer
+        right; a large one is poisoned.
         Where rows are to be there already, a slot holds one of STATES: its row, K alone, V alone, the
         first half or the second half of both. The first and the last token's slots, and the middle one's,
         hold the same, which is their row in turn 0.
         """
-        whole = self.storage[: len(self.storage) // 8 * 8]
-        whole.view(torch.int64).random_(generator=self.generator)
-        self.storage[len(whole) :].random_(0, 256, generator=self.generator)
+        if len(self.storage) <= DRAWN_BYTES:
+            whole = self.storage[: len(self.storage) // 8 * 8]
+            whole.view(torch.int64).random_(generator=self.generator)
+            self.storage[len(whole) :].random_(0, 256, generator=self.generator)
+        else:
+            memory.poison(self.storage)
         tokens = self._written()
         if self.question.partly_there and len(tokens):
             self._prepared += 1
