@@ -9,7 +9,6 @@ from kvexp import pipeline
 from kvexp.contract import FULL, NEEDED
 from kvexp.contract.ask import Asker
 from kvexp.contract.clauses import Asked, find
-from kvexp.errors import Unsupported
 from kvexp.impl import make
 from tests import composed, tiny
 from tests.breaking import BROKEN, ON_THE_HOST, SMALL_ALONE
@@ -71,13 +70,9 @@ def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point
 @pytest.mark.parametrize(("op", "layout"), composed.pairs())
 @pytest.mark.parametrize("impl", ["cuda", "triton", "torch"])
 def test_ours_keep_all_of_it(impl, op, layout, kv_cache_dtype, mode):
-    made = curve(mode, impl=impl, op=op, layout=layout, kv_cache_dtype=kv_cache_dtype)
-    try:
-        contract = found(made)
-    except Unsupported as refusal:
-        pytest.skip(str(refusal))
-    if contract.wrong and contract.wrong[0].outcome == "refused":
-        pytest.skip(contract.wrong[0].words)
+    if impl == "triton" and kv_cache_dtype != "auto" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("impl=triton converts to fp8 from compute capability 9.0 on")
+    contract = found(curve(mode, impl=impl, op=op, layout=layout, kv_cache_dtype=kv_cache_dtype))
     assert contract.column(300) == FULL, contract
 
 
