@@ -71,9 +71,23 @@ def medians_us(*calls):
     return [statistics.median(times) for times in zip(*rounds_us(*calls), strict=True)]
 
 
+def looking(posed):
+    """Look at a call's tensors as Python does: the address, sizes, strides, type and device of each."""
+    tensors = [argument for argument in posed.arguments if isinstance(argument, torch.Tensor)]
+
+    def call():
+        for tensor in tensors:
+            _ = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+    return call
+
+
 def beside_the_driver(impl, posed):
-    """Return how many microseconds a call takes more than the driver's launch, and the bound call's time as a
-    part of that launch's: medians over rounds, each of which compares calls of the same moment."""
+    """Return two ratios, medians over rounds, each of which compares calls of the same moment.
+
+    The bound call's time as a part of the driver's launch, and what a whole call takes more than that launch
+    as a part of a look at its tensors.
+    """
     function, arguments = getattr(kvexp, posed.op), posed.arguments
 
     def call():
@@ -82,9 +96,9 @@ def beside_the_driver(impl, posed):
     call()
     bound = posed.bind(law.implementation(impl, str(posed.key.device)))
     bound()
-    rounds = rounds_us(bare(posed), call, bound)
-    more_us = statistics.median(whole - driver for driver, whole, _ in rounds)
-    return more_us, statistics.median(alone / driver for driver, _, alone in rounds)
+    rounds = rounds_us(bare(posed), call, bound, looking(posed))
+    part = statistics.median(alone / driver for driver, _, alone, _ in rounds)
+    return part, statistics.median((whole - driver) / look for driver, whole, _, look in rounds)
 
 
 def measured(impl, posed):

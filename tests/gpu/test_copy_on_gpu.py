@@ -5,6 +5,8 @@ import pytest
 from kvexp import ceiling, environment, pipeline
 from tests import composed
 
+pytestmark = pytest.mark.alone
+
 TOKENS = "workload.num_tokens=[1,3,64,1024]"
 
 

@@ -7,6 +7,8 @@ import pytest
 from kvexp import environment, pipeline
 from tests import composed
 
+pytestmark = pytest.mark.alone
+
 INSTALLED = importlib.util.find_spec("cupti") is not None
 
 

@@ -165,10 +165,10 @@ def test_tensors_on_two_gpus_are_refused(impl):
 @pytest.mark.alone
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_an_eager_call_costs_the_host_little_more_than_the_launch(name):
-    """Hosts differ most in the driver's own launch, which takes turns with the calls; see docs/library.md."""
-    more_us, part = host_time.beside_the_driver(name, law.problem(DEVICE, law.shuffled(32, 128), op=FLASH))
-    assert more_us <= 3.5
+    """No bound in microseconds: hosts differ in the driver and in Python; see docs/library.md."""
+    part, looks = host_time.beside_the_driver(name, law.problem(DEVICE, law.shuffled(32, 128), op=FLASH))
     assert part <= 1.15
+    assert looks <= 1.0
 
 
 def test_a_later_call_of_no_tensors_or_of_too_few_rows_is_still_refused(impl):

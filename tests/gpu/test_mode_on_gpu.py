@@ -5,6 +5,8 @@ import torch
 
 from kvexp.mode import prepare
 
+pytestmark = pytest.mark.alone
+
 GIB = 1 << 30
 
 

@@ -11,6 +11,8 @@ from kvexp.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 from tests import composed
 
+pytestmark = pytest.mark.alone
+
 TOKENS = "workload.num_tokens=[1,16,64]"
 UNTRACKED = TrackingSettings("none", None, "kvexp")
 

@@ -12,6 +12,8 @@ from kvexp.estimate import summarise
 from kvexp.timer import Rule
 from tests import composed
 
+pytestmark = pytest.mark.alone
+
 SOURCE = Path(__file__).with_name("spin.cu")
 
 

@@ -7,6 +7,8 @@ from kvexp import environment, turns
 from kvexp.worker import Worker
 from tests import composed
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):

@@ -24,8 +24,10 @@ from kvexp.op import Call, Op
 
 MIXED = "mixed"
 
-ALONE = ("negatives", "past_end", "special_values")
+EDGES = ("negatives", "past_end", "special_values")
 """Clauses that a mixed call leaves out: little hangs on two, and whoever compares finds no NaN."""
+FEW = 8
+"""Tokens of a call in which not each of these can be seen at once."""
 ONCE = ("no_tokens", "misaligned")
 """Clauses that small calls decide."""
 REPEATS = 16
@@ -92,9 +94,7 @@ def find(
             if plain.outcome != "holds":
                 wrong.append(plain)
                 continue
-            for clause in ALONE:
-                if _holds(found, clause):
-                    found[clause] = pose(clause, num_tokens, *QUESTIONS[clause])
+            found.update(_edges(pose, num_tokens, found))
             found.update(_mixed(pose, num_tokens, found))
         except torch.OutOfMemoryError:  # nothing is said of this size
             torch.cuda.empty_cache()
@@ -117,6 +117,16 @@ def _holds(found: Mapping[str, Finding], clause: str) -> bool:
     return clause in found and found[clause].outcome == "holds"
 
 
+def _edges(pose: Callable[..., Finding], num_tokens: int, found: Mapping[str, Finding]) -> dict[str, Finding]:
+    """Return those of EDGES that do not hold at this size, of those that held so far."""
+    clauses = [clause for clause in EDGES if _holds(found, clause)]
+    if num_tokens <= FEW or len(clauses) < 2:
+        return _each(pose, num_tokens, clauses)
+    edges = combine(clauses)
+    together = pose(MIXED, num_tokens, edges, replace(edges, wrapped=True))
+    return _narrowed(together, pose, num_tokens, clauses)
+
+
 def _mixed(
     pose: Callable[..., Finding], num_tokens: int, found: Mapping[str, Finding], posed_alone: bool = False
 ) -> dict[str, Finding]:
@@ -128,7 +138,7 @@ def _mixed(
         found: What is known so far.
         posed_alone: Each clause is known to hold alone at this size.
     """
-    together = [c for c in found if _holds(found, c) and c not in (*ALONE, *ONCE)]
+    together = [c for c in found if _holds(found, c) and c not in (*EDGES, *ONCE)]
     contiguous = [clause for clause in together if clause != "strided_rows"]
     none = [Question(all_padding=True)] if "padding" in together else []
     broken: dict[str, Finding] = {}
@@ -136,30 +146,46 @@ def _mixed(
     turns = range(0, STATES, 2) if num_tokens < STATES else range(1)
     for clauses in filter(None, [contiguous, together] if contiguous != together else [contiguous]):
         questions = [replace(combine(clauses), turn=turn) for turn in turns]
-        outcome = pose(MIXED, num_tokens, *questions, *none).outcome
+        outcome = pose(MIXED, num_tokens, *questions, *none)
         none, turns = [], range(1)
-        if outcome == "holds" or broken:
-            continue
-        for clause in [] if posed_alone else clauses:
-            finding = pose(clause, num_tokens, *QUESTIONS[clause])
-            if finding.outcome != "holds":
-                broken[clause] = finding
-        if outcome == "broken" and not broken:
-            finding = _least(pose, num_tokens, clauses)
-            broken[finding.clause] = finding
+        if not broken:
+            broken = _narrowed(outcome, pose, num_tokens, clauses, posed_alone)
     return broken
 
 
-def _least(pose: Callable[..., Finding], num_tokens: int, clauses: list[str]) -> Finding:
+def _narrowed(
+    together: Finding,
+    pose: Callable[..., Finding],
+    num_tokens: int,
+    clauses: list[str],
+    posed_alone: bool = False,
+) -> dict[str, Finding]:
+    """Return the clauses that are to blame for what several came to when they were posed at once."""
+    if together.outcome == "holds":
+        return {}
+    found = {} if posed_alone else _each(pose, num_tokens, clauses)
+    if together.outcome == "broken" and not found:
+        least = _least(pose, num_tokens, clauses, together)
+        found = {least.clause: least}
+    return found
+
+
+def _each(pose: Callable[..., Finding], num_tokens: int, clauses: list[str]) -> dict[str, Finding]:
+    """Return the clauses that do not hold, each posed alone."""
+    findings = (pose(clause, num_tokens, *QUESTIONS[clause]) for clause in clauses)
+    return {finding.clause: finding for finding in findings if finding.outcome != "holds"}
+
+
+def _least(pose: Callable[..., Finding], num_tokens: int, clauses: list[str], together: Finding) -> Finding:
     """Return what is broken where as few of these clauses as possible are posed at once."""
     for clause in list(clauses):
         rest = [other for other in clauses if other != clause]
         if rest and pose(MIXED, num_tokens, combine(rest)).outcome == "broken":
             clauses = rest
     finding = pose(MIXED, num_tokens, combine(clauses))
+    words = finding.words or together.words
     others = ", ".join(clauses[:-1])
-    words = f"together with {others}: {finding.words}" if others else finding.words
-    return Finding(clauses[-1], "broken", words, num_tokens)
+    return Finding(clauses[-1], "broken", f"together with {others}: {words}" if others else words, num_tokens)
 
 
 class _Broken(Exception):

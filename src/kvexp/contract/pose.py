@@ -49,6 +49,7 @@ class Posed:
         device = torch.device(case.device)
         self.question, self.layout, self.generator = question, layout, generator
         self._begin = self._drawn = self._prepared = -1
+        self._right: tuple[Tensor, list[Tensor]] | None = None
         needed = -(-(case.num_tokens + EXTRA_ROWS) // case.block_size)
         self.num_blocks = max(LEAST_BLOCKS, needed + 2 * SPARE_BLOCKS)
         self.case = replace(
@@ -79,11 +80,21 @@ class Posed:
         # Behind the mapping lie slots that no token has: whoever reads on writes there, and is seen.
         self._slots = torch.empty(case.num_tokens + EXTRA_ROWS, dtype=torch.int64, device=device)
         self.slot_mapping = self._slots[: case.num_tokens]
+        self.expected = torch.empty_like(self.storage)
+        # K and V with the guard blocks, as integers, in the storage and as they must be.
+        integers = [whole.view(INTEGERS[whole.itemsize]) for whole in self._whole]
+        self._planes, self._expected_planes = (
+            [_twin(plane, storage) for plane in integers] for storage in (self.storage, self.expected)
+        )
+        given_bytes = *(rows.flat for rows in self.rows), self._slots, self.k_scale, self.v_scale
+        self._inputs = [tensor.reshape(-1).view(torch.uint8) for tensor in given_bytes]
+        self._inputs_before = [torch.empty_like(tensor) for tensor in self._inputs]
         self.draw_inputs()
         self.draw_slots()
 
     def draw_inputs(self) -> None:
         """Change keys, values and scales in place."""
+        self._right = None
         scales = self.k_scale, self.v_scale
         for scale in scales:
             scale.uniform_(0.02, 0.06, generator=self.generator)
@@ -94,6 +105,7 @@ class Posed:
 
     def draw_slots(self) -> None:
         """Change the slots in place; which tokens have none may change, too."""
+        self._right = None
         num_tokens = len(self.slot_mapping)
         slots = self._all_over() if self.question.other_blocks else self._adjacent()
         self._slots.copy_(slots[: num_tokens + EXTRA_ROWS])
@@ -169,24 +181,26 @@ class Posed:
             self.storage[len(whole) :].random_(0, 256, generator=self.generator)
         else:
             memory.poison(self.storage)
-        tokens = self._written()
-        if self.question.partly_there and len(tokens):
+        slots, codes = self._rows_in_slots()
+        if self.question.partly_there and len(slots):
             self._prepared += 1
-            state = torch.arange(len(tokens), device=tokens.device)
-            state[[-1, len(tokens) // 2]] = 0
+            state = torch.arange(len(slots), device=slots.device)
+            state[[-1, len(slots) // 2]] = 0
             state = (state + self.question.turn + max(0, self._prepared - 1)) % STATES
-            for number, (planes, half) in enumerate(
-                [((0, 1), None), ((0,), None), ((1,), None), ((0, 1), 0), ((0, 1), 1)]
-            ):
-                self._write(tokens[state == number], self.storage, planes, half)
-        self.expected = self.storage.clone()
-        self._write(tokens, self.expected)
-        self._inputs = [tensor.clone() for tensor in self._given()]
+            for plane, rows, alone in zip(self._planes, codes, (1, 2), strict=True):
+                whole = (state == 0) | (state == alone)
+                there = self.layout.gather(plane, slots)
+                for part, right, half in zip(_halves(there), _halves(rows), (3, 4), strict=True):
+                    part.copy_(torch.where((whole | (state == half)).unsqueeze(1), right, part))
+                self.layout.scatter(plane, slots, there)
+        self.expected.copy_(self.storage)
+        if len(slots):
+            for plane, rows in zip(self._expected_planes, codes, strict=True):
+                self.layout.scatter(plane, slots, rows)
 
     def difference(self) -> str:
         """Return what is wrong after the call, in words; empty where nothing is."""
-        pairs = zip(self._given(), self._inputs, strict=True)
-        if not all(torch.equal(_bytes(now), _bytes(before)) for now, before in pairs):
+        if not all(map(torch.equal, self._inputs, self._inputs_before)):
             return "it changed its inputs: keys, values, slots or scales"
         differs = self.storage != self.expected
         if not bool(differs.any()):
@@ -198,8 +212,10 @@ class Posed:
         near = self.slot_mapping[self.slot_mapping.abs() < num_slots - guard_slots]
         near = near[near >= -guard_slots]
         for slots in (self.slot_mapping[self._written()], near, everywhere - guard_slots):
-            for name, plane in zip(("key_cache", "value_cache"), self._whole, strict=True):
-                if found := self._first_wrong(name, plane, slots):
+            for name, *planes in zip(
+                ("key_cache", "value_cache"), self._planes, self._expected_planes, strict=True
+            ):
+                if found := self._first_wrong(name, planes, slots):
                     return found
         at = int(differs.view(torch.uint8).argmax())
         return (
@@ -212,14 +228,12 @@ class Posed:
         end = self.num_blocks * self.case.block_size
         return ((self.slot_mapping >= 0) & (self.slot_mapping < end)).nonzero().flatten()
 
-    def _first_wrong(self, name: str, plane: Tensor, slots: Tensor) -> str:
+    def _first_wrong(self, name: str, planes: Sequence[Tensor], slots: Tensor) -> str:
         """Return the first element in these slots that is not what it must be, in words."""
         if not len(slots):
             return ""
-        items = plane.view(INTEGERS[plane.itemsize])
         found, asked = (
-            self.layout.gather(each, slots + GUARD_BLOCKS * self.case.block_size)
-            for each in (items, _twin(items, self.expected))
+            self.layout.gather(plane, slots + GUARD_BLOCKS * self.case.block_size) for plane in planes
         )
         differs = found != asked
         if not bool(differs.any()):
@@ -227,7 +241,7 @@ class Posed:
         first = int(differs.reshape(-1).view(torch.uint8).argmax())
         heads, size = found.shape[1:]
         row, head, element = first // (heads * size), first // size % heads, first % size
-        mask, digits = (1 << 8 * plane.itemsize) - 1, 2 * plane.itemsize
+        mask, digits = (1 << 8 * found.itemsize) - 1, 2 * found.itemsize
         wrote, right = (int(rows[row, head, element]) & mask for rows in (found, asked))
         slot = int(slots[row])
         tokens = (self.slot_mapping == slot).nonzero().flatten().tolist()
@@ -236,41 +250,34 @@ class Posed:
             f"(slot {slot}): 0x{wrote:0{digits}x} instead of 0x{right:0{digits}x}"
         )
 
-    def _write(
-        self, tokens: Tensor, storage: Tensor, planes: Sequence[int] = (0, 1), half: int | None = None
-    ) -> None:
-        """Put rows into a storage like the cache's.
+    def _rows_in_slots(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the slots that are written, and what K and V must hold there.
 
-        Args:
-            tokens: Whose rows.
-            storage: Where.
-            planes: 0 for K, 1 for V.
-            half: The half of each row that is put there; all by default.
+        The slots are int64 and count from the first guard block on. The codes of a plane are
+        `[n, num_heads, head size]`, integers of the cache's items. Both hold until something is drawn again.
         """
-        if not len(tokens):
-            return
-        slots = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size
-        for plane in planes:
-            rows = (self.key, self.value)[plane]
-            chosen = rows.view(INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
-            whole = self._whole[plane]
-            items = _twin(whole.view(INTEGERS[whole.itemsize]), storage)
-            scale = (self.k_scale, self.v_scale)[plane]
-            codes = quantize(chosen, self.kv_cache_dtype, scale).view(items.dtype)
-            if half is not None:
-                there = self.layout.gather(items, slots)
-                middle = there[0].numel() // 2
-                kept = slice(middle, None) if half == 0 else slice(None, middle)
-                codes = codes.flatten(1)
-                codes[:, kept] = there.flatten(1)[:, kept]
-                codes = codes.view(there.shape)
-            self.layout.scatter(items, slots, codes)
-
-    def _given(self) -> Sequence[Tensor]:
-        return *(rows.flat for rows in self.rows), self._slots, self.k_scale, self.v_scale
+        if self._right is None:
+            tokens = self._written()
+            codes = []
+            for rows, scale, plane in zip(
+                (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
+            ):
+                chosen = rows.view(INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
+                codes.append(quantize(chosen, self.kv_cache_dtype, scale).view(plane.dtype))
+            self._right = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size, codes
+            for now, before in zip(self._inputs, self._inputs_before, strict=True):
+                before.copy_(now)
+        return self._right
 
     def _shuffled(self, count: int) -> Tensor:
         return torch.randperm(max(0, count), generator=self.generator, device=self._slots.device)
+
+
+def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two halves of each row, `[n, about half]`, as views."""
+    flat = rows.view(len(rows), -1)
+    middle = flat.shape[1] // 2
+    return flat[:, :middle], flat[:, middle:]
 
 
 def _view(items: Tensor, plane: Plane) -> Tensor:
@@ -281,7 +288,3 @@ def _twin(items: Tensor, storage: Tensor) -> Tensor:
     """Return the same places in another storage."""
     whole = storage[: storage.numel() // items.itemsize * items.itemsize].view(items.dtype)
     return whole.as_strided(items.shape, items.stride(), items.storage_offset())
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
