@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -268,3 +269,12 @@ def test_processes_that_start_at_once_on_a_missing_store_share_it(tmp_path):
     assert len(experiments) == 1
     assert sorted(run.info.run_name for run in runs) == [f"sweep {n}" for n in range(4)]
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_the_names_in_the_store_are_as_they_were(logged, client):
+    parent, child = logged
+    names = {
+        run: {kind: sorted(getattr(data.data, kind)) for kind in ("params", "tags", "metrics")}
+        for run, data in (("parent", parent), ("child", child))
+    }
+    assert names == json.loads(Path(__file__).with_name("names.json").read_text("utf-8"))
