@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvexp import cli, sweep
+from kvexp import cli
 from kvexp.cli import commands
-from kvexp.rows import read
-from tests import measured, reference
+from kvexp.results.rows import read
+from kvexp.sweep import runner
+from tests.helpers import recorded_rows, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -109,17 +110,17 @@ def test_the_documents_files_and_commands_are_found():
 def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch):
     monkeypatch.chdir(stranger)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(sweep, "run", lambda *_: 0)
+    monkeypatch.setattr(runner, "run", lambda *_: 0)
     words = shlex.split(command, comments=True)[3:]
     # What reads sweeps finds those that the documents name, all measured.
     named = [word for word in words if "/" in word and "://" not in word]
     for name in (named or ["multirun/2026-11-21/10-00-00-0"]) if words[0] in commands.names() else ():
         curves = [
-            measured.curve({1: 1.0, 64: 2.0}, impl=impl, layout=layout)
+            recorded_rows.curve({1: 1.0, 64: 2.0}, impl=impl, layout=layout)
             for impl in ("cuda", "triton", "triton_tuned")
             for layout in ("NHD", "HND")
         ]
-        measured.sweep(stranger / name, curves)
+        recorded_rows.sweep(stranger / name, curves)
     # A machine without a GPU cannot run the defaults, and the doctor says so.
     assert cli.dispatch(words) in ({0, 1} if words == ["doctor"] else {0})
 

@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 import pytest
 
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
-from tests import composed
+from tests.helpers import compose
 
 
 @pytest.fixture
 def curve():
-    return composed.experiment("impl=torch", "workload=tiny", "kv_cache_dtype=fp8", "timer.max_samples=77")
+    return compose.experiment("impl=torch", "workload=tiny", "kv_cache_dtype=fp8", "timer.max_samples=77")
 
 
 GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "timer", "workload")
@@ -17,8 +17,8 @@ GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "t
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_measuring_process_gets_what_was_composed(curve, group):
-    for option in composed.options(group):
-        made = replace(curve, **{group: composed.choice(group, option)}, layout_reason=f"for {option}")
+    for option in compose.options(group):
+        made = replace(curve, **{group: compose.choice(group, option)}, layout_reason=f"for {option}")
         line = made.to_json()
         assert "\n" not in line
         assert Experiment.from_json(line) == made
@@ -44,7 +44,7 @@ class TestResolved:
 
     @pytest.mark.parametrize("device", ["cuda:0", "cpu"])
     def test_what_was_asked_for_stays(self, device):
-        made = composed.experiment("mode=no_graph", "timer=none").resolved(device)
+        made = compose.experiment("mode=no_graph", "timer=none").resolved(device)
         assert (made.mode.name, made.timer.name) == ("no_graph", "none")
 
     def test_a_resolved_experiment_is_resolved_already(self, curve):
@@ -57,7 +57,7 @@ class TestResolved:
 
 class TestCases:
     def test_are_the_points_in_the_order_that_was_asked_for(self):
-        made = composed.experiment("workload=tiny", "workload.num_tokens=[50,1,16]")
+        made = compose.experiment("workload=tiny", "workload.num_tokens=[50,1,16]")
         assert [case.num_tokens for case in made.cases()] == [50, 1, 16]
 
     def test_have_resolved_words(self, curve):
@@ -84,7 +84,7 @@ class TestCases:
         assert len(shared) == (4 if field.name == "name" else 0)
 
     def test_of_another_scale_differ(self, curve):
-        other = replace(curve, scale=composed.choice("scale", "per_head"))
+        other = replace(curve, scale=compose.choice("scale", "per_head"))
         assert not set(other.cases()) & set(curve.cases())
 
     def test_say_why_their_layout_which_is_no_difference(self, curve):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import interface
+from tests.helpers import interface
 
 HELD = json.loads(Path(__file__).with_name(interface.FILE).read_text("utf-8"))
 

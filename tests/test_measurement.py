@@ -5,7 +5,7 @@ import pytest
 
 from kvexp.case import Case
 from kvexp.measurement import SCHEMA, STATUSES, Measurement, Statistics
-from tests import composed
+from tests.helpers import compose
 
 LATENCY = Statistics(2.0, 1.9, 2.2, 1.5, 2.5, 1.0, 2.1, 0.3, 20)
 ENVIRONMENT = {"device_name": "a GPU", "sm_count": 132}
@@ -96,7 +96,7 @@ COLUMNS = [
 
 @pytest.fixture
 def case():
-    made = composed.experiment("workload=tiny", "workload.num_tokens=16", "impl=torch")
+    made = compose.experiment("workload=tiny", "workload.num_tokens=16", "impl=torch")
     return next(made.resolved("cpu").cases())
 
 
@@ -121,7 +121,7 @@ def test_every_field_of_a_case_is_a_column():
 
 
 def test_a_row_says_why_its_layout():
-    made = composed.experiment("workload=tiny", "impl=torch", "layout=auto", "connector=nixl")
+    made = compose.experiment("workload=tiny", "impl=torch", "layout=auto", "connector=nixl")
     row = measurement(next(made.resolved("cpu").cases()), "skipped").row()
     assert (row["layout"], row["layout_reason"]) == ("HND", "connector=nixl asks for HND")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.cli import catalogue, commands
-from tests import composed, reference
+from kvexp.cli import commands, help
+from tests.helpers import compose, reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
 
@@ -19,13 +19,13 @@ def rows(title):
 
 def test_the_page_is_what_the_code_says():
     assert PAGE.read_text("utf-8") == reference.text(), (
-        "write it: python -m tests.reference > docs/reference.md"
+        "write it: python -m tests.helpers.reference > docs/reference.md"
     )
 
 
-@pytest.mark.parametrize("group", catalogue.GROUPS)
+@pytest.mark.parametrize("group", help.GROUPS)
 def test_every_option_of_a_group_has_a_line(group):
-    named = catalogue.options(group, [catalogue.conf_dir()])
+    named = help.options(group, [help.conf_dir()])
     assert {name: cells[1].rstrip(" |") for name, cells in rows(f"{group}=").items()} == named
 
 
@@ -34,7 +34,7 @@ def test_every_command_has_a_line():
 
 
 def test_every_key_that_a_configuration_has_is_there_with_a_meaning():
-    made = composed.experiment()
+    made = compose.experiment()
     keys = {f"workload.{key}" for key in vars(made.workload) if key != "name"}
     keys |= {f"timer.{key}" for key in made.timer.options} | {f"impl.{key}" for key in made.impl.options}
     found = rows("Keys")

@@ -8,20 +8,20 @@ import pytest
 import torch
 import yaml
 
-from kvexp import pipeline
+from kvexp.bench import run_curve
 from kvexp.errors import Unsupported
-from kvexp.rows import read
-from tests import composed, law, tiny
-from tests.law import FLASH, PAGED
-from tests.seed_scales import ScalesThenWrite, write_scale
+from kvexp.results.rows import read
+from tests.helpers import compose, oracle, tiny_curve
+from tests.helpers.oracle import FLASH, PAGED
+from tests.helpers.seed_scales import ScalesThenWrite, write_scale
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = {"writer": "torch"}
 
 
 def outcomes(**chosen):
-    made = tiny.curve(how="seed_scales.ScalesThenWrite", options=TORCH, **chosen)
-    return [(found.status, found.reason) for found in pipeline.run(made, {})]
+    made = tiny_curve.curve(how="seed_scales.ScalesThenWrite", options=TORCH, **chosen)
+    return [(found.status, found.reason) for found in run_curve.run(made, {})]
 
 
 def statuses(**chosen):
@@ -30,7 +30,7 @@ def statuses(**chosen):
 
 @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
 @pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2"])
-@pytest.mark.parametrize("dtype", law.WIDE)
+@pytest.mark.parametrize("dtype", oracle.WIDE)
 @pytest.mark.parametrize("op", [FLASH, PAGED])
 def test_a_curve_of_one_point_holds_the_law(op, dtype, kv_cache_dtype, scale):
     chosen = {"op": op, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "scale": scale, "num_tokens": 16}
@@ -45,9 +45,9 @@ def test_a_call_that_reads_no_scale_is_skipped(chosen):
 
 
 @pytest.mark.parametrize("per_head", [False, True])
-@pytest.mark.parametrize("dtype", law.WIDE)
+@pytest.mark.parametrize("dtype", oracle.WIDE)
 def test_a_scale_is_the_largest_magnitude_over_64(dtype, per_head):
-    rows = torch.randn(9, 3, 40, generator=torch.Generator().manual_seed(0)).to(law.DTYPES[dtype])
+    rows = torch.randn(9, 3, 40, generator=torch.Generator().manual_seed(0)).to(oracle.DTYPES[dtype])
     rows[4, 1, 7] = -9.5
     scale = torch.empty(3 if per_head else ())
     write_scale(rows, scale)
@@ -60,7 +60,7 @@ def test_a_static_grid_of_the_sweep_writes_as_many_tokens_as_an_exact_one():
     params = preset["hydra"]["sweeper"]["params"]
     written = {}
     for padding in params["workload.padding"].split(","):
-        made = composed.experiment(
+        made = compose.experiment(
             f"workload.num_tokens={params['workload.num_tokens']}",
             f"workload.padding={padding}",
             f"workload.padding_at={params['workload.padding_at']}",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvexp import pipeline
-from tests import composed, support, tiny
+from kvexp.bench import run_curve
+from tests.helpers import compose, support, tiny_curve
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
 
@@ -16,15 +16,17 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton inter
 
 
 def test_the_page_is_what_the_code_says():
-    assert PAGE.read_text("utf-8") == support.text(), "write it: python -m tests.support > docs/support.md"
+    assert PAGE.read_text("utf-8") == support.text(), (
+        "write it: python -m tests.helpers.support > docs/support.md"
+    )
 
 
 def test_the_page_knows_every_option():
     text = support.text()
     for group in support.GROUPS:
-        for option in composed.options(group):
+        for option in compose.options(group):
             assert f"`{option}`" in text
-    assert set(support.IMPLS) == set(composed.implementations())
+    assert set(support.IMPLS) == set(compose.implementations())
 
 
 def test_each_sentence_is_there_once_and_each_number_has_one():
@@ -44,20 +46,20 @@ def test_triton_converts_below_nine_on_no_gpu(capability):
 
 
 @interpreted
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 @pytest.mark.parametrize("impl", support.IMPLS)
 def test_every_combination_comes_to_what_the_page_says(impl, op):
     """Each is verified byte for byte, or skipped with exactly that reason."""
     seen: Counter[str] = Counter()
     for kind in support.kinds(op):
-        made = tiny.curve(impl=impl, num_tokens=(1, 19), **asdict(kind))
-        points = list(pipeline.run(made, {}))
+        made = tiny_curve.curve(impl=impl, num_tokens=(1, 19), **asdict(kind))
+        points = list(run_curve.run(made, {}))
         assert [point.case.num_tokens for point in points] == [1, 19]
         for point in points:
             assert (point.status, point.reason) == support.on_cpu(impl, kind), (impl, kind)
             seen[point.status] += 1
     verified = {"cuda": 0, "torch": 17, "triton": 5}[impl]
-    layouts = sum(pair[0] == op for pair in composed.pairs())
+    layouts = sum(pair[0] == op for pair in compose.pairs())
     # 3 types copied as they are, 3 converted to 2 formats by 2 scales, 2 of 8 bits: at one of two tokens.
     assert seen["verified"] == 2 * layouts * verified
     assert seen.total() == 2 * len(list(support.kinds(op)))
@@ -66,6 +68,6 @@ def test_every_combination_comes_to_what_the_page_says(impl, op):
 @interpreted
 def test_fp8_comes_to_what_fp8_e4m3_does():
     for impl in support.IMPLS:
-        chosen = [tiny.curve(impl=impl, kv_cache_dtype=name) for name in ("fp8", "fp8_e4m3")]
-        one, other = ([(p.status, p.reason, p.case) for p in pipeline.run(made, {})] for made in chosen)
+        chosen = [tiny_curve.curve(impl=impl, kv_cache_dtype=name) for name in ("fp8", "fp8_e4m3")]
+        one, other = ([(p.status, p.reason, p.case) for p in run_curve.run(made, {})] for made in chosen)
         assert one == other

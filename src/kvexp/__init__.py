@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         stride_order,
         verify,
     )
-    from kvexp.export import load
+    from kvexp.results.export import load
 
 __all__ = [
     "KVCache",
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "load":
-        from kvexp.export import load
+        from kvexp.results.export import load
 
         return load
     from kvexp import api

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.api.calls import OPS
+from tests.helpers.library_calls import OPS
 
 
 @pytest.fixture(params=OPS)

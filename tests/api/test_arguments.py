@@ -7,9 +7,9 @@ import torch
 
 from kvexp.api.checks import valid
 from kvexp.op import FP8
-from tests import law
-from tests.api.calls import SLOTS, assert_refused, called
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import oracle
+from tests.helpers.library_calls import SLOTS, assert_refused, called
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 NOT_STRIDED = {
     "sparse_coo": torch.Tensor.to_sparse,
@@ -28,7 +28,7 @@ SCALES = ("k_scale", "v_scale")
 @pytest.mark.parametrize("name", ["key", "value", "cache", "slot_mapping", *SCALES])
 class TestEveryTensor:
     def test_must_be_strided(self, op, name, layout):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
         name = {"cache": "kv_cache" if op == DIFFKV else "value_cache"}.get(name, name)
         strided = getattr(posed, name)
         few = strided.dim() < 2
@@ -40,12 +40,12 @@ class TestEveryTensor:
 
 class TestRows:
     def test_must_be_tensors(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(replace(posed, key=[1.0]), TypeError, "key must be a torch.Tensor, not list")
         assert_refused(replace(posed, value=None), TypeError, "value must be a torch.Tensor, not NoneType")
 
     def test_must_be_at_least_the_tokens(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(
             replace(posed, key=posed.key[:2]),
             ValueError,
@@ -53,7 +53,7 @@ class TestRows:
         )
 
     def test_must_have_three_dims(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(
             replace(posed, value=posed.value.flatten(1)),
             ValueError,
@@ -61,14 +61,14 @@ class TestRows:
         )
 
     def test_must_have_the_same_heads(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(
             replace(posed, value=posed.value[:, :1]), ValueError, "value must have 2 heads as key has, not 1"
         )
 
     @pytest.mark.parametrize("op", [FLASH, PAGED])
     def test_must_have_heads_of_one_size_but_for_diffkv(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(
             replace(posed, value=posed.value[..., :32].contiguous()),
             ValueError,
@@ -76,7 +76,7 @@ class TestRows:
         )
 
     def test_must_have_adjacent_heads(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         apart = torch.zeros(3, 2, 128, dtype=torch.bfloat16)[..., :64]
         assert_refused(
             replace(posed, key=apart),
@@ -85,7 +85,7 @@ class TestRows:
         )
 
     def test_must_be_the_numbers_in_their_memory(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(
             replace(posed, key=torch._neg_view(posed.key)),
             ValueError,
@@ -96,7 +96,7 @@ class TestRows:
         assert_refused(replace(posed, value=freed), ValueError, "value has no memory")
 
     def test_must_be_of_a_type_that_is_cached(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         assert_refused(
             replace(posed, key=posed.key.double()),
             TypeError,
@@ -109,7 +109,7 @@ class TestRows:
         )
 
     def test_of_fp8_go_into_their_own_kind_of_cache(self, op):
-        posed = law.problem("cpu", SLOTS, op=op, dtype="fp8_e4m3", kv_cache_dtype="fp8_e4m3")
+        posed = oracle.problem("cpu", SLOTS, op=op, dtype="fp8_e4m3", kv_cache_dtype="fp8_e4m3")
         assert_refused(
             replace(posed, kv_cache_dtype="fp8_e5m2"),
             TypeError,
@@ -119,7 +119,7 @@ class TestRows:
 
     def test_of_one_head_may_have_any_stride_of_heads(self):
         rows = torch.randn(3, 1, 128).bfloat16()[..., :64]
-        law.assert_writes("library/torch", law.problem("cpu", SLOTS, num_heads=1, key=rows, value=rows))
+        oracle.assert_writes("library/torch", oracle.problem("cpu", SLOTS, num_heads=1, key=rows, value=rows))
 
 
 class TestSlotMapping:
@@ -132,25 +132,25 @@ class TestSlotMapping:
         ],
     )
     def test_must_be_contiguous_int64_of_one_dim(self, op, slots, kind, sentence):
-        assert_refused(replace(law.problem("cpu", SLOTS, op=op), slot_mapping=slots), kind, sentence)
+        assert_refused(replace(oracle.problem("cpu", SLOTS, op=op), slot_mapping=slots), kind, sentence)
 
     def test_past_the_last_slot_is_said_when_asked(self, op):
-        posed = law.problem("cpu", [5, 128, 2**40], op=op)
+        posed = oracle.problem("cpu", [5, 128, 2**40], op=op)
         sentence = "slot_mapping[2] is 1099511627776, past the last of the cache's 128 slots"
         assert_refused(posed, ValueError, sentence, check_slots=True)
 
     def test_that_is_right_passes_the_question(self, op):
-        posed = law.problem("cpu", [127, -1, 0], op=op)
+        posed = oracle.problem("cpu", [127, -1, 0], op=op)
         expected = posed.expected()
         called(posed, check_slots=True)
         assert torch.equal(posed.storage, expected)
-        called(law.problem("cpu", [], op=op), check_slots=True)
+        called(oracle.problem("cpu", [], op=op), check_slots=True)
 
 
 class TestScales:
     def test_are_needed_for_fp8_alone(self, op):
-        called(law.without_scales(law.problem("cpu", SLOTS, op=op)))
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
+        called(oracle.without_scales(oracle.problem("cpu", SLOTS, op=op)))
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
         assert_refused(
             replace(posed, v_scale=None),
             TypeError,
@@ -176,12 +176,12 @@ class TestScales:
         ],
     )
     def test_must_be_float32_of_one_element_or_one_for_each_head(self, op, changed, kind, sentence):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
         assert_refused(replace(posed, **changed), kind, sentence)
 
     @pytest.mark.parametrize("name", SCALES)
     def test_must_be_the_numbers_in_their_memory(self, op, name):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
         numbers = getattr(posed, name)
         negatives = f"{name} must be the numbers that lie in its memory, not a view of their negatives"
         for lazy in (torch._neg_view(numbers), torch.complex(numbers, numbers).conj().imag):
@@ -196,7 +196,7 @@ class TestScales:
 
     @pytest.mark.parametrize("unread", [1.0, torch.ones(3), torch._neg_view(torch.ones(1))], ids=repr)
     def test_that_are_not_read_may_be_anything(self, op, unread):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         expected = posed.expected()
         found = valid(op, replace(posed, k_scale=unread, v_scale=unread).arguments)
         assert found.arguments[-2:] == (None, None)
@@ -205,7 +205,7 @@ class TestScales:
         assert torch.equal(posed.storage, expected)
 
     def test_of_one_element_may_have_a_dim(self, op):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
         expected = posed.expected()
         called(replace(posed, k_scale=posed.k_scale.view(1), v_scale=posed.v_scale.view(1)))
         assert torch.equal(posed.storage, expected)
@@ -213,7 +213,7 @@ class TestScales:
 
 class TestWords:
     def test_of_formats_are_vllm_s(self, op):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8_e4m3")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8_e4m3")
         expected = posed.expected()
         called(replace(posed, kv_cache_dtype="fp8"))
         assert torch.equal(posed.storage, expected)
@@ -230,23 +230,23 @@ class TestWords:
         ],
     )
     def test_that_are_no_format_are_refused(self, op, word, kind, sentence):
-        assert_refused(replace(law.problem("cpu", SLOTS, op=op), kv_cache_dtype=word), kind, sentence)
+        assert_refused(replace(oracle.problem("cpu", SLOTS, op=op), kv_cache_dtype=word), kind, sentence)
 
     def test_that_are_no_implementation_are_refused(self, op):
         sentence = "impl must be one of cuda, triton, torch, not 'vllm'"
-        assert_refused(law.problem("cpu", SLOTS, op=op), ValueError, sentence, impl="vllm")
+        assert_refused(oracle.problem("cpu", SLOTS, op=op), ValueError, sentence, impl="vllm")
 
     def test_cuda_on_the_cpu_is_refused(self, op):
         sentence = "impl='cuda' needs tensors on a GPU, and key is on cpu"
-        assert_refused(law.problem("cpu", SLOTS, op=op), ValueError, sentence, impl="cuda")
+        assert_refused(oracle.problem("cpu", SLOTS, op=op), ValueError, sentence, impl="cuda")
 
-    @pytest.mark.parametrize("dtype", law.DTYPES)
+    @pytest.mark.parametrize("dtype", oracle.DTYPES)
     def test_fp8_heads_may_have_any_size_but_in_pieces_of_sixteen_bytes(self, op, dtype):
-        posed = law.problem(
+        posed = oracle.problem(
             "cpu", SLOTS, op=op, dtype=dtype, kv_cache_dtype=dtype if dtype in FP8 else "fp8", head_size=23
         )
-        posed = law.without_scales(posed) if dtype in FP8 else posed
+        posed = oracle.without_scales(posed) if dtype in FP8 else posed
         if op == PAGED:
             assert_refused(posed, ValueError, "key must have heads of a multiple of 16 elements, not 23")
         else:
-            law.assert_writes("library/torch", posed)
+            oracle.assert_writes("library/torch", posed)

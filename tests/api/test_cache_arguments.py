@@ -5,27 +5,27 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests import law
-from tests.api.calls import SLOTS, assert_refused, called
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import oracle
+from tests.helpers.library_calls import SLOTS, assert_refused, called
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 
 class TestCaches:
     def test_must_have_the_rows_heads(self):
-        posed = law.problem("cpu", SLOTS)
+        posed = oracle.problem("cpu", SLOTS)
         assert_refused(
             replace(posed, key_cache=posed.key_cache[:, :, :1]),
             ValueError,
             "key_cache must be [num_blocks, block_size, 2, 64] (num_heads, head_size), not [8, 16, 1, 64]",
         )
-        posed = law.problem("cpu", SLOTS, op=DIFFKV)
+        posed = oracle.problem("cpu", SLOTS, op=DIFFKV)
         assert_refused(
             replace(posed, kv_cache=posed.kv_cache[..., :64]),
             ValueError,
             "kv_cache must be [num_blocks, block_size, 2, 128] (num_heads, head_size + head_size_v), "
             "not [8, 16, 2, 64]",
         )
-        posed = law.problem("cpu", SLOTS, op=PAGED)
+        posed = oracle.problem("cpu", SLOTS, op=PAGED)
         assert_refused(
             replace(posed, value_cache=posed.value_cache[:, :1]),
             ValueError,
@@ -38,7 +38,7 @@ class TestCaches:
         )
 
     def test_must_have_equal_sizes_and_strides(self):
-        posed = law.problem("cpu", SLOTS)
+        posed = oracle.problem("cpu", SLOTS)
         assert_refused(
             replace(posed, value_cache=posed.value_cache[:4]),
             ValueError,
@@ -51,14 +51,14 @@ class TestCaches:
         )
 
     def test_must_be_contiguous_where_the_op_says_so(self):
-        posed = law.problem("cpu", SLOTS)
+        posed = oracle.problem("cpu", SLOTS)
         swapped = torch.zeros(8, 16, 64, 2, dtype=torch.bfloat16).transpose(2, 3)
         assert_refused(
             replace(posed, key_cache=swapped),
             ValueError,
             "key_cache must have a contiguous last dim, not the strides (2048, 128, 1, 2)",
         )
-        posed = law.problem("cpu", SLOTS, op=PAGED)
+        posed = oracle.problem("cpu", SLOTS, op=PAGED)
         assert_refused(
             replace(posed, value_cache=torch.zeros(8, 2, 16, 64, dtype=torch.bfloat16).transpose(2, 3)),
             ValueError,
@@ -66,7 +66,7 @@ class TestCaches:
         )
 
     def test_must_have_memory_of_their_own(self):
-        posed = law.problem("cpu", SLOTS)
+        posed = oracle.problem("cpu", SLOTS)
         shared = torch.zeros(1, 16, 2, 64, dtype=torch.bfloat16).expand(8, 16, 2, 64)
         assert_refused(
             replace(posed, key_cache=shared),
@@ -75,7 +75,7 @@ class TestCaches:
         )
 
     def test_must_not_have_elements_that_overlap(self):
-        posed = law.problem("cpu", [3, 7], num_blocks=4, num_heads=2, head_size=32)
+        posed = oracle.problem("cpu", [3, 7], num_blocks=4, num_heads=2, head_size=32)
         overlapping = torch.zeros(4096, dtype=torch.bfloat16).as_strided((4, 16, 2, 32), (8, 8, 8, 1))
         assert_refused(
             replace(posed, key_cache=overlapping, value_cache=overlapping.clone()),
@@ -85,7 +85,7 @@ class TestCaches:
 
     @pytest.mark.parametrize("sizes", [{"num_blocks": 0}, {"block_size": 0, "num_blocks": 2}])
     def test_without_a_slot_are_not_written(self, op, sizes):
-        posed = law.problem("cpu", [], op=op)
+        posed = oracle.problem("cpu", [], op=op)
         shape = {"num_blocks": 8, "block_size": 16, **sizes}
         blocks, size = shape["num_blocks"], shape["block_size"]
         shapes = {
@@ -100,14 +100,14 @@ class TestCaches:
                        value=torch.ones(2, 2, 64).bfloat16()))  # fmt: skip
 
     def test_must_have_the_items_of_their_kind(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         name = "kv_cache" if op == DIFFKV else "key_cache"
         assert_refused(
             replace(posed, kv_cache_dtype="fp8_e5m2"),
             TypeError,
             f"{name} must be uint8 or float8_e5m2 for kv_cache_dtype=fp8_e5m2, not bfloat16",
         )
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
         assert_refused(
             replace(posed, kv_cache_dtype="auto"),
             TypeError,
@@ -115,7 +115,7 @@ class TestCaches:
         )
 
     def test_of_amd_s_own_fp8_are_refused(self, op):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8")
         names = ("kv_cache",) if op == DIFFKV else ("key_cache", "value_cache")
         views = {name: getattr(posed, name).view(torch.float8_e4m3fnuz) for name in names}
         assert_refused(
@@ -126,15 +126,15 @@ class TestCaches:
 
     @pytest.mark.parametrize("kind", ["fp8_e4m3", "fp8_e5m2"])
     def test_of_torch_s_own_fp8_types_hold_the_same_codes(self, op, kind):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype=kind)
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype=kind)
         expected = posed.expected()
         caches = {name: getattr(posed, name) for name in ("key_cache", "value_cache", "kv_cache")}
-        views = {name: cache.view(law.DTYPES[kind]) for name, cache in caches.items() if cache is not None}
+        views = {name: cache.view(oracle.DTYPES[kind]) for name, cache in caches.items() if cache is not None}
         called(replace(posed, **views))
         assert torch.equal(posed.storage, expected)
 
     def test_of_one_block_may_have_any_stride_of_blocks(self):
-        posed = law.problem("cpu", [3, 7], num_blocks=1)
+        posed = oracle.problem("cpu", [3, 7], num_blocks=1)
         own = posed.value_cache.as_strided(posed.value_cache.shape, (7, *posed.value_cache.stride()[1:]))
         called(replace(posed, value_cache=own))
         assert torch.equal(posed.key_cache[0, 7], posed.key[1])

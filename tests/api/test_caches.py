@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import kvexp
-from tests import composed
+from tests.helpers import compose
 
 SIZES = {"num_blocks": 3, "block_size": 4, "num_heads": 2, "head_size": 16, "device": "cpu"}
-FLASH = [layout for op, layout in composed.pairs() if op == "reshape_and_cache_flash"]
+FLASH = [layout for op, layout in compose.pairs() if op == "reshape_and_cache_flash"]
 
 
 @pytest.mark.parametrize("layout", FLASH)
@@ -75,7 +75,7 @@ def test_fp8_caches_of_flash_have_heads_of_any_size(layout):
     assert cache.key_cache.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("layout", composed.options("layout"))
+@pytest.mark.parametrize("layout", compose.options("layout"))
 def test_layers_share_one_storage_and_no_element(layout):
     layers = kvexp.allocate_layers(3, layout, **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
@@ -131,7 +131,7 @@ def test_what_cannot_be_allocated_is_named(changed, sentence):
 
 
 @pytest.mark.parametrize("kind", [numpy.int64, numpy.int32, numpy.uint8, numpy.array])
-@pytest.mark.parametrize("layout", composed.options("layout"))
+@pytest.mark.parametrize("layout", compose.options("layout"))
 def test_sizes_may_be_whole_numbers_of_numpy(layout, kind):
     if layout == "auto":
         pytest.skip("the library takes a layout's own name")

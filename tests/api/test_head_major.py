@@ -8,15 +8,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import kvexp
-from tests import law
-from tests.api.calls import SLOTS, assert_refused
-from tests.law import FLASH, PAGED
+from tests.helpers import oracle
+from tests.helpers.library_calls import SLOTS, assert_refused
+from tests.helpers.oracle import FLASH, PAGED
 
 TYPES = [("auto", "per_tensor"), ("fp8", "per_tensor"), ("fp8_e5m2", "per_head")]
 
 
 def head_major(slots=SLOTS, **chosen):
-    return law.problem("cpu", slots, op=PAGED, **chosen)
+    return oracle.problem("cpu", slots, op=PAGED, **chosen)
 
 
 def flash(*arguments, **options):
@@ -40,7 +40,7 @@ def test_writes_what_reshape_and_cache_writes(slots, kv_cache_dtype, scale):
 def test_writes_caches_of_either_shape_in_turn():
     for _ in range(2):
         for op in (FLASH, PAGED):
-            posed = law.problem("cpu", SLOTS, op=op)
+            posed = oracle.problem("cpu", SLOTS, op=op)
             expected = posed.expected()
             flash(*posed.arguments)
             assert torch.equal(posed.storage, expected)
@@ -67,7 +67,7 @@ def test_names_what_a_head_major_cache_must_be():
 
 
 def test_names_both_shapes_where_a_key_cache_has_neither():
-    posed = law.problem("cpu", SLOTS)
+    posed = oracle.problem("cpu", SLOTS)
     assert_refused(
         replace(posed, key_cache=posed.key_cache.flatten(2)),
         ValueError,
@@ -77,7 +77,7 @@ def test_names_both_shapes_where_a_key_cache_has_neither():
 
 
 def test_reshape_and_cache_itself_takes_no_flash_caches():
-    posed = law.problem("cpu", SLOTS)
+    posed = oracle.problem("cpu", SLOTS)
     assert_refused(
         replace(posed, op=PAGED),
         ValueError,

@@ -10,10 +10,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
 import kvexp
-from tests import law
-from tests.api.calls import SLOTS, assert_refused, called
-from tests.contract import Contract
-from tests.law import DIFFKV
+from tests.helpers import oracle
+from tests.helpers.contract import Contract
+from tests.helpers.library_calls import SLOTS, assert_refused, called
+from tests.helpers.oracle import DIFFKV
 
 
 class TestContract(Contract):
@@ -28,7 +28,7 @@ class TestContract(Contract):
 
 class TestTorch:
     def test_checks_the_registered_op(self, op):
-        posed = law.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
+        posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
         registered = getattr(torch.ops.kvexp, op).default
         outcome = opcheck(registered, (*posed.arguments, "torch", False))
         assert set(outcome.values()) == {"SUCCESS"}
@@ -40,7 +40,7 @@ class TestTorch:
             getattr(kvexp, op)(key * 2, *others, impl="torch")
             return key.sum()
 
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         expected = replace(posed, key=posed.key * 2).expected()
         found = torch.compile(step, fullgraph=True, backend="aot_eager")(*posed.arguments)
         assert torch.equal(posed.storage, expected)
@@ -54,13 +54,13 @@ class TestTorch:
 
         compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
         for slots in ([5, 1, 9], [7], [3, 2, 8, 100, 64]):
-            posed = law.problem("cpu", slots, op=DIFFKV)
+            posed = oracle.problem("cpu", slots, op=DIFFKV)
             expected = replace(posed, key=posed.key * 2).expected()
             compiled(*posed.arguments)
             assert torch.equal(posed.storage, expected)
 
     def test_traces_a_call_as_one_node(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
 
         def step(*tensors):
             getattr(kvexp, op)(*tensors, "auto", impl="torch")
@@ -72,7 +72,7 @@ class TestTorch:
         assert targets == [f"kvexp.{op}.default"]
 
     def test_runs_it_in_inference_mode(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         expected = posed.expected()
         with torch.inference_mode():
             called(posed)
@@ -80,22 +80,22 @@ class TestTorch:
 
     def test_runs_it_on_a_cache_that_was_made_in_inference_mode(self, op):
         with torch.inference_mode():
-            posed = law.problem("cpu", SLOTS, op=op)
+            posed = oracle.problem("cpu", SLOTS, op=op)
         expected = posed.expected()
         called(posed)
         assert torch.equal(posed.storage, expected)
 
     def test_records_no_gradient_through_a_cache(self, op):
-        posed = law.problem("cpu", SLOTS, op=op)
+        posed = oracle.problem("cpu", SLOTS, op=op)
         posed = replace(posed, key=posed.key.requires_grad_())
         called(posed)
         assert not any(cache.requires_grad for cache in posed.caches)
 
 
 def test_a_second_call_of_other_sizes_is_validated_too(op):
-    called(law.problem("cpu", SLOTS, op=op))
-    law.assert_writes("library/torch", law.problem("cpu", SLOTS, op=op, num_heads=3))
-    posed = law.problem("cpu", SLOTS, op=op)
+    called(oracle.problem("cpu", SLOTS, op=op))
+    oracle.assert_writes("library/torch", oracle.problem("cpu", SLOTS, op=op, num_heads=3))
+    posed = oracle.problem("cpu", SLOTS, op=op)
     assert_refused(
         replace(posed, slot_mapping=posed.slot_mapping.float()),
         TypeError,

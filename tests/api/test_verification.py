@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import kvexp
-from kvexp.contract import CLAUSES
-from tests import composed
-from tests.breaking import BROKEN, ON_THE_HOST, Breaking
+from kvexp.bench.contract import CLAUSES
+from tests.helpers import compose
+from tests.helpers.contract_breakers import BROKEN, ON_THE_HOST, Breaking
 
 FLASH = "reshape_and_cache_flash"
 
@@ -37,7 +37,7 @@ def breaking(kind):
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_e5m2"])
-@pytest.mark.parametrize(("op", "layout"), composed.pairs())
+@pytest.mark.parametrize(("op", "layout"), compose.pairs())
 def test_the_library_keeps_all_of_it(op, layout, kv_cache_dtype):
     found = kvexp.verify(library(op), op=op, layout=layout, kv_cache_dtype=kv_cache_dtype, device="cpu")
     assert found == dict.fromkeys(CLAUSES, "holds")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import rows
-from tests.browser import browsing
+from kvexp.results import rows
+from tests.helpers import browser
 
 SHOTS = Path(__file__).parents[2] / "build" / "browser"
 SWEEP = ("impl=torch", "layout=NHD,HND", "dtype=half,bfloat16", "kv_cache_dtype=auto,fp8")
@@ -18,11 +18,11 @@ SMALL = ("workload=tiny", "workload.num_tokens=[1,8,64]", "device=cpu", "timer.m
 @pytest.fixture(scope="session")
 def context():
     """A browser whose tabs share what was loaded once."""
-    with browsing.browser() as chromium:
+    with browser.browser() as chromium:
         if chromium is None:
             pytest.skip("there is no chromium: apt-get install chromium, or playwright install chromium")
         made = chromium.new_context(viewport={"width": 1920, "height": 1080})
-        made.set_default_timeout(1000 * browsing.PATIENCE_S)
+        made.set_default_timeout(1000 * browser.PATIENCE_S)
         yield made
 
 
@@ -47,7 +47,7 @@ def measured(place):
 @pytest.fixture(scope="session")
 def address(place):
     """Of the newest sweep's page."""
-    with browsing.ui(place) as found:
+    with browser.ui(place) as found:
         yield found
 
 
@@ -63,4 +63,4 @@ def page(context, address):
 @pytest.fixture
 def shot(page):
     """Keeps what the page shows."""
-    return lambda name: browsing.picture(page, SHOTS / f"{name}.png")
+    return lambda name: browser.picture(page, SHOTS / f"{name}.png")

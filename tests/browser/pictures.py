@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.browser.browsing import browser, open_charts, open_runs, picture, ui
+from tests.helpers.browser import browser, open_charts, open_runs, picture, ui
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 

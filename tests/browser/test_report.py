@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tests.browser.browsing import picture
 from tests.browser.conftest import SHOTS
+from tests.helpers.browser import picture
 
 LEAST_CONTRAST = 4.5  # WCAG 2.2, 1.4.3, for text
 LUMINANCE = """

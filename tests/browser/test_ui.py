@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from playwright.sync_api import expect
 
-from kvexp.rows import curves
-from tests.browser.browsing import lines, open_charts, open_runs
+from kvexp.results.rows import curves
+from tests.helpers.browser import lines, open_charts, open_runs
 
 CURVES, POINTS = 8, 24
 COLUMNS = [

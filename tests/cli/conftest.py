@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import cli, sweep
+from kvexp import cli
 from kvexp.layout.selection import VALID
-from kvexp.settings import SweepSettings
+from kvexp.sweep import runner
+from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
 
@@ -18,7 +19,7 @@ class Outcome:
     code: int = 0
     out: str = ""
     err: str = ""
-    jobs: Sequence[sweep.Job] = ()
+    jobs: Sequence[runner.Job] = ()
     settings: SweepSettings | None = None
     command: str = ""
     folders: list[Path] = field(default_factory=list)
@@ -54,11 +55,11 @@ def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def type_in(*argv: str) -> Outcome:
         outcome = Outcome()
 
-        def measured(jobs: Sequence[sweep.Job], settings: SweepSettings, command: str, *_: object) -> int:
+        def measured(jobs: Sequence[runner.Job], settings: SweepSettings, command: str, *_: object) -> int:
             outcome.jobs, outcome.settings, outcome.command = jobs, settings, command
             return 0
 
-        monkeypatch.setattr(sweep, "run", measured)
+        monkeypatch.setattr(runner, "run", measured)
         outcome.code = cli.dispatch(argv)
         outcome.out, outcome.err = capfd.readouterr()
         outcome.folders = sorted(elsewhere.iterdir())

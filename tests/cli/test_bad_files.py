@@ -1,6 +1,6 @@
 """Files of the user's own that are wrong, and folders that hold something already: exit 2, and they stay."""
 
-from kvexp import locks
+from kvexp import file_lock
 
 
 def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, tmp_path):
@@ -62,7 +62,7 @@ def test_a_folder_where_a_sweep_is_at_work_stays_as_it_is(typed, elsewhere):
     file = elsewhere / "mine" / "0" / ".hydra" / "overrides.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("- impl=torch\n")
-    with locks.locked(elsewhere / "mine" / ".lock"):
+    with file_lock.locked(elsewhere / "mine" / ".lock"):
         outcome = typed("impl=torch", "layout=NHD,HND", "workload=tiny", "hydra.sweep.dir=mine")
         assert outcome.code == 2
         assert "another sweep is at work there: " in outcome.err

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests import composed
+from tests.helpers import compose
 
-GROUPS_OF_IMPL = ", ".join(composed.options("impl"))
-LAYOUTS = ", ".join(sorted([*composed.options("layout"), "auto"]))
+GROUPS_OF_IMPL = ", ".join(compose.options("impl"))
+LAYOUTS = ", ".join(sorted([*compose.options("layout"), "auto"]))
 KEYS_OF_WORKLOAD = (
     "block_size, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, num_query_heads, "
     "num_tokens, padding, padding_at, rows, seed, slots"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import cli, sweep
-from kvexp.cli import catalogue
+from kvexp import cli
+from kvexp.cli import help
+from kvexp.sweep import runner
 
 USERS_LINE = "impl=cuda layout=HND -m dtype=half,bfloat16"
 
@@ -37,7 +38,7 @@ def test_the_defaults_are_the_seeds(typed):
     experiment = job.experiment
     names = [
         getattr(experiment, group).name
-        for group in catalogue.GROUPS
+        for group in help.GROUPS
         if group not in ("connector", "workload", "tracking", "experiment")
     ]
     assert names == [
@@ -197,14 +198,14 @@ def test_an_interrupt_ends_with_130_and_no_traceback(typed, monkeypatch, capfd):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "run", interrupted)
+    monkeypatch.setattr(runner, "run", interrupted)
     assert cli.dispatch(["impl=torch"]) == 130
     assert capfd.readouterr().err == ""
 
 
 def test_the_exit_code_is_the_sweeps(typed, monkeypatch):
     typed("impl=torch")
-    monkeypatch.setattr(sweep, "run", lambda *_: 3)
+    monkeypatch.setattr(runner, "run", lambda *_: 3)
     assert cli.dispatch(["impl=torch"]) == 3
 
 
@@ -214,7 +215,7 @@ def test_what_stops_inside_the_sweep_is_no_wrong_command_line(typed, monkeypatch
     def stopped(*_):
         raise SystemExit(1)
 
-    monkeypatch.setattr(sweep, "run", stopped)
+    monkeypatch.setattr(runner, "run", stopped)
     with pytest.raises(SystemExit, match="1"):
         cli.dispatch(["impl=torch"])
 
@@ -230,8 +231,8 @@ def test_argv_and_the_environment_are_left_as_they_were(typed, monkeypatch):
 
 
 def test_the_folder_of_options_is_absolute():
-    assert catalogue.conf_dir() == catalogue.conf_dir().absolute()
-    assert Path(catalogue.conf_dir() / "config.yaml").is_file()
+    assert help.conf_dir() == help.conf_dir().absolute()
+    assert Path(help.conf_dir() / "config.yaml").is_file()
 
 
 def test_the_words_that_repeat_a_curve_hold_no_password(typed):

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kvexp import cli
-from kvexp.cli import catalogue, commands
+from kvexp.cli import commands, help
 from kvexp.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def test_a_file_is_a_command_with_its_exit_code(made):
 
 def test_its_first_line_is_in_the_help(made):
     assert commands.names() == {"greet": "Says who was named."}
-    out = catalogue.text([catalogue.conf_dir()])
+    out = help.text([help.conf_dir()])
     assert "Commands (python -m kvexp COMMAND --help says more)\n  greet  Says who was named.\n" in out
 
 

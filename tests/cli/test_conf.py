@@ -5,10 +5,10 @@ import importlib
 import pytest
 import yaml
 
-from kvexp.cli import catalogue
-from tests import composed
+from kvexp.cli import help
+from tests.helpers import compose
 
-CONF = catalogue.conf_dir()
+CONF = help.conf_dir()
 TWINS = {"layout": "auto", "kv_cache_dtype": "fp8"}
 """Options that are another one under a second name: both in one sweep are the same curve twice."""
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -19,9 +19,9 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("group", sorted({*catalogue.GROUPS} - {"connector", "tracking", "experiment"}))
+@pytest.mark.parametrize("group", sorted({*help.GROUPS} - {"connector", "tracking", "experiment"}))
 def test_every_option_composes(typed, group):
-    options = [name for name in catalogue.options(group, [CONF]) if name != TWINS.get(group)]
+    options = [name for name in help.options(group, [CONF]) if name != TWINS.get(group)]
     outcome = typed(f"{group}={','.join(options)}")
     assert (outcome.code, outcome.err) == (0, "")
     assert [getattr(job.experiment, group).name for job in outcome.jobs] == options
@@ -30,7 +30,7 @@ def test_every_option_composes(typed, group):
 @pytest.mark.parametrize(("group", "option", "field", "means"), [
     ("layout", "auto", "layout", "NHD"),
     ("kv_cache_dtype", "fp8", "kv_cache_dtype", "fp8"),
-    *(("connector", option, "layout", "NHD") for option in catalogue.options("connector", [CONF])),
+    *(("connector", option, "layout", "NHD") for option in help.options("connector", [CONF])),
 ])  # fmt: skip
 def test_an_option_that_makes_the_curve_of_another_composes_alone(typed, group, option, field, means):
     outcome = typed(f"{group}={option}")
@@ -38,27 +38,27 @@ def test_an_option_that_makes_the_curve_of_another_composes_alone(typed, group, 
     assert [getattr(job.experiment, field).name for job in outcome.jobs] == [means]
 
 
-@pytest.mark.parametrize("op", catalogue.options("op", [CONF]))
+@pytest.mark.parametrize("op", help.options("op", [CONF]))
 def test_an_op_brings_a_layout_that_it_writes_and_takes_another_that_is_typed(typed, op):
     experiments = [typed(f"op={op}", *line).jobs[0].experiment for line in ([], ["layout=HND_packed"])]
-    assert (op, experiments[0].layout.name) in composed.pairs()
+    assert (op, experiments[0].layout.name) in compose.pairs()
     assert experiments[1].layout.name == "HND_packed"
 
 
-@pytest.mark.parametrize("option", catalogue.options("connector", [CONF]))
+@pytest.mark.parametrize("option", help.options("connector", [CONF]))
 def test_a_connector_asks_for_a_layout_that_is_there_or_for_none(option):
     content = yaml.safe_load((CONF / "connector" / f"{option}.yaml").read_text("utf-8"))
     assert content.keys() == {"layout"}
-    assert content["layout"] in (None, *composed.options("layout"))
+    assert content["layout"] in (None, *compose.options("layout"))
 
 
-@pytest.mark.parametrize("option", catalogue.options("tracking", [CONF]))
+@pytest.mark.parametrize("option", help.options("tracking", [CONF]))
 def test_every_tracking_composes(typed, option):
     outcome = typed(f"tracking={option}", "tracking.uri=http://host:5000")
     assert (outcome.code, outcome.err, outcome.tracking.kind) == (0, "", option)
 
 
-@pytest.mark.parametrize("option", catalogue.options("experiment", [CONF]))
+@pytest.mark.parametrize("option", help.options("experiment", [CONF]))
 def test_every_preset_composes(typed, option):
     outcome = typed(f"experiment={option}")
     assert (outcome.code, outcome.err) == (0, "")
@@ -88,7 +88,7 @@ def test_a_preset_chooses_options_and_sweeps_and_nothing_else(path):
 
 
 def test_caches_hold_the_longest_call_and_all_but_tinys_twice_an_l2(typed):
-    outcome = typed(f"workload={','.join(catalogue.options('workload', [CONF]))}")
+    outcome = typed(f"workload={','.join(help.options('workload', [CONF]))}")
     for sizes in (job.experiment.workload for job in outcome.jobs):
         slots = sizes.num_blocks * sizes.block_size
         bfloat16 = 2

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import baselines, cli, results, sweep
-from kvexp.cli import gating
+from kvexp import cli
+from kvexp.cli import gate_rules
 from kvexp.cli.commands import gate
-from kvexp.rows import RIGHT, RowFile, repetition
-from tests.measured import curve, refused
+from kvexp.results import baselines, load
+from kvexp.results.rows import RIGHT, RowFile, repetition
+from kvexp.sweep import runner
+from tests.helpers.recorded_rows import curve, refused
 
 ROOT = Path(__file__).parents[2]
 CURVE = (
@@ -26,7 +28,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gate")
     (folder / "my_conf" / "impl").mkdir(parents=True)
     (folder / "my_conf" / "impl" / "changing.yaml").write_text(
-        "# Changes.\n_target_: tests.changing.Changing\n"
+        "# Changes.\n_target_: tests.helpers.changing_impl.Changing\n"
     )
     with pytest.MonkeyPatch.context() as patched:
         _go(patched, folder)
@@ -42,14 +44,14 @@ def there(measured, monkeypatch):
 
 def _go(patched, folder):
     patched.chdir(folder)
-    patched.setattr(gating, "LEAST", 2)
+    patched.setattr(gate_rules, "LEAST", 2)
     patched.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     patched.delenv("KERNEL", raising=False)
 
 
 def test_a_baseline_holds_the_right_rows_of_every_process(there):
     (file,) = there.glob("baselines/*/rows.jsonl")
-    rows = results.read([file], there)
+    rows = load.read([file], there)
     assert [(row["layout"], repetition(row)) for row in rows] == [
         ("NHD", 1), ("NHD", 2), ("HND", 1), ("HND", 2),
     ]  # fmt: skip
@@ -59,8 +61,8 @@ def test_a_baseline_holds_the_right_rows_of_every_process(there):
 
 
 def test_a_baseline_that_could_not_be_written_is_not_measured(there, monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(sweep, "run", lambda *_: pytest.fail("measured"))
-    monkeypatch.setattr(gating, "check", lambda jobs: None)
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(gate_rules, "check", lambda jobs: None)
     monkeypatch.setattr(baselines, "ROOT", tmp_path / "file")
     (tmp_path / "file").write_text("no folder")
     assert cli.dispatch(["baseline", *CURVE]) == 2
@@ -69,7 +71,7 @@ def test_a_baseline_that_could_not_be_written_is_not_measured(there, monkeypatch
 
 
 def test_a_baseline_of_other_curves_is_told_before_anything_is_measured(there, monkeypatch, capfd):
-    monkeypatch.setattr(sweep, "run", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("measured"))
     before = list(there.rglob("*"))
     for other in ("workload.num_tokens=[8]", "dtype=half"):
         words = [word for word in CURVE if word.partition("=")[0] != other.partition("=")[0]]
@@ -191,7 +193,7 @@ def elsewhere_unmeasured(elsewhere, monkeypatch):
     def refuse(*_):
         raise AssertionError("measured")
 
-    monkeypatch.setattr(sweep, "run", refuse)
+    monkeypatch.setattr(runner, "run", refuse)
     return elsewhere
 
 
@@ -208,7 +210,7 @@ def test_a_baseline_under_another_driver_is_refused_before_anything_is_measured(
     elsewhere_unmeasured, monkeypatch, capfd
 ):
     machine = {"device_name": "NVIDIA H200", "driver": "590.1"}
-    monkeypatch.setattr(gating, "machine", lambda device: machine)
+    monkeypatch.setattr(gate_rules, "machine", lambda device: machine)
     monkeypatch.setattr(gate.results, "read", lambda *_: curve({64: 1.0}))
     Path("baselines/nvidia-h200").mkdir(parents=True)
     assert cli.dispatch(["gate", *TORCH]) == 2
@@ -220,7 +222,7 @@ def test_a_baseline_of_nothing_timed_is_told_before_anything_is_measured(
     elsewhere_unmeasured, monkeypatch, capfd, rows
 ):
     machine = {"device_name": "NVIDIA H200", "driver": "580.1"}
-    monkeypatch.setattr(gating, "machine", lambda device: machine)
+    monkeypatch.setattr(gate_rules, "machine", lambda device: machine)
     Path("baselines/nvidia-h200").mkdir(parents=True)
     Path("baselines/nvidia-h200/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cli.dispatch(["gate", *TORCH]) == 2
@@ -255,5 +257,5 @@ def test_what_only_prints_measures_nothing(elsewhere_unmeasured, capfd):
 
 
 def test_the_preset_and_five_processes_are_what_is_not_typed():
-    assert gating.completed(["impl=mine"]) == ["experiment=gate", "repeat=5", "impl=mine"]
-    assert gating.completed(["repeat=7", "experiment=x"]) == ["repeat=7", "experiment=x"]
+    assert gate_rules.completed(["impl=mine"]) == ["experiment=gate", "repeat=5", "impl=mine"]
+    assert gate_rules.completed(["repeat=7", "experiment=x"]) == ["repeat=7", "experiment=x"]

@@ -5,15 +5,15 @@ from dataclasses import fields
 
 import pytest
 
-from kvexp.cli import catalogue
-from kvexp.cli.typed import WORDS
+from kvexp.cli import help
+from kvexp.cli.schema import WORDS
 from kvexp.experiment import WorkloadSpec
 
 
-@pytest.mark.parametrize("group", catalogue.GROUPS)
+@pytest.mark.parametrize("group", help.GROUPS)
 def test_every_option_is_listed_with_its_line(typed, group):
     lines = " ".join(typed("--help").out.split())
-    found = catalogue.options(group, [catalogue.conf_dir()])
+    found = help.options(group, [help.conf_dir()])
     assert found
     for name, comment in found.items():
         assert comment
@@ -22,7 +22,7 @@ def test_every_option_is_listed_with_its_line(typed, group):
 
 def test_the_defaults_are_marked(typed):
     starred = [line.split()[1] for line in typed("-h").out.splitlines() if line.startswith("  * ")]
-    assert starred == [catalogue.defaults()[group] for group in catalogue.GROUPS[:-1]]
+    assert starred == [help.defaults()[group] for group in help.GROUPS[:-1]]
 
 
 def test_the_users_line_the_keys_and_the_exit_codes_are_there(typed):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.measured import row
+from tests.helpers.recorded_rows import row
 
 AT_ONCE = 4
 """Times as long as Hydra takes to be imported, which they need, beside what they begin ahead."""
@@ -88,7 +88,7 @@ def test_a_reader_that_left_is_no_error(tmp_path):
 # A sweep of one curve that needs neither a device nor time: its row is made up.
 MADE_UP = """
 import sys
-from kvexp import measuring
+from kvexp.sweep import curve_run
 from kvexp.cli import main
 from kvexp.measurement import Measurement
 

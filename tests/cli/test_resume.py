@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-
-from kvexp.rows import RowFile
 from tests.test_rows import row
+
+from kvexp.results.rows import RowFile
 
 
 @pytest.fixture

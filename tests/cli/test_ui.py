@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 
 from kvexp.tracking import TrackingSettings, connect
-from tests import serving
+from tests.helpers import mlflow_server
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def served(monkeypatch):
 @pytest.fixture
 def port():
     """A port that is free now."""
-    return serving.free_port()
+    return mlflow_server.free_port()
 
 
 def test_without_runs_it_says_what_makes_some(typed):

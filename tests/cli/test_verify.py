@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from kvexp.bench.contract import CLAUSES
+from kvexp.bench.contract.ask import Asker
 from kvexp.cli.commands import verify
-from kvexp.contract import CLAUSES
-from kvexp.contract.ask import Asker
-from tests import tiny
-from tests.breaking import BROKEN
+from tests.helpers import tiny_curve
+from tests.helpers.contract_breakers import BROKEN
 
 CONF = """\
 # Breaks the contract in one way.
@@ -25,7 +25,7 @@ def verified(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
 
-    def verify(*words, how="breaking.Breaking", options="kind: honest"):
+    def verify(*words, how="contract_breakers.Breaking", options="kind: honest"):
         (folder / "mine.yaml").write_text(CONF.format(how, options))
         done = subprocess.run(
             [sys.executable, "-m", "kvexp", "verify", "--config-dir", str(tmp_path / "conf"), "device=cpu",
@@ -63,7 +63,7 @@ def test_one_that_is_only_told_in_tables_is_one_as_well(verified):
 
 
 def test_a_clause_whose_process_dies_is_broken(verified):
-    done = verified(how="breaking.Mortal", options="by: exit")
+    done = verified(how="contract_breakers.Mortal", options="by: exit")
     assert done.returncode == 1
     assert (
         "past_end        broken   died with exit code 7 (trap: slot past the end) (7 tokens)" in done.stdout
@@ -71,7 +71,7 @@ def test_a_clause_whose_process_dies_is_broken(verified):
 
 
 def test_what_refuses_everything_is_three(verified):
-    done = verified(how="breaking.Refusing", options="what: everything")
+    done = verified(how="contract_breakers.Refusing", options="what: everything")
     assert done.returncode == 3
     assert "plain  refused  impl=refusing takes no call of everything (7 tokens)" in done.stdout
     done = verified("op=reshape_and_cache")
@@ -80,22 +80,22 @@ def test_what_refuses_everything_is_three(verified):
 
 
 def test_what_is_wrong_in_plain_calls_is_one(verified):
-    done = verified(how="wrong.Swapped", options="")
+    done = verified(how="wrong_impls.Swapped", options="")
     assert done.returncode == 1
     assert "\n  plain  broken   token 0, head 0, element 0 of key_cache (slot " in done.stdout
 
 
 def test_what_ends_more_processes_than_are_started_is_one(monkeypatch, capsys):
-    monkeypatch.setattr("kvexp.contract.ask.MOST_PROCESSES", 2)
-    deadly = tiny.curve(how="wrong.Deadly", options={"by": "exit"}, num_tokens=(16, 17, 18))
+    monkeypatch.setattr("kvexp.bench.contract.ask.MOST_PROCESSES", 2)
+    deadly = tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}, num_tokens=(16, 17, 18))
     assert verify._verify(Asker(), deadly) == 1
     assert capsys.readouterr().out.count("  plain  broken   died with exit code 7 ") == 2
 
 
 def test_a_class_that_is_not_there_is_two(verified):
-    done = verified(how="breaking.Gone", options="")
+    done = verified(how="contract_breakers.Gone", options="")
     assert done.returncode == 2
-    assert "kvexp: tests.breaking.Gone of mine cannot be found" in done.stderr
+    assert "kvexp: tests.helpers.contract_breakers.Gone of mine cannot be found" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from kvexp import folder
-from tests.measured import curve, row, sweep
+from kvexp.results import sweep_dir
+from tests.helpers.recorded_rows import curve, row, sweep
 
 
 @pytest.fixture
 def home(elsewhere):
     made = sweep(elsewhere / "multirun" / "2026-11-21" / "10-00-00-000001", [curve({1: 2.0})])
-    folder.write_command(made, ["impl=cuda"], [])
+    sweep_dir.write_command(made, ["impl=cuda"], [])
     return made
 
 
@@ -39,7 +39,7 @@ def watching(elsewhere):
 
 
 def test_it_follows_the_last_sweep_and_ends_when_that_ends(home, watching):
-    with folder.hold(home):
+    with sweep_dir.hold(home):
         process = watching()
         assert process.stdout.readline().startswith("2026-11-21/10-00-00-000001  points: 1  at work: process")
         with (home / "0" / "rows.jsonl").open("a") as rows:
@@ -52,14 +52,14 @@ def test_it_follows_the_last_sweep_and_ends_when_that_ends(home, watching):
 
 
 def test_a_terminal_that_draws_nothing_is_followed_line_by_line(home, watching):
-    with folder.hold(home):
+    with sweep_dir.hold(home):
         process = watching(TERM="dumb", FORCE_COLOR="1")
         assert select.select([process.stdout], [], [], 30)[0]
         assert process.stdout.readline().startswith("2026-11-21/10-00-00-000001")
 
 
 def test_ctrl_c_ends_it_and_not_the_sweep(home, watching):
-    with folder.hold(home):
+    with sweep_dir.hold(home):
         process = watching(str(home))
         assert process.stdout.readline()
         process.send_signal(signal.SIGINT)
@@ -68,7 +68,7 @@ def test_ctrl_c_ends_it_and_not_the_sweep(home, watching):
 
 
 def test_once_shows_a_sweep_at_work_and_ends(home, typed):
-    with folder.hold(home):
+    with sweep_dir.hold(home):
         outcome = typed("watch", "--once")
     assert outcome.code == 0
     assert f"points: 1  at work: process {os.getpid()}" in outcome.out

@@ -11,9 +11,9 @@ import torch
 from cuda.bindings import driver
 
 import kvexp
-from kvexp import launch
-from kvexp.api.kinds import Known
-from tests import law
+from kvexp.api.launch_cache import Known
+from kvexp.gpu import launch
+from tests.helpers import oracle
 
 CALLS = 400
 """So few that the launch queue of some 1,000 never fills."""
@@ -23,7 +23,7 @@ ROUNDS = 30
 
 def bare(posed):
     """The driver's function for the launch that impl=cuda makes, with everything ready."""
-    impl = law.implementation("cuda", str(posed.key.device))
+    impl = oracle.implementation("cuda", str(posed.key.device))
     num_tokens = posed.slot_mapping.shape[0]
     (x, y), cta_threads, kernel, sizes = impl.launcher(posed.op, *posed.arguments).plan(num_tokens)
     tensors = (
@@ -94,7 +94,7 @@ def beside_the_driver(impl, posed):
         function(*arguments, impl=impl)
 
     call()
-    bound = posed.bind(law.implementation(impl, str(posed.key.device)))
+    bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
     bound()
     rounds = rounds_us(bare(posed), call, bound, looking(posed))
     part = statistics.median(alone / driver for driver, _, alone, _ in rounds)
@@ -111,7 +111,7 @@ def measured(impl, posed):
         function(*arguments, impl=impl)
 
     call()
-    bound = posed.bind(law.implementation(impl, str(posed.key.device)))
+    bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
     bound()
     parts = dict(zip(("driver_us", "call_us", "bound_us"), medians_us(bare(posed), call, bound), strict=True))
     (known,) = (c.cell_contents for c in function.__closure__ if isinstance(c.cell_contents, Known))
@@ -127,8 +127,8 @@ def measured(impl, posed):
 
 
 if __name__ == "__main__":
-    for op in (law.FLASH, law.DIFFKV, law.PAGED):
+    for op in (oracle.FLASH, oracle.DIFFKV, oracle.PAGED):
         for impl in ("cuda", "triton"):
-            posed = law.problem("cuda:0", law.shuffled(32, 128), op=op, kv_cache_dtype="fp8")
+            posed = oracle.problem("cuda:0", oracle.shuffled(32, 128), op=op, kv_cache_dtype="fp8")
             parts = measured(impl, posed)
             sys.stdout.write(f"{op} {impl} {' '.join(f'{k}={v:.2f}' for k, v in parts.items())}\n")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from kvexp import rows
+from kvexp.results import rows
 
 PROCESSES = 5
 MANY_TOKENS = 512

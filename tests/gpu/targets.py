@@ -16,8 +16,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvexp.worker import Worker
-from tests import composed
+from kvexp.sweep.subprocess_worker import Worker
+from tests.helpers import compose
 
 TABLE = Path(__file__).with_suffix(".yaml")
 IMPLS = ("cuda", "triton")
@@ -56,7 +56,7 @@ class Measured:
         """
         overrides = tuple(f"{key}={value}" for key, value in values.items())
         if overrides not in self._known:
-            experiment = composed.experiment(*overrides).resolved("cuda:0")
+            experiment = compose.experiment(*overrides).resolved("cuda:0")
             rows = [row for row, _ in self._worker.run(experiment)]
             for row in rows:
                 if row["status"] != "ok":

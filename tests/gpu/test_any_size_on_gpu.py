@@ -9,25 +9,25 @@ import pytest
 import torch
 
 from kvexp.op import FP8, cache_item_bytes
-from tests import composed, law
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import compose, oracle
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 DEVICE = "cuda:0"
-PAIRS = composed.pairs()
+PAIRS = compose.pairs()
 TYPES = [
-    *((dtype, "auto", "per_tensor") for dtype in law.WIDE),
+    *((dtype, "auto", "per_tensor") for dtype in oracle.WIDE),
     *((dtype, dtype, "per_tensor") for dtype in FP8),
-    *((dtype, fp8, scale) for dtype in law.WIDE for fp8 in FP8 for scale in ("per_tensor", "per_head")),
+    *((dtype, fp8, scale) for dtype in oracle.WIDE for fp8 in FP8 for scale in ("per_tensor", "per_head")),
 ]
 """dtype, kv_cache_dtype, scale."""
 
-IMPLS = [name for name in composed.implementations() if name != "torch"]
+IMPLS = [name for name in compose.implementations() if name != "torch"]
 
 
 def readable(posed):
     """The call without scales where it reads none."""
     converts = posed.kv_cache_dtype != "auto" and posed.key.itemsize > 1
-    return posed if converts else law.without_scales(posed)
+    return posed if converts else oracle.without_scales(posed)
 
 
 @pytest.mark.parametrize("types", [types for types in TYPES if types[1] != "auto"], ids="-".join)
@@ -35,12 +35,12 @@ def readable(posed):
 def test_cuda_writes_fp8_heads_of_every_size(head_size, types):
     dtype, kv_cache_dtype, scale = types
     asked = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "scale": scale, "num_heads": 3}
-    slots = [-1, *law.shuffled(37, 128), 10**6]
+    slots = [-1, *oracle.shuffled(37, 128), 10**6]
     for layout in ("NHD", "HND"):
-        posed = law.problem(DEVICE, slots, op=FLASH, layout=layout, head_size=head_size, **asked)
-        law.assert_writes("cuda", readable(posed))
+        posed = oracle.problem(DEVICE, slots, op=FLASH, layout=layout, head_size=head_size, **asked)
+        oracle.assert_writes("cuda", readable(posed))
     sizes = {"head_size": head_size, "head_size_v": 24}
-    law.assert_writes("cuda", readable(law.problem(DEVICE, slots, op=DIFFKV, **sizes, **asked)))
+    oracle.assert_writes("cuda", readable(oracle.problem(DEVICE, slots, op=DIFFKV, **sizes, **asked)))
 
 
 @pytest.mark.parametrize("fp8", FP8)
@@ -50,24 +50,24 @@ def test_every_sixteen_bit_value_is_quantised_in_heads_of_any_size(impl, head_si
     num_tokens = -(-(2**16) // (3 * head_size))
     every = torch.arange(num_tokens * 3 * head_size, device=DEVICE).remainder(2**16).to(torch.int32)
     rows = every.to(torch.int16).view(torch.bfloat16).view(num_tokens, 3, head_size)
-    posed = law.problem(
+    posed = oracle.problem(
         DEVICE, list(range(num_tokens)), kv_cache_dtype=fp8, scale="per_head", num_heads=3,
         head_size=head_size, num_blocks=-(-num_tokens // 16), key=rows, value=rows,
     )  # fmt: skip
-    law.assert_writes(impl, posed)
+    oracle.assert_writes(impl, posed)
 
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("impl", [*IMPLS, "library/cuda"])
 def test_calls_of_any_size_and_stride_hold_the_law(impl, seed):
-    law.assert_writes(impl, readable(drawn(random.Random(seed), DEVICE)))
+    oracle.assert_writes(impl, readable(drawn(random.Random(seed), DEVICE)))
 
 
 def drawn(some, device):
     """A call on a cache of some kilobytes: rows begin anywhere and have anything between them."""
     op, layout = some.choice(PAIRS)
     dtype, kv_cache_dtype, scale = some.choice(TYPES)
-    item = law.DTYPES[dtype]
+    item = oracle.DTYPES[dtype]
     whole = 16 // cache_item_bytes(kv_cache_dtype, item.itemsize) if op == PAGED else 1
     head_size = whole * some.randint(1, 140 // whole)
     sizes = {
@@ -88,9 +88,9 @@ def drawn(some, device):
         for name, size in (("key", "head_size"), ("value", "head_size_v"))
     }
     asked = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "scale": scale}
-    posed = law.problem(device, slots, op=op, layout=layout, **asked, **rows, **sizes)
+    posed = oracle.problem(device, slots, op=op, layout=layout, **asked, **rows, **sizes)
     distances = some.choice([(1, 1), (2, 2), (1, 3), (3, 1)])
-    return law.with_blocks_apart(posed, *distances) if op == PAGED else posed
+    return oracle.with_blocks_apart(posed, *distances) if op == PAGED else posed
 
 
 def views(some, num_tokens, num_heads, head_size, dtype, device):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvexp import pipeline
-from tests import composed
+from kvexp.bench import run_curve
+from tests.helpers import compose
 
 SIZES = ("workload=quickstart", "workload.num_tokens=[1,64,1024]", "timer=none")
 PATTERNS = [
@@ -19,29 +19,29 @@ PATTERNS = [
 
 
 def verify(*overrides):
-    made = composed.experiment(*SIZES, *overrides).resolved("cuda:0")
-    for point in pipeline.run(made, {}):
+    made = compose.experiment(*SIZES, *overrides).resolved("cuda:0")
+    for point in run_curve.run(made, {}):
         assert point.status == "verified", point.reason
 
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
-@pytest.mark.parametrize(("op", "layout"), composed.pairs())
-@pytest.mark.parametrize("impl", composed.implementations())
+@pytest.mark.parametrize(("op", "layout"), compose.pairs())
+@pytest.mark.parametrize("impl", compose.implementations())
 def test_every_point_is_right(impl, op, layout, mode):
     verify(f"impl={impl}", f"op={op}", f"layout={layout}", f"mode={mode}")
 
 
 @pytest.mark.parametrize("chosen", PATTERNS)
-@pytest.mark.parametrize("op", composed.options("op"))
-@pytest.mark.parametrize("impl", composed.implementations())
+@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("impl", compose.implementations())
 def test_every_pattern_is_right(impl, op, chosen):
     verify(f"impl={impl}", f"op={op}", *chosen.split())
 
 
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 @pytest.mark.parametrize(
     "chosen", ["kv_cache_dtype=fp8 scale=per_head", "kv_cache_dtype=fp8_e5m2 dtype=fp8_e5m2"]
 )
-@pytest.mark.parametrize("impl", composed.implementations())
+@pytest.mark.parametrize("impl", compose.implementations())
 def test_fp8_is_right(impl, chosen, op):
     verify(f"impl={impl}", f"op={op}", *chosen.split())

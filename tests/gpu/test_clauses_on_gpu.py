@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvexp import pipeline
-from kvexp.contract import FULL, NEEDED
-from kvexp.contract.ask import Asker
-from kvexp.contract.clauses import Asked, find
+from kvexp.bench import run_curve
+from kvexp.bench.contract import FULL, NEEDED
+from kvexp.bench.contract.ask import Asker
+from kvexp.bench.contract.clauses import Asked, find
 from kvexp.impl import make
-from tests import composed, tiny
-from tests.breaking import BROKEN, ON_THE_HOST, SMALL_ALONE
+from tests.helpers import compose, tiny_curve
+from tests.helpers.contract_breakers import BROKEN, ON_THE_HOST, SMALL_ALONE
 
 MODES = ["cudagraph", "no_graph"]
 SIZES = (1, 16, 300)
@@ -25,13 +25,15 @@ IN_LARGE = [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED} a
 
 
 def curve(mode, **chosen):
-    made = tiny.curve(num_blocks=64, num_tokens=SIZES, **chosen)
+    made = tiny_curve.curve(num_blocks=64, num_tokens=SIZES, **chosen)
     return replace(made, device="cuda:0", mode=replace(made.mode, name=mode))
 
 
 def found(made):
     case = next(made.cases())
-    asked = Asked(make(made.impl, device="cuda:0"), make(made.op), make(made.layout), tiny.source(made), case)
+    asked = Asked(
+        make(made.impl, device="cuda:0"), make(made.op), make(made.layout), tiny_curve.source(made), case
+    )
     with torch.cuda.stream(torch.cuda.Stream()):
         return find(asked, SIZES)
 
@@ -42,7 +44,7 @@ def broken(contract):
 
 @pytest.mark.parametrize(("kind", "mode"), KINDS)
 def test_breaking_one_clause_is_told_and_nothing_else(kind, mode):
-    contract = found(curve(mode, how="breaking.Breaking", options={"kind": kind}))
+    contract = found(curve(mode, how="contract_breakers.Breaking", options={"kind": kind}))
     assert broken(contract) == BROKEN[kind], contract
     assert contract.sizes == SIZES
 
@@ -50,7 +52,7 @@ def test_breaking_one_clause_is_told_and_nothing_else(kind, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [kind for kind in IN_LARGE if kind not in ON_THE_HOST])
 def test_whoever_breaks_it_in_larger_calls_alone_is_found_at_the_curve_s_own_size(kind, mode):
-    contract = found(curve(mode, how="breaking.Breaking", options={"kind": kind, "least": 16}))
+    contract = found(curve(mode, how="contract_breakers.Breaking", options={"kind": kind, "least": 16}))
     assert broken(contract) == BROKEN[kind], contract
 
 
@@ -59,8 +61,8 @@ def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point
     """Others run beside it: who is incorrect is so before it would be timed, and who is not is not timed."""
     wrong = {*BROKEN[kind]} & {*NEEDED}
     clock = {"timer": "cuda_event"} if wrong else {}
-    made = curve(mode, how="breaking.Breaking", options={"kind": kind}, **clock)
-    points = list(pipeline.run(made, {}, asks=lambda: found(made)))
+    made = curve(mode, how="contract_breakers.Breaking", options={"kind": kind}, **clock)
+    points = list(run_curve.run(made, {}, asks=lambda: found(made)))
     assert {point.status for point in points} == {"incorrect" if wrong else "verified"}, points[0].reason
     assert {point.contract for point in points} == {", ".join(BROKEN[kind]) or FULL}
 
@@ -70,14 +72,16 @@ def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point
 @pytest.mark.parametrize("kind", ["honest", "wraps_past_end"])
 def test_a_curve_of_whoever_keeps_what_engines_need_is_timed_and_told_the_rest(kind, mode):
     rule = {"warmup": 1, "min_samples": 3, "max_samples": 5}
-    made = curve(mode, how="breaking.Breaking", options={"kind": kind}, timer="cuda_event", rule=rule)
-    for point in pipeline.run(made, {}, asks=lambda: found(made)):
+    made = curve(
+        mode, how="contract_breakers.Breaking", options={"kind": kind}, timer="cuda_event", rule=rule
+    )
+    for point in run_curve.run(made, {}, asks=lambda: found(made)):
         assert (point.status, point.contract) == ("ok", ", ".join(BROKEN[kind]) or FULL), point.reason
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
-@pytest.mark.parametrize(("op", "layout"), composed.pairs())
+@pytest.mark.parametrize("kv_cache_dtype", compose.formats())
+@pytest.mark.parametrize(("op", "layout"), compose.pairs())
 @pytest.mark.parametrize("impl", ["cuda", "triton", "torch"])
 def test_ours_keep_all_of_it(impl, op, layout, kv_cache_dtype, mode):
     if impl == "triton" and kv_cache_dtype != "auto" and torch.cuda.get_device_capability() < (9, 0):
@@ -91,7 +95,7 @@ def test_a_kernel_that_traps_is_broken_and_the_rest_is_asked(mode, monkeypatch, 
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))
     asker = Asker()
     try:
-        contract = asker.ask(curve(mode, how="breaking.Trapping"))
+        contract = asker.ask(curve(mode, how="contract_breakers.Trapping"))
     finally:
         asker.close()
     assert contract.column(300) == "past_end"

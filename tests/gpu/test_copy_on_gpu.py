@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvexp import ceiling, environment, pipeline
-from tests import composed
+from kvexp.bench import environment, equal_copy, run_curve
+from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
 
@@ -11,8 +11,8 @@ TOKENS = "workload.num_tokens=[1,3,64,1024]"
 
 
 def measured(*overrides, workload="quickstart", tokens=TOKENS):
-    made = composed.experiment("timer.max_seconds=0.3", f"workload={workload}", tokens, *overrides)
-    return list(pipeline.run(made.resolved("cuda:0"), environment.read("cuda:0")))
+    made = compose.experiment("timer.max_seconds=0.3", f"workload={workload}", tokens, *overrides)
+    return list(run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0")))
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_it_is_the_ceiling_of_an_implementation_beside_it():
 
 def test_a_kernel_that_copies_wrong_is_incorrect(tmp_path, monkeypatch):
     line = "        to[at] = out;\n"
-    source = ceiling.SOURCE.read_text()
+    source = equal_copy.SOURCE.read_text()
     assert source.count(line) == 1
-    wrong = tmp_path / "ceiling.cu"
+    wrong = tmp_path / "equal_copy.cu"
     wrong.write_text(source.replace(line, "        out.w += at == writes - 1;\n" + line))
-    monkeypatch.setattr(ceiling, "SOURCE", wrong)
+    monkeypatch.setattr(equal_copy, "SOURCE", wrong)
     for point in measured("impl=copy"):
         assert point.status == "incorrect"
         assert "hold other bytes than were to be copied" in point.reason

@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from kvexp import environment, pipeline
-from tests import composed
+from kvexp.bench import environment, run_curve
+from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
 
@@ -14,8 +14,8 @@ INSTALLED = importlib.util.find_spec("cupti") is not None
 
 def measured(*overrides):
     sizes = ("workload=llama3_8b", "workload.num_tokens=[1,4096]", "timer.max_seconds=0.3")
-    made = composed.experiment("impl=cuda", *sizes, *overrides)
-    return list(pipeline.run(made.resolved("cuda:0"), environment.read("cuda:0")))
+    made = compose.experiment("impl=cuda", *sizes, *overrides)
+    return list(run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0")))
 
 
 @pytest.mark.skipif(INSTALLED, reason="cupti-python is installed")

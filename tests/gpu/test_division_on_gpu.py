@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import kvexp
-from kvexp import jit
+from kvexp.gpu import nvrtc
 from kvexp.impl.cuda.spec import SOURCES, Items
-from kvexp.quantize import quantize
+from kvexp.op.quantize import quantize
 
 THREADS = 128
 LEAST, MOST = 2.0**-60, 2.0**60
@@ -58,7 +58,7 @@ def count(tmp_path):
         )
         wrong = torch.zeros(1, dtype=torch.int64, device="cuda")
         stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
-        kernel = jit.kernel(tmp_path / "division.cu", name, macros, f"sm_{major}{minor}")
+        kernel = nvrtc.kernel(tmp_path / "division.cu", name, macros, f"sm_{major}{minor}")
         launch(
             stream, LaunchConfig(grid=threads // THREADS, block=THREADS), kernel, wrong.data_ptr(), *arguments
         )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvexp.impl import make
-from tests import composed, law
+from tests.helpers import compose, oracle
 
 DEVICE = "cuda:0"
 NUM_SLOTS = 2048
@@ -34,13 +34,13 @@ def test_groups_that_exchange_tokens_hold_the_law(
     group_tokens, dtype, kv_cache_dtype, slot_first, block_size
 ):
     options = {"group_tokens": group_tokens, "slot_first": slot_first, "exchange": True}
-    impl = make(replace(composed.choice("impl", "cuda"), options=options), device=DEVICE)
+    impl = make(replace(compose.choice("impl", "cuda"), options=options), device=DEVICE)
     for num_tokens in (*range(1, 36), 47, 64, 65, 100, 512):
         mean, padding = (3, 17, 64)[num_tokens % 3], (0, 0.2)[num_tokens % 2]
-        posed = law.problem(
+        posed = oracle.problem(
             DEVICE,
             runs(num_tokens, mean, padding, num_tokens),
-            op=law.PAGED,
+            op=oracle.PAGED,
             dtype=dtype,
             kv_cache_dtype=kv_cache_dtype,
             num_heads=3,

@@ -8,12 +8,12 @@ import torch
 from torch.library import opcheck
 
 import kvexp
-from tests import composed, law
 from tests.gpu import host_time
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import compose, oracle
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 DEVICE = "cuda:0"
-IMPLS = composed.implementations()
+IMPLS = compose.implementations()
 
 several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -28,7 +28,7 @@ def called(posed, impl, **options):
 
 
 def test_a_call_runs_on_the_current_stream(impl):
-    posed = law.problem(DEVICE, law.shuffled(64, 128))
+    posed = oracle.problem(DEVICE, oracle.shuffled(64, 128))
     called(posed, impl)
     torch.cuda.synchronize()
     key = posed.key.clone()
@@ -44,7 +44,7 @@ def test_a_call_runs_on_the_current_stream(impl):
 
 
 def test_a_captured_call_follows_the_tensors_contents(impl):
-    posed = law.problem(DEVICE, [5, 6, 7, 8], op=DIFFKV)
+    posed = oracle.problem(DEVICE, [5, 6, 7, 8], op=DIFFKV)
     called(posed, impl)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -61,7 +61,7 @@ def test_the_flash_function_writes_either_shape_of_caches_again_and_again(impl):
     """From the second round on each is a known kind, launched without validation."""
     for seed in range(3):
         for op in (FLASH, PAGED):
-            posed = law.problem(DEVICE, law.shuffled(9, 128, seed), op=op, kv_cache_dtype="fp8")
+            posed = oracle.problem(DEVICE, oracle.shuffled(9, 128, seed), op=op, kv_cache_dtype="fp8")
             expected = posed.expected()
             kvexp.reshape_and_cache_flash(*posed.arguments, impl=impl)
             torch.cuda.synchronize()
@@ -69,7 +69,7 @@ def test_the_flash_function_writes_either_shape_of_caches_again_and_again(impl):
 
 
 def test_checking_slots_is_refused_while_a_graph_is_captured(impl):
-    posed = law.problem(DEVICE, [5, 6])
+    posed = oracle.problem(DEVICE, [5, 6])
     called(posed, impl)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -79,7 +79,7 @@ def test_checking_slots_is_refused_while_a_graph_is_captured(impl):
 
 
 def test_a_slot_past_the_last_is_said_when_asked_and_nothing_is_written(impl):
-    posed = law.problem(DEVICE, [5, 128])
+    posed = oracle.problem(DEVICE, [5, 128])
     before = posed.storage.clone()
     with pytest.raises(ValueError, match=r"slot_mapping\[1\] is 128, past the last of the cache's 128 slots"):
         called(posed, impl, check_slots=True)
@@ -87,9 +87,9 @@ def test_a_slot_past_the_last_is_said_when_asked_and_nothing_is_written(impl):
 
 
 def test_a_new_thread_can_be_the_first_to_call(impl):
-    posed = law.problem(DEVICE, law.shuffled(9, 128))
+    posed = oracle.problem(DEVICE, oracle.shuffled(9, 128))
     called(posed, impl)
-    posed = law.problem(DEVICE, law.shuffled(9, 128))
+    posed = oracle.problem(DEVICE, oracle.shuffled(9, 128))
     expected = posed.expected()
     failures = []
 
@@ -107,7 +107,7 @@ def test_a_new_thread_can_be_the_first_to_call(impl):
     assert torch.equal(posed.storage, expected)
 
 
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_it_compiles_without_a_break(impl, op, backend):
     def step(key, *others):
@@ -115,7 +115,7 @@ def test_it_compiles_without_a_break(impl, op, backend):
         return key.sum()
 
     torch._dynamo.reset()
-    posed = law.problem(DEVICE, [5, 1, 9], op=op)
+    posed = oracle.problem(DEVICE, [5, 1, 9], op=op)
     posed.key, posed.value = posed.key.clone(), posed.value.clone()
     expected = replace(posed, key=posed.key * 2).expected()
     if op == PAGED and backend == "inductor":
@@ -129,25 +129,27 @@ def test_it_compiles_without_a_break(impl, op, backend):
     assert torch.equal(posed.storage, expected)
 
 
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 def test_the_registered_op_passes_torch_s_own_check(impl, op):
-    posed = law.problem(DEVICE, [5, 1, 9], op=op, kv_cache_dtype="fp8", scale="per_head")
+    posed = oracle.problem(DEVICE, [5, 1, 9], op=op, kv_cache_dtype="fp8", scale="per_head")
     outcome = opcheck(getattr(torch.ops.kvexp, op).default, (*posed.arguments, impl, False))
     assert set(outcome.values()) == {"SUCCESS"}
 
 
 def test_tensors_on_two_devices_are_refused(impl):
-    posed = law.problem(DEVICE, [5, 1, 9])
+    posed = oracle.problem(DEVICE, [5, 1, 9])
     posed.slot_mapping = posed.slot_mapping.cpu()
     with pytest.raises(ValueError, match="slot_mapping must be on cuda:0 as key is, not on cpu"):
         called(posed, impl)
 
 
 @several
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 def test_another_device_than_the_current_one_is_written(impl, op):
     for device in ("cuda:1", "cuda:0", "cuda:1"):
-        posed = law.problem(device, law.shuffled(33, 128), op=op, kv_cache_dtype="fp8", scale="per_head")
+        posed = oracle.problem(
+            device, oracle.shuffled(33, 128), op=op, kv_cache_dtype="fp8", scale="per_head"
+        )
         expected = posed.expected()
         called(posed, impl)
         assert torch.equal(posed.storage, expected)
@@ -156,7 +158,7 @@ def test_another_device_than_the_current_one_is_written(impl, op):
 
 @several
 def test_tensors_on_two_gpus_are_refused(impl):
-    posed, other = law.problem(DEVICE, [5]), law.problem("cuda:1", [5])
+    posed, other = oracle.problem(DEVICE, [5]), oracle.problem("cuda:1", [5])
     posed.value = other.value
     with pytest.raises(ValueError, match="value must be on cuda:0 as key is, not on cuda:1"):
         called(posed, impl)
@@ -166,13 +168,15 @@ def test_tensors_on_two_gpus_are_refused(impl):
 @pytest.mark.parametrize("name", ["cuda", "triton"])
 def test_an_eager_call_costs_the_host_little_more_than_the_launch(name):
     """No bound in microseconds: hosts differ in the driver and in Python; see docs/library.md."""
-    part, looks = host_time.beside_the_driver(name, law.problem(DEVICE, law.shuffled(32, 128), op=FLASH))
+    part, looks = host_time.beside_the_driver(
+        name, oracle.problem(DEVICE, oracle.shuffled(32, 128), op=FLASH)
+    )
     assert part <= 1.15
     assert looks <= 1.0
 
 
 def test_a_later_call_of_no_tensors_or_of_too_few_rows_is_still_refused(impl):
-    posed = law.problem(DEVICE, [5, 1, 9])
+    posed = oracle.problem(DEVICE, [5, 1, 9])
     called(posed, impl)
     with pytest.raises(TypeError, match=r"key must be a torch\.Tensor, not list"):
         called(replace(posed, key=[1.0]), impl)
@@ -185,9 +189,9 @@ def test_a_later_call_of_no_tensors_or_of_too_few_rows_is_still_refused(impl):
 def test_a_call_of_a_known_kind_is_not_validated_anew(impl, monkeypatch):
     if impl == "torch":
         pytest.skip("indexing has no launcher")
-    called(law.problem(DEVICE, [5, 1, 9], num_heads=7), impl)
+    called(oracle.problem(DEVICE, [5, 1, 9], num_heads=7), impl)
     monkeypatch.setattr("kvexp.api.checks.valid", None)
-    other = law.problem(DEVICE, [127, 4, -1], num_heads=7)
+    other = oracle.problem(DEVICE, [127, 4, -1], num_heads=7)
     expected = other.expected()
     called(other, impl)
     assert torch.equal(other.storage, expected)
@@ -195,12 +199,12 @@ def test_a_call_of_a_known_kind_is_not_validated_anew(impl, monkeypatch):
 
 @pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (1, 0), (0, 1)])
 @pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 def test_misaligned_tensors_are_only_slower_whatever_was_called_before(impl, op, rows, caches):
     """Aligned ones first, and each call twice, so that the second is one of a known kind."""
-    called(law.problem(DEVICE, law.shuffled(9, 128), op=op), impl)
+    called(oracle.problem(DEVICE, oracle.shuffled(9, 128), op=op), impl)
     for _ in range(2):
-        posed = law.problem(DEVICE, law.shuffled(9, 128), op=op)
+        posed = oracle.problem(DEVICE, oracle.shuffled(9, 128), op=op)
         names = ("kv_cache",) if op == DIFFKV else ("key_cache", "value_cache")
         offsets = {"key": rows[0], "value": rows[1], **dict(zip(names, caches, strict=False))}
         moved = {name: off_by(getattr(posed, name), off) for name, off in offsets.items()}

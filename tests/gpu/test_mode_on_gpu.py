@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvexp.mode import prepare
+from kvexp.bench.mode import prepare
 
 pytestmark = pytest.mark.alone
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import rows, sweep
-from kvexp.settings import SweepSettings
+from kvexp.results import rows
+from kvexp.sweep import runner
+from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
-from tests import composed
+from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
 
@@ -19,28 +20,30 @@ UNTRACKED = TrackingSettings("none", None, "kvexp")
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """The measuring process finds tests.gpu.faulty."""
+    """The measuring process finds tests.helpers.faulty_gpu_impls."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
 
 
 @pytest.fixture
 def outcome(tmp_path):
-    """Sweeps a class of tests.gpu.faulty between two curves of ours; gives the rows of the three."""
+    """Sweep a class of faulty_gpu_impls between two curves of ours, and return the rows of the three."""
 
     def swept(name, timeout_s=120.0, how=("timer=none", "mode=no_graph")):
         before, base, after = (
-            composed.experiment(*chosen, "workload=quickstart", TOKENS, *how)
+            compose.experiment(*chosen, "workload=quickstart", TOKENS, *how)
             for chosen in (
                 ["impl=cuda", "workload.num_blocks=8192"],
                 ["impl=torch"],
                 ["impl=cuda", "workload.num_blocks=8192", "dtype=half"],
             )
         )
-        bad = replace(base, impl=replace(base.impl, name=name.lower(), target=f"tests.gpu.faulty.{name}"))
+        bad = replace(
+            base, impl=replace(base.impl, name=name.lower(), target=f"tests.helpers.faulty_gpu_impls.{name}")
+        )
         home = tmp_path / "2026-11-21" / "10-00-00-000000"
         curves = (before, bad, after)
-        jobs = [sweep.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
-        assert sweep.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
+        jobs = [runner.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
+        assert runner.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
         return [rows.read(job.folder) for job in jobs]
 
     return swept

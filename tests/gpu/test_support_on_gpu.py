@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from kvexp import pipeline
-from tests import composed, support, tiny
+from kvexp.bench import run_curve
+from tests.helpers import compose, support, tiny_curve
 
 DEVICE = "cuda:0"
 
@@ -20,14 +20,14 @@ def expected(impl, kind):
     return "verified", "timer=none: not timed"
 
 
-@pytest.mark.parametrize("layout", composed.options("layout"))
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("layout", compose.options("layout"))
+@pytest.mark.parametrize("op", compose.options("op"))
 @pytest.mark.parametrize("impl", support.IMPLS)
 def test_every_combination_comes_to_what_the_page_says(impl, op, layout):
     kinds = [kind for kind in support.kinds(op) if kind.layout == layout]
     for kind in kinds:
-        made = tiny.curve(impl=impl, num_tokens=19, mode="auto", **asdict(kind))
-        made = replace(made, device=DEVICE, mode=composed.choice("mode", "auto")).resolved(DEVICE)
-        (point,) = pipeline.run(made, {})
+        made = tiny_curve.curve(impl=impl, num_tokens=19, mode="auto", **asdict(kind))
+        made = replace(made, device=DEVICE, mode=compose.choice("mode", "auto")).resolved(DEVICE)
+        (point,) = run_curve.run(made, {})
         assert (point.status, point.reason) == expected(impl, kind), (impl, kind)
     assert kinds

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvexp import ceiling, environment, jit, mode, pipeline, timer
-from kvexp.estimate import summarise
+from kvexp import timer
+from kvexp.bench import environment, equal_copy, mode, run_curve
+from kvexp.gpu import nvrtc
+from kvexp.statistics import summarise
 from kvexp.timer import Rule
-from tests import composed
+from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
 
@@ -22,7 +24,7 @@ def spinning(ns):
     from cuda.core import LaunchConfig, Stream, launch
 
     major, minor = torch.cuda.get_device_capability()
-    kernel = jit.kernel(SOURCE, "spin", (), f"sm_{major}{minor}")
+    kernel = nvrtc.kernel(SOURCE, "spin", (), f"sm_{major}{minor}")
     config = LaunchConfig(grid=1, block=1)
 
     def call():
@@ -63,14 +65,14 @@ def test_a_kernel_of_known_length_reads_as_long_as_it_is(how):
 @pytest.mark.parametrize("calls", [500, 2500])
 def test_a_graph_reads_the_same_when_all_of_it_is_queued_before_it_begins(calls):
     """The host's pace is not in it: a graph is one launch, of as many nodes as there may be."""
-    empty = ceiling.empty_call()
+    empty = equal_copy.empty_call()
     bare = latency_us(empty, "cudagraph", calls)
     queued = latency_us(empty, "cudagraph", calls, sooner=lambda: torch.cuda._sleep(2_000_000))
     assert bare == pytest.approx(queued, rel=0.03)
 
 
 def test_an_empty_kernel_reads_below_a_microsecond():
-    made = composed.experiment("impl=cuda", "workload=quickstart", "workload.num_tokens=[1]")
-    (point,) = pipeline.run(made.resolved("cuda:0"), environment.read("cuda:0"))
+    made = compose.experiment("impl=cuda", "workload=quickstart", "workload.num_tokens=[1]")
+    (point,) = run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0"))
     assert point.status == "ok", point.reason
     assert 0 < point.empty_kernel_us < 1.0

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kvexp.impl.triton import Triton
-from tests import composed, law
+from tests.helpers import compose, oracle
 
 DEVICE = "cuda:0"
-PAIRS = composed.pairs()
+PAIRS = compose.pairs()
 OFFS = {"aligned": (0, 0), "half aligned": (4, 0), "the other half": (0, 4), "odd": (1, 3)}
 
 
@@ -23,8 +23,8 @@ def moved(rows, off):
 
 
 def posed_for(op, layout, num_tokens, offs=(0, 0), **asked):
-    posed = law.problem(
-        DEVICE, law.shuffled(num_tokens, 4096 * 16, seed=num_tokens), op=op, layout=layout, num_heads=8,
+    posed = oracle.problem(
+        DEVICE, oracle.shuffled(num_tokens, 4096 * 16, seed=num_tokens), op=op, layout=layout, num_heads=8,
         head_size=128, num_blocks=4096, **asked,
     )  # fmt: skip
     posed.key, posed.value = moved(posed.key, offs[0]), moved(posed.value, offs[1])
@@ -40,7 +40,7 @@ def assert_launches(launcher, posed):
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3", "fp8_e5m2"])
 @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_one_launcher_serves_any_number_of_tokens(op, layout, kv_cache_dtype):
-    impl = law.implementation("triton", DEVICE)
+    impl = oracle.implementation("triton", DEVICE)
     first = posed_for(op, layout, 1, kv_cache_dtype=kv_cache_dtype)
     launcher = impl.launcher(op, *first.arguments)
     for num_tokens in (1, 3, 33, 3000):
@@ -49,19 +49,19 @@ def test_one_launcher_serves_any_number_of_tokens(op, layout, kv_cache_dtype):
 
 @pytest.mark.parametrize("first", OFFS)
 @pytest.mark.parametrize("then", OFFS)
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 def test_one_launcher_serves_every_address_of_its_alignment_class(op, first, then):
-    layout = composed.experiment(f"op={op}").layout.name
+    layout = compose.experiment(f"op={op}").layout.name
     posed, other = (posed_for(op, layout, 5, OFFS[off]) for off in (first, then))
-    launcher = law.implementation("triton", DEVICE).launcher(op, *posed.arguments)
+    launcher = oracle.implementation("triton", DEVICE).launcher(op, *posed.arguments)
     classes = [(one.key.data_ptr() | one.value.data_ptr()) & 15 for one in (posed, other)]
     assert_launches(launcher, other if classes[0] == classes[1] else posed)
 
 
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 def test_a_launch_goes_to_the_current_stream(op):
-    posed = posed_for(op, composed.experiment(f"op={op}").layout.name, 64)
-    launcher = law.implementation("triton", DEVICE).launcher(op, *posed.arguments)
+    posed = posed_for(op, compose.experiment(f"op={op}").layout.name, 64)
+    launcher = oracle.implementation("triton", DEVICE).launcher(op, *posed.arguments)
     expected = posed.expected()
     launch = launcher.prepare(64)
     stream = torch.cuda.Stream()
@@ -75,13 +75,13 @@ def test_a_launch_goes_to_the_current_stream(op):
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3"])
-@pytest.mark.parametrize("op", composed.options("op"))
+@pytest.mark.parametrize("op", compose.options("op"))
 def test_warps_and_stages_of_the_seed_write_the_same(op, kv_cache_dtype):
-    posed = posed_for(op, composed.experiment(f"op={op}").layout.name, 33, kv_cache_dtype=kv_cache_dtype)
+    posed = posed_for(op, compose.experiment(f"op={op}").layout.name, 33, kv_cache_dtype=kv_cache_dtype)
     made = Triton(DEVICE, num_warps=16, num_stages=10, tile_tokens=1, tile_columns=1024)
     assert_launches(made.launcher(op, *posed.arguments), posed)
 
 
 def test_scales_that_are_not_read_may_be_none():
-    posed = law.without_scales(posed_for(law.FLASH, "NHD", 7))
-    assert_launches(law.implementation("triton", DEVICE).launcher(posed.op, *posed.arguments), posed)
+    posed = oracle.without_scales(posed_for(oracle.FLASH, "NHD", 7))
+    assert_launches(oracle.implementation("triton", DEVICE).launcher(posed.op, *posed.arguments), posed)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from kvexp import environment, turns
-from kvexp.worker import Worker
-from tests import composed
+from kvexp.bench import environment
+from kvexp.gpu import lock
+from kvexp.sweep.subprocess_worker import Worker
+from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
 
@@ -17,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 def curve():
     sizes = ("workload=quickstart", "workload.num_tokens=[1,16,64]")
-    return composed.experiment("impl=cuda", "timer.max_seconds=0.1", *sizes).resolved("cuda:0")
+    return compose.experiment("impl=cuda", "timer.max_seconds=0.1", *sizes).resolved("cuda:0")
 
 
 def test_two_processes_measure_one_after_the_other():
@@ -56,6 +57,6 @@ def test_a_turn_ends_when_the_cache_is_free():
             if holder:
                 list(points)
 
-        with turns.turn(environment.read("cuda:0")["device_uuid"], ends):
+        with lock.turn(environment.read("cuda:0")["device_uuid"], ends):
             assert free() - before >= cache_bytes
     assert told[-1] is None

@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kvexp.op import FP8, cache_item_bytes
-from tests import composed, law
-from tests.law import DIFFKV, PAGED
+from tests.helpers import compose, oracle
+from tests.helpers.oracle import DIFFKV, PAGED
 
 # Triton interprets where there is no GPU; where there is one it is under test there.
 IMPLS = ["torch"] if torch.cuda.is_available() else ["torch", "triton"]
-PAIRS = composed.pairs()
+PAIRS = compose.pairs()
 KINDS = [
-    *((dtype, "auto", "per_tensor") for dtype in law.WIDE),
+    *((dtype, "auto", "per_tensor") for dtype in oracle.WIDE),
     *((dtype, dtype, "per_tensor") for dtype in FP8),
-    *((dtype, fp8, scale) for dtype in law.WIDE for fp8 in FP8 for scale in ("per_tensor", "per_head")),
+    *((dtype, fp8, scale) for dtype in oracle.WIDE for fp8 in FP8 for scale in ("per_tensor", "per_head")),
 ]
 """dtype, kv_cache_dtype, scale; those that copy first."""
-COPIED = KINDS[: len(law.WIDE) + len(FP8)]
+COPIED = KINDS[: len(oracle.WIDE) + len(FP8)]
 
 
 @st.composite
-def problems(draw: st.DrawFn, kinds: Sequence[tuple[str, str, str]]) -> law.Problem:
+def problems(draw: st.DrawFn, kinds: Sequence[tuple[str, str, str]]) -> oracle.Problem:
     """A call on a cache of some bytes to a few kilobytes."""
     op, layout = draw(st.sampled_from(PAIRS))
     dtype, kv_cache_dtype, scale = draw(st.sampled_from(kinds))
@@ -40,10 +40,10 @@ def problems(draw: st.DrawFn, kinds: Sequence[tuple[str, str, str]]) -> law.Prob
     slots = draw(slot_mappings(sizes["num_blocks"] * sizes["block_size"]))
     seed = draw(st.integers(0, 2**31))
     rows: dict[str, Any] = {
-        name: draw(views(len(slots), sizes["num_heads"], sizes[size], law.DTYPES[dtype], seed + number))
+        name: draw(views(len(slots), sizes["num_heads"], sizes[size], oracle.DTYPES[dtype], seed + number))
         for number, (name, size) in enumerate((("key", "head_size"), ("value", "head_size_v")))
     }
-    return law.problem(
+    return oracle.problem(
         "cpu", slots, op=op, layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype, scale=scale, **rows,
         **sizes,
     )  # fmt: skip
@@ -52,7 +52,7 @@ def problems(draw: st.DrawFn, kinds: Sequence[tuple[str, str, str]]) -> law.Prob
 @st.composite
 def head_sizes(draw: st.DrawFn, op: str, dtype: str, kv_cache_dtype: str) -> dict[str, int]:
     """What the op takes: whole pieces of 16 bytes for the head-major cache, else any."""
-    item_bytes = cache_item_bytes(kv_cache_dtype, law.DTYPES[dtype].itemsize)
+    item_bytes = cache_item_bytes(kv_cache_dtype, oracle.DTYPES[dtype].itemsize)
     whole = 16 // item_bytes if op == PAGED else 1
     sizes = st.integers(1, 80 // whole).map(lambda count: count * whole)
     head_size = draw(sizes)
@@ -97,11 +97,11 @@ def settled(test: Any) -> Any:
 @pytest.mark.parametrize("impl", IMPLS)
 @settled
 @given(posed=problems(COPIED))
-def test_any_call_that_copies_holds_the_law(impl: str, posed: law.Problem) -> None:
-    law.assert_writes(impl, law.without_scales(posed))
+def test_any_call_that_copies_holds_the_law(impl: str, posed: oracle.Problem) -> None:
+    oracle.assert_writes(impl, oracle.without_scales(posed))
 
 
 @settled
 @given(posed=problems(KINDS))
-def test_any_call_that_may_convert_holds_the_law(posed: law.Problem) -> None:
-    law.assert_writes("torch", posed)
+def test_any_call_that_may_convert_holds_the_law(posed: oracle.Problem) -> None:
+    oracle.assert_writes("torch", posed)

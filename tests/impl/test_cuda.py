@@ -4,12 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvexp import jit
+from kvexp.gpu import nvrtc as jit
 from kvexp.impl.cuda import fit
 from kvexp.impl.cuda.fit import widest_vector
 from kvexp.impl.cuda.spec import SECTOR_BYTES, SOURCES, VECTOR_BYTES, Flash, HeadMajor, Items
-from tests import law
-from tests.impl import specialisations
+from tests.helpers import oracle, specialisations
 
 ARCHES = ["sm_80", "sm_89", "sm_90", "sm_100"]
 COVERING = {kernel: specialisations.covering(kernel) for kernel in specialisations.FACTORS}
@@ -269,9 +268,9 @@ class TestItems:
         assert (found.cache, found.source_bytes, found.cache_bytes) == ("COPIED", 1, 1)
         assert (found.scale_per_head, found.software_fp8) == (False, False)
 
-    @pytest.mark.parametrize("dtype", law.WIDE)
+    @pytest.mark.parametrize("dtype", oracle.WIDE)
     def test_of_a_wider_source_are_what_kv_cache_dtype_says(self, dtype):
-        key = torch.zeros(1, 1, 16, dtype=law.DTYPES[dtype])
+        key = torch.zeros(1, 1, 16, dtype=oracle.DTYPES[dtype])
         found = [fit.items(key, word, torch.ones(1), False) for word in ("auto", "fp8_e4m3", "fp8_e5m2")]
         assert [items.cache for items in found] == ["COPIED", "E4M3", "E5M2"]
         assert [items.cache_bytes for items in found] == [key.element_size(), 1, 1]

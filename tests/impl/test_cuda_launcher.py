@@ -9,17 +9,17 @@ import pytest
 import torch
 from cuda.bindings import driver
 
-from kvexp import jit, launch
 from kvexp.errors import ConfigError, Unsupported
+from kvexp.gpu import launch, nvrtc
 from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, grid
 from kvexp.impl.cuda.spec import THREADS, Options
 from kvexp.impl.cuda.tuning import MOST_THREADS
-from tests import law
+from tests.helpers import oracle
 
-OPS = [law.FLASH, law.DIFFKV, law.PAGED]
+OPS = [oracle.FLASH, oracle.DIFFKV, oracle.PAGED]
 STREAMS = (11, 22)
-HANDLES = {law.FLASH: 101, law.PAGED: 102}
+HANDLES = {oracle.FLASH: 101, oracle.PAGED: 102}
 NUM_ARGUMENTS = {101: 9, 102: 10}
 
 
@@ -43,7 +43,7 @@ def loaded(monkeypatch):
         seen.append(dict(macros))
         return SimpleNamespace(handle=HANDLES[name])
 
-    monkeypatch.setattr(jit, "kernel", kernel)
+    monkeypatch.setattr(nvrtc, "kernel", kernel)
     monkeypatch.setattr(driver, "cuKernelGetFunction", lambda kernel: (driver.CUresult(0), int(kernel)))
     return seen
 
@@ -123,35 +123,38 @@ def kernel_s(posed):
 @pytest.mark.parametrize("op", OPS)
 class TestALauncher:
     def test_launches_what_the_bound_call_launches(self, impl, launched, op):
-        posed = law.problem("cpu", [3, 1, 7], op=op)
+        posed = oracle.problem("cpu", [3, 1, 7], op=op)
         posed.bind(impl)()
         impl.launcher(op, *posed.arguments).prepare(3)(*addresses(posed))
         bound, direct = launched
         assert bound == replace(direct, stream=bound.stream)
 
     def test_passes_the_addresses_the_sizes_and_the_slots(self, impl, launched, op):
-        posed = law.problem("cpu", [3, 1, 7], op=op, kv_cache_dtype="fp8_e5m2", scale="per_head")
+        posed = oracle.problem("cpu", [3, 1, 7], op=op, kv_cache_dtype="fp8_e5m2", scale="per_head")
         posed.bind(impl)()
         (found,) = launched
-        sizes = {law.PAGED: (3, 2), law.FLASH: (48,), law.DIFFKV: (48,)}[op]
-        assert found.kernel == HANDLES[law.PAGED if op == law.PAGED else law.FLASH]
+        sizes = {oracle.PAGED: (3, 2), oracle.FLASH: (48,), oracle.DIFFKV: (48,)}[op]
+        assert found.kernel == HANDLES[oracle.PAGED if op == oracle.PAGED else oracle.FLASH]
         assert found.arguments == (*kernel_s(posed), *sizes, 8 * 16)
         assert found.block == (THREADS, 1, 1)
 
     def test_passes_no_address_for_a_scale_that_is_not_there(self, impl, launched, op):
-        posed = law.without_scales(law.problem("cpu", [3], op=op))
+        posed = oracle.without_scales(oracle.problem("cpu", [3], op=op))
         posed.bind(impl)()
         assert launched[0].arguments[:7] == kernel_s(posed)
         assert launched[0].arguments[5:7] == (0, 0)
 
     def test_asks_for_torch_s_stream_at_each_call(self, impl, launched, op):
-        call = law.problem("cpu", [3], op=op).bind(impl)
+        call = oracle.problem("cpu", [3], op=op).bind(impl)
         call()
         call()
         assert [found.stream for found in launched] == list(STREAMS)
 
     def test_serves_other_numbers_of_tokens_and_addresses(self, impl, launched, loaded, op):
-        posed, other = law.problem("cpu", [3], op=op), law.problem("cpu", law.shuffled(100, 128), op=op)
+        posed, other = (
+            oracle.problem("cpu", [3], op=op),
+            oracle.problem("cpu", oracle.shuffled(100, 128), op=op),
+        )
         made = impl.launcher(op, *posed.arguments)
         made.prepare(1)(*addresses(posed))
         made.prepare(100)(*addresses(other))
@@ -162,7 +165,7 @@ class TestALauncher:
         assert loaded == [loaded[0]] * 3
 
     def test_plans_a_number_of_tokens_once(self, impl, launched, loaded, op):
-        posed = law.problem("cpu", [3], op=op)
+        posed = oracle.problem("cpu", [3], op=op)
         made = impl.launcher(op, *posed.arguments)
         assert loaded == []
         for _ in range(3):
@@ -171,7 +174,7 @@ class TestALauncher:
         assert len({replace(found, stream=0) for found in launched}) == 1
 
     def test_compiles_64_bits_for_the_calls_that_need_them_alone(self, impl, loaded, op):
-        posed = law.problem("cpu", [3], op=op)
+        posed = oracle.problem("cpu", [3], op=op)
         made = impl.launcher(op, *posed.arguments)
         made.plan(1000)
         assert [macros["WIDE_INDEX"] for macros in loaded] == [0]
@@ -179,14 +182,14 @@ class TestALauncher:
         assert [macros["WIDE_INDEX"] for macros in loaded] == [0, 1]
 
     def test_is_not_asked_for_no_tokens(self, impl, launched, loaded, op):
-        posed = law.problem("cpu", [], op=op)
+        posed = oracle.problem("cpu", [], op=op)
         assert posed.bind(impl)() is None
         assert loaded == launched == []
 
 
 def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
-    posed = law.problem("cpu", [5], num_heads=1, head_size=45)
-    made = impl.launcher(law.FLASH, *posed.arguments)
+    posed = oracle.problem("cpu", [5], num_heads=1, head_size=45)
+    made = impl.launcher(oracle.FLASH, *posed.arguments)
     most = (MOST_THREADS - THREADS) // 45
     made.plan(most)
     made.plan(most + 1)
@@ -219,7 +222,7 @@ def test_an_unknown_option_is_refused():
 
 def test_options_reach_the_kernel_and_the_grid(impl, launched, loaded):
     impl.options = Options(cta_threads=64, slot_first=True)
-    law.problem("cpu", law.shuffled(33, 128), num_heads=3, head_size=128).bind(impl)()
+    oracle.problem("cpu", oracle.shuffled(33, 128), num_heads=3, head_size=128).bind(impl)()
     (found,) = launched
     assert (found.grid[0], found.block[0]) == (-(-33 * 3 * 128 // 8 // 64), 64)
     assert (loaded[0]["THREADS"], loaded[0]["SLOT_FIRST"]) == (64, 1)
@@ -227,8 +230,8 @@ def test_options_reach_the_kernel_and_the_grid(impl, launched, loaded):
 
 def test_the_software_conversion_is_an_option(impl, loaded):
     impl.options = Options(software_fp8=True)
-    law.problem("cpu", [5], kv_cache_dtype="fp8_e4m3").bind(impl)
-    law.problem("cpu", [5]).bind(impl)
+    oracle.problem("cpu", [5], kv_cache_dtype="fp8_e4m3").bind(impl)
+    oracle.problem("cpu", [5]).bind(impl)
     assert ["SOFTWARE_FP8" in macros for macros in loaded] == [True, False]
 
 
@@ -247,7 +250,7 @@ class TestTheGrid:
         assert 0 <= x * y - ctas < y
 
     def test_is_what_a_call_launches(self, impl, launched):
-        posed = law.problem("cpu", law.shuffled(33, 128), num_heads=3, head_size=120)
+        posed = oracle.problem("cpu", oracle.shuffled(33, 128), num_heads=3, head_size=120)
         posed.bind(impl)()
         assert launched[0].grid == (-(-33 * 3 * 120 // 8 // THREADS), 1, 1)
 
@@ -256,7 +259,9 @@ class TestTheGrid:
     )
     def test_has_groups_of_as_many_tokens_as_are_asked_for(self, impl, launched, asked, tokens, group):
         impl.options = Options(group_tokens=asked)
-        posed = law.problem("cpu", law.shuffled(tokens, 128), op=law.PAGED, num_heads=3, head_size=128)
+        posed = oracle.problem(
+            "cpu", oracle.shuffled(tokens, 128), op=oracle.PAGED, num_heads=3, head_size=128
+        )
         posed.bind(impl)()
         num_tokens, shift, _ = launched[0].arguments[7:]
         assert (num_tokens, 1 << shift) == (tokens, group)
@@ -280,7 +285,7 @@ class TestADriverThatRefuses:
     def test_is_asked_again_in_a_thread_that_had_no_context(self, impl, by_driver, errors):
         waiting, contexts = errors
         waiting += [driver.CUresult.CUDA_ERROR_INVALID_CONTEXT] * 2
-        posed = law.problem("cpu", [3, 1, 7])
+        posed = oracle.problem("cpu", [3, 1, 7])
         posed.bind(impl)()
         assert contexts == [3]
         assert [found.arguments[:7] for found in by_driver] == [kernel_s(posed)]
@@ -289,13 +294,13 @@ class TestADriverThatRefuses:
         waiting, _ = errors
         waiting += [driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS] * 2
         with pytest.raises(RuntimeError, match="CUDA error: an illegal memory access was encountered"):
-            law.problem("cpu", [3, 1, 7]).bind(impl)()
+            oracle.problem("cpu", [3, 1, 7]).bind(impl)()
         assert by_driver == []
 
 
 def test_threads_that_launch_at_once_do_not_share_arguments(impl, by_driver, monkeypatch):
     """The driver is entered without Python's lock: here the first launch waits there for a second."""
-    posed, other = law.problem("cpu", [3, 1, 7]), law.problem("cpu", [3, 1, 7])
+    posed, other = oracle.problem("cpu", [3, 1, 7]), oracle.problem("cpu", [3, 1, 7])
     driver_s, entered, done = driver.cuLaunchKernel, threading.Event(), threading.Event()
     monkeypatch.setattr(launch, "raw_stream", lambda index: STREAMS[0])
 
@@ -306,7 +311,7 @@ def test_threads_that_launch_at_once_do_not_share_arguments(impl, by_driver, mon
         return driver_s(*given)
 
     monkeypatch.setattr(driver, "cuLaunchKernel", slow)
-    launched = impl.launcher(law.FLASH, *posed.arguments).prepare(3)
+    launched = impl.launcher(oracle.FLASH, *posed.arguments).prepare(3)
     first = threading.Thread(target=launched, args=addresses(posed))
     first.start()
     assert entered.wait(10)
@@ -317,7 +322,7 @@ def test_threads_that_launch_at_once_do_not_share_arguments(impl, by_driver, mon
 
 
 def test_tokens_that_fill_the_gpu_three_times_are_launched_with_their_slots_first(impl, loaded):
-    made = impl.launcher(law.FLASH, *law.problem("cpu", [5], num_heads=8, head_size=128).arguments)
+    made = impl.launcher(oracle.FLASH, *oracle.problem("cpu", [5], num_heads=8, head_size=128).arguments)
     filled = 3 * 132 * 2048 // 128
     for num_tokens in (1, filled - 1, filled):
         made.plan(num_tokens)
@@ -328,8 +333,10 @@ def test_tokens_that_fill_the_gpu_three_times_are_launched_with_their_slots_firs
 def test_groups_that_fill_the_gpu_exchange_tokens_where_they_are_copied(
     impl, loaded, kv_cache_dtype, exchange
 ):
-    posed = law.problem("cpu", [5], op=law.PAGED, kv_cache_dtype=kv_cache_dtype, num_heads=8, head_size=128)
-    made = impl.launcher(law.PAGED, *posed.arguments)
+    posed = oracle.problem(
+        "cpu", [5], op=oracle.PAGED, kv_cache_dtype=kv_cache_dtype, num_heads=8, head_size=128
+    )
+    made = impl.launcher(oracle.PAGED, *posed.arguments)
     filled = 132 * 2048 // 128
     for num_tokens in (1, filled - 16, filled):
         made.plan(num_tokens)
@@ -339,24 +346,24 @@ def test_groups_that_fill_the_gpu_exchange_tokens_where_they_are_copied(
 
 
 def test_threads_take_two_pairs_where_that_spares_a_second_filling_of_the_gpu(impl, loaded):
-    made = impl.launcher(law.FLASH, *law.problem("cpu", [5], num_heads=8, head_size=128).arguments)
+    made = impl.launcher(oracle.FLASH, *oracle.problem("cpu", [5], num_heads=8, head_size=128).arguments)
     filled = 132 * 2048 // 128
     found = [made.plan(num_tokens) for num_tokens in (filled, filled + 1, 2 * filled, 2 * filled + 1)]
     assert [macros["UNROLL"] for macros in loaded] == [1, 2, 2, 1]
     assert found[2][0] == found[0][0]
 
 
-@pytest.mark.parametrize("asked", [{"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8", "op": law.PAGED}])
+@pytest.mark.parametrize("asked", [{"kv_cache_dtype": "fp8"}, {"kv_cache_dtype": "fp8", "op": oracle.PAGED}])
 def test_threads_with_one_row_never_wait_for_their_slots(impl, loaded, asked):
-    posed = law.problem("cpu", [5], num_heads=8, head_size=128, **asked)
+    posed = oracle.problem("cpu", [5], num_heads=8, head_size=128, **asked)
     impl.launcher(posed.op, *posed.arguments).plan(2**20)
     assert [macros["SLOT_FIRST"] for macros in loaded] == [0]
 
 
-@pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+@pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
 def test_threads_move_k_and_v_apart_where_that_is_asked_for(impl, launched, loaded, op):
     """As many chunks, each with a thread of its own."""
-    posed = law.problem("cpu", law.shuffled(32, 128), op=op, num_heads=8, head_size=128)
+    posed = oracle.problem("cpu", oracle.shuffled(32, 128), op=op, num_heads=8, head_size=128)
     for paired in (True, False):
         impl.options = Options(paired=paired)
         posed.bind(impl)()
@@ -367,6 +374,6 @@ def test_threads_move_k_and_v_apart_where_that_is_asked_for(impl, launched, load
 
 def test_heads_of_different_sizes_cannot_be_paired(impl):
     impl.options = Options(paired=True)
-    posed = law.problem("cpu", [5], op=law.DIFFKV, head_size=192, head_size_v=128)
+    posed = oracle.problem("cpu", [5], op=oracle.DIFFKV, head_size=192, head_size_v=128)
     with pytest.raises(Unsupported, match=r"impl\.paired=true needs heads of one size, not 192 and 128"):
         posed.bind(impl)

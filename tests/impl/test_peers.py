@@ -6,11 +6,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from kvexp import pipeline
-from kvexp.contract.clauses import Asked, find
+from kvexp.bench import run_curve
+from kvexp.bench.contract.clauses import Asked, find
 from kvexp.impl import make
-from tests import composed, law, tiny
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import compose, oracle, tiny_curve
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 FEW = (3, 16)
 
@@ -29,13 +29,13 @@ def module(monkeypatch, name, **contents):
 
 def outcomes(impl, **chosen):
     """Status and reason of each point, timed by nobody."""
-    made = tiny.curve(impl=impl, num_tokens=FEW, **chosen)
-    return [(point.status, point.reason) for point in pipeline.run(made, {})]
+    made = tiny_curve.curve(impl=impl, num_tokens=FEW, **chosen)
+    return [(point.status, point.reason) for point in run_curve.run(made, {})]
 
 
 def right(op):
     """What the op asks for, by our torch implementation."""
-    written = law.implementation("torch", "cpu")
+    written = oracle.implementation("torch", "cpu")
 
     def function(*arguments):
         getattr(written, op)(*arguments)()
@@ -131,7 +131,7 @@ class TestVllm:
             assert reason.startswith("75 % of the ")
 
     def test_that_takes_caches_for_contiguous_is_wrong_where_blocks_of_k_and_v_take_turns(self):
-        posed = law.with_blocks_apart(law.problem("cpu", [17, 40], op=PAGED), 2, 2)
+        posed = oracle.with_blocks_apart(oracle.problem("cpu", [17, 40], op=PAGED), 2, 2)
         expected = posed.expected()
         few_chunks(*posed.arguments)
         assert not torch.equal(posed.storage, expected)
@@ -155,7 +155,7 @@ class TestVllm:
 
 @pytest.mark.usefixtures("vllm_triton")
 class TestVllmTriton:
-    @pytest.mark.parametrize(("op", "layout"), composed.pairs())
+    @pytest.mark.parametrize(("op", "layout"), compose.pairs())
     def test_that_is_right_is_said_to_be(self, op, layout):
         assert outcomes("vllm_triton", op=op, layout=layout) == VERIFIED
 
@@ -185,15 +185,15 @@ class TestVllmTriton:
 
 @pytest.mark.usefixtures("flashinfer")
 class TestFlashInfer:
-    @pytest.mark.parametrize("layout", [layout for op, layout in composed.pairs() if op == FLASH])
+    @pytest.mark.parametrize("layout", [layout for op, layout in compose.pairs() if op == FLASH])
     def test_that_is_right_is_said_to_be(self, layout):
         assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
 
     def test_is_told_of_slots_that_change_and_refuses_those_that_it_cannot_have(self):
-        made = tiny.curve(impl="flashinfer", head_size=64)
+        made = tiny_curve.curve(impl="flashinfer", head_size=64)
         case = next(made.cases())
         asked = Asked(
-            make(made.impl, device="cpu"), make(made.op), make(made.layout), tiny.source(made), case
+            make(made.impl, device="cpu"), make(made.op), make(made.layout), tiny_curve.source(made), case
         )
         assert find(asked, [16]).column(16) == (
             "refuses padding, refuses negatives, refuses past_end, needs refresh()"
@@ -237,10 +237,10 @@ def test_torch_compile_is_verified_as_everyone_is(kv_cache_dtype):
 
 
 def test_the_peers_are_those_that_say_so():
-    ours = {name for name in composed.options("impl") if name not in (*composed.PEERS, composed.CEILING)}
-    assert ours == set(composed.implementations()) == {"cuda", "torch", "triton"}
+    ours = {name for name in compose.options("impl") if name not in (*compose.PEERS, compose.CEILING)}
+    assert ours == set(compose.implementations()) == {"cuda", "torch", "triton"}
 
 
 def test_torch_compile_takes_more_sizes_than_torch_compiles_of_a_function_by_itself():
-    made = tiny.curve(impl="torch_compile", num_tokens=tuple(range(1, 12)))
-    assert {point.status for point in pipeline.run(made, {})} == {"verified"}
+    made = tiny_curve.curve(impl="torch_compile", num_tokens=tuple(range(1, 12)))
+    assert {point.status for point in run_curve.run(made, {})} == {"verified"}

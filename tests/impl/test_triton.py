@@ -12,12 +12,12 @@ import torch
 
 from kvexp.errors import Unsupported
 from kvexp.impl.triton import Triton
-from tests import composed, law
+from tests.helpers import compose, oracle
 
 KINDS = ("fp8_e4m3", "fp8_e5m2")
-PAIRS = composed.pairs()
+PAIRS = compose.pairs()
 IDS = ["-".join(pair) for pair in PAIRS]
-FLASH, PAGED = {"op": law.FLASH}, {"op": law.PAGED}
+FLASH, PAGED = {"op": oracle.FLASH}, {"op": oracle.PAGED}
 ALIGNED = [
     {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": "auto"}
     for op, arch, dtype in product([FLASH, PAGED], [80, 89, 90, 100], ["bfloat16", "float"])
@@ -27,7 +27,7 @@ FP8_SOURCES = [
 ]
 CONVERTING = [
     {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": kind}
-    for op, arch, dtype, kind in product([FLASH, PAGED], [90, 100], law.WIDE, KINDS)
+    for op, arch, dtype, kind in product([FLASH, PAGED], [90, 100], oracle.WIDE, KINDS)
 ]
 PER_HEAD = [
     {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "per_head": True}
@@ -52,7 +52,7 @@ NARROW = r"(?:ld|st)\.global\S*\.(?:b8|b16|v2\.b16|v4\.b8)\b"
 
 
 SLOTS = {
-    "random": [-1, *law.shuffled(19, 128), 10**6],
+    "random": [-1, *oracle.shuffled(19, 128), 10**6],
     "blocks": list(range(16, 56)),
     "shifted": list(range(21, 61)),
     "from -8": list(range(-8, 40)),
@@ -67,7 +67,7 @@ SLOTS = {
 def _all(folder: Path) -> dict[str, dict[str, object]]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.impl.ptx", json.dumps(EVERY)],
+        [sys.executable, "-m", "tests.helpers.ptx", json.dumps(EVERY)],
         cwd=Path(__file__).parents[2],
         env=environment | {"TRITON_CACHE_DIR": str(folder)},
         capture_output=True,
@@ -119,7 +119,7 @@ class TestCompiledWithoutAGpu:
             found = ptx(asked)
             assert re.search(r"ld\.global\S*\.v4\.b32", found)
             assert re.search(r"st\.global\S*\.v4\.b32", found)
-            if asked["op"] == law.FLASH:
+            if asked["op"] == oracle.FLASH:
                 assert not re.search(NARROW, found)
 
     def test_aligned_rows_are_read_by_sixteen_bytes_and_written_by_eight_as_fp8(self, ptx):
@@ -127,12 +127,12 @@ class TestCompiledWithoutAGpu:
             found = ptx(asked)
             assert re.search(r"ld\.global\S*\.v4\.b32", found)
             assert re.search(r"st\.global\S*\.v[24]\.b32", found)
-            if asked["op"] == law.FLASH:
+            if asked["op"] == oracle.FLASH:
                 assert not re.search(NARROW, found)
 
     def test_head_major_reads_wide_and_writes_narrowly_only_where_slots_are_scattered(self, ptx):
         for asked in ALIGNED:
-            if asked["op"] != law.PAGED or asked["dtype"] != "bfloat16":
+            if asked["op"] != oracle.PAGED or asked["dtype"] != "bfloat16":
                 continue
             found = ptx(asked)
             assert not re.search(r"ld\.global\S*\.b16", found)
@@ -153,55 +153,56 @@ class TestInterpreted:
     @pytest.mark.parametrize("slots", SLOTS.values(), ids=SLOTS)
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     def test_a_copy_keeps_every_bit_of_nan_too(self, op, layout, slots):
-        posed = law.problem("cpu", slots, op=op, layout=layout, dtype="half", num_heads=3)
+        posed = oracle.problem("cpu", slots, op=op, layout=layout, dtype="half", num_heads=3)
         for rows in (posed.key, posed.value):
             rows.view(torch.int16).random_(-(2**15), 2**15, generator=torch.Generator().manual_seed(2))
         assert posed.key.isnan().any()
-        law.assert_writes("triton", posed)
+        oracle.assert_writes("triton", posed)
 
     @pytest.mark.parametrize(("head_size", "head_size_v"), [(64, 16), (16, 96), (46, 45)])
-    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == law.DIFFKV])
+    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == oracle.DIFFKV])
     def test_k_and_v_may_have_different_head_sizes(self, layout, head_size, head_size_v):
-        posed = law.problem(
-            "cpu", law.shuffled(19, 128), op=law.DIFFKV, layout=layout, num_heads=3, head_size=head_size,
+        posed = oracle.problem(
+            "cpu", oracle.shuffled(19, 128), op=oracle.DIFFKV, layout=layout, num_heads=3,
+            head_size=head_size,
             head_size_v=head_size_v,
         )  # fmt: skip
-        law.assert_writes("triton", posed)
+        oracle.assert_writes("triton", posed)
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     def test_fp8_sources_are_copied_into_either_type_of_cache(self, op, layout, kind):
-        posed = law.problem(
-            "cpu", law.shuffled(19, 128), op=op, layout=layout, dtype=kind, kv_cache_dtype=kind
+        posed = oracle.problem(
+            "cpu", oracle.shuffled(19, 128), op=op, layout=layout, dtype=kind, kv_cache_dtype=kind
         )
-        law.assert_writes("triton", law.without_scales(posed))
-        law.assert_writes("triton", law.without_scales(as_fp8(posed)))
+        oracle.assert_writes("triton", oracle.without_scales(posed))
+        oracle.assert_writes("triton", oracle.without_scales(as_fp8(posed)))
 
     @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("dtype", law.WIDE)
+    @pytest.mark.parametrize("dtype", oracle.WIDE)
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     def test_fp8_codes_land_in_their_places(self, monkeypatch, op, layout, dtype, kind, scale):
         monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
-        law.assert_writes("triton", exact(kind, scale, op=op, layout=layout, dtype=dtype))
+        oracle.assert_writes("triton", exact(kind, scale, op=op, layout=layout, dtype=dtype))
 
     @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
     @pytest.mark.parametrize("head_sizes", [(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)], ids=str)
-    @pytest.mark.parametrize(("op", "layout"), [pair for pair in PAIRS if pair[0] != law.PAGED])
+    @pytest.mark.parametrize(("op", "layout"), [pair for pair in PAIRS if pair[0] != oracle.PAGED])
     def test_fp8_codes_of_heads_of_any_size_land_in_their_places(
         self, monkeypatch, op, layout, head_sizes, scale
     ):
         monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
-        head_size, head_size_v = head_sizes if op == law.DIFFKV else (head_sizes[0], head_sizes[0])
+        head_size, head_size_v = head_sizes if op == oracle.DIFFKV else (head_sizes[0], head_sizes[0])
         sizes = {"head_size": head_size, "head_size_v": head_size_v}
-        law.assert_writes("triton", exact("fp8_e4m3", scale, op=op, layout=layout, **sizes))
+        oracle.assert_writes("triton", exact("fp8_e4m3", scale, op=op, layout=layout, **sizes))
 
     def test_fp8_is_refused_since_its_conversion_is_wrong(self):
         with pytest.raises(Unsupported, match=r"needs a GPU: Triton's interpreter converts wrongly"):
-            law.problem("cpu", [1], kv_cache_dtype="fp8").bind(Triton("cpu"))
+            oracle.problem("cpu", [1], kv_cache_dtype="fp8").bind(Triton("cpu"))
 
     def test_there_is_no_launcher(self):
-        posed = law.problem("cpu", [1])
+        posed = oracle.problem("cpu", [1])
         with pytest.raises(Unsupported, match="interpreter takes no addresses"):
             Triton("cpu").launcher(posed.op, *posed.arguments)
 
@@ -217,14 +218,14 @@ class TestInterpreted:
     def test_fp8_is_refused_where_the_gpu_s_conversion_is_not_exact(self, capability):
         impl = Triton("cpu")
         impl.interpreted, impl.capability = False, capability
-        posed = law.problem("cpu", [1], kv_cache_dtype="fp8")
+        posed = oracle.problem("cpu", [1], kv_cache_dtype="fp8")
         with pytest.raises(Unsupported, match=rf"needs compute capability 9\.0.*has {capability[0]}\."):
             impl.launcher(posed.op, *posed.arguments)
 
 
 def as_fp8(posed):
     """The same call with caches of torch's float8 type."""
-    item = law.DTYPES[posed.kv_cache_dtype]
+    item = oracle.DTYPES[posed.kv_cache_dtype]
     posed.key_cache, posed.value_cache = posed.key_cache.view(item), posed.value_cache.view(item)
     posed.kv_cache = None if posed.kv_cache is None else posed.kv_cache.view(item)
     return posed
@@ -232,8 +233,8 @@ def as_fp8(posed):
 
 def exact(kind, scale, **asked):
     """A call whose quotients fp8 holds exactly, which the interpreter converts exactly."""
-    slots = [-1, *law.shuffled(19, 128), 10**6, *range(-3, 0)]
-    posed = law.problem("cpu", slots, kv_cache_dtype=kind, scale=scale, num_heads=3, **asked)
+    slots = [-1, *oracle.shuffled(19, 128), 10**6, *range(-3, 0)]
+    posed = oracle.problem("cpu", slots, kv_cache_dtype=kind, scale=scale, num_heads=3, **asked)
     generator = torch.Generator().manual_seed(1)
     for rows in (posed.key, posed.value):
         rows.copy_(exact_values(rows.shape, kind, generator))

@@ -7,17 +7,17 @@ import triton
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import source
 from kvexp.impl.triton.launch import compiler_options
-from tests import law
+from tests.helpers import oracle
 
 KERNELS = ("flash", "head_major")
 
 
-def plan(op=law.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **asked):
+def plan(op=oracle.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **asked):
     """The plan of a problem whose tensors begin so many items past an aligned address."""
-    posed = law.problem("cpu", [0] * num_tokens, op=op, num_heads=8, head_size=128, **asked)
+    posed = oracle.problem("cpu", [0] * num_tokens, op=op, num_heads=8, head_size=128, **asked)
     key, value = (moved(t, at) for t, at in ((posed.key, key_at), (posed.value, value_at)))
     caches = (moved(cache, cache_at) for cache in (posed.key_cache, posed.value_cache))
-    make = source.head_major if op == law.PAGED else source.flash
+    make = source.head_major if op == oracle.PAGED else source.flash
     return make(key, value, *caches, posed.kv_cache_dtype, posed.k_scale)
 
 
@@ -30,13 +30,13 @@ def moved(tensor, at):
 
 
 class TestWhatALauncherCompiles:
-    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
     def test_num_tokens_and_addresses_of_one_class_change_nothing(self, op):
         made = plan(op)
         assert plan(op, num_tokens=500) == made
         assert plan(op, key_at=16, value_at=8, cache_at=24) == made
 
-    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
     def test_key_and_value_may_swap_their_alignment_within_a_class(self, op):
         assert plan(op, key_at=4) == plan(op, value_at=4) == plan(op, key_at=4, value_at=4)
 
@@ -45,12 +45,12 @@ class TestWhatALauncherCompiles:
         assert plan(key_at=off).kernel.divisors[:4] == (divisor, divisor, 16, 16)
         assert plan(cache_at=off).kernel.divisors[:4] == (16, 16, divisor, divisor)
 
-    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
     def test_nothing_is_assumed_of_counts(self, op):
         """The numbers of tokens and of slots, which differ from call to call and from cache to cache."""
         assert plan(op, num_tokens=16).kernel.divisors[7:9] == (1, 1)
 
-    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
     def test_num_blocks_is_no_part_of_the_kernel(self, op):
         small, large = plan(op, num_blocks=8), plan(op, num_blocks=11)
         assert small.kernel == large.kernel
@@ -59,7 +59,7 @@ class TestWhatALauncherCompiles:
     def test_strides_say_what_divides_them(self):
         narrow = plan(layout="NHD").kernel.divisors[9:]
         assert narrow == (16,) * 5
-        posed = law.problem("cpu", [0, 1], num_heads=3, head_size=46)
+        posed = oracle.problem("cpu", [0, 1], num_heads=3, head_size=46)
         odd = source.flash(posed.key, posed.value, posed.key_cache, posed.value_cache, "auto", None)
         assert odd.sizes[1:] == (138, 138, 2 * 16 * 138, 138, 46)
         assert odd.kernel.divisors[9:] == (2, 2, 16, 2, 2)
@@ -72,7 +72,7 @@ class TestWhatALauncherCompiles:
         assert source.source(apart.kernel, 1, 1024).signature["head_stride"] == "i64"
 
     def test_the_stride_of_a_dim_of_one_says_nothing(self):
-        posed = law.problem("cpu", [0, 1], num_heads=1, head_size=64)
+        posed = oracle.problem("cpu", [0, 1], num_heads=1, head_size=64)
         strange = [
             cache.as_strided(cache.shape, (*cache.stride()[:2], 7, 1))
             for cache in (posed.key_cache, posed.value_cache)
@@ -93,13 +93,13 @@ class TestWhatALauncherCompiles:
     def test_a_conversion_depends_on_both_types_and_on_the_scale_s_shape(self):
         asked = [
             {"dtype": dtype, "kv_cache_dtype": kind, "scale": scale}
-            for dtype in law.WIDE
+            for dtype in oracle.WIDE
             for kind in ("fp8_e4m3", "fp8_e5m2")
             for scale in ("per_tensor", "per_head")
         ]
         assert len({plan(**one) for one in asked}) == len(asked)
 
-    @pytest.mark.parametrize("op", [law.FLASH, law.PAGED])
+    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
     def test_each_parameter_of_the_kernel_gets_a_type_and_each_constant_a_value(self, op):
         made = plan(op).kernel
         code = source.source(made, 32, 128)

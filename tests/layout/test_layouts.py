@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from kvexp.impl import make
-from tests import composed
-from tests.law import Sizes
-from tests.places import PACKED_ORDERS, packed_items
+from tests.helpers import compose
+from tests.helpers.oracle import Sizes
+from tests.helpers.strides import PACKED_ORDERS, packed_items
 
 BLOCKS, SIZE, HEADS, ITEMS = 3, 4, 2, 16
 SIZES = Sizes(BLOCKS, SIZE, HEADS, ITEMS, ITEMS)
-LAYOUTS = {name: make(composed.choice("layout", name)) for name in composed.options("layout")}
+LAYOUTS = {name: make(compose.choice("layout", name)) for name in compose.options("layout")}
 FLASH = [name for name, layout in LAYOUTS.items() if layout.shape == "flash"]
 PACKED = [name for name, layout in LAYOUTS.items() if layout.packed]
 LAYERED_BLOCKS = sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"})

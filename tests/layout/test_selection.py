@@ -16,25 +16,25 @@ from kvexp.layout.selection import (
     Selection,
     select,
 )
-from tests import composed
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import compose
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 NOBODY = "no variable names a layout and connector=none asks for none"
 
 
 def test_the_names_are_those_of_the_layouts_in_conf():
-    assert sorted(NAMES) == composed.options("layout")
+    assert sorted(NAMES) == compose.options("layout")
 
 
 def test_nobody_s_wish_is_nhd():
     assert select(FLASH, {}) == Selection("NHD", NOBODY)
 
 
-@pytest.mark.parametrize("connector", composed.options("connector"))
+@pytest.mark.parametrize("connector", compose.options("connector"))
 def test_a_connector_s_wish_is_its_own(connector):
     wishes = {"nixl": "HND", "mooncake": "HND", "offloading": "HND", "hisparse": "HND_packed"}
     wish = wishes.get(connector)
-    made = composed.experiment("layout=auto", f"connector={connector}")
+    made = compose.experiment("layout=auto", f"connector={connector}")
     assert made.layout.name == (wish or "NHD")
     asks = f"connector={connector} asks for {wish}"
     none = f"no variable names a layout and connector={connector} asks for none"
@@ -130,14 +130,14 @@ class TestTwins:
         )
 
     def test_what_an_op_writes_itself_needs_none(self):
-        for op, layout in composed.pairs():
+        for op, layout in compose.pairs():
             assert select(op, {OURS: layout}) == Selection(layout, f"{OURS}={layout}")
 
     def test_are_what_the_op_writes(self):
         for op, layout in ((op, twin) for op, twins in TWINS.items() for twin in twins.values()):
-            assert (op, layout) in composed.pairs()
+            assert (op, layout) in compose.pairs()
 
-    @pytest.mark.parametrize("op", composed.options("op"))
+    @pytest.mark.parametrize("op", compose.options("op"))
     def test_leave_no_op_without_a_layout_whatever_an_engine_would_say(self, op):
         for variable, names in (
             (VLLMS, VALID[VLLMS]),
@@ -145,4 +145,4 @@ class TestTwins:
             (OURS, ("NHD", "HND")),
         ):
             for name, wish in product(("", *names), (None, "HND")):
-                assert (op, select(op, {variable: name}, "some", wish).layout) in composed.pairs()
+                assert (op, select(op, {variable: name}, "some", wish).layout) in compose.pairs()

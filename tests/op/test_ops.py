@@ -8,11 +8,11 @@ import pytest
 from kvexp.errors import Unsupported
 from kvexp.impl import make
 from kvexp.op import FP8, cache_item_bytes
-from tests import composed, law, tiny
-from tests.law import DIFFKV, FLASH, PAGED
+from tests.helpers import compose, oracle, tiny_curve
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
-OPS = {name: make(composed.choice("op", name)) for name in composed.options("op")}
-LAYOUTS = {name: make(composed.choice("layout", name)) for name in composed.options("layout")}
+OPS = {name: make(compose.choice("op", name)) for name in compose.options("op")}
+LAYOUTS = {name: make(compose.choice("layout", name)) for name in compose.options("layout")}
 
 
 @pytest.fixture(params=list(OPS))
@@ -22,8 +22,8 @@ def op(request):
 
 def checked(op, item_bytes=2, layout=None, **changed):
     """The sentence of a refusal, or nothing."""
-    layout = layout or composed.layout_of(op.name)
-    case = replace(tiny.case(op=op.name, layout=layout, num_tokens=16), **changed)
+    layout = layout or compose.layout_of(op.name)
+    case = replace(tiny_curve.case(op=op.name, layout=layout, num_tokens=16), **changed)
     try:
         op.check(case, LAYOUTS[layout], item_bytes)
     except Unsupported as refusal:
@@ -73,11 +73,11 @@ def test_a_layout_of_other_planes_is_refused_with_one_that_would_do(op, layout, 
     assert not checked(OPS[op], layout=sentence.rpartition("layout=")[2])
 
 
-@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
-@pytest.mark.parametrize("dtype", law.WIDE)
+@pytest.mark.parametrize("kv_cache_dtype", compose.formats())
+@pytest.mark.parametrize("dtype", oracle.WIDE)
 def test_wide_rows_go_into_every_cache(op, dtype, kv_cache_dtype):
-    item_bytes = law.DTYPES[dtype].itemsize
-    for scale in ["per_tensor"] if kv_cache_dtype == "auto" else composed.options("scale"):
+    item_bytes = oracle.DTYPES[dtype].itemsize
+    for scale in ["per_tensor"] if kv_cache_dtype == "auto" else compose.options("scale"):
         assert not checked(op, item_bytes, dtype=dtype, kv_cache_dtype=kv_cache_dtype, scale=scale)
 
 
@@ -106,7 +106,7 @@ def test_heads_of_two_sizes_are_diffkv_s_alone(name):
     assert not checked(OPS[DIFFKV], head_size_v=16)
 
 
-@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+@pytest.mark.parametrize("kv_cache_dtype", compose.formats())
 @pytest.mark.parametrize("name", [FLASH, DIFFKV])
 def test_any_head_size_is_written_into_flash_planes(name, kv_cache_dtype):
     for head_size in range(1, 65):
@@ -115,7 +115,7 @@ def test_any_head_size_is_written_into_flash_planes(name, kv_cache_dtype):
         )
 
 
-@pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+@pytest.mark.parametrize("kv_cache_dtype", compose.formats())
 def test_diffkv_takes_any_two_head_sizes(kv_cache_dtype):
     for head_size, head_size_v in ((192, 128), (46, 33), (1, 7), (16, 40)):
         assert not checked(
@@ -145,22 +145,22 @@ def test_reshape_and_cache_takes_whole_pieces_of_sixteen_bytes(item_bytes, kv_ca
 )  # fmt: skip
 class TestBytesMoved:
     def test_are_rows_and_slots_read_and_rows_written(self, op, dtype, kv_cache_dtype, read, written):
-        case = tiny.case(op=op.name, num_tokens=16, kv_cache_dtype=kv_cache_dtype, head_size_v=48)
+        case = tiny_curve.case(op=op.name, num_tokens=16, kv_cache_dtype=kv_cache_dtype, head_size_v=48)
         items = 16 * 2 * (32 + 48)
-        moved = op.bytes_moved(case, law.DTYPES[dtype].itemsize)
+        moved = op.bytes_moved(case, oracle.DTYPES[dtype].itemsize)
         assert moved == (items * read + 16 * 8, items * written)
 
     def test_count_the_slots_of_padding_and_no_rows_of_it(self, op, dtype, kv_cache_dtype, read, written):
-        case = tiny.case(op=op.name, num_tokens=16, kv_cache_dtype=kv_cache_dtype, padding=0.25)
+        case = tiny_curve.case(op=op.name, num_tokens=16, kv_cache_dtype=kv_cache_dtype, padding=0.25)
         items = 12 * 2 * (32 + 32)
-        moved = op.bytes_moved(case, law.DTYPES[dtype].itemsize)
+        moved = op.bytes_moved(case, oracle.DTYPES[dtype].itemsize)
         assert moved == (items * read + 16 * 8, items * written)
 
     def test_count_no_extra_tokens(self, op, dtype, kv_cache_dtype, read, written):
         chosen = {"op": op.name, "num_tokens": 16, "kv_cache_dtype": kv_cache_dtype}
-        item_bytes = law.DTYPES[dtype].itemsize
-        bare = op.bytes_moved(tiny.case(**chosen), item_bytes)
-        assert op.bytes_moved(tiny.case(**chosen, extra_tokens=9), item_bytes) == bare
+        item_bytes = oracle.DTYPES[dtype].itemsize
+        bare = op.bytes_moved(tiny_curve.case(**chosen), item_bytes)
+        assert op.bytes_moved(tiny_curve.case(**chosen, extra_tokens=9), item_bytes) == bare
 
 
 def test_a_cache_item_is_the_source_s_or_one_byte():

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import rows
+from kvexp.results import rows
 
 ROOT = Path(__file__).parents[2]
 FAULTY = {
-    "hanging": "tests.reliability.faulty.Hanging",
-    "stubborn": "tests.reliability.faulty.Stubborn",
-    "greedy": "tests.reliability.faulty.Greedy",
-    "deadly": "tests.wrong.Deadly",
-    "idle": "tests.wrong.Idle",
+    "hanging": "tests.helpers.faulty_impls.Hanging",
+    "stubborn": "tests.helpers.faulty_impls.Stubborn",
+    "greedy": "tests.helpers.faulty_impls.Greedy",
+    "deadly": "tests.helpers.wrong_impls.Deadly",
+    "idle": "tests.helpers.wrong_impls.Idle",
 }
 
 

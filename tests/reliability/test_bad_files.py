@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvexp import cache, jsonl, rows
-from kvexp import folder as sweep_folder
+from kvexp import disk_cache
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
+from kvexp.results import jsonl, rows
+from kvexp.results import sweep_dir as sweep_folder
 from tests.reliability.conftest import ROOT
 
 SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
@@ -171,18 +172,18 @@ def test_a_changed_kernel_is_measured_again(place, half):
 @pytest.mark.parametrize("name", ["x.cubin", "contracts/x.json"])
 def test_the_caches_entries_are_the_owners_alone(tmp_path, monkeypatch, name):
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
-    entry = cache.cache_dir() / name
-    cache.keep(entry, b"code")
+    entry = disk_cache.cache_dir() / name
+    disk_cache.keep(entry, b"code")
     kept = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
     assert [path.stat().st_mode & 0o077 for path in kept] == [0] * len(kept)
     assert entry.read_bytes() == b"code"
 
 
 def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path):
-    from kvexp import jit
+    from kvexp.gpu import nvrtc
 
     entry = tmp_path / "x.cubin"
     entry.write_bytes(hashlib.sha256(b"code").digest() + b"code")
-    assert jit._read(entry) == b"code"
+    assert nvrtc._read(entry) == b"code"
     entry.write_bytes(entry.read_bytes()[:-1] + b"!")
-    assert jit._read(entry) is None
+    assert nvrtc._read(entry) is None

@@ -3,8 +3,8 @@
 import subprocess
 from dataclasses import replace
 
-from kvexp.rows import identity
-from tests.reliability import limits
+from kvexp.results.rows import identity
+from tests.helpers import limits
 
 TOKENS = "workload.num_tokens=[" + ",".join(str(number) for number in range(1, 41)) + "]"
 SWEEP = ("impl=torch", "workload=tiny", TOKENS, "timer=none", "device=cpu", "tracking=none")

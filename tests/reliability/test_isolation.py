@@ -22,7 +22,7 @@ def test_a_hang_ends_its_curve_with_where_it_was_and_the_next_one_is_measured(pl
     assert statuses(place) == {"torch": ["verified"] * 8, impl: half * 2}
     reason = next(row["reason"] for row in place.rows() if row["status"] == "failed")
     assert reason.startswith("the point did not end within 2 s, so its process was killed")
-    assert ("faulty.py" in reason) == (impl == "hanging")
+    assert ("faulty_impls.py" in reason) == (impl == "hanging")
 
 
 def test_memory_that_is_not_there_is_a_failed_point_and_the_process_goes_on(place):

@@ -10,9 +10,9 @@ from collections import Counter
 import psutil
 import pytest
 
-from kvexp.folder import is_sweep
-from kvexp.rows import RIGHT, identity
-from tests.processes import ended
+from kvexp.results.rows import RIGHT, identity
+from kvexp.results.sweep_dir import is_sweep
+from tests.helpers.processes import ended
 
 SWEEP = (
     *("impl=torch", "layout=NHD,HND", "dtype=half,bfloat16,float", "workload=tiny", "device=cpu"),

@@ -13,8 +13,8 @@ import pytest
 
 from kvexp.errors import TrackingError
 from kvexp.tracking import connect, settings
-from kvexp.tracking.guard import Guarded
-from tests.reliability import limits
+from kvexp.tracking.best_effort import Guarded
+from tests.helpers import limits
 
 SWEEP = ("impl=torch", "layout=NHD,HND", "workload=tiny", "timer=none", "device=cpu")
 WRITER = """

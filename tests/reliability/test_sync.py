@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import pytest
 from mlflow import MlflowClient
 
-from kvexp import folder as sweep_folder
+from kvexp.results import sweep_dir as sweep_folder
 from kvexp.tracking import connect, settings
-from tests import serving
+from tests.helpers import mlflow_server
 
 SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
 CURVES = 24
@@ -48,7 +48,7 @@ def server(folder, port):
             start_new_session=True,
         )  # fmt: skip
     try:
-        assert serving.answers(f"http://127.0.0.1:{port}/health", process)
+        assert mlflow_server.answers(f"http://127.0.0.1:{port}/health", process)
         yield process
     finally:
         stop(process)
@@ -65,7 +65,7 @@ def stop(process):
 
 @pytest.fixture
 def port():
-    return serving.free_port()
+    return mlflow_server.free_port()
 
 
 def curves(uri):

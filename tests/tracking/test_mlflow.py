@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvexp import folder as sweep_folder
 from kvexp.errors import ConfigError, TrackingError
-from kvexp.tracking import connect, kept, settings, sync
+from kvexp.results import sweep_dir as sweep_folder
+from kvexp.tracking import connect, fetch, settings, sync
 
 
 @pytest.fixture
@@ -193,9 +193,9 @@ def test_a_name_of_several_sweeps_is_read_as_none_of_them(homes, store, sweep, t
     name = sweep_folder.name_of(homes[0])
     ids = [run.info.run_id for run in sweep(name) if "mlflow.parentRunId" not in run.data.tags]
     with pytest.raises(ConfigError, match=f"{name} is the name of 2 sweeps there; give the id of one's run"):
-        kept.fetch(store.uri, name, tmp_path / "by name")
+        fetch.fetch(store.uri, name, tmp_path / "by name")
     assert not (tmp_path / "by name").exists()
-    assert kept.fetch(store.uri, ids[0], tmp_path / "by id")
+    assert fetch.fetch(store.uri, ids[0], tmp_path / "by id")
     assert [file.name for file in (tmp_path / "by id").rglob("*.jsonl")] == ["rows.jsonl"]
 
 

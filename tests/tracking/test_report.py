@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import folder as sweep_folder
-from kvexp.report import pictures
-from kvexp.tracking import drawn, sync
+from kvexp.report import embed
+from kvexp.results import sweep_dir as sweep_folder
+from kvexp.tracking import artifacts, sync
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, 
 
 
 def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
-    monkeypatch.setattr(drawn, "report", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(artifacts, "report", lambda *_: pytest.fail("drawn again"))
     sync.sync(home, store, lambda line: pytest.fail(line))
 
 
@@ -124,7 +124,7 @@ def test_a_figure_that_cannot_be_drawn_costs_its_curve_nothing_else(home, store,
     def broken(*_):
         raise RuntimeError("no font was found")
 
-    monkeypatch.setattr(pictures, "save_curve", broken)
+    monkeypatch.setattr(embed, "save_curve", broken)
     done = sync.sync(home, store, lambda _: None)
     assert (done.sent, done.refused) == (2, 0)
     for run in sweep(sweep_folder.id_of(home))[1:]:
@@ -137,7 +137,7 @@ def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeyp
     def broken(*_):
         raise RuntimeError("no font was found")
 
-    monkeypatch.setattr(drawn, "report", broken)
+    monkeypatch.setattr(artifacts, "report", broken)
     said = []
     done = sync.sync(home, store, said.append)
     assert (done.sent, done.refused) == (2, 0)

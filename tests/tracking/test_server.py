@@ -9,12 +9,12 @@ import urllib.parse
 import pytest
 
 from kvexp.tracking import connect, settings
-from tests import serving
+from tests.helpers import mlflow_server
 
 
 @pytest.fixture(scope="module")
 def server(store, tmp_path_factory):
-    port = serving.free_port()
+    port = mlflow_server.free_port()
     address = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as output:
@@ -30,7 +30,7 @@ def server(store, tmp_path_factory):
             | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )
     try:
-        assert serving.answers(f"{address}/health", process), log.read_text()
+        assert mlflow_server.answers(f"{address}/health", process), log.read_text()
         yield address
     finally:
         process.terminate()
@@ -44,7 +44,7 @@ def patience(monkeypatch):
 
 
 def _get(url, **query):
-    return serving.get(f"{url}?{urllib.parse.urlencode(query)}")
+    return mlflow_server.get(f"{url}?{urllib.parse.urlencode(query)}")
 
 
 def test_the_ui_shows_a_local_sweeps_runs_and_their_artifacts(

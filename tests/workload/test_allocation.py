@@ -3,27 +3,27 @@
 import pytest
 import torch
 
-from kvexp.law import poison
-from kvexp.memory import checksum
+from kvexp.bench.verify import poison
+from kvexp.gpu.scan import checksum
 from kvexp.workload import GUARD_BYTES, NO_SLOT, TIMED, build
-from tests import composed, tiny
-from tests.places import packed_items
+from tests.helpers import compose, tiny_curve
+from tests.helpers.strides import packed_items
 
-LAYOUTS = composed.options("layout")
+LAYOUTS = compose.options("layout")
 
 
 class TestSlotMappings:
     def test_that_are_contiguous_follow_one_another(self):
-        with tiny.memory(slots="contiguous") as held:
-            tensors = build(tiny.case(slots="contiguous", num_tokens=3), held, 3)
+        with tiny_curve.memory(slots="contiguous") as held:
+            tensors = build(tiny_curve.case(slots="contiguous", num_tokens=3), held, 3)
             tensors.renew(TIMED)
             assert tensors.slot_mappings.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
 
     @pytest.mark.parametrize("padding", [0.0, 0.3])
     @pytest.mark.parametrize(("tokens", "mappings"), [(1, 64), (3, 32), (16, 8), (50, 2)])
     def test_share_no_slot_and_begin_aligned(self, tokens, mappings, padding):
-        with tiny.memory() as held:
-            point = tiny.case(num_tokens=tokens, padding=padding)
+        with tiny_curve.memory() as held:
+            point = tiny_curve.case(num_tokens=tokens, padding=padding)
             assert point.mappings == mappings
             tensors = build(point, held, mappings)
             assert tensors.slot_mappings.shape == (mappings, tokens)
@@ -36,13 +36,13 @@ class TestSlotMappings:
 @pytest.mark.parametrize("padding_at", ["end", "scattered"])
 class TestPaddedMappings:
     def padded(self, held, padding_at, mappings=2, padding=0.4):
-        case = tiny.case(num_tokens=10, padding=padding, padding_at=padding_at)
+        case = tiny_curve.case(num_tokens=10, padding=padding, padding_at=padding_at)
         return build(case, held, mappings)
 
     def test_are_the_curves_slots_but_where_padding_is(self, padding_at):
-        with tiny.memory() as held:
+        with tiny_curve.memory() as held:
             tensors = self.padded(held, padding_at)
-            bare = build(tiny.case(num_tokens=10), held, 2)
+            bare = build(tiny_curve.case(num_tokens=10), held, 2)
             kept = tensors.kept.tolist()
             others = [token for token in range(10) if token not in kept]
             assert len(kept) == 6
@@ -52,7 +52,7 @@ class TestPaddedMappings:
             assert tensors.written_slots(1).shape == (1, 6)
 
     def test_that_are_changed_are_seen_wherever(self, padding_at):
-        with tiny.memory() as held:
+        with tiny_curve.memory() as held:
             tensors = self.padded(held, padding_at)
             assert tensors.unchanged()
             for place in range(tensors.slot_mappings.numel()):
@@ -64,15 +64,15 @@ class TestPaddedMappings:
             assert tensors.unchanged()
 
     def test_leave_the_curves_slots_alone(self, padding_at):
-        with tiny.memory() as held:
+        with tiny_curve.memory() as held:
             self.padded(held, padding_at)
             assert (held.slots >= 0).all()
             assert held.unchanged()
 
 
 def test_a_point_without_padding_sees_its_changed_slots_too():
-    with tiny.memory() as held:
-        tensors = build(tiny.case(num_tokens=3), held, 1)
+    with tiny_curve.memory() as held:
+        tensors = build(tiny_curve.case(num_tokens=3), held, 1)
         tensors.slot_mappings[0, 1] += 1
         assert not tensors.unchanged()
 
@@ -97,12 +97,12 @@ class TestAChecksum:
 
 class TestTheSeed:
     def drawn(self, **chosen):
-        with tiny.memory(**chosen) as held:
+        with tiny_curve.memory(**chosen) as held:
             return held.slots.clone(), held.inputs.clone().view(torch.uint8), held.scales.clone()
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "fp8_e5m2"])
     def test_makes_the_inputs_anew(self, dtype):
-        with tiny.memory(dtype=dtype, kv_cache_dtype="fp8_e5m2") as held:
+        with tiny_curve.memory(dtype=dtype, kv_cache_dtype="fp8_e5m2") as held:
             items = held.inputs.view(torch.uint8)
             before = items.clone(), held.slots.clone(), held.scales.clone()
             items.zero_(), held.slots.zero_(), held.scales.zero_()
@@ -126,13 +126,13 @@ class TestTheSeed:
 
 
 class TestTheCache:
-    @pytest.mark.parametrize("kv_cache_dtype", composed.formats())
+    @pytest.mark.parametrize("kv_cache_dtype", compose.formats())
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_has_the_items_of_its_type_between_guards(self, layout, kv_cache_dtype):
-        for dtype in composed.options("dtype"):
-            made = tiny.curve(dtype=dtype)
-            item = tiny.source(made) if kv_cache_dtype == "auto" else torch.uint8
-            with tiny.memory(layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype) as held:
+        for dtype in compose.options("dtype"):
+            made = tiny_curve.curve(dtype=dtype)
+            item = tiny_curve.source(made) if kv_cache_dtype == "auto" else torch.uint8
+            with tiny_curve.memory(layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype) as held:
                 self.holds(held.cache, item)
 
     def holds(self, cache, item):
@@ -151,7 +151,7 @@ class TestTheCache:
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_is_one_plane_where_its_layout_is_packed(self, layout):
-        with tiny.memory(layout=layout, head_size_v=16) as held:
+        with tiny_curve.memory(layout=layout, head_size_v=16) as held:
             cache = held.cache
             if not cache.layout.packed:
                 assert cache.packed is None
@@ -164,7 +164,10 @@ class TestTheCache:
     @pytest.mark.parametrize("layout", sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"}))
     @pytest.mark.parametrize("num_layers", [2, 3, 4])
     def test_shares_its_blocks_between_layers_and_gives_the_one_in_the_middle(self, layout, num_layers):
-        with tiny.memory(layout=layout) as alone, tiny.memory(layout=layout, num_layers=num_layers) as held:
+        with (
+            tiny_curve.memory(layout=layout) as alone,
+            tiny_curve.memory(layout=layout, num_layers=num_layers) as held,
+        ):
             cache, block = held.cache, alone.cache.key.stride(0)
             assert cache.storage.numel() - 2 * GUARD_BYTES == num_layers * 8 * block * 2
             for plane, one in ((cache.key, alone.cache.key), (cache.value, alone.cache.value)):
@@ -175,7 +178,7 @@ class TestTheCache:
     @pytest.mark.parametrize("num_layers", [2, 3, 4])
     def test_of_head_major_has_whole_layers_and_gives_the_one_in_the_middle(self, num_layers):
         chosen = {"layout": "head_major"}
-        with tiny.memory(**chosen) as alone, tiny.memory(**chosen, num_layers=num_layers) as held:
+        with tiny_curve.memory(**chosen) as alone, tiny_curve.memory(**chosen, num_layers=num_layers) as held:
             layer = alone.cache.key.numel() + alone.cache.value.numel()
             assert held.cache.storage.numel() - 2 * GUARD_BYTES == num_layers * layer * 2
             for plane, one in ((held.cache.key, alone.cache.key), (held.cache.value, alone.cache.value)):
@@ -185,7 +188,7 @@ class TestTheCache:
     @pytest.mark.parametrize("layout", ["BHLNC", "LHBNC"])
     @pytest.mark.parametrize("num_layers", [2, 3, 4])
     def test_gives_the_layer_in_the_middle_wherever_layers_lie(self, layout, num_layers):
-        with tiny.memory(layout=layout, num_layers=num_layers) as held:
+        with tiny_curve.memory(layout=layout, num_layers=num_layers) as held:
             cache = held.cache
             expected = packed_items(layout, held.largest, num_layers // 2)
             assert cache.storage.numel() == 2 * GUARD_BYTES + 2 * num_layers * expected.numel()
@@ -196,5 +199,5 @@ class TestTheCache:
     @pytest.mark.parametrize("num_layers", [1, 3])
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_planes_start_at_addresses_of_sixteen_bytes(self, layout, num_layers):
-        with tiny.memory(layout=layout, num_layers=num_layers) as held:
+        with tiny_curve.memory(layout=layout, num_layers=num_layers) as held:
             assert held.cache.key.data_ptr() % 16 == held.cache.value.data_ptr() % 16 == 0

@@ -5,8 +5,9 @@ from itertools import product
 import pytest
 import torch
 
-from kvexp.workload import BOUND, LAST, NO_SLOT, TIMED, build, inputs, patterns
-from tests import composed, law, tiny
+from kvexp.workload import BOUND, LAST, NO_SLOT, TIMED, build, inputs
+from kvexp.workload import slots as patterns
+from tests.helpers import compose, oracle, tiny_curve
 
 DRAWS = (TIMED, BOUND, LAST)
 
@@ -21,15 +22,15 @@ def alike(one, other):
     return [torch.equal(a, b) for a, b in zip(one, other, strict=True)]
 
 
-@pytest.mark.parametrize("dtype", composed.options("dtype"))
+@pytest.mark.parametrize("dtype", compose.options("dtype"))
 @pytest.mark.parametrize("slots", patterns.PATTERNS)
 @pytest.mark.parametrize(("padding", "padding_at"), [(0.0, "end"), (0.4, "end"), (0.4, "scattered")])
 def test_a_draw_is_always_the_same_and_unlike_the_others(slots, dtype, padding, padding_at):
     kv_cache_dtype = dtype if dtype.startswith("fp8") else "fp8"
     chosen = {"slots": slots, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "num_tokens": 8}
     chosen |= {"padding": padding, "padding_at": padding_at}
-    with tiny.memory(**chosen) as memory:
-        tensors = build(tiny.case(**chosen), memory, 2)
+    with tiny_curve.memory(**chosen) as memory:
+        tensors = build(tiny_curve.case(**chosen), memory, 2)
         drawn = {}
         for draw in (*DRAWS, *reversed(DRAWS), LAST, TIMED):
             tensors.renew(draw)
@@ -47,8 +48,8 @@ def test_a_draw_is_always_the_same_and_unlike_the_others(slots, dtype, padding, 
 def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks, block_size):
     chosen = {"slots": slots, "num_blocks": num_blocks, "block_size": block_size}
     chosen["num_tokens"] = num_blocks if slots == "decode" else num_blocks * block_size
-    with tiny.memory(**chosen) as memory:
-        tensors = build(tiny.case(**chosen), memory, 1)
+    with tiny_curve.memory(**chosen) as memory:
+        tensors = build(tiny_curve.case(**chosen), memory, 1)
         for draw in DRAWS:
             tensors.renew(draw)
             found = tensors.slot_mappings[0]
@@ -63,8 +64,8 @@ def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks,
 @pytest.mark.parametrize("slots", ["contiguous", "reversed"])
 @pytest.mark.parametrize("draw", [BOUND, LAST])
 def test_slots_in_a_row_begin_at_another_block_and_stay_in_a_row(slots, draw):
-    with tiny.memory(slots=slots, num_tokens=128) as memory:
-        tensors = build(tiny.case(slots=slots, num_tokens=128), memory, 1)
+    with tiny_curve.memory(slots=slots, num_tokens=128) as memory:
+        tensors = build(tiny_curve.case(slots=slots, num_tokens=128), memory, 1)
         tensors.renew(TIMED)
         first = tensors.slot_mappings[0].tolist()
         assert first == (list(range(128)) if slots == "contiguous" else list(range(127, -1, -1)))
@@ -78,8 +79,8 @@ def test_slots_in_a_row_begin_at_another_block_and_stay_in_a_row(slots, draw):
 
 def test_slots_in_a_row_of_one_block_begin_at_another_slot():
     chosen = {"slots": "contiguous", "num_blocks": 1, "block_size": 64, "num_tokens": 8}
-    with tiny.memory(**chosen) as memory:
-        tensors = build(tiny.case(**chosen), memory, 1)
+    with tiny_curve.memory(**chosen) as memory:
+        tensors = build(tiny_curve.case(**chosen), memory, 1)
         for draw in (BOUND, LAST):
             tensors.renew(draw)
             begin = int(tensors.slot_mappings[0, 0])
@@ -90,8 +91,8 @@ def test_slots_in_a_row_of_one_block_begin_at_another_slot():
 @pytest.mark.parametrize("padding_at", ["end", "scattered"])
 def test_padding_stays_where_it_was(padding_at):
     chosen = {"padding": 0.4, "padding_at": padding_at, "num_tokens": 10}
-    with tiny.memory(**chosen) as memory:
-        tensors = build(tiny.case(**chosen), memory, 3)
+    with tiny_curve.memory(**chosen) as memory:
+        tensors = build(tiny_curve.case(**chosen), memory, 3)
         padded = tensors.slot_mappings == NO_SLOT
         assert int(padded.sum()) == 3 * 4
         for draw in DRAWS:
@@ -105,8 +106,8 @@ def test_padding_stays_where_it_was(padding_at):
 def test_data_change_in_place_and_nothing_tells_that_they_did(padding):
     """Tensors stay where they are, and of the same version: as if a kernel had written them."""
     chosen = {"num_tokens": 10, "padding": padding, "kv_cache_dtype": "fp8", "scale": "per_head"}
-    with tiny.memory(**chosen) as memory:
-        tensors = build(tiny.case(**chosen), memory, 2, 2, 1)
+    with tiny_curve.memory(**chosen) as memory:
+        tensors = build(tiny_curve.case(**chosen), memory, 2, 2, 1)
         window = tensors.window(1)
         given = (tensors.key, tensors.value, window.key, window.value)
         given += (tensors.slot_mappings[0], tensors.slot_mappings[1], tensors.k_scale, tensors.v_scale)
@@ -118,8 +119,8 @@ def test_data_change_in_place_and_nothing_tells_that_they_did(padding):
 
 
 def test_what_is_drawn_is_what_the_inputs_are_meant_to_be():
-    with tiny.memory(kv_cache_dtype="fp8") as memory:
-        tensors = build(tiny.case(num_tokens=3, kv_cache_dtype="fp8"), memory, 2)
+    with tiny_curve.memory(kv_cache_dtype="fp8") as memory:
+        tensors = build(tiny_curve.case(num_tokens=3, kv_cache_dtype="fp8"), memory, 2)
         for draw in DRAWS:
             tensors.renew(draw)
             assert tensors.unchanged(others=True)
@@ -131,11 +132,11 @@ def test_what_is_drawn_is_what_the_inputs_are_meant_to_be():
 
 
 @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
-@pytest.mark.parametrize("dtype", law.WIDE)
+@pytest.mark.parametrize("dtype", oracle.WIDE)
 def test_scales_follow_the_point_s_own_rows(dtype, scale):
     chosen = {"dtype": dtype, "kv_cache_dtype": "fp8", "scale": scale}
-    with tiny.memory(**chosen) as memory:
-        tensors = build(tiny.case(**chosen, num_tokens=3), memory, 1, 2, 1)
+    with tiny_curve.memory(**chosen) as memory:
+        tensors = build(tiny_curve.case(**chosen, num_tokens=3), memory, 1, 2, 1)
         tensors.renew(LAST)
         over = (0, 2) if scale == "per_head" else (0, 1, 2)
         for rows, found in ((tensors.rows.key, tensors.k_scale), (tensors.rows.value, tensors.v_scale)):
@@ -144,7 +145,7 @@ def test_scales_follow_the_point_s_own_rows(dtype, scale):
 
 
 @pytest.mark.parametrize("rows", inputs.KINDS)
-@pytest.mark.parametrize("dtype", composed.options("dtype"))
+@pytest.mark.parametrize("dtype", compose.options("dtype"))
 def test_what_is_timed_depends_on_the_point_alone(rows, dtype):
     """Not on the curve's other points, nor on what was drawn before."""
     kv_cache_dtype = dtype if dtype.startswith("fp8") else "fp8"
@@ -153,11 +154,11 @@ def test_what_is_timed_depends_on_the_point_alone(rows, dtype):
         sizes = {**chosen, "num_heads": heads, "head_size": 48}
         found = []
         for curve in ((tokens,), (tokens, *others)):
-            with tiny.memory(**sizes, num_tokens=curve) as memory:
-                case = tiny.case(**sizes, num_tokens=tokens)
+            with tiny_curve.memory(**sizes, num_tokens=curve) as memory:
+                case = tiny_curve.case(**sizes, num_tokens=tokens)
                 tensors = build(case, memory, 1, 2, inputs.window_step(case, memory.inputs.itemsize))
                 if len(curve) > 1:
-                    build(tiny.case(**sizes, num_tokens=others[-1]), memory, 1).renew(LAST)
+                    build(tiny_curve.case(**sizes, num_tokens=others[-1]), memory, 1).renew(LAST)
                 tensors.renew(TIMED)
                 found.append(seen(tensors))
         assert alike(*found) == [True] * 4

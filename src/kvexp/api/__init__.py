@@ -10,8 +10,8 @@ device or word will not do, or where the implementation cannot; the message name
 """
 
 from kvexp.api.caches import KVCache, allocate, allocate_layers, select_layout, stride_order
-from kvexp.api.eager import one_cache, two_caches
-from kvexp.api.registered import ONE_CACHE, TWO_CACHES, register
+from kvexp.api.dispatch import one_cache, two_caches
+from kvexp.api.torch_library import ONE_CACHE, TWO_CACHES, register
 from kvexp.api.verification import verify
 
 __all__ = [

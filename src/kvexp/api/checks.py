@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kvexp.api import cache_checks
 from kvexp.api.cache_checks import lies, short, sizes
-from kvexp.quantize import FORMATS
+from kvexp.op.quantize import FORMATS
 
 SOURCES = (torch.float16, torch.bfloat16, torch.float32, *(wanted.dtype for wanted in FORMATS.values()))
 ALIASES = {"fp8": "fp8_e4m3"}

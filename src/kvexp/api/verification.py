@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from kvexp import environment
 from kvexp.api.caches import layout_of
+from kvexp.bench import environment
+from kvexp.bench.contract import CLAUSES
+from kvexp.bench.contract.clauses import Asked, find
 from kvexp.case import Case
-from kvexp.contract import CLAUSES
-from kvexp.contract.clauses import Asked, find
 from kvexp.errors import Unsupported
 from kvexp.op import Call
 from kvexp.op.reshape_and_cache import ReshapeAndCache

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kvexp import __version__, ahead
-from kvexp.ahead import Ahead
-from kvexp.cli import catalogue, commands
+from kvexp import __version__
+from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
+from kvexp.sweep import prestart
+from kvexp.sweep.prestart import Ahead
 
 WRONG = 2
 UNSAID = 1
@@ -31,7 +32,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
     try:
-        with ahead.of(sys.argv[1:]) as begun:
+        with prestart.of(sys.argv[1:]) as begun:
             code = dispatch(sys.argv[1:], begun)
     except KeyboardInterrupt:  # while processes began or ended
         code = SIGNALLED + signal.SIGINT
@@ -86,14 +87,14 @@ def _command(argv: list[str], begun: Ahead | None = None) -> int:
     if argv and argv[0] in commands.names():
         return commands.run(argv[0], argv[1:])
     if "--help" in argv or "-h" in argv:
-        say(catalogue.text(catalogue.config_dirs(argv)))
+        say(help.text(help.config_dirs(argv)))
         return 0
     if "--version" in argv:
         say(f"kvexp {__version__}\n")
         return 0
     if argv and _is_word(argv[0]):
-        raise ConfigError(_unknown_word(argv[0], catalogue.config_dirs(argv)))
-    from kvexp.cli.run import run  # here, since it imports Hydra
+        raise ConfigError(_unknown_word(argv[0], help.config_dirs(argv)))
+    from kvexp.cli.compose import run  # here, since it imports Hydra
 
     return run(argv, begun)
 
@@ -104,7 +105,7 @@ def _is_word(argument: str) -> bool:
 
 
 def _unknown_word(word: str, dirs: Sequence[Path]) -> str:
-    if word in catalogue.GROUPS:
-        names = ", ".join(catalogue.options(word, dirs))
+    if word in help.GROUPS:
+        names = ", ".join(help.options(word, dirs))
         return f"{word} names no option; write {word}= and one of {names}"
     return f"unknown command {word!r}; write GROUP=OPTION or KEY=VALUE, or --help for what there is"

@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from kvexp.cli import catalogue
-from kvexp.cli.typed import SWEEP
+from kvexp.cli import help
+from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
 
 
@@ -57,7 +57,7 @@ def ordered(argv: Sequence[str]) -> CommandLine:
     measures = not (completes or typed.cfg or typed.info)
     line = CommandLine(tuple(_flags(typed, measures)), tuple(typed.overrides), measures)
     if not completes:
-        dirs = catalogue.config_dirs(argv)
+        dirs = help.config_dirs(argv)
         _check_names(dirs)
         _check(line, dirs)
     return line
@@ -114,7 +114,7 @@ def parsed(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
             if "=" not in text:
                 raise ConfigError(f"{text!r} is no override; write key=value") from error
             group = text.partition("=")[0]
-            names = ", ".join(catalogue.options(group, dirs)) if group in catalogue.GROUPS else ""
+            names = ", ".join(help.options(group, dirs)) if group in help.GROUPS else ""
             complaint = _complaint(text, error)
             quoted = f"""; quotes of its own let a value hold it: '{group}="..."'"""
             possible = (
@@ -143,9 +143,9 @@ def _complaint(text: str, error: OverrideParseException) -> str:
 def _check_names(dirs: Sequence[Path]) -> None:
     """A row knows an option by its name alone, so one of the user's never takes the name of ours."""
     *theirs, ours = dirs
-    for group in catalogue.NAMED:
-        for name in catalogue.options(group, theirs):
-            if name in catalogue.options(group, [ours]):
+    for group in help.NAMED:
+        for name in help.options(group, theirs):
+            if name in help.options(group, [ours]):
                 raise ConfigError(
                     f"{theirs[0] / group / name}.yaml takes the name of kvexp's own {group}={name}; "
                     "give it another one"
@@ -176,7 +176,7 @@ def _check(line: CommandLine, dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{text!r} is refused; type the whole list, workload.num_tokens=[1,64]")
         if override.is_sweep_override():
             _check_sweep(text, override, line.measures)
-        if key in catalogue.GROUPS:
+        if key in help.GROUPS:
             _check_group(text, override, dirs)
 
 
@@ -200,7 +200,7 @@ def _check_sweep(text: str, override: Override, measures: bool) -> None:
 def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:
     """A group names exactly one option in each curve; Hydra also takes lists, dicts and none at all."""
     group = override.key_or_group
-    names = ", ".join(catalogue.options(group, dirs))
+    names = ", ".join(help.options(group, dirs))
     if group == "experiment" and (override.is_delete() or override.value() is None):
         return
     if override.is_delete() or override.is_add() or override.is_force_add():

@@ -1,8 +1,8 @@
 """How a sweep is run, from the composed configuration: typed once, as what it measures is."""
 
-from kvexp.cli.typed import Config, positive, shown, whole, word
+from kvexp.cli.schema import Config, positive, shown, whole, word
 from kvexp.errors import ConfigError
-from kvexp.settings import ISOLATIONS, SweepSettings
+from kvexp.sweep.settings import ISOLATIONS, SweepSettings
 from kvexp.tracking import TrackingSettings
 
 MOST_ROUNDS = 1000

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from kvexp.cli.catalogue import GROUPS
+from kvexp.cli.help import GROUPS
 from kvexp.errors import ConfigError
 
 

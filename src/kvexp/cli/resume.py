@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvexp import folder as sweep_folder
-from kvexp.cli import catalogue
+from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, ordered, parsed
 from kvexp.errors import ConfigError
+from kvexp.results import sweep_dir as sweep_folder
 
 ROOT = "multirun"
 _KEY = "resume"
@@ -64,7 +64,7 @@ def _value(line: CommandLine) -> Any:
     texts = [text for text in line.overrides if _is(text, _KEY)]
     if not texts:
         return None
-    (override,) = parsed(texts, catalogue.config_dirs(line.flags))
+    (override,) = parsed(texts, help.config_dirs(line.flags))
     value = override.value()
     return False if value is None or override.is_delete() else value
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvexp.op import Call
-from kvexp.quantize import quantize
+from kvexp.op.quantize import quantize
 
 Plane = tuple[Tensor, Tensor, Tensor | None]
 """Rows, the cache that they go to, and what fp8 divides by."""

@@ -5,14 +5,7 @@ from typing import Any
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
-from kvexp.op import (
-    Call,
-    cache_item_bytes,
-    check_equal_heads,
-    check_types,
-    method_of,
-    rows_and_slots,
-)
+from kvexp.op import Call, cache_item_bytes, check_equal_heads, check_types, method_of, rows_and_slots
 
 
 class ReshapeAndCache:

@@ -4,6 +4,6 @@ Importing this package imports neither matplotlib nor jinja2: a sweep's end wait
 """
 
 from kvexp.report.console import summary
-from kvexp.report.words import number
+from kvexp.report.format import number
 
 __all__ = ["number", "summary"]

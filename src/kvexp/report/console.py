@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.report.format import number
 from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
-from kvexp.report.words import number
-from kvexp.rows import RIGHT, curves, labels
+from kvexp.results.rows import RIGHT, curves, labels
 
 Row = Mapping[str, Any]
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from kvexp.case import Case
 from kvexp.measurement import STATUSES, Measurement, Statistics
-from kvexp.report import headline
-from kvexp.report.contrasts import Contrast, axes, contrasts
-from kvexp.report.lines import Line, Machine, machines
+from kvexp.report import findings as headline
+from kvexp.report.curves import Line, Machine, machines
+from kvexp.report.format import DASH, listed, number, optional, percent
 from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
 from kvexp.report.panels import Panel, panels
-from kvexp.report.words import DASH, listed, number, optional, percent
-from kvexp.results import COMMAND, LATENCIES, PROCESSES, SWEEP, across
-from kvexp.rows import curves, labels, word
-from kvexp.verdict import interval
+from kvexp.report.speedups import Contrast, axes, contrasts
+from kvexp.results.load import COMMAND, LATENCIES, PROCESSES, SWEEP, across
+from kvexp.results.rows import curves, labels, word
+from kvexp.results.verdict import interval
 
 Row = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from kvexp.report.watched import State
-from kvexp.report.words import DASH, duration, number, optional, percent
-from kvexp.rows import Row, curves, labels
+from kvexp.report.format import DASH, duration, number, optional, percent
+from kvexp.results.rows import Row, curves, labels
+from kvexp.results.sweep_state import State
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _MARKS = {"verified": "v", "skipped": "s", "incorrect": "!", "failed": "!"}

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvexp.contract import words_of
-from kvexp.rows import RIGHT
+from kvexp.bench.contract import words_of
+from kvexp.results.rows import RIGHT
 
 Row = Mapping[str, Any]
 

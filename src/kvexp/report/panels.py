@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvexp.report.lines import Line, named, value, varied
+from kvexp.report.curves import Line, named, value, varied
 
 COLOURS, DASHES = 8, 4
 """How many lines a figure can tell apart by either."""

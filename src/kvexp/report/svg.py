@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from kvexp.report.drawing import STYLE
+from kvexp.report.figures import STYLE
 from kvexp.report.palette import GRID, INK, MUTED, PALETTE
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvexp.report import page, pictures
+from kvexp.report import embed, render
 from kvexp.report.content import content
 
 Row = Mapping[str, Any]
@@ -23,12 +23,12 @@ def write(rows: Sequence[Row], folder: Path, figures: Path | None = None) -> Pat
         The page.
     """
     said = content(rows)
-    drawn = pictures.drawn(said)
+    drawn = embed.drawn(said)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.html"
-    file.write_text(page.html(said, drawn), "utf-8")
+    file.write_text(render.html(said, drawn), "utf-8")
     base = os.path.relpath(figures, folder) if figures else ""
-    file.with_suffix(".md").write_text(page.markdown(said, drawn, base), "utf-8")
+    file.with_suffix(".md").write_text(render.markdown(said, drawn, base), "utf-8")
     if figures:
-        pictures.save(said, drawn, figures)
+        embed.save(said, drawn, figures)
     return file

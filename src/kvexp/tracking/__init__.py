@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvexp.errors import ConfigError, TrackingError
-from kvexp.folder import shown as shown
+from kvexp.results.sweep_dir import shown as shown
 
 KINDS = ("local", "server", "none")
 

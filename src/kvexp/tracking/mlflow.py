@@ -20,11 +20,11 @@ from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
 from kvexp.errors import TrackingError
-from kvexp.folder import is_id
 from kvexp.report.palette import PALETTE
-from kvexp.rows import ROWS, SAMPLES, Row
-from kvexp.tracking import curve, drawn, shown, views
-from kvexp.tracking.host import alive, started
+from kvexp.results.rows import ROWS, SAMPLES, Row
+from kvexp.results.sweep_dir import is_id
+from kvexp.tracking import artifacts, run_data, shown, ui_views
+from kvexp.tracking.sqlite import alive, started
 from kvexp.tracking.store import border, hush, ready, unreachable
 
 _BATCH = 1000  # entities of one log_batch, params included: mlflow.utils.validation
@@ -62,7 +62,7 @@ class MlflowTracker:
         with border(self.uri):
             self._client, self._experiment_id = ready(uri, experiment)
         served = uri.startswith("http")
-        self.page = f"{self.uri.rstrip('/')}{views.page(self._experiment_id)}" if served else ""
+        self.page = f"{self.uri.rstrip('/')}{ui_views.page(self._experiment_id)}" if served else ""
 
     def start_sweep(
         self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
@@ -82,7 +82,7 @@ class MlflowTracker:
                 run = self._client.create_run(self._experiment_id, began_ms, tags, self._name)
                 self._parent_id = run.info.run_id
             with suppress(MlflowException):  # a view is no reason to go untracked
-                self._client.set_experiment_tag(self._experiment_id, *views.last(sweep_id).tag(_now_ms()))
+                self._client.set_experiment_tag(self._experiment_id, *ui_views.last(sweep_id).tag(_now_ms()))
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
         """The curve's rows are a finished child run of the sweep; a curve without rows has none."""
@@ -96,14 +96,14 @@ class MlflowTracker:
             "kvexp.curve": f"{self._name}/{folder.name}",
             "impl_target": target,
             "mlflow.runColor": PALETTE[len(self._curves) % len(PALETTE)],
-            **curve.tags(rows),
+            **run_data.tags(rows),
         }
         with border(self.uri):
             run = self._client.create_run(
                 self._experiment_id,
-                start_time=min(curve.milliseconds(row) for row in rows),
+                start_time=min(run_data.milliseconds(row) for row in rows),
                 tags={key: value for key, value in tags.items() if value},
-                run_name=curve.name(rows[0], self._curves),
+                run_name=run_data.name(rows[0], self._curves),
             )
             try:
                 self._log_numbers(run.info.run_id, rows)
@@ -116,9 +116,9 @@ class MlflowTracker:
             except BaseException:
                 self._abandon(run.info.run_id)
                 raise
-            wrong = curve.status(rows) in ("incorrect", "failed")
+            wrong = run_data.status(rows) in ("incorrect", "failed")
             status = "FAILED" if wrong else "FINISHED"
-            self._client.set_terminated(run.info.run_id, status, curve.ended_ms(rows))
+            self._client.set_terminated(run.info.run_id, status, run_data.ended_ms(rows))
             if not self._curves:
                 self._tag_parent(rows)
         self._curves.append(rows[0])
@@ -130,7 +130,7 @@ class MlflowTracker:
         """The parent run has ended, with the points of all its curves counted."""
         with border(self.uri):
             runs = self._whole(self._sweep_id).values()
-            counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in curve.counts([])}
+            counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in run_data.counts([])}
             metrics = [Metric(key, value, _now_ms(), 0) for key, value in counts.items() if runs]
             self._client.log_batch(self._parent_id, metrics=metrics)
             self._client.set_terminated(self._parent_id, status)
@@ -143,11 +143,11 @@ class MlflowTracker:
             folder: Where `drawn.report` has drawn it.
         """
         with border(self.uri):
-            _, _, said = (folder / drawn.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
+            _, _, said = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
             note = said.partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
             parent_id = parent.info.run_id
-            for name in (drawn.PAGE, drawn.MARKDOWN):
+            for name in (artifacts.PAGE, artifacts.MARKDOWN):
                 self._client.log_artifact(parent_id, str(folder / name))
             self._client.log_batch(parent_id, tags=_described(parent, note[:_LONGEST_NOTE]))
 
@@ -179,7 +179,7 @@ class MlflowTracker:
         while True:
             page = self._client.search_runs(
                 [self._experiment_id],
-                views.of_sweep(sweep_id),
+                ui_views.of_sweep(sweep_id),
                 max_results=_PAGE,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
@@ -214,14 +214,14 @@ class MlflowTracker:
 
     def _tag_parent(self, rows: Sequence[Row]) -> None:
         """The sweep's machine and versions, known once its first curve is measured."""
-        tags = [RunTag(key, value) for key, value in curve.environment(rows).items()]
+        tags = [RunTag(key, value) for key, value in run_data.environment(rows).items()]
         self._client.log_batch(self._parent_id, tags=tags[:100])
 
     def _log_numbers(self, run_id: str, rows: Sequence[Row]) -> None:
         """Params and metrics in one request, unless there are more metrics than one may carry."""
-        params = [Param(key, value) for key, value in curve.params(rows[0]).items()]
-        metrics = [Metric(*point) for point in curve.metrics(rows)]
-        metrics += [Metric(key, value, _now_ms(), 0) for key, value in curve.scalars(rows).items()]
+        params = [Param(key, value) for key, value in run_data.params(rows[0]).items()]
+        metrics = [Metric(*point) for point in run_data.metrics(rows)]
+        metrics += [Metric(key, value, _now_ms(), 0) for key, value in run_data.scalars(rows).items()]
         first = _BATCH - len(params)
         self._client.log_batch(run_id, metrics=metrics[:first], params=params)
         for start in range(first, len(metrics), _BATCH):
@@ -238,7 +238,7 @@ class MlflowTracker:
                 text = shown(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as made:
-            why_not = drawn.figure(rows, Path(made))
+            why_not = artifacts.figure(rows, Path(made))
             self._client.log_artifacts(run_id, made)
         if why_not:
             self._client.set_tag(run_id, _NO_FIGURE, why_not[:_LONGEST_NOTE])

@@ -15,10 +15,10 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from kvexp.errors import KvexpError, TrackingError
-from kvexp.locks import locked
-from kvexp.rows import make_folder
-from kvexp.tracking import shown, sqlite_file, views
-from kvexp.tracking.host import check_database
+from kvexp.file_lock import locked
+from kvexp.results.rows import make_folder
+from kvexp.tracking import shown, sqlite_file, ui_views
+from kvexp.tracking.sqlite import check_database
 
 # Making MLflow's tables takes seconds; many processes that start at once do so one after another.
 _LOCK_SECONDS = 120.0
@@ -95,7 +95,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:
 def _show(client: MlflowClient, experiment: Experiment) -> None:
     """The experiment has its views and a description; what it has of these already stays."""
     with suppress(MlflowException):  # they are no reason to go untracked
-        for key, value in views.tags(experiment.creation_time or 0).items():
+        for key, value in ui_views.tags(experiment.creation_time or 0).items():
             if key not in experiment.tags:
                 client.set_experiment_tag(experiment.experiment_id, key, value)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-from kvexp import folder as sweep_folder
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, TrackingError
-from kvexp.rows import ROWS, read
-from kvexp.tracking import Tracker, TrackingSettings, curve, drawn
+from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.rows import ROWS, read
+from kvexp.tracking import Tracker, TrackingSettings, artifacts, run_data
 
 _LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -78,7 +78,7 @@ def catch_up(store: Tracker, missing: Sequence[Path], say: Say) -> list[str]:
             continue
         if rows:
             store.log_curve(job, _target(job), rows)
-            statuses.append(curve.status(rows))
+            statuses.append(run_data.status(rows))
     return statuses
 
 
@@ -92,7 +92,7 @@ def draw_report(home: Path, say: Say) -> Drawn | None:
     """The report is in a folder of its own; None where it is said why not."""
     made = tempfile.TemporaryDirectory()
     try:
-        drawn.report(home, Path(made.name))
+        artifacts.report(home, Path(made.name))
     except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs no sweep its exit code
         made.cleanup()
         _say_why_not(error, say)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from kvexp.case import Case
+from kvexp.gpu.scan import checksums
 from kvexp.layout import Layout, Plane
-from kvexp.memory import checksums
 from kvexp.op import cache_item_bytes
-from kvexp.workload import inputs, patterns, room
+from kvexp.workload import device_memory, inputs
+from kvexp.workload import slots as patterns
 from kvexp.workload.inputs import Rows
 
 GUARD_BYTES = 4096
@@ -244,7 +245,9 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
     # Neither the first layer nor the last where there are three: a write into a neighbour is seen.
     planes = layout.planes(largest, item_bytes, layer=largest.num_layers // 2)
     cache_bytes = planes.items * item_bytes
-    room.check(largest, cache_bytes, inputs.items(largest, source.itemsize, least_rows) * source.itemsize)
+    device_memory.check(
+        largest, cache_bytes, inputs.items(largest, source.itemsize, least_rows) * source.itemsize
+    )
     device = torch.device(largest.device)
     item = source if largest.kv_cache_dtype == "auto" else torch.uint8
     storage = torch.empty(cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)

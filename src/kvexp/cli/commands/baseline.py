@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import baselines, rows
-from kvexp.cli import gating, say
+from kvexp.cli import gate_rules, say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.sweep import Job
+from kvexp.results import baselines, rows
+from kvexp.sweep.runner import Job
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: What was typed is wrong, nothing was timed, or the baseline cannot be written.
     """
-    from kvexp.cli.run import swept  # here, since --help does without Hydra
+    from kvexp.cli.compose import swept  # here, since --help does without Hydra
 
     parser = Parser(
         "kvexp baseline",
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     _, words = parser.parse_known_args(argv)
-    code, home = swept(gating.completed(words), _checked)
+    code, home = swept(gate_rules.completed(words), _checked)
     if home is None:
         return code
     if code:
@@ -40,13 +40,13 @@ def main(argv: Sequence[str]) -> int:
         return code
     try:
         measured = rows.newest(rows.read(home))
-        gating.check_kernels(measured)
+        gate_rules.check_kernels(measured)
         files = baselines.write(measured)
     except (KvexpError, OSError) as error:
         raise ConfigError(f"baseline: {error}") from error
     for file in files:
         say(f"{file}\n")
-    for line in gating.doubts(measured):
+    for line in gate_rules.doubts(measured):
         sys.stderr.write(f"kvexp: {line}\n")
     return 0
 
@@ -57,7 +57,7 @@ def _checked(jobs: Sequence[Job]) -> None:
     Raises:
         ConfigError: They cannot, or baselines/ cannot be written to.
     """
-    gating.check(jobs)
+    gate_rules.check(jobs)
     there = next(filter(Path.exists, (baselines.ROOT.absolute(), Path.cwd())))
     folders = filter(Path.is_dir, (there, *there.glob("*")))  # one of a GPU may be all that can be written to
     if not any(os.access(folder, os.W_OK | os.X_OK) for folder in folders):

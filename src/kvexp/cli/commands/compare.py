@@ -9,12 +9,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import compare, results
-from kvexp.cli import comparison, origins
+from kvexp.cli import comparison_table, row_source
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
+from kvexp.results import compare, load
 
-Rows = Sequence[results.Row]
+Rows = Sequence[load.Row]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,19 +26,19 @@ def main(argv: Sequence[str]) -> int:
     typed = _parsed(argv)
     baseline, candidate, apart = _sides(typed)
     points = compare.compare(baseline, candidate, apart=apart, across=typed.across, tolerance=typed.tolerance)
-    comparison.show(points)
-    return comparison.code(points, typed.fail_on)
+    comparison_table.show(points)
+    return comparison_table.code(points, typed.fail_on)
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "kvexp compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help=origins.POSSIBLE)
+    parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help=row_source.POSSIBLE)
     parser.add_argument("--axis", help="the column to compare two values of; SWEEP is the last by default")
     parser.add_argument("--baseline", metavar="VALUE", help="with --axis: the value to compare with")
     parser.add_argument("--candidate", metavar="VALUE", help="with --axis: the value to judge")
-    comparison.add_flags(parser)
+    comparison_table.add_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -47,11 +47,11 @@ def _sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:
     if typed.axis is None:
         if len(typed.sweeps) != 2 or typed.baseline or typed.candidate:
             raise ConfigError("compare: name two sweeps, or one and --axis with --baseline and --candidate")
-        first, second = map(origins.read, typed.sweeps)
+        first, second = map(row_source.read, typed.sweeps)
         return first, second, ()
     if not (typed.baseline and typed.candidate):
         raise ConfigError(f"compare: --axis {typed.axis} wants two values, --baseline and --candidate")
-    named = [row for sweep in typed.sweeps for row in origins.read(sweep)]
-    rows = named if typed.sweeps else results.read([], Path("multirun"))
+    named = [row for sweep in typed.sweeps for row in row_source.read(sweep)]
+    rows = named if typed.sweeps else load.read([], Path("multirun"))
     held, judged = (compare.one_of(rows, typed.axis, value) for value in (typed.baseline, typed.candidate))
-    return held, judged, (typed.axis, *results.TOGETHER.get(typed.axis, ()))
+    return held, judged, (typed.axis, *load.TOGETHER.get(typed.axis, ()))

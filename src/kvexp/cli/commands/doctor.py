@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvexp import locks, tracking, turns
+from kvexp import file_lock, tracking
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.folder import LOCK
-from kvexp.tracking.host import check_database
+from kvexp.gpu import lock
+from kvexp.results.sweep_dir import LOCK
+from kvexp.tracking.sqlite import check_database
 
 PATIENCE_S = 300
 LEAST_FREE_BYTES = 10**9
@@ -52,7 +53,7 @@ def _libraries() -> Iterator[Finding]:
     """What the process that may import and break everything says, and how it ended where it broke."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "kvexp.checkup"], capture_output=True, text=True, timeout=PATIENCE_S
+            [sys.executable, "-m", "kvexp.bench.checkup"], capture_output=True, text=True, timeout=PATIENCE_S
         )
     except subprocess.TimeoutExpired:
         yield _found(
@@ -75,7 +76,7 @@ def _libraries() -> Iterator[Finding]:
 
 def _turns() -> Iterator[Finding]:
     """The GPUs on which a kvexp process of this host measures a curve now."""
-    for uuid, holder in turns.holders():
+    for uuid, holder in lock.holders():
         yield _found("turn", "without", f"{holder} measures on {uuid}", "a sweep there waits for its turn")
 
 
@@ -89,7 +90,7 @@ def _store() -> Finding:
         check_database(file)
     except (ConfigError, KvexpError, sqlite3.Error) as error:
         return _found("MLflow store", "no", str(error), "tracking.uri=sqlite:////ELSEWHERE/mlflow.db")
-    holder = locks.holder(file.parent / LOCK)
+    holder = file_lock.holder(file.parent / LOCK)
     state = f"in use by {holder}" if holder else "ready" if file.exists() else "made by the first sweep"
     return _found("MLflow store", "ok", f"{file}, {state}")
 
@@ -108,7 +109,7 @@ def _sweeps() -> Iterator[Finding]:
     """The sweeps below multirun/ that are at work now."""
     root = Path("multirun")
     for file in sorted((*root.glob(f"*/{LOCK}"), *root.glob(f"*/*/{LOCK}"))):
-        if holder := locks.holder(file):
+        if holder := file_lock.holder(file):
             yield _found("sweep", "without", f"{file.parent} is measured by {holder}", "wait for it")
 
 

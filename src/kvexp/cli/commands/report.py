@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import folder as sweep_folder
-from kvexp import results
 from kvexp.cli import say
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.rows import make_folder
+from kvexp.results import load
+from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.rows import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     )
     typed = parser.parse_args(argv)
     last = sweep_folder.last(Path("multirun"), with_rows=True)
-    rows = results.read(typed.sweeps, Path("multirun"))
+    rows = load.read(typed.sweeps, Path("multirun"))
     from kvexp.report.written import write  # here, since it takes matplotlib a second to import
 
     try:

@@ -11,7 +11,7 @@ from typing import NoReturn
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
-from kvexp.tracking import host, views
+from kvexp.tracking import sqlite, ui_views
 
 _HOST = "127.0.0.1"
 _QUIET = {
@@ -61,7 +61,7 @@ def _check(port: int) -> None:
 def _pages(file: Path, address: str) -> list[str]:
     """The address of the newest sweep's page in each experiment; of the whole UI where none has one."""
     try:
-        found = host.experiments(file, views.TAG + views.LAST)
+        found = sqlite.experiments(file, ui_views.TAG + ui_views.LAST)
     except sqlite3.Error as error:
         raise ConfigError(f"{file} is no store of runs ({error})") from error
-    return [f"{name}: {address}{views.page(number)}" for name, number in found.items()] or [address]
+    return [f"{name}: {address}{ui_views.page(number)}" for name, number in found.items()] or [address]

@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from kvexp.bench.contract import SMALL
+from kvexp.bench.contract.ask import Asker
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
-from kvexp.contract import SMALL
-from kvexp.contract.ask import Asker
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: What was typed is wrong.
     """
-    from kvexp.cli.run import composed  # here, since --help does without Hydra
+    from kvexp.cli.compose import composed  # here, since --help does without Hydra
 
     parser = Parser(
         "kvexp verify",

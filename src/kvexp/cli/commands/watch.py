@@ -10,9 +10,9 @@ from rich.live import Live
 
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
-from kvexp.folder import is_sweep, last
 from kvexp.report import live
-from kvexp.report.watched import Watched
+from kvexp.results.sweep_dir import is_sweep, last
+from kvexp.results.sweep_state import Watched
 
 _MULTIRUN = Path("multirun")
 _PIPE = 1000

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvexp import jit, launch
+from kvexp.gpu import launch, nvrtc
+from kvexp.gpu.launch import Launch
 from kvexp.impl.cuda.spec import SOURCES, Options, Spec
 from kvexp.impl.cuda.tuning import tuned
-from kvexp.launch import Launch
 
 MOST_CTAS = 2**31 - 1
 """CTAs of one row of a grid."""
@@ -83,6 +83,6 @@ def _prepared(plan: Callable[[int], Plan], device: int, value_at: int | None, nu
 
 def _plan(spec: Spec, options: Options, num_slots: int, gpu: Gpu, num_tokens: int) -> Plan:
     fitting = tuned(spec, options, num_tokens, gpu.sm_count)
-    kernel = jit.kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, fitting.macros, gpu.arch)
+    kernel = nvrtc.kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, fitting.macros, gpu.arch)
     ctas = grid(fitting.threads(num_tokens), fitting.cta_threads)
     return ctas, fitting.cta_threads, kernel, (*fitting.sizes(num_tokens), num_slots)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import triton
 
-from kvexp import launch
 from kvexp.errors import Unsupported
+from kvexp.gpu import launch
+from kvexp.gpu.launch import Launch
 from kvexp.impl.triton import source as sources
 from kvexp.impl.triton.source import Gpu, Kernel, Options, Plan
-from kvexp.launch import Launch
 
 NUM_WARPS = 4
 MOST_PROGRAMS = 2**31 - 1

@@ -1,0 +1,246 @@
+"""Have an implementation asked in a process of its own, and remember what came of it.
+
+A kernel may end that process, or never return; what it was asked then is broken, and another process goes on
+with the rest. An answer holds for everything that it depends on, the hash of the implementation's sources
+among it, and is kept beside the compiled kernels, so that a combination is asked once. Where a process was
+late or was killed, or a GPU had too little memory left, the machine may be to blame: such an answer is not
+kept.
+"""
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import IO, Any
+
+from kvexp.bench.contract import CLAUSES, Contract, Finding, kept
+from kvexp.errors import ConfigError, KvexpError
+from kvexp.experiment import Experiment
+from kvexp.gpu.lock import Waits
+
+START_SECONDS = 300.0
+"""Patience with the start of the process and the import of libraries."""
+END_SECONDS = 10.0
+"""Patience with a process that was killed."""
+ASK_SECONDS = 120.0
+"""Patience with one question; a peer's first call may compile for half a minute."""
+MOST_PROCESSES = 12
+"""Processes for one combination; what dies in more is asked no further."""
+LAST_WORDS_BYTES = 300
+
+
+class Asker:
+    """Asks implementations, and knows what was answered.
+
+    Args:
+        waits: Told of who has the GPU first: each process takes its lock, see `kvexp.gpu.lock`. None where
+            this process has it.
+
+    Attributes:
+        coming: Curves that will be asked for, resolved for this machine: one process asks all of them.
+    """
+
+    def __init__(self, waits: Waits | None = None) -> None:
+        self.coming: list[Experiment] = []
+        self._waits = waits
+        self._ask_seconds = ASK_SECONDS
+        self._known: dict[str, Contract] = {}
+        self._in_doubt = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+        self._heard = b""
+
+    def limit(self, ask_seconds: float | None) -> None:
+        """Have no more patience with one question than that."""
+        self._ask_seconds = ASK_SECONDS if ask_seconds is None else min(ask_seconds, ASK_SECONDS)
+
+    def contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
+        """Return what is known of the curve's implementation, which is asked where nothing is.
+
+        Args:
+            experiment: The curve, resolved for this machine's device.
+            machine: The machine's columns.
+
+        Raises:
+            KvexpError: Nothing can be asked; the message says why. A ConfigError where what was typed is
+                wrong on any machine.
+        """
+        key = kept.key(experiment, machine)
+        if not self._is_known(experiment, key):
+            try:
+                self._remember(experiment, key, self.ask(experiment))
+                for other in self.coming:
+                    its_key = kept.key(other, machine)
+                    if not self._is_known(other, its_key):
+                        with contextlib.suppress(KvexpError):  # told when its turn comes
+                            self._remember(other, its_key, self.ask(other))
+            finally:
+                # An idle process would be seen on the GPU, and count as another one's.
+                self.close()
+        return self._known[key]
+
+    def ask(self, experiment: Experiment) -> Contract:
+        """Ask all clauses, at the curve's sizes too, whatever is known.
+
+        Raises:
+            KvexpError: See `contract`.
+        """
+        died: dict[tuple[str, int], str] = {}
+        self._in_doubt = False
+        for _ in range(MOST_PROCESSES):
+            last: tuple[str, int] | None = None
+            fresh = self._process is None
+            try:
+                for answer in self._answers(experiment, list(died)):
+                    if "holder" in answer:
+                        assert self._waits
+                        self._waits(answer["holder"])
+                    elif "ask" in answer:
+                        clause, num_tokens = answer["ask"]
+                        last = clause, num_tokens
+                    elif "refusal" in answer:
+                        raise (ConfigError if answer["typed_wrong"] else KvexpError)(answer["refusal"])
+                    else:
+                        found = _with_last_words(Contract.from_json(answer["contract"]), died)
+                        self._in_doubt |= _is_short_of_memory(experiment, found)
+                        return found
+            except _Died as death:
+                self.close()
+                self._in_doubt |= death.in_doubt
+                if last:
+                    died[last] = str(death)
+                elif fresh:  # else it may have died of what it was asked before
+                    raise KvexpError(f"the process that asks about the contract {death}") from death
+        deaths = [Finding(clause, "broken", how, size) for (clause, size), how in died.items()]
+        return Contract(
+            tuple(found for found in deaths if found.clause in CLAUSES),
+            wrong=tuple(found for found in deaths if found.clause not in CLAUSES),
+        )
+
+    def close(self) -> None:
+        """End the process, where there is one."""
+        if self._process:
+            self._process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it in the kernel
+                self._process.wait(END_SECONDS)
+            for pipe in (self._process.stdin, self._process.stdout, self._errors):
+                if pipe:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        self._process, self._heard = None, b""
+
+    def _is_known(self, experiment: Experiment, key: str) -> bool:
+        if key not in self._known and (found := kept.read(experiment, key)):
+            self._known[key] = found
+        return key in self._known
+
+    def _remember(self, experiment: Experiment, key: str, found: Contract) -> None:
+        self._known[key] = found
+        if not self._in_doubt:
+            kept.write(experiment, key, found)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        try:
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+            return subprocess.Popen(
+                [sys.executable, "-m", "kvexp.bench.contract.process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                bufsize=0,
+            )
+        except OSError as error:
+            raise KvexpError(
+                f"the process that asks about the contract cannot be started: {error.strerror}"
+            ) from error
+
+    def _answers(self, experiment: Experiment, died: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+        """Yield what the process says.
+
+        Raises:
+            _Died: It has ended, or was silent for too long and is ended.
+        """
+        patience_s = self._ask_seconds if self._process else START_SECONDS
+        self._process = self._process or self._start()
+        assert self._process.stdin
+        request = {
+            "experiment": asdict(experiment),
+            "num_tokens": list(experiment.workload.num_tokens),
+            "died": died,
+            "takes_turn": self._waits is not None,
+        }
+        with contextlib.suppress(OSError):  # it is gone, as what it does not say tells
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        while True:
+            answer = json.loads(self._line(patience_s))
+            yield answer
+            # To wait for another process's curve is no hang, however long that takes.
+            patience_s = math.inf if answer.get("holder") else self._ask_seconds
+
+    def _line(self, patience_s: float) -> bytes:
+        assert self._process
+        assert self._process.stdout
+        pipe, until = self._process.stdout.fileno(), time.monotonic() + patience_s
+        while b"\n" not in self._heard:
+            left = None if math.isinf(patience_s) else max(0.0, until - time.monotonic())
+            if not select.select([pipe], [], [], left)[0]:
+                raise _Died(f"did not return within {patience_s:g} s", in_doubt=True)
+            heard = os.read(pipe, 1 << 16)
+            if not heard:
+                raise self._death()
+            self._heard += heard
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line
+
+    def _death(self) -> "_Died":
+        """Return how the process has ended."""
+        assert self._process
+        assert self._errors
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        code = self._process.poll() or 0
+        how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
+        self._errors.seek(0)
+        words = self._errors.read().decode(errors="replace").strip().splitlines()
+        told = f" ({words[-1][:LAST_WORDS_BYTES]})" if words else ""
+        # The kernel kills what takes the last of the host's memory, whoever is to blame.
+        return _Died(f"died{how}{told}", in_doubt=code == -signal.SIGKILL)
+
+
+class _Died(Exception):
+    """The process has ended; the message says how.
+
+    Attributes:
+        in_doubt: The implementation may have had no part in it.
+    """
+
+    def __init__(self, how: str, in_doubt: bool) -> None:
+        super().__init__(how)
+        self.in_doubt = in_doubt
+
+
+def _is_short_of_memory(experiment: Experiment, found: Contract) -> bool:
+    """Return whether clauses were not posed at sizes for which a GPU may have had the memory another time."""
+    tried = {*found.sizes, *(finding.num_tokens for finding in found.wrong)}
+    return (
+        experiment.device != "cpu" and bool(found.findings) and not tried >= {*experiment.workload.num_tokens}
+    )
+
+
+def _with_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) -> Contract:
+    """Return the same, with how each process died."""
+
+    def told(found: Finding) -> Finding:
+        how = died.get((found.clause, found.num_tokens)) if found.num_tokens is not None else None
+        return replace(found, words=how) if how else found
+
+    findings, wrong = map(told, contract.findings), map(told, contract.wrong)
+    return replace(contract, findings=tuple(findings), wrong=tuple(wrong))

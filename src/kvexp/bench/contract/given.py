@@ -1,0 +1,93 @@
+"""Make and fill the keys and values that a question gives: near each other or apart, plain or special."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kvexp.case import Case
+from kvexp.op.quantize import FORMATS
+from kvexp.workload import inputs
+from kvexp.workload.inputs import Rows
+
+SPECIAL_ITEMS = 4 << 20
+"""Special items at each end of a memory; what is said of values does not ask where they lie."""
+SCALE_EXPONENTS = (-6, -3)
+"""Of special scales, powers of two: there many quotients are ties."""
+EXPONENTS = (-14, 4)
+"""Of factors that spread special numbers over the range of an 8-bit float."""
+
+OFTEN = 8
+"""Entries of each edge of the source's own type, among those of all types."""
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+"""Types by which items are copied and compared: bits, whatever they mean as numbers."""
+
+
+def make(case: Case, source: torch.dtype, gaps: tuple[int, int]) -> list[Rows]:
+    """Return memories with keys and values, contents not set: one, or one for each where they have gaps.
+
+    The first one's key is the question's, and the last one's value.
+    """
+    device = torch.device(case.device)
+    if gaps == (0, 0):
+        return [inputs.make(case, source, device)]
+    count = inputs.num_rows(case, source.itemsize)
+    made = []
+    for gap, size in zip(gaps, (case.head_size, case.head_size_v), strict=True):
+        stride = case.num_heads * size + gap
+        flat = torch.empty(count * stride, dtype=source, device=device)
+        rows = flat.as_strided((count, case.num_heads, size), (stride, size, 1))
+        made.append(Rows(flat, rows, rows))
+    return made
+
+
+def fill_special(flat: Tensor, scales: Sequence[Tensor], generator: torch.Generator) -> None:
+    """Fill both ends of the items with special ones, and set the scales to powers of two.
+
+    A quarter of those items are edges of the types, a quarter are any bits, of NaN the usual codes alone, and
+    the others are numbers whose quotients are often ties.
+    """
+    for scale in scales:
+        exponents = torch.randint(*SCALE_EXPONENTS, scale.shape, generator=generator, device=scale.device)
+        scale.copy_(exponents.float().exp2())
+    count = min(len(flat), SPECIAL_ITEMS)
+    for part in (flat[:count], flat[-count:]):
+        _fill(part, generator)
+
+
+def _fill(part: Tensor, generator: torch.Generator) -> None:
+    device, shape = part.device, part.shape
+
+    def draw(low: int, high: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=generator, device=device)
+
+    integer = INTEGERS[part.itemsize]
+    limits = torch.iinfo(integer)
+    edges = torch.tensor(_edges(part.dtype), dtype=torch.float32, device=device)
+    # Of bfloat16, in any type: few digits make ties.
+    numbers = torch.randn(shape, generator=generator, device=device).bfloat16().float()
+    numbers *= draw(*EXPONENTS).float().exp2()
+    kind = draw(0, 4)
+    chosen = torch.where(kind == 0, edges[draw(0, len(edges))], numbers).to(part.dtype)
+    bits = draw(limits.min, limits.max + 1).to(integer)
+    part.view(integer).copy_(torch.where(kind == 1, bits, chosen.view(integer)))
+    if part.itemsize > 1:
+        # Of NaN the usual code is asked, of either sign: a way through wider registers changes the others.
+        usual = torch.copysign(torch.full_like(part, math.nan), part)
+        part.copy_(torch.where(part.isnan(), usual, part))
+
+
+def _edges(source: torch.dtype) -> list[float]:
+    """Return numbers where types begin, end and round, with those that a special scale makes of them."""
+    own = torch.finfo(source)
+    # Several times, so that small calls have them beside the numbers that concern 8-bit floats alone.
+    found = [0.0, math.inf, math.nan, own.max, own.tiny, own.tiny / 2] * OFTEN
+    for target in FORMATS.values():
+        info = torch.finfo(target.dtype)
+        least = info.smallest_normal * info.eps
+        quotients = [info.max, info.max * 1.03, info.max * 2, least, least / 2, least * 1.5, 1 + info.eps / 2]
+        for exponent in range(*SCALE_EXPONENTS):
+            found += [quotient * 2.0**exponent for quotient in quotients]
+    return [*found, *(-number for number in found)]

@@ -1,0 +1,142 @@
+"""The machine and the software, read in the measuring process when it starts."""
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kvexp
+from kvexp.bench import impl_hash
+from kvexp.errors import Unsupported
+from kvexp.measurement import ENVIRONMENT
+
+
+def resolve_device(requested: str) -> str:
+    """The device that `auto`, `cuda`, `cuda:N` or `cpu` means on this machine: `cuda:N` or `cpu`.
+
+    Raises:
+        Unsupported: The machine has no such GPU.
+    """
+    if requested == "cpu":
+        return "cpu"
+    count = torch.cuda.device_count()
+    if requested == "auto":
+        return "cuda:0" if count else "cpu"
+    index = int(requested.partition(":")[2] or 0)
+    if index >= count:
+        has = f"{count} GPU{'s' * (count != 1)}" if count else "no GPU that torch can use"
+        raise Unsupported(f"device={requested} was asked for and this machine has {has}")
+    return f"cuda:{index}"
+
+
+def read(device: str | None) -> dict[str, Any]:
+    """The row's columns about the machine; None where something does not apply or is unknown.
+
+    Args:
+        device: `cuda:N` or `cpu`; None when the machine lacks the device that was asked for.
+    """
+    return {
+        **_device(device),
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cuda_core": _version("cuda-core"),
+        "python": platform.python_version(),
+        "kvexp": kvexp.__version__,
+        "source_hash": impl_hash.source_hash(),
+        **_commit(),
+        "host": socket.gethostname(),
+        "cpu": _cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def _device(device: str | None) -> dict[str, Any]:
+    unknown = dict.fromkeys(ENVIRONMENT[: ENVIRONMENT.index("driver") + 1])
+    if device is None:
+        return unknown
+    if device == "cpu":
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return {**unknown, "device_name": _cpu_name(), "device_memory_bytes": memory_bytes}
+    properties = torch.cuda.get_device_properties(torch.device(device))
+    return {
+        "device_name": properties.name,
+        "device_uuid": f"GPU-{properties.uuid}",
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "l2_bytes": properties.L2_cache_size,
+        "device_memory_bytes": properties.total_memory,
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _commit() -> dict[str, Any]:
+    """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none.
+
+    A repository around a copy or an installation of kvexp, which does not hold its files, is no checkout.
+    """
+    unknown: dict[str, Any] = {"git_commit": None, "git_dirty": None}
+    file = Path(__file__).resolve()
+    root = file.parents[3]
+    if not (root / ".git").exists():
+        return unknown
+    commit = _git(root, "rev-parse", "HEAD")
+    held = _git(root, "ls-tree", "--name-only", "HEAD", file.relative_to(root).as_posix())
+    status = _git(root, "status", "--porcelain", "--untracked-files=normal")
+    if not commit or not held or status is None:
+        return unknown
+    return {"git_commit": commit, "git_dirty": bool(status)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # A copied .git remembers other files of that size and time: these settings have git look at the content.
+    careful = ("--no-optional-locks", "-c", "core.trustctime=true", "-c", "core.checkStat=default")
+    try:
+        # A git hook's GIT_DIR would name another repository.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(
+            ["git", "-C", str(root), *careful, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=own,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,75 @@
+"""One sentence for each way in which composing a configuration ends."""
+
+import difflib
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from kvexp.cli.schema import unknown_key
+
+COMPOSING = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    # Hydra raises plain ones for an override of the wrong type, for plugins and for folders.
+    AssertionError,
+    ValueError,
+    RuntimeError,
+    OSError,
+)
+"""What Hydra raises while it composes; nothing of ours runs meanwhile that could raise them."""
+
+
+def sentence(error: BaseException) -> str:
+    """What was asked and what is possible."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return unknown_option(group, name, [str(option) for option in error.options])
+    key_error = next((e for e in (error, error.__cause__) if isinstance(e, _KEY_ERRORS)), None)
+    if key_error is not None and key_error.full_key:
+        prefix, _, key = str(key_error.full_key).rpartition(".")
+        return unknown_key(prefix, key, _keys(key_error.parent_node))
+    if "An item is already at" in str(error):
+        key = str(error).partition("already at '")[2].partition("'")[0]
+        return f"{key} is there already; write {key}=VALUE without a +"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"cannot read {mark.name}, line {mark.line + 1}: {error.problem}"
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key}: {_first_line(error)}"
+    return _short(error)
+
+
+def unknown_option(group: str, name: str, options: list[str]) -> str:
+    """The sentence for an option that a group does not have."""
+    close = difflib.get_close_matches(name, options, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown {group} {name!r}{hint}; choose one of {', '.join(options)}"
+
+
+_KEY_ERRORS = (ConfigAttributeError, ConfigKeyError)
+
+
+def _keys(parent: object) -> list[str]:
+    if not isinstance(parent, DictConfig):
+        return []
+    return [str(key) for key in parent if key not in ("hydra", "_target_")]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _short(error: BaseException) -> str:
+    """The message as one line, without the search path and the links that Hydra adds."""
+    lines: list[str] = []
+    for line in str(error).splitlines():
+        if line.startswith(("Config search path", "See ")):
+            break
+        if line.strip():
+            lines.append(line.strip())
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        lines.append(_first_line(error.__cause__))
+    return " ".join(lines) or type(error).__name__

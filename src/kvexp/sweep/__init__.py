@@ -1,0 +1,4 @@
+"""Run a whole sweep in the parent process: plan, workers, rows, progress, summary.
+
+Imports every room below but cli, and no torch.
+"""

@@ -1,0 +1,136 @@
+"""The live line of a sweep.
+
+It is drawn when a point is done and never in between: nothing of it runs while a kernel is timed.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from kvexp.measurement import STATUSES
+from kvexp.report.format import duration, number
+
+_POINTS_BEFORE_ESTIMATE = 3
+_SECONDS_BEFORE_ESTIMATE = 1.0
+
+
+class Progress:
+    """Points done of points planned.
+
+    One live line on a terminal, else one plain line for each finished curve.
+
+    Args:
+        total_points: Points of the whole sweep.
+        console: Where to; by default standard error, since the table goes to standard output.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        total_points: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total_points = total_points
+        self.console = console or Console(stderr=True)
+        self._clock = clock
+        self._begun = self._curve_begun = clock()
+        self._first_tried: float | None = None
+        self._tried = 0
+        self._done = 0
+        self._there = 0
+        self._label = ""
+        self._last = ""
+        self._outcomes: Counter[str] = Counter()
+        live = self.console.is_terminal and not self.console.is_dumb_terminal
+        # auto_refresh off: rich starts no thread.
+        self._live = Live(console=self.console, auto_refresh=False, transient=True) if live else None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._finish_curve()
+        if self._live:
+            self._live.stop()
+        taken = duration(self._clock() - self._begun)
+        self._print(f"{self._done}/{self.total_points} points in {taken}")
+
+    @property
+    def done(self) -> int:
+        """Points that are done, those that were there before included."""
+        return self._done
+
+    def there(self, count: int) -> None:
+        """So many more points of the curve were right before the sweep began."""
+        self._done += count
+        self._there += count
+        self._draw()
+
+    def curve(self, label: str) -> None:
+        """The next points belong to the curve `label`."""
+        self._finish_curve()
+        self._label, self._last = label, ""
+        self._curve_begun = self._clock()
+        self._draw()
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        """One more point is done, and `row` is its outcome."""
+        now = self._clock()
+        self._done += 1
+        self._outcomes[row["status"]] += 1
+        if row["status"] != "skipped":
+            # The first pays for the start of the measuring process: the estimate counts from it.
+            self._first_tried = now if self._first_tried is None else self._first_tried
+            self._tried += 1
+        latency = row.get("latency_us")
+        outcome = row["status"] if latency is None else f"{number(latency)} µs"
+        self._last = f"num_tokens {row['num_tokens']}: {outcome}"
+        self._draw()
+
+    def seconds_left(self) -> float | None:
+        """What is left if the rest goes as fast as the points so far; None while few are known."""
+        if self._first_tried is None or self._tried < _POINTS_BEFORE_ESTIMATE:
+            return None
+        taken = self._clock() - self._first_tried
+        if taken < _SECONDS_BEFORE_ESTIMATE or self._done >= self.total_points:
+            return None
+        return taken / (self._tried - 1) * (self.total_points - self._done)
+
+    def _line(self) -> str:
+        parts = [f"{self._done}/{self.total_points}", self._label, self._last]
+        parts.append(duration(self._clock() - self._begun))
+        if (left := self.seconds_left()) is not None:
+            parts.append(f"about {duration(left)} left")
+        return "  ".join(part for part in parts if part)
+
+    def _draw(self) -> None:
+        if self._live:
+            line = Text(self._line(), no_wrap=True, overflow="ellipsis")
+            self._live.update(line, refresh=True)
+
+    def _finish_curve(self) -> None:
+        if (self._outcomes or self._there) and not self._live:
+            counts = ", ".join(f"{self._outcomes[s]} {s}" for s in STATUSES if self._outcomes[s])
+            if self._there:
+                counts += ", " * bool(counts) + f"{self._there} there already"
+            taken = duration(self._clock() - self._curve_begun)
+            self._print(f"{self._done}/{self.total_points}  {self._label}: {counts} in {taken}")
+        self._outcomes.clear()
+        self._there = 0
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,30 @@
+"""How a sweep is run: what is decided for all of its curves at once and changes no measured point."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from kvexp.tracking import TrackingSettings
+
+Isolation = Literal["process", "inline"]
+ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How a sweep is run.
+
+    Attributes:
+        tracking: Where its runs go.
+        timeout_s: Seconds after which a point is given up, its process killed; None waits for ever.
+        fail_fast: Whether the first point that is `incorrect` or `failed` ends the sweep.
+        isolation: `process` measures in a process of its own, `inline` in this one, for a debugger.
+        resumes: Whether the folder's rows stay, and points that are right there are not measured again.
+        repeat: How many processes measure each curve, in rounds; see `kvexp.sweep.repetitions`.
+    """
+
+    tracking: TrackingSettings
+    timeout_s: float | None = None
+    fail_fast: bool = False
+    isolation: Isolation = "process"
+    resumes: bool = False
+    repeat: int = 1

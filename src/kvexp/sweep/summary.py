@@ -1,0 +1,53 @@
+"""What a person is told when a sweep has ended, and of trouble on the way."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kvexp import report
+from kvexp.results import failures, load
+
+Row = Mapping[str, Any]
+
+Curve = tuple[str, tuple[str, ...], Sequence[Row]]
+"""A curve's label, the words after `python -m kvexp` that measure it alone, its rows."""
+
+
+def tell(rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, untried: int) -> None:
+    """The table, then what went wrong with the way to repeat it, then where the rows are.
+
+    Args:
+        rows: Of the whole sweep.
+        curves: Those that were begun, each as often as it was.
+        home: The sweep's folder.
+        repeat: How many processes have measured each curve.
+        untried: Points that `fail_fast` left.
+    """
+    try:
+        report.summary(load.across(rows), Console())
+    finally:  # on stderr, also where stdout takes nothing more
+        if repeat > 1:
+            say(f"each line is the process in the middle of {repeat}")
+        if again := failures.listed(_whole(curves)):
+            say(again)
+        if untried:
+            say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
+        say(f"rows: {home}")
+
+
+def _whole(curves: Sequence[Curve]) -> list[Curve]:
+    """Each curve once, with the rows that stand for those of all its processes."""
+    found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    for label, words, rows in curves:
+        found.setdefault((label, words), []).extend(rows)
+    return [(*curve, load.across(rows)) for curve, rows in found.items()]
+
+
+def say(line: str) -> None:
+    """The line stands on stderr; where its reader has left or its disk is full it does not."""
+    with suppress(OSError):
+        print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table

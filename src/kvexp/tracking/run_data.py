@@ -1,0 +1,174 @@
+"""A curve's rows as what MLflow keeps: a name, params, tags, metrics by step, summary scalars.
+
+Params are what was asked, tags what it ran on, metrics what came out. Nothing here imports MLflow.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from kvexp.case import Case
+from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Statistics
+from kvexp.results.rows import CURVE, REPETITION, Row, disturbed, repetition, word
+
+_METRICS = (
+    *(column.name for column in fields(Statistics) if column.name != "samples"),
+    *("gb_per_s", "copy_us", "copy_fraction", "host_us", "empty_kernel_us"),
+)
+# Numbers that people filter runs by. They are params too, but MLflow compares params as text only.
+_SIZES = ("num_heads", "head_size", "head_size_v", "block_size", "num_blocks")
+_NOT_ENVIRONMENT = {
+    *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
+    *("gb_per_s", "copy_fraction", "schema", REPETITION),
+    *MACHINE,
+    *SECONDS,
+}
+_TOKENS = (1, 64, 4096)
+LATENCIES = tuple(f"latency_us_at_{tokens}_tokens" for tokens in (*_TOKENS, "max"))
+"""Scalars for the table of runs: the latency at a few num_tokens, where a curve has them, and at its last."""
+_OPTIONS = "impl_options"
+_DIGITS = 5  # of a scalar; its row has them all
+# MLflow's stores refuse longer tags, some from 5000 characters on; rows.jsonl has the whole.
+_TAG_LENGTH = 5000
+
+
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    key: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+def name(row: Row, earlier: Sequence[Row]) -> str:
+    """The run's name, unlike those of the curves that the sweep sent `earlier`.
+
+    Args:
+        row: Any row of the curve.
+        earlier: One row of each earlier curve.
+    """
+    words = _words(row)
+    twins = [other for other in earlier if _words(other) == words]
+    differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))
+    again = [f"#{repetition(row)}"] if repetition(row) > 1 else []
+    return " ".join([*words, *filter(None, (word(row, column) for column in differing)), *again])
+
+
+def params(row: Row) -> dict[str, str]:
+    """The columns of the case that are fixed along the curve, as MLflow keeps them: as text.
+
+    Each option of the implementation is one of its own: MLflow's comparison draws the first three that differ
+    in the order of their names, where the JSON of all would push the layout out.
+    """
+    columns = (*(column for column in CURVE if column != _OPTIONS), "layout_reason", REPETITION)
+    found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
+    return found | {f"option.{name}": str(value) for name, value in _options(row).items()}
+
+
+def tags(rows: Sequence[Row]) -> dict[str, str]:
+    """The outcome of the curve as a whole, what disturbed it, and the environment's columns."""
+    reasons = {row.get("reason") for row in rows}
+    reason = reasons.pop() if len(reasons) == 1 else None
+    disturbances = {column: str(value) for column, value in disturbed(rows).items()}
+    contracts = dict.fromkeys(row["contract"] for row in rows if row.get("contract"))
+    found = {
+        "status": status(rows),
+        "reason": reason or "",
+        "contract": "; ".join(contracts),
+        **disturbances,
+        **environment(rows),
+    }
+    return {key: value[:_TAG_LENGTH] for key, value in found.items() if value}
+
+
+def environment(rows: Sequence[Row]) -> dict[str, str]:
+    """Every other column that holds one plain value along the curve."""
+    found = {}
+    for column in dict.fromkeys(column for row in rows for column in row):
+        values = [row[column] for row in rows if row.get(column) is not None]
+        if column in _NOT_ENVIRONMENT or not values or any(value != values[0] for value in values):
+            continue
+        if isinstance(values[0], bool):
+            found[column] = str(values[0]).lower()
+        elif isinstance(values[0], str | int | float):
+            found[column] = str(values[0])
+    return found
+
+
+def _options(row: Row) -> dict[str, Any]:
+    """The implementation's options; none where a file that somebody wrote by hand holds something else."""
+    try:
+        found = json.loads(row.get(_OPTIONS) or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def status(rows: Sequence[Row]) -> str:
+    """The word for the whole curve: what is wrong first, then the best that was reached."""
+    seen = {row["status"] for row in rows}
+    order = ("incorrect", "failed", "ok", "verified", "skipped")
+    return next((word for word in order if word in seen), "failed")
+
+
+def counts(rows: Sequence[Row]) -> dict[str, float]:
+    """How many points ended how: `points_ok` and its sisters, zeros included."""
+    found = Counter(row["status"] for row in rows)
+    return {f"points_{status}": float(found[status]) for status in STATUSES}
+
+
+def metrics(rows: Sequence[Row]) -> Iterator[Point]:
+    """The series of the `ok` rows at step num_tokens; a point that failed has no value at all."""
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        at = milliseconds(row)
+        for key in _METRICS:
+            if row.get(key) is not None:
+                yield Point(key, float(row[key]), at, row["num_tokens"])
+
+
+def scalars(rows: Sequence[Row]) -> dict[str, float]:
+    """What the table of runs shows of a whole curve."""
+    ok = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["num_tokens"])
+    found = {size: float(rows[0][size]) for size in _SIZES if rows[0].get(size) is not None}
+    latencies = {str(row["num_tokens"]): row["latency_us"] for row in ok if row["num_tokens"] in _TOKENS}
+    if ok:
+        latencies |= {"min": ok[0]["latency_us"], "max": ok[-1]["latency_us"]}
+    seen = {f"latency_us_at_{tokens}_tokens": latency for tokens, latency in latencies.items()}
+    for key, column in (("peak_gb_per_s", "gb_per_s"), ("best_copy_fraction", "copy_fraction")):
+        if values := [row[column] for row in ok if row.get(column) is not None]:
+            seen[key] = max(values)
+    return found | {key: float(f"{value:.{_DIGITS}g}") for key, value in seen.items()} | counts(rows)
+
+
+def milliseconds(row: Mapping[str, Any]) -> int:
+    """When the point was begun, in milliseconds since 1970; now, where the row does not say."""
+    started_at = row.get("started_at")
+    moment = datetime.fromisoformat(started_at).timestamp() if started_at else time.time()
+    return int(moment * 1000)
+
+
+def ended_ms(rows: Sequence[Row]) -> int:
+    """When the last point was done, in milliseconds since 1970, as far as its parts' times are known."""
+    parts = [part for part in SECONDS if part != "curve_setup_s"]  # which is before the first point
+    return max(milliseconds(row) + round(1000 * sum(row.get(part) or 0 for part in parts)) for row in rows)
+
+
+def _words(row: Row) -> list[str]:
+    """The words of a run's name; a mode or a cache's dtype only where it is not the usual one.
+
+    A mode is still `auto` in the rows of a measuring process that died before it named its device.
+    """
+    usual_mode = "cudagraph" if str(row.get("device")).startswith("cuda") else "no_graph"
+    words = [row.get("impl"), row.get("layout"), row.get("dtype")]
+    words += [row.get("kv_cache_dtype")] if row.get("kv_cache_dtype") != "auto" else []
+    words += [row.get("scale")] if row.get("scale") != "per_tensor" else []
+    words += [row.get("mode")] if row.get("mode") not in ("auto", usual_mode) else []
+    words += [row.get("workload")]
+    return [str(word) for word in words if word]

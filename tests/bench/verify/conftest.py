@@ -1,0 +1,26 @@
+import pytest
+
+from tests.helpers import compose
+from tests.helpers.strides import point
+
+# How the point differs from one of plain rows: its types, its layers, its views.
+KINDS = {
+    "plain": {},
+    "per head": {"kv_cache_dtype": "fp8_e4m3", "scale": "per_head"},
+    "e5m2": {"kv_cache_dtype": "fp8_e5m2"},
+    "eight bits": {"dtype": "fp8_e5m2", "kv_cache_dtype": "fp8_e5m2"},
+    "float": {"dtype": "float"},
+    "layers": {"num_layers": 3},
+    "views": {"rows": "qkv", "extra_tokens": 2},
+}
+
+
+@pytest.fixture(params=compose.options("layout"))
+def layout(request):
+    return request.param
+
+
+@pytest.fixture(params=list(KINDS))
+def tensors(request, layout):
+    with point(layout=layout, **KINDS[request.param]) as made:
+        yield made

@@ -1,0 +1,152 @@
+"""What compare reads when it is given a name: a path, a git revision, an MLflow run or sweep."""
+
+import os
+import sqlite3
+import subprocess
+from contextlib import closing
+
+import pytest
+
+from kvexp import cli
+from kvexp.cli import row_source
+from kvexp.results import baselines, load
+from tests.helpers.recorded_rows import curve, row, sweep
+
+SWEEP = "2026-11-21/10-00-00-000001"
+
+
+def git(*words):
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty repository that is the current folder, with a sweep `now` in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    git("init", "-b", "main")
+    sweep(tmp_path / "now", [curve({8: 2.0, 512: 12.0})])
+    return tmp_path
+
+
+def test_a_revision_is_the_baselines_of_its_time(here, capsys):
+    for latency_us, device in ((10.0, "NVIDIA H200"), (12.0, "NVIDIA H200"), (1.0, "NVIDIA H100")):
+        baselines.write(curve({8: 2.0, 512: latency_us}, device_name=device))
+        git("add", "baselines")
+        git("commit", "-m", f"{latency_us} on {device}")
+    assert cli.dispatch(["compare", "main", "now"]) == 0
+    assert cli.dispatch(["compare", "HEAD~2", "now"]) == 1
+    assert cli.dispatch(["compare", "HEAD~2", "main:baselines/nvidia-h200"]) == 1
+    counted = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" same")]
+    assert counted == ["2 same", "1 slower, 1 same", "1 slower, 1 same"]
+    assert cli.dispatch(["compare", "now", "main"]) == 2
+    assert "NVIDIA H100, NVIDIA H200" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[1]\n{}\n", "main: baselines/nvidia-h200/rows.jsonl, line 1: a row is a JSON object"),
+        (None, "git revision main has no baselines/<gpu>/rows.jsonl; kvexp baseline writes them"),
+    ],
+)
+def test_a_revision_without_a_baseline_of_rows_is_one_sentence(here, capsys, content, said):
+    if content:
+        (baselines.write([row()])[0]).write_text(content)
+        git("add", "baselines")
+    git("commit", "--allow-empty", "-m", "one")
+    assert cli.dispatch(["compare", "main", "now"]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gone", "2026-11-21/gone", "0" * 32, "a'/b", "--gone"])
+def test_what_is_nowhere_is_one_sentence_and_makes_no_store(here, capsys, name):
+    assert cli.dispatch(["compare", "--", name, "now"]) == 2
+    assert f"kvexp: {name} does not exist; give a sweep's folder" in capsys.readouterr().err
+    assert not (here / "mlruns").exists()
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A folder with a store that holds one sweep: two curves, each by two processes."""
+    folder = tmp_path_factory.mktemp("tracked")
+    words = ("impl=torch", "layout=NHD,HND", "workload=tiny", "workload.num_tokens=[4]", "repeat=2")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        typed = (*words, "device=cpu", "timer.max_seconds=0.02", f"hydra.sweep.dir=multirun/{SWEEP}")
+        assert cli.dispatch(typed) == 0
+    return folder
+
+
+@pytest.fixture
+def stored(tracked, monkeypatch):
+    monkeypatch.chdir(tracked)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tracked
+
+
+def run_of(name):
+    with closing(sqlite3.connect("mlruns/mlflow.db")) as database:
+        return database.execute("select run_uuid from runs where name like ?", [f"{name}%"]).fetchone()[0]
+
+
+def kept(rows):
+    """The rows as they are on disk, in no order."""
+    added = ("sweep", "command")
+    return sorted(str({column: row[column] for column in row if column not in added}) for row in rows)
+
+
+def test_a_sweep_is_found_by_its_name_or_its_run(stored):
+    on_disk = kept(load.read([stored / "multirun" / SWEEP], stored))
+    assert len(on_disk) == 4
+    for name in (SWEEP, run_of(SWEEP)):
+        assert kept(row_source.read(name)) == on_disk
+
+
+def test_a_curve_is_found_by_its_run(stored):
+    (one,) = row_source.read(run_of("torch HND"))
+    assert kept([one])[0] in kept(load.read([stored / "multirun" / SWEEP], stored))
+
+
+def test_a_run_is_a_side_of_a_comparison(stored, capsys):
+    """Which side is slower is chance: both were really timed, on a CPU that others use."""
+    for verdict, code in (("broken", 0), ("missing", 1)):
+        assert cli.dispatch(["compare", SWEEP, run_of("torch HND"), "--fail-on", verdict]) == code
+        assert "1 missing" in capsys.readouterr().out
+
+
+def test_a_store_that_has_no_such_run_says_nothing_else(stored, capsys):
+    for name in ("0" * 32, "2026-11-21/gone"):
+        assert cli.dispatch(["compare", name, f"multirun/{SWEEP}"]) == 2
+        assert f"{name} does not exist" in capsys.readouterr().err
+
+
+def test_a_store_that_is_broken_is_one_sentence(here, monkeypatch, capsys):
+    (here / "mlruns").mkdir()
+    (here / "mlruns" / "mlflow.db").write_bytes(os.urandom(4096))
+    assert cli.dispatch(["compare", SWEEP, "now"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("kvexp: the tracking store sqlite:////")
+    assert said.count("\n") == 1
+
+
+def test_mlflow_is_told_to_be_quiet_before_it_is_asked(stored, monkeypatch):
+    for variable in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    assert row_source.read(SWEEP)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+
+
+def test_a_sweep_of_which_no_row_is_whole_is_not_taken_for_another(here, capsys):
+    sweep(here / "multirun" / "2026-11-21" / "10-00", [curve({8: 2.0}), curve({8: 3.0}, layout="NHD")])
+    torn = sweep(here / "torn", [curve({8: 2.0})])
+    (torn / "0" / "rows.jsonl").write_text('{"status": "o')
+    axis = ("--axis", "layout", "--baseline", "NHD", "--candidate", "HND")
+    for words in (("torn", *axis), ("now", "torn")):
+        assert cli.dispatch(["compare", *words]) == 2
+        assert "kvexp: torn holds no whole row\n" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""timer=cupti against a stand-in with the names and arguments of cupti-python."""
+
+import enum
+import sys
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from kvexp import timer
+from kvexp.bench import curve_setup
+from kvexp.errors import KvexpError, Unsupported
+from kvexp.gpu import cupti as activity
+from kvexp.timer import Rule
+from tests.helpers import tiny_curve
+
+RULE = Rule(warmup=1, min_samples=5, max_samples=5)
+
+
+class cuptiError(Exception):  # its name there
+    pass
+
+
+class ActivityKind(enum.IntEnum):
+    MEMCPY = 1
+    MEMSET = 2
+    CONCURRENT_KERNEL = 10
+    MEMCPY2 = 22
+
+
+class Cupti(ModuleType):
+    """Keeps what runs while its kind is enabled, and hands it over when it is flushed by force."""
+
+    cuptiError = cuptiError
+    ActivityKind = ActivityKind
+
+    def __init__(self, refuses=""):
+        super().__init__("cupti.cupti")
+        self.refuses = refuses
+        self.enabled = set()
+        self.buffer = []
+        self.now = 10**9
+
+    def activity_register_callbacks(self, func_buffer_requested, func_buffer_completed):
+        size, most = func_buffer_requested()
+        assert size >= 1 << 20
+        assert most == 0
+        self.completed = func_buffer_completed
+
+    def activity_enable(self, kind):
+        if self.refuses:
+            raise cuptiError(self.refuses)
+        self.enabled.add(kind)
+
+    def activity_disable(self, kind):
+        self.enabled.remove(kind)
+
+    def activity_flush_all(self, flag):
+        assert flag == 1
+        records, self.buffer = self.buffer, []
+        if records:
+            self.completed(records)
+
+    def run(self, ns, kind=ActivityKind.CONCURRENT_KERNEL):
+        """Something runs on the GPU that is played, after a pause."""
+        begin = self.now + 700
+        self.now = begin + ns
+        if kind in self.enabled:
+            self.buffer.append(SimpleNamespace(kind=int(kind), start=begin, end=self.now))
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Puts a stand-in where cupti-python would be."""
+
+    def put(cupti):
+        package = ModuleType("cupti")
+        package.cupti = cupti
+        monkeypatch.setitem(sys.modules, "cupti", package)
+        return cupti
+
+    activity._cupti.cache_clear()
+    yield put
+    activity._cupti.cache_clear()
+
+
+@pytest.fixture
+def missing(monkeypatch):
+    activity._cupti.cache_clear()
+    monkeypatch.setitem(sys.modules, "cupti", None)
+
+
+def timed(call, calls=4, evict=None):
+    """The samples of a replay of that many calls."""
+
+    def run():
+        for _ in range(calls):
+            call()
+
+    with activity.recording() as records:
+        replay = timer.cupti([run], calls, evict, records, wait=lambda: None)
+        return timer.timing(replay, RULE).samples_us
+
+
+class TestALatency:
+    def test_is_what_the_kernels_of_a_call_took(self, installed):
+        cupti = installed(Cupti())
+
+        def call():
+            cupti.run(1500)
+            cupti.run(250, ActivityKind.MEMCPY)
+            cupti.run(50, ActivityKind.MEMSET)
+
+        assert timed(call) == pytest.approx([1.8] * 5)
+
+    def test_is_a_mean_over_the_calls_of_a_replay(self, installed):
+        cupti = installed(Cupti())
+        lengths = iter(range(1000, 100_000, 100))
+        assert timed(lambda: cupti.run(next(lengths)), calls=2) == pytest.approx(
+            [1.25, 1.45, 1.65, 1.85, 2.05]
+        )
+
+    def test_is_without_the_sweep_before_it(self, installed):
+        cupti = installed(Cupti())
+        assert timed(lambda: cupti.run(1000), evict=lambda: cupti.run(90_000)) == pytest.approx([1.0] * 5)
+
+    def test_of_lost_records_is_none(self, installed):
+        cupti = installed(Cupti())
+        kinds = iter([ActivityKind.CONCURRENT_KERNEL, ActivityKind.MEMCPY, None, None] * 10)
+        with pytest.raises(KvexpError, match="CUPTI has recorded 2 kernels of 4 equal calls"):
+            timed(lambda: cupti.run(1000, next(kinds)))
+
+    def test_of_a_call_that_runs_nothing_is_none(self, installed):
+        installed(Cupti())
+        with pytest.raises(KvexpError, match="recorded 0 kernels"):
+            timed(lambda: None)
+
+    def test_of_records_without_times_is_none(self, installed):
+        cupti = installed(Cupti())
+        with pytest.raises(KvexpError, match="without the time that they took"):
+            timed(lambda: cupti.run(0))
+
+
+def test_nothing_is_recorded_afterwards(installed):
+    cupti = installed(Cupti())
+    with activity.recording():
+        assert {kind.name for kind in cupti.enabled} == set(activity.KINDS)
+    assert not cupti.enabled
+
+
+def test_a_profiler_that_is_at_work_is_a_refusal(installed):
+    installed(Cupti(refuses="CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED"))
+    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.recording():
+        pass
+
+
+def test_without_the_package_it_is_refused_with_what_would_help(missing):
+    with pytest.raises(
+        Unsupported, match=r"needs the package cupti-python, .*; pip install 'kvexp\[cupti\]'"
+    ):
+        timer.check_timer("cupti", "cuda:0")
+
+
+def test_a_cpu_has_no_such_clock(installed):
+    installed(Cupti())
+    timer.check_timer("cupti", "cuda:0")
+    with pytest.raises(Unsupported, match="timer=cupti needs a GPU"):
+        timer.check_timer("cupti", "cpu")
+
+
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+def test_its_calls_find_the_l2_as_those_of_cuda_events_do(mode):
+    case = replace(tiny_curve.case(num_tokens=16), device="cuda:0", mode=mode)
+    one, other = (
+        curve_setup._timed_plan(
+            replace(case, timer=clock), 8192, 8192, 10_000, curve_setup.L2State("cold", "cold")
+        )
+        for clock in ("cuda_event", "cupti")
+    )
+    assert other == one.without_short_calls()
+    assert other.short_calls == 0
+    assert (other.windows, other.inputs_state) == (one.windows, one.inputs_state)
+    assert (other.cache_state, other.inputs_state, other.evict) == ("cold", "cold", True)

@@ -1,0 +1,82 @@
+"""Experiments composed from conf/, and the options of its groups: a new YAML is under test at once."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from kvexp.cli import options as layouts
+from kvexp.cli import schema
+from kvexp.cli.help import conf_dir
+from kvexp.errors import Unsupported
+from kvexp.experiment import Choice, Experiment
+from kvexp.impl import make
+
+PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
+"""Implementations that are others', measured where they are installed."""
+
+CEILING = "copy"
+"""What stands among the implementations and writes no cache."""
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's options; of layouts without `auto`, which is one of the others."""
+    names = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
+    return [name for name in names if (group, name) != ("layout", "auto")]
+
+
+def implementations() -> list[str]:
+    """Our own: those that hold the whole contract; a peer may refuse or be wrong."""
+    return [name for name in options("impl") if name not in (*PEERS, CEILING)]
+
+
+def formats() -> list[str]:
+    """What `kv_cache_dtype` resolves to, each once."""
+    chosen = (choice("kv_cache_dtype", name) for name in options("kv_cache_dtype"))
+    return sorted({str(one.options["format"]) for one in chosen})
+
+
+@cache
+def pairs() -> list[tuple[str, str]]:
+    """Each op with each layout that it writes."""
+    return [(op, layout) for op in options("op") for layout in options("layout") if _writes(op, layout)]
+
+
+@cache
+def layout_of(op: str) -> str:
+    """The layout that an op's YAML chooses."""
+    return experiment(f"op={op}").layout.name
+
+
+def experiment(*overrides: str) -> Experiment:
+    """The experiment that these overrides make, with an empty environment."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    choices = dict(config.hydra.runtime.choices)
+    container = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]))
+    values = OmegaConf.to_container(OmegaConf.create(container), resolve=True)
+    resolved, chosen, reason = layouts.resolve(values, choices, [conf_dir()], {})
+    return schema.experiment(resolved, chosen, overrides, reason)
+
+
+@cache
+def choice(group: str, name: str) -> Choice:
+    """One option of a group."""
+    made: Choice = getattr(experiment(f"{group}={name}"), group)
+    return made
+
+
+@cache
+def _tiny() -> Experiment:
+    return experiment("workload=tiny", "impl=torch").resolved("cpu")
+
+
+def _writes(op: str, layout: str) -> bool:
+    made = replace(_tiny(), op=choice("op", op), layout=choice("layout", layout))
+    try:
+        make(made.op).check(next(made.cases()), make(made.layout), 2)
+    except Unsupported:
+        return False
+    return True

@@ -1,0 +1,176 @@
+"""What can be typed and what a row holds, read from conf/ and docstrings: the text of docs/reference.md.
+
+`python -m tests.helpers.reference > docs/reference.md` writes it; tests/test_reference.py holds the file.
+"""
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import yaml
+
+from kvexp import measurement
+from kvexp.case import Case
+from kvexp.cli import commands, help
+from kvexp.measurement import Measurement, Statistics
+from tests.helpers import tiny_curve
+
+CONF = help.conf_dir()
+SIZES = ("num_tokens", "num_heads", "num_query_heads", "head_size", "block_size", "num_blocks")
+"""The keys of a workload's own file."""
+BESIDES = {
+    "impl_hash": "Hash of the implementation's sources: a changed kernel is another one.",
+    "repetition": "Which of the processes that measured the curve, from 1 on; there with `repeat=` alone.",
+}
+"""What a row has besides its measurement."""
+
+
+def text() -> str:
+    """The page."""
+    return "\n".join([_ABOUT, _commands(), *map(_group, help.GROUPS), _keys(), _columns(), _LOADED])
+
+
+def columns() -> dict[str, str]:
+    """Each column of a row with what it holds, in the order of a row."""
+    told = [inspect.getdoc(kind) for kind in (Measurement, Statistics, Case)]
+    told += [_below(constant) for constant in ("SECONDS", "MACHINE", "ENVIRONMENT")]
+    said = {name: meaning for docstring in told for name, meaning in _attributes(docstring)}
+    said |= {
+        "gb_per_s": inspect.getdoc(Measurement.gb_per_s),
+        "copy_fraction": inspect.getdoc(Measurement.copy_fraction),
+        "schema": _below("SCHEMA"),
+    }
+    row = Measurement(tiny_curve.case(num_tokens=1), "skipped", "so").row()
+    return {column: said[column] for column in row} | BESIDES
+
+
+def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
+    """The names of a docstring's section of attributes, and what it says of each."""
+    section = docstring.partition("Attributes:\n")[2].partition("\n\n")[0]
+    for name, said in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
+        yield name, re.sub(r"\s+", " ", said)
+
+
+def _below(constant: str) -> str:
+    """The docstring that stands below a constant of `kvexp.measurement`."""
+    body = ast.parse(inspect.getsource(measurement)).body
+    said = {ast.unparse(node.targets[0]): after.value for node, after in pairwise(body)
+            if isinstance(node, ast.Assign) and isinstance(after, ast.Expr)}  # fmt: skip
+    return inspect.cleandoc(ast.literal_eval(said[constant]))
+
+
+def _commands() -> str:
+    rows = [(f"`kvexp {name}`", line) for name, line in commands.names().items()]
+    return _section("Commands", _table(("command", "what comes of it"), rows), _COMMANDS)
+
+
+def _group(group: str) -> str:
+    chosen = help.defaults().get(group)
+    lines = help.options(group, [CONF])
+    head: Sequence[str] = (group, "what it is")
+    rows = [[f"`{name}`{' (default)' * (name == chosen)}", line] for name, line in lines.items()]
+    if group in _MORE:
+        more, cells = _MORE[group]
+        head = (*head, *more)
+        rows = [[*row, *cells(_yaml(group, name))] for row, name in zip(rows, lines, strict=True)]
+    return _section(f"{group}=", _table(head, rows))
+
+
+def _sizes(values: Mapping[str, Any]) -> list[str]:
+    return [_value(values[key]) if key in values else "" for key in SIZES]
+
+
+def _sweeps(values: Mapping[str, Any]) -> list[str]:
+    """What a preset chooses, as it would be typed."""
+    groups = [pair for entry in values["defaults"] for pair in entry.items()]
+    fixed = [f"{key.removeprefix('override /')}={option}" for key, option in groups]
+    swept = [f"{key}={value}" for key, value in values["hydra"]["sweeper"]["params"].items()]
+    return [f"`{' '.join([*fixed, *swept])}`"]
+
+
+def _keys() -> str:
+    rows = [(f"`{prefix}{key}`", default, said) for prefix, key, default, said in _settings()]
+    return _section("Keys", _KEYS, _table(("key", "default", "meaning"), rows))
+
+
+def _settings() -> Iterator[tuple[str, str, str, str]]:
+    """Group with its point, key, default and meaning of whatever can be set."""
+    main = (CONF / "config.yaml").read_text("utf-8")
+    chosen = help.defaults()
+    yield from _of("", main)
+    for group in help.NUMBERS:
+        own = (CONF / group / f"{chosen[group]}.yaml").read_text("utf-8")
+        yield from _of(f"{group}.", own)
+        yield from _of(f"{group}.", help._section(main, group))
+    for impl, line in help.options("impl", [CONF]).items():
+        for prefix, key, default, said in _of("impl.", (CONF / "impl" / f"{impl}.yaml").read_text("utf-8")):
+            yield prefix, key, default, f"Of `impl={impl}`: {said.removeprefix(line).strip() or line}"
+
+
+def _of(prefix: str, content: str) -> Iterator[tuple[str, str, str, str]]:
+    values = yaml.safe_load(content) or {}
+    for key, said in help._settings(content):
+        yield prefix, key, _value(values[key]), said
+
+
+def _columns() -> str:
+    rows = [(f"`{column}`", said) for column, said in columns().items()]
+    return _section("Columns of a row", _ROWS, _table(("column", "what it holds"), rows))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{value[0]} .. {value[-1]}"
+    if isinstance(value, str):
+        return f"that of `{value.strip('${.}')}`" if value.startswith("${") else f"`{value}`"
+    return json.dumps(value)
+
+
+def _yaml(group: str, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text("utf-8"))
+    return values
+
+
+def _section(title: str, *parts: str) -> str:
+    return "\n\n".join([f"## {title}", *parts]) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    plain = ([cell.replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows)
+    cells = [head, ["---"] * len(head), *plain]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+_MORE = {"workload": (SIZES, _sizes), "experiment": (("it types",), _sweeps)}
+"""The groups whose options' files say more than a line, and the cells of that."""
+
+_ABOUT = """\
+# Options, keys and columns
+
+Made from conf/ and from docstrings by `python -m tests.helpers.reference > docs/reference.md`; a test fails
+when they differ. `python -m kvexp --help` lists the options and keys, too, with those of your `--config-dir`.
+"""
+
+_COMMANDS = "Each says more with `--help`. Without a command, what the rest of the line chooses is measured."
+
+_KEYS = """\
+Typed as `key=value`. Every option of `workload`, `timer` and `tracking` has the keys of its group; the
+defaults here are the default option's. [measuring.md](measuring.md) says more of workloads and timers."""
+
+_ROWS = """\
+Units end the names: µs, s, bytes, 10^9 bytes a second. What does not apply, or is not known, is null (missing
+in pandas); only a point that is `ok` has a latency."""
+
+_LOADED = """\
+`kvexp.load` and `kvexp export` add `sweep` (its folder), `command` (what repeats the curve), and a column for
+each option in `impl_options` and `timer_options`, such as `timer_max_seconds`.
+"""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())

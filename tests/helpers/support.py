@@ -1,0 +1,232 @@
+"""What is written and what is refused, asked of the code: the text of docs/support.md.
+
+`python -m tests.helpers.support > docs/support.md` writes it; tests/test_support.py compares the file, and
+the outcome of a run on a CPU, with what is said here.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pytest
+
+from kvexp.errors import Unsupported
+from kvexp.impl import make
+from kvexp.op import FP8
+from tests.helpers import compose, oracle, tiny_curve
+
+GROUPS = ("op", "layout", "dtype", "kv_cache_dtype", "scale")
+IMPLS = ("cuda", "triton", "torch")
+HEAD_SIZES = (
+    ("bfloat16", "auto", 40, 40),
+    ("bfloat16", "auto", 44, 44),
+    ("float", "auto", 44, 44),
+    ("float", "auto", 45, 45),
+    ("bfloat16", "fp8_e4m3", 48, 48),
+    ("bfloat16", "fp8_e4m3", 40, 40),
+    ("bfloat16", "fp8_e4m3", 45, 45),
+    ("bfloat16", "auto", 192, 128),
+)
+"""dtype, kv_cache_dtype, head_size and head_size_v on either side of what some op wants."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One choice of each group that says what is written where."""
+
+    op: str
+    layout: str
+    dtype: str
+    kv_cache_dtype: str
+    scale: str
+
+    @property
+    def converts(self) -> bool:
+        """Whether rows become 8-bit floats on their way."""
+        return self.kv_cache_dtype != "auto" and self.dtype not in FP8
+
+
+def kinds(op: str) -> Iterator[Kind]:
+    """Every kind of an op: whatever conf/ has, `fp8` by the name that it stands for."""
+    scales = compose.options("scale")
+    others = (compose.options("layout"), compose.options("dtype"), compose.formats(), scales)
+    return (Kind(op, *chosen) for chosen in product(*others))
+
+
+def refusal(kind: Kind, **sizes: Any) -> str:
+    """Why the op refuses the kind on every machine; empty when it takes it."""
+    made = tiny_curve.curve(**{group: getattr(kind, group) for group in GROUPS}, num_tokens=1)
+    case = replace(next(made.cases()), **sizes)
+    return _sentence(lambda: make(made.op).check(case, make(made.layout), tiny_curve.source(made).itemsize))
+
+
+@cache
+def without_gpu() -> str:
+    """Why cuda refuses everything on a CPU."""
+    return _sentence(lambda: make(compose.choice("impl", "cuda"), device="cpu"))
+
+
+@cache
+def triton_refuses(capability: tuple[int, int] | None) -> str:
+    """Why triton refuses to convert on a GPU of this capability; on a CPU, when there is none."""
+    posed = oracle.problem("cpu", [0], kv_cache_dtype="fp8", layout="NHD")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "TRITON_INTERPRET", "1")
+        triton = make(compose.choice("impl", "triton"), device="cpu")
+        triton.interpreted, triton.capability = capability is None, capability
+        return _sentence(lambda: posed.bind(triton))
+
+
+def on_cpu(impl: str, kind: Kind) -> tuple[str, str]:
+    """Status and reason of a point that is verified and not timed."""
+    if impl == "cuda":
+        return "skipped", without_gpu()
+    if sentence := refusal(kind):
+        return "skipped", sentence
+    if impl == "triton" and kind.converts:
+        return "skipped", triton_refuses(None)
+    interpreted = "interpreted: Triton's interpreter is no measure of the kernel"
+    return "verified", interpreted if impl == "triton" else "timer=none: not timed"
+
+
+def text() -> str:
+    """The page."""
+    said = Refusals()
+    parts = [_ABOUT, _layouts(said), _types(said), _sizes(said), _machines(said), said.text()]
+    return "\n".join(parts)
+
+
+class Refusals:
+    """The sentences in the order in which they come up, each once and by its number."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def number(self, sentence: str) -> str:
+        """The sentence as a link to where it stands."""
+        if sentence not in self.sentences:
+            self.sentences.append(sentence)
+        return f"[{self.sentences.index(sentence) + 1}]"
+
+    def text(self) -> str:
+        """The section that holds them all."""
+        lines = [f"{number}. {sentence}" for number, sentence in enumerate(self.sentences, start=1)]
+        return "\n".join(["## What is refused, and why", "", *lines, ""])
+
+
+def _layouts(said: Refusals) -> str:
+    layouts = compose.options("layout")
+    rows = []
+    for op in compose.options("op"):
+        plain = (Kind(op, layout, "bfloat16", "auto", "per_tensor") for layout in layouts)
+        rows.append([f"`{op}`", *(_mark(refusal(kind), said) for kind in plain)])
+    return "\n".join(["## Layouts", "", _table(["op", *(f"`{name}`" for name in layouts)], rows), ""])
+
+
+def _types(said: Refusals) -> str:
+    """One table for all ops and layouts that are alike in it."""
+    found: dict[str, list[str]] = {}
+    for op, layout in compose.pairs():
+        found.setdefault(_types_of(op, layout, said), []).append(op)
+    lines = ["## Types", ""]
+    for table, ops in found.items():
+        which = dict.fromkeys(ops)
+        every = len(which) == len(compose.options("op"))
+        whose = "Every op, in each of its layouts" if every else ", ".join(f"`{op}`" for op in which)
+        lines += [
+            f"{whose}; down: `dtype`, the type of key and value; across: `kv_cache_dtype`.",
+            "",
+            table,
+            "",
+        ]
+    return "\n".join([*lines, _SCALES, ""])
+
+
+def _types_of(op: str, layout: str, said: Refusals) -> str:
+    rows = []
+    for dtype in sorted(compose.options("dtype"), key=lambda name: (name in FP8, name)):
+        cells = (_cell(Kind(op, layout, dtype, kind, "per_tensor"), said) for kind in compose.formats())
+        rows.append([f"`{dtype}`", *cells])
+    return _table(["", *(f"`{kind}`" for kind in compose.formats())], rows)
+
+
+def _cell(kind: Kind, said: Refusals) -> str:
+    """What becomes of a type: copied, converted by which scales, or refused."""
+    refused = {scale: refusal(replace(kind, scale=scale)) for scale in compose.options("scale")}
+    scales = sorted((scale for scale in refused if not refused[scale]), reverse=True)
+    numbers = " ".join(dict.fromkeys(said.number(sentence) for sentence in refused.values() if sentence))
+    if not scales:
+        return f"no {numbers}"
+    if kind.converts:
+        return f"converted, {' or '.join(scales)} {numbers}".rstrip()
+    return f"copied; not {' '.join(s for s in refused if refused[s])} {numbers}" if numbers else "copied"
+
+
+def _sizes(said: Refusals) -> str:
+    rows = []
+    for dtype, kv_cache_dtype, head_size, head_size_v in HEAD_SIZES:
+        row = [f"{head_size}" if head_size == head_size_v else f"K {head_size}, V {head_size_v}"]
+        row += [f"`{dtype}`", f"`{kv_cache_dtype}`"]
+        for op in compose.options("op"):
+            kind = Kind(op, compose.layout_of(op), dtype, kv_cache_dtype, "per_tensor")
+            row.append(_mark(refusal(kind, head_size=head_size, head_size_v=head_size_v), said))
+        rows.append(row)
+    ops = (f"`{op}`" for op in compose.options("op"))
+    table = _table(["head_size", "dtype", "kv_cache_dtype", *ops], rows)
+    return "\n".join(["## Head sizes", "", "For example; the sentences give the rules.", "", table, ""])
+
+
+def _machines(said: Refusals) -> str:
+    # What follows the sentence's first part is about the machine at hand.
+    no_gpu = said.number(without_gpu().partition(" and ")[0])
+    older = said.number(triton_refuses((8, 9)).partition("; ")[0])
+    interpreted = said.number(triton_refuses(None))
+    rows = [
+        ["`cuda`", "all of the above", "all of the above", f"no {no_gpu}"],
+        ["`triton`", "all of the above", f"what is copied; what is converted: no {older}",
+         f"what is copied, verified and not timed; what is converted: no {interpreted}"],
+        ["`torch`", "all of the above", "all of the above", "all of the above"],
+    ]  # fmt: skip
+    head = ["impl", "GPU, compute capability 9.0 or more", "GPU below 9.0", "CPU"]
+    return "\n".join(["## Implementations and machines", "", _table(head, rows), ""])
+
+
+def _mark(sentence: str, said: Refusals) -> str:
+    return f"no {said.number(sentence)}" if sentence else "yes"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _sentence(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except Unsupported as refused:
+        return str(refused)
+    return ""
+
+
+_ABOUT = """\
+# What is written, and what is refused
+
+Made from the code by `python -m tests.helpers.support > docs/support.md`; a test fails when they differ.
+Another test runs every combination of op, layout, types and scale on a CPU and compares each outcome with
+this page. What the written bytes are says [semantics.md](semantics.md).
+
+A refusal is a `skipped` row whose reason is the sentence of that number, at the end; the names and sizes in a
+sentence are those that were asked for.
+"""
+
+_SCALES = """\
+`fp8` is vLLM's name for `fp8_e4m3`. Converted means `x / scale`, to nearest even, saturating; copied means
+byte for byte. `per_tensor` is one scale for K and one for V, `per_head` one for each head of either."""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())

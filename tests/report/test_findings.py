@@ -1,0 +1,236 @@
+"""The headline says who is fastest where the intervals bear it, and nothing more."""
+
+from kvexp.report import findings
+from kvexp.report.content import content
+from kvexp.report.curves import machines
+from kvexp.report.speedups import axes
+from kvexp.results import compare
+from tests.helpers.recorded_rows import curve, row
+
+
+def said(*curves):
+    rows = [row for rows in curves for row in rows]
+    return [
+        f"{finding.between}: {finding.sentence}"
+        for machine in machines(rows)
+        for finding in findings.findings(axes(machine.ranked))
+    ]
+
+
+def section(*curves, processes=1):
+    """The one section of a report on curves that so many processes measured."""
+    rows = [row for rows in curves for row in rows]
+    if processes > 1:
+        rows = [row | {"repetition": number} for number in range(1, processes + 1) for row in rows]
+    (only,) = content([row | {"sweep": "s", "command": ""} for row in rows]).sections
+    return only
+
+
+def bold(section):
+    """The names of the curves that some table calls the fastest at some size."""
+    return {
+        name
+        for _, tables in section.panels
+        for table in tables
+        for _, cells in table.lines
+        for name, cell in zip(table.names, cells, strict=True)
+        if cell and cell.fastest
+    }
+
+
+def test_each_is_fastest_where_it_is_and_nobody_elsewhere():
+    cuda = curve({2: 1.00, 4: 1.0, 256: 8.0, 512: 10.0, 1024: 20.0}, impl="cuda")
+    triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.3, 1024: 21.0}, impl="triton")
+    assert said(cuda, triton) == [
+        "cuda or triton: cuda is fastest from 512 to 1,024 tokens, 1.03 to 1.05 times as fast as triton; "
+        "triton is fastest at 256 tokens, 1.14 times as fast as cuda; "
+        "no difference can be told from 2 to 4 tokens."
+    ]
+
+
+def test_equal_ones_are_equal_at_every_size():
+    curves = [curve({1: 2.0, 8: 3.0}, impl=impl) for impl in ("cuda", "triton")]
+    assert said(*curves) == ["cuda or triton: No difference can be told at every size from 1 to 8 tokens."]
+
+
+def test_those_that_share_the_lead_are_named():
+    curves = [curve({512: us}, impl=impl) for impl, us in (("a", 10.0), ("b", 10.1), ("c", 20.0))]
+    sentence = "a and b share the lead and no difference can be told between them at 512 tokens."
+    assert said(*curves) == [f"a, b or c: {sentence}"]
+
+
+def test_the_fastest_of_three_is_compared_with_the_next():
+    curves = [curve({1: us}, impl=impl) for impl, us in (("a", 10.0), ("b", 20.0), ("c", 40.0))]
+    assert said(*curves) == ["a, b or c: a is fastest at 1 token, 2.00 times as fast as the next."]
+
+
+def test_contexts_that_say_the_same_share_a_sentence():
+    curves = [
+        curve({8: us}, impl=impl, layout=layout)
+        for impl, us in (("cuda", 1.0), ("triton", 2.0))
+        for layout in ("NHD", "HND")
+    ]
+    assert said(*curves) == [
+        "cuda or triton, with NHD and with HND: cuda is fastest at 8 tokens, 2.00 times as fast as triton.",
+        "NHD or HND, with cuda and with triton: No difference can be told at 8 tokens.",
+    ]
+
+
+def test_of_many_contexts_the_count_comes_first():
+    curves = [
+        curve({8: us, 9: us}, impl=impl, num_heads=heads, block_size=heads)
+        for impl, us in (("cuda", 1.0), ("triton", 2.0))
+        for heads in (1, 2, 4, 8)
+    ]
+    assert said(*curves)[0] == "cuda or triton, over all: Of 8 points, cuda is fastest at 8."
+
+
+def test_the_count_says_where_no_fastest_one_can_be_told():
+    def curves(first):
+        return [
+            curve({8: us, 9: 3.0}, impl=impl, num_heads=heads)
+            for impl, us in (("cuda", first), ("triton", 3.0))
+            for heads in (1, 2, 4, 8)
+        ]
+
+    assert said(*curves(1.0))[0].endswith("cuda is fastest at 4; at 4 no fastest one can be told.")
+    assert said(*curves(3.0))[0].endswith("At none of 8 points can a fastest one be told.")
+
+
+def test_what_held_the_gpu_back_is_told():
+    rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
+    (machine,) = machines(rows)
+    assert findings.disturbances(machine) == [
+        "At 1 of 2 points the GPU's clocks were held down: sw_power_cap.",
+        "At 1 of 2 points other processes were on the GPU.",
+    ]
+    assert findings.disturbances(machines([row()])[0]) == []
+
+
+def test_those_that_differ_in_more_than_one_choice_are_not_compared():
+    assert said(curve({8: 1.0}), curve({8: 2.0}, impl="torch", mode="no_graph")) == []
+
+
+def test_other_sizes_are_another_task():
+    assert said(curve({8: 1.0}), curve({8: 2.0}, num_heads=16)) == []
+
+
+def test_another_gpu_host_or_driver_is_never_compared():
+    for other in ({"device_name": "NVIDIA H100"}, {"host": "i"}, {"driver": "590"}, {"device_uuid": "GPU-2"}):
+        assert said(curve({8: 1.0}), curve({8: 2.0}, impl="triton", **other)) == []
+
+
+def test_options_tell_implementations_apart():
+    one, two = ('{"num_warps":4,"tile":1}', '{"num_warps":8,"tile":1}')
+    rows = [curve({8: 1.0}, impl_options=one), curve({8: 2.0}, impl_options=two)]
+    assert said(*rows) == [
+        "num_warps=4 or num_warps=8: num_warps=4 is fastest at 8 tokens, 2.00 times as fast as num_warps=8."
+    ]
+
+
+def test_the_ceiling_names_who_comes_nearest():
+    (machine,) = machines(
+        [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
+    )
+    assert findings.ceiling(machine) == (
+        "Of a plain copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
+    )
+
+
+def test_without_a_copy_there_is_no_ceiling():
+    (machine,) = machines([row(copy_fraction=None)])
+    assert findings.ceiling(machine) == ""
+
+
+def test_the_rule_is_told_with_its_figures():
+    (machine,) = machines([row()])
+    assert "2 % (5 % below 512 tokens)" in findings.certainty(machine)
+    assert "Each point is that of one process. " in findings.certainty(machine)
+    (machine,) = machines([row(device="cpu", processes=2)])
+    said = findings.certainty(machine)
+    assert "20 %" in said
+    assert "the middle one of up to 2 processes" in said
+
+
+def test_the_ceiling_is_shown_and_never_ranked():
+    copy = curve({8: 1.0}, impl="copy", copy_fraction=1.0)
+    cuda, triton = curve({8: 10.0}, impl="cuda"), curve({8: 20.0}, impl="triton")
+    said = section(copy, cuda, triton)
+    (finding,) = said.findings
+    assert (finding.between, finding.sentence) == (
+        "cuda or triton",
+        "cuda is fastest at 8 tokens, 2.00 times as fast as triton.",
+    )
+    assert [(one.candidate, one.baseline) for one in said.contrasts] == [("cuda", "triton")]
+    assert bold(said) == {"cuda"}
+    assert "up to 50 %: cuda at 8 tokens." in said.notes[1]
+    assert [one.name for panel, _ in said.panels for one in panel.series] == ["copy", "cuda", "triton"]
+
+
+def test_beside_the_ceiling_alone_nothing_is_the_fastest():
+    said = section(curve({8: 1.0}, impl="copy"), curve({8: 10.0}, impl="cuda"))
+    assert (said.findings, said.contrasts, bold(said)) == ((), (), set())
+
+
+def test_on_a_cpu_one_process_finds_nothing():
+    curves = [curve({8: us, 64: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 5.11))]
+    said = section(*curves)
+    assert said.findings == ()
+    assert said.notes[0] == (
+        "On a CPU, what one process measured is not enough to call anything fastest; "
+        "repeat=5 measures in five processes."
+    )
+    assert bold(said) == set()
+    (contrast,) = said.contrasts
+    assert [verdict.word for verdict in contrast.cells[""].values()] == ["ambiguous"] * 2
+
+
+def test_on_a_cpu_several_processes_find_what_they_find():
+    curves = [curve({8: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 2.0))]
+    said = section(*curves, processes=3)
+    (finding,) = said.findings
+    assert finding.sentence == "NHD is fastest at 8 tokens, 2.00 times as fast as HND."
+    assert "20 %" in said.notes[0]
+    assert bold(said) == {"NHD"}
+    assert said.contrasts[0].cells[""][8].word == "faster"
+
+
+def test_on_a_cpu_a_curve_of_one_process_is_told_from_none():
+    several = [curve({8: 1.0}, device="cpu", repetition=number) for number in (1, 2, 3)]
+    said = section(*several, curve({8: 2.0}, layout="HND", device="cpu"))
+    assert [finding.sentence for finding in said.findings] == ["No difference can be told at 8 tokens."]
+
+
+def test_on_a_cpu_a_sweep_with_nothing_to_compare_needs_no_word_of_it():
+    assert not any("On a CPU" in note for note in section(curve({8: 1.0}, device="cpu")).notes)
+
+
+def test_several_processes_are_judged_as_a_comparison_judges_them():
+    scattered = {"NHD": (7.7, 7.9, 8.4, 13.9, 14.4), "HND": (11.5, 11.9, 15.9, 17.0, 18.5)}
+    rows = [
+        row(us, num_tokens=512, layout=layout, repetition=number)
+        for layout, latencies in scattered.items()
+        for number, us in enumerate(latencies, 1)
+    ]
+    sides = [compare.one_of(rows, "layout", layout) for layout in ("HND", "NHD")]
+    (point,) = compare.compare(*sides, apart=["layout"])
+    said = section(rows)
+    (contrast,) = said.contrasts
+    assert contrast.cells[""][512] == point.verdict
+    assert point.word == "ambiguous"
+    assert [finding.sentence for finding in said.findings] == ["No difference can be told at 512 tokens."]
+    assert bold(said) == set()
+    assert "the middle one of up to 5 processes" in said.notes[0]
+    assert "what all of them scatter" in said.notes[0]
+
+
+def test_how_many_times_as_fast_is_what_a_comparison_says():
+    found = {"NHD": (10.0, 10.0, 10.0, 14.0, 14.0), "HND": (20.0,) * 5}
+    rows = [
+        row(us, num_tokens=512, layout=layout, repetition=number)
+        for layout, latencies in found.items()
+        for number, us in enumerate(latencies, 1)
+    ]
+    (finding,) = section(rows).findings
+    (point,) = compare.compare(*(compare.one_of(rows, "layout", name) for name in found), apart=["layout"])
+    assert f"NHD is fastest at 512 tokens, {point.verdict.ratio:.2f} times as fast" in finding.sentence

@@ -1,0 +1,199 @@
+"""The page and its twin are whole: they need nothing else, and nothing measured is left out."""
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from kvexp import cli
+from kvexp.report.content import content
+from kvexp.report.embed import drawn
+from kvexp.report.render import html
+from tests.helpers.recorded_rows import curve, refused, sweep
+
+
+class Read(HTMLParser):
+    """What a browser would make of a page: its tags, ids, attributes and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag("meta", attrs)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+CURVES = [
+    curve({1: 2.0, 64: 3.0, 512: 10.0}, impl="cuda"),
+    curve({1: 2.0, 64: 4.0, 512: 11.0}, impl="triton"),
+    [refused("skipped", "needs <another> GPU | really", impl="torch")],
+    [refused("incorrect", "wrong bytes\nin key_cache[3]", impl="bad")],
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return sweep(tmp_path / "multirun" / "2026-11-21" / "10-00", CURVES)
+
+
+@pytest.fixture
+def page(folder):
+    assert cli.dispatch(["report"]) == 0
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_the_page_is_whole_and_no_id_stands_twice(page):
+    read = Read(page)
+    assert len(read.ids) == len(set(read.ids))
+    assert len(re.findall("<svg", page)) == 2
+
+
+def test_the_page_asks_nothing_of_a_network(page):
+    addresses = [value for name, value in Read(page).attributes if name in ("src", "href", "xlink:href")]
+    assert all(address.startswith("#") for address in addresses)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_every_reference_of_a_figure_has_its_end(page):
+    read = Read(page)
+    used = [value[1:] for name, value in read.attributes if name == "xlink:href"]
+    used += re.findall(r"url\(#([^)]+)\)", page)
+    assert used
+    assert set(used) <= set(read.ids)
+
+
+def test_the_page_takes_the_colours_of_its_theme(page):
+    assert "stroke: var(--c0)" in page
+    assert "#0072b2" not in page[page.index("<svg") : page.rindex("</svg>")]
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_what_was_found_refused_and_wrong_all_stands_there(page):
+    text = " ".join(" ".join(Read(page).words).split())
+    assert "NVIDIA H200, host h, driver 580.1" in text
+    assert "cuda is fastest from 64 to 512 tokens, 1.10 to 1.33 times as fast as triton" in text
+    assert "6 ok, 1 skipped and 1 incorrect" in text
+    assert "needs <another> GPU | really" in text
+    assert text.index("wrong bytes in key_cache[3]") < text.index("cuda is fastest")
+    assert "python -m kvexp impl=triton 'workload.num_tokens=[1,2]'" in text
+
+
+def test_pointing_at_a_figure_names_every_line_fastest_first(page):
+    latency, copied = [json.loads(value) for name, value in Read(page).attributes if name == "data-hover"]
+    assert [size["size"] for size in latency] == ["1", "64", "512"]
+    assert latency[1]["lines"] == [["cuda", 0, "3.00 µs (2.99–3.01)"], ["triton", 1, "4.00 µs (3.99–4.01)"]]
+    assert copied[1]["lines"][0] == ["cuda", 0, "167 %"]
+    assert latency[0]["x"] < latency[1]["x"] < latency[2]["x"]
+
+
+def test_the_twin_says_the_same_in_tables_that_hold(page, folder):
+    text = (folder / "report.md").read_text("utf-8")
+    assert "**incorrect**: bad" in text
+    assert "| 64 | **3.00** (2.99–3.01, 167 %) | 4.00 (3.99–4.01, 125 %) |" in text
+    assert "| all | (1.00) | 1.33 | 1.10 |" in text
+    assert "needs &lt;another> GPU \\| really" in text
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("|---"):
+            assert lines[number - 1].count("|") == line.count("|") == lines[number + 1].count("|")
+
+
+def test_two_machines_have_a_section_each_and_share_no_figure():
+    curves = [curve({8: 1.0}), curve({8: 2.0}, device_name="NVIDIA H100", impl="triton")]
+    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    assert [section.name.partition(",")[0] for section in said.sections] == ["NVIDIA H200", "NVIDIA H100"]
+    assert [len(panel.series) for section in said.sections for panel, _ in section.panels] == [1, 1]
+    assert said.sections[0].findings == ()
+    Read(html(said, drawn(said)))
+
+
+def test_a_sweep_without_a_latency_still_has_a_page():
+    rows = [refused("skipped", "no GPU") | {"sweep": "s", "command": ""}]
+    text = html(content(rows), [])
+    Read(text)
+    assert "Nothing was timed" in text
+    assert "no GPU" in text
+
+
+def test_numbers_of_the_machines_state_are_told_from_least_to_most():
+    rows = [
+        row | {"sweep": "s", "command": "", "sm_clock_mhz": clock}
+        for clock, row in zip((1980, 1755), curve({1: 1.0, 2: 2.0}), strict=True)
+    ]
+    (section,) = content(rows).sections
+    assert section.facts["sm_clock_mhz"] == "1755 to 1980"
+    assert "latency_us" not in section.facts
+
+
+def test_figures_are_files_and_the_twin_shows_them(folder, tmp_path, capsys):
+    assert cli.dispatch(["report", str(folder), "--output", "out", "--figures", "out/figures"]) == 0
+    assert capsys.readouterr().out == "out/report.html\nout/report.md\n"
+    names = sorted(file.name for file in (tmp_path / "out" / "figures").iterdir())
+    assert names == [
+        f"machine1-{name}.{kind}"
+        for name in ("impl-cuda-against-triton", "panel1-copy", "panel1-latency")
+        for kind in ("png", "svg")
+    ]
+    for file in (tmp_path / "out" / "figures").glob("*.svg"):
+        ElementTree.parse(file)
+    assert "](figures/machine1-panel1-latency.svg)" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
+def test_what_cannot_be_written_is_one_sentence(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert cli.dispatch(["report", "--output", "file"]) == 2
+    assert capsys.readouterr().err == "kvexp: cannot make the folder file: file is a file\n"
+    assert cli.dispatch(["report", "--nonsense"]) == 2
+    assert "report: unrecognized arguments: --nonsense" in capsys.readouterr().err
+
+
+def test_a_name_is_a_name_whatever_it_looks_like():
+    curves = [curve({8: 1.0, 9: 1.0}, impl=impl) for impl in ("$x$<b>", "a|b")]
+    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    text = html(said, drawn(said))
+    assert "<b>" not in text[text.index("<svg") : text.rindex("</svg>")]
+    assert "".join(Read(text).words).count("$x$<b>") > 2
+
+
+def test_twenty_lines_and_single_points_are_drawn():
+    curves = [curve({8: 1.0 + number}, impl=f"i{number}") for number in range(20)]
+    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    assert len(re.findall("<svg", html(said, drawn(said)))) == 6
+
+
+@pytest.mark.parametrize(
+    ("other", "drawn_too"), [({"impl": "triton"}, True), ({"timer": "wall_clock"}, False)]
+)
+def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, drawn_too):
+    curves = [curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other)]
+    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    figure = html(said, drawn(said)).partition("Share of a plain copy")[0]
+    assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
+
+
+@pytest.mark.parametrize("told", ["verified", "ok"])
+def test_what_of_the_contract_is_not_kept_is_told_of_points_timed_or_not(tmp_path, told):
+    verified = refused("verified", "timer=none: not timed", impl="triton", contract="past_end")
+    timed = [dict(row, contract="past_end") for row in curve({1: 2.0}, impl="triton")]
+    sweep(tmp_path / "sweep", [[verified] if told == "verified" else timed])
+    assert cli.dispatch(["report", str(tmp_path / "sweep")]) == 0
+    text = (tmp_path / "sweep" / "report.md").read_text("utf-8")
+    assert text.count("writes slots past the end") == 1

@@ -1,0 +1,171 @@
+"""Sweeps found by path, with what repeats each curve."""
+
+import json
+
+import pytest
+
+from kvexp.errors import ConfigError
+from kvexp.report.content import content
+from kvexp.results import load
+from kvexp.results.compare import compare
+from tests.helpers.compose import conf_dir, options
+from tests.helpers.recorded_rows import curve, refused, row, sweep
+
+RESULTS = conf_dir().parent / "docs" / "results"
+
+
+def test_a_sweeps_rows_know_its_name_and_the_command_that_repeats_them(tmp_path):
+    folder = sweep(
+        tmp_path / "2026-11-21" / "10-00", [curve({1: 2.0, 2: 3.0}), curve({1: 4.0}, impl="triton")]
+    )
+    found = load.read([folder], tmp_path)
+    assert [row["impl"] for row in found] == ["cuda", "cuda", "triton"]
+    assert {row["sweep"] for row in found} == {"2026-11-21/10-00"}
+    assert found[2]["command"] == "python -m kvexp impl=triton 'workload.num_tokens=[1,2]'"
+
+
+def test_without_hydras_file_the_command_says_all_that_the_rows_say(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = curve({1: 2.0, 8: 3.0}, impl="triton", impl_options='{"num_warps":4}')
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = load.read([file], tmp_path)[0]["command"]
+    for words in ("impl=triton", "impl.num_warps=4", "workload.num_heads=8", "'workload.num_tokens=[1,8]'"):
+        assert words in command
+
+
+def test_the_last_sweep_is_read_where_none_is_named(tmp_path):
+    for day in ("2026-11-20", "2026-11-21"):
+        sweep(tmp_path / day / "10-00", [[row(host=day)]])
+    assert [row["host"] for row in load.read([], tmp_path)] == ["2026-11-21"]
+
+
+def test_a_folder_of_sweeps_gives_each_file_once(tmp_path):
+    first = sweep(tmp_path / "a" / "1", [[row()]])
+    sweep(tmp_path / "a" / "2", [[row()]])
+    assert [row["sweep"] for row in load.read([first, tmp_path], tmp_path)] == ["a/1", "a/2"]
+
+
+def test_jobs_come_in_their_numbers_order(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[row(seed=number)] for number in range(11)])
+    assert [row["seed"] for row in load.read([folder], tmp_path)] == list(range(11))
+
+
+def test_of_a_point_that_was_tried_again_the_last_try_counts(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[refused("failed", "boom"), row(7.0)]])
+    assert [row["latency_us"] for row in load.read([folder], tmp_path)] == [7.0]
+
+
+def test_a_try_in_a_later_folder_of_the_sweep_counts_too_with_whatever_kernel(tmp_path):
+    tries = [refused("failed", "boom", impl_hash="a"), row(7.0, impl_hash="b")]
+    folder = sweep(tmp_path / "s" / "1", [[one] for one in tries])
+    assert [row["latency_us"] for row in load.read([folder], tmp_path)] == [7.0]
+
+
+def test_repetitions_other_sweeps_and_other_workloads_are_no_tries(tmp_path):
+    apart = [row(workload="mine"), *(row(repetition=number) for number in (1, 2))]
+    for name in ("1", "2"):
+        sweep(tmp_path / "s" / name, [[one] for one in apart])
+    assert len(load.read([tmp_path], tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("tries", "shown"),
+    [
+        ([row(us) for us in (3.0, 1.0, 2.0)], 2.0),
+        ([row(us) for us in (4.0, 1.0, 3.0, 2.0)], 2.0),
+        ([row(1.0), refused("failed", "boom"), row(2.0)], "boom"),
+        ([refused("skipped", "no"), row(1.0)], 1.0),
+        ([refused("verified", "interpreted")] * 3, "interpreted"),
+    ],
+)
+def test_across_repetitions_the_wrong_one_or_the_middle_one_is_shown(tries, shown):
+    repeated = [one | {"repetition": number} for number, one in enumerate(tries, 1)]
+    (found,) = load.across([*repeated])
+    assert shown in (found["latency_us"], found["reason"])
+    assert "repetition" not in found
+    assert found[load.PROCESSES] == sum(one["status"] == "ok" for one in tries)
+
+
+def test_what_disturbed_any_of_the_processes_is_told_of_the_point():
+    repeated = [
+        row(3.0, repetition=1, throttled="sw_power_cap, hw_slowdown", other_processes=1),
+        row(2.0, repetition=2, throttled="", other_processes=None),
+        row(1.0, repetition=3, throttled="hw_slowdown", other_processes=2),
+    ]
+    (found,) = load.across(repeated)
+    assert (found["latency_us"], found["throttled"]) == (2.0, "sw_power_cap, hw_slowdown")
+    assert found["other_processes"] == 2
+    (quiet,) = load.across([repeated[1]])
+    assert (quiet["throttled"], quiet["other_processes"]) == ("", None)
+
+
+def test_points_of_two_sweeps_are_no_repetitions():
+    assert len(load.across([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
+
+
+def test_what_is_no_sweep_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist; give a sweep's folder"):
+        load.read([tmp_path / "gone"], tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no rows\.jsonl; give a sweep's folder"):
+        load.read([tmp_path], tmp_path)
+    with pytest.raises(ConfigError, match="there is no sweep below"):
+        load.read([], tmp_path)
+    (tmp_path / "rows.jsonl").write_text("[1]\n{}\n")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl, line 1"):
+        load.read([tmp_path], tmp_path)
+
+
+def test_the_command_has_the_flags_that_its_sweep_was_typed_with(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[row()]])
+    typed = {"overrides": ["impl=cuda,triton"], "flags": ["--multirun", "--config-dir", "my_conf"]}
+    (folder / "command.json").write_text(json.dumps(typed))
+    assert load.read([folder], tmp_path)[0]["command"] == (
+        "python -m kvexp --config-dir my_conf impl=cuda 'workload.num_tokens=[1,2]'"
+    )
+
+
+@pytest.mark.parametrize("content", ["- a: [", "7", b"\xff"])
+def test_a_broken_file_of_hydras_is_named(tmp_path, content):
+    folder = sweep(tmp_path / "s" / "1", [[row()]])
+    file = folder / "0" / ".hydra" / "overrides.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=r"overrides\.yaml holds no overrides"):
+        load.read([folder], tmp_path)
+
+
+def test_a_password_is_in_no_command(tmp_path):
+    folder = sweep(tmp_path / "s" / "1", [[row()]])
+    (folder / "0" / ".hydra" / "overrides.yaml").write_text("- tracking.uri=http://maria:secret@host:5000\n")
+    assert load.read([folder], tmp_path)[0]["command"] == (
+        "python -m kvexp tracking.uri=http://maria:***@host:5000"
+    )
+
+
+def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_state():
+    states = [(1.0, "a"), (2.0, "a"), (5.0, "b"), (7.0, "b"), (6.0, "b")]
+    repeated = [
+        row(us, repetition=number, impl_hash=sources) for number, (us, sources) in enumerate(states, 1)
+    ]
+    (found,) = load.across(repeated)
+    assert (found["latency_us"], found["processes"]) == (6.0, 3)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(RESULTS.glob("*/*.jsonl")), ids=lambda file: f"{file.parent.name} {file.stem}"
+)
+def test_the_documents_rows_are_read_and_reported_whatever_their_layout_is_called_today(file, tmp_path):
+    found = load.read([file], tmp_path)
+    assert {point.word for point in compare(found, found)} == {"same"}
+    commands = [command for _, command in content(found).commands]
+    for layout in {one["layout"] for one in found}:
+        assert any(f"layout={layout} " in command for command in commands)
+
+
+def test_head_major_rows_from_before_the_caches_were_contiguous_are_joined_with_no_others():
+    file = RESULTS / "2026-11-28-nvidia-h200" / "targets.jsonl"
+    old = [one for one in load.read([file], file.parent) if one["op"] == "reshape_and_cache"]
+    assert {one["layout"] for one in old} == {"head_major_interleaved"}
+    assert "head_major_interleaved" not in options("layout")
+    new = [one | {"layout": "head_major"} for one in old]
+    with pytest.raises(ConfigError, match="the two share no case"):
+        compare(old, new)

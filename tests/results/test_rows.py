@@ -1,0 +1,266 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kvexp.errors import KvexpError
+from kvexp.measurement import SCHEMA
+from kvexp.results.rows import RowFile, curves, identity, labels, make_folder, newest, read
+
+
+def row(**columns):
+    return {"status": "ok", "latency_us": 1.0, "num_tokens": 2, "schema": SCHEMA} | columns
+
+
+@pytest.fixture
+def torn():
+    return []
+
+
+def test_an_appended_row_is_read_back_as_it_was(tmp_path):
+    written = row(latency_us=1.25, reason="µs \u2028 [bold]", copy_us=None)
+    RowFile(tmp_path).append(written)
+    assert read(tmp_path / "rows.jsonl") == [written]
+
+
+def test_samples_are_a_line_beside_the_row(tmp_path):
+    RowFile(tmp_path).append(row(num_tokens=8), samples_us=(1.5, 2.5))
+    line = (tmp_path / "samples.jsonl").read_text()
+    assert json.loads(line) == {"num_tokens": 8, "samples_us": [1.5, 2.5]}
+    assert line.endswith("\n")
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What os.fsync was asked for: each file's path and bytes, each folder's path and its files' names."""
+    asked, sync = [], os.fsync
+
+    def fsync(handle):
+        sync(handle)
+        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        asked.append((path, sorted(os.listdir(path)) if path.is_dir() else path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return asked
+
+
+def test_a_row_and_its_samples_are_on_the_disk_when_they_were_appended(tmp_path, synced):
+    """Of a file that was not synced, a power loss takes the lines; of a folder, the files' names."""
+    file = RowFile(tmp_path)
+    for tokens in (2, 4):
+        file.append(row(num_tokens=tokens), samples_us=[1.5])
+        on_disk = dict(synced)  # as each was when it was synced last
+        for name in ("rows.jsonl", "samples.jsonl"):
+            assert on_disk[tmp_path / name] == (tmp_path / name).read_bytes()
+            assert on_disk[tmp_path / name].count(b"\n") == tokens // 2
+        assert on_disk[tmp_path] == ["rows.jsonl", "samples.jsonl"]
+
+
+def test_samples_are_on_the_disk_before_their_row(tmp_path, synced):
+    RowFile(tmp_path).append(row(), samples_us=[1.5])
+    files = [path.name for path, _ in synced if path != tmp_path]
+    assert files == ["samples.jsonl", "rows.jsonl"]
+
+
+def test_a_row_without_samples_makes_no_samples_file(tmp_path):
+    RowFile(tmp_path).append(row(status="skipped"))
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_number_that_json_has_not_is_refused_and_nothing_is_written(tmp_path, bad):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        RowFile(tmp_path).append(row(latency_us=bad), samples_us=[1.0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_last_line_is_left_out_and_reported(tmp_path, torn):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row()) + '\n{"status": "o')
+    assert read(tmp_path, torn.append) == [row()]
+    assert torn == [f"{file}, line 2: the last line is not whole and was left out"]
+
+
+def test_a_whole_last_line_without_its_newline_is_a_row(tmp_path, torn):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()))
+    assert read(tmp_path, torn.append) == [row()]
+    assert torn == []
+
+
+def test_appending_behind_a_torn_line_loses_no_row(tmp_path, torn):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + '\n{"status": "o')
+    RowFile(tmp_path).append(row(num_tokens=4))
+    assert read(tmp_path, torn.append) == [row(), row(num_tokens=4)]
+    assert torn == []
+
+
+def test_appending_behind_a_line_without_its_newline_loses_no_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()))
+    RowFile(tmp_path).append(row(num_tokens=4))
+    assert read(tmp_path) == [row(), row(num_tokens=4)]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"latency_us": NaN}', "line 1: not JSON .NaN"),
+        ("[1]", "line 1: a row is a JSON object"),
+        ('{"schema": 99}', "line 1: schema 99, but this kvexp reads schema 1"),
+        ("{}", "line 1: schema None"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named_in_one_sentence(tmp_path, line, complaint):
+    (tmp_path / "rows.jsonl").write_text(f"{line}\n{json.dumps(row())}\n")
+    with pytest.raises(KvexpError, match=complaint) as raised:
+        read(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ({"status": "great"}, "status 'great' is none of ok, verified, skipped, incorrect, failed"),
+        ({"status": ["ok"]}, "is none of ok"),
+        ({"num_tokens": "2"}, "num_tokens cannot be '2'"),
+        ({"num_tokens": True}, "num_tokens cannot be True"),
+        ({"latency_us": "fast"}, "latency_us cannot be 'fast'"),
+        ({"latency_us": None}, "latency_us of an ok row cannot be None"),
+        ({"latency_us": 0.0}, "latency_us of an ok row cannot be 0.0"),
+        ({"latency_us": -5}, "latency_us of an ok row cannot be -5"),
+        ({"copy_us": 0}, "copy_us of an ok row cannot be 0"),
+        ({"timer_options": "[1"}, "timer_options must be a JSON object, not '[1'"),
+        ({"impl_options": "7"}, "impl_options must be a JSON object, not '7'"),
+        ({"impl": None}, "impl cannot be None"),
+        ({"surprise": {"nested": 1}}, "surprise must be one value"),
+    ],
+)
+def test_a_column_that_no_row_can_have_is_named_in_one_sentence(tmp_path, columns, complaint):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(**columns)) + "\n")
+    with pytest.raises(KvexpError, match="line 1: ") as raised:
+        read(tmp_path)
+    assert complaint in str(raised.value)
+
+
+def test_a_torn_line_is_cut_off_with_a_word_when_its_file_is_continued(tmp_path, torn):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + '\n{"status": "o')
+    RowFile(tmp_path, torn.append)
+    assert torn == [f"{tmp_path / 'rows.jsonl'}, line 2: the last line is not whole and was left out"]
+
+
+def test_the_identity_of_a_point_leaves_out_its_outcome_and_its_labels():
+    one = row(impl="torch", torch="2.13.0", impl_hash="a", workload="tiny", latency_us=1.0)
+    assert identity(one) == identity(one | {"workload": "mine", "latency_us": 2.0, "status": "failed"})
+    for column, value in (("impl", "cuda"), ("torch", "2.14.0"), ("impl_hash", "b"), ("num_tokens", 4)):
+        assert identity(one) != identity(one | {column: value})
+
+
+# docs/reliability.md: the implementation's sources, the GPU by name and UUID, the driver, torch and triton.
+@pytest.mark.parametrize("column", ["impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"])
+def test_a_point_is_another_one_where_what_measured_it_differs(column):
+    one = row(**{column: "the one"})
+    assert identity(one) != identity(one | {column: "the other"})
+    assert identity(one) != identity(one | {column: None})
+    assert newest([one, one | {column: "the other"}, one]) == (
+        [one] if column == "impl_hash" else [one, one | {column: "the other"}]
+    )
+
+
+def test_of_several_tries_of_a_point_the_newest_counts():
+    first, other, again = row(status="failed"), row(num_tokens=4), row(status="ok")
+    assert newest([first, other, again]) == [again, other]
+
+
+UNNAMED = {"status": "failed", "device": "auto", "mode": "auto", "timer": "auto", "device_name": None}
+NAMED = {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event", "device_name": "NVIDIA H200"}
+
+
+@pytest.mark.parametrize("turned", [1, -1])
+def test_a_try_without_a_device_is_left_out_where_its_point_has_another(turned):
+    died, alone, done = row(**UNNAMED), row(**UNNAMED, num_tokens=4), row(**NAMED)
+    tries = [died, alone, done][::turned]
+    assert newest(tries) == [one for one in tries if one is not died]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
+def test_what_a_device_was_called_at_first_does_not_matter(device):
+    assert newest([row(**UNNAMED | {"device": device}), row(**NAMED)]) == [row(**NAMED)]
+
+
+@pytest.mark.parametrize(
+    "other", [{"device": "cpu"}, {"device": "cuda:1"}, {"mode": "no_graph"}, {"repetition": 2}, {"seed": 1}]
+)
+def test_a_try_without_a_device_stands_beside_those_of_other_points(other):
+    tries = [row(**UNNAMED), row(**NAMED | other)]
+    assert newest(tries) == tries
+
+
+def test_jobs_are_read_in_numeric_order(tmp_path):
+    for job in (10, 9, 0):
+        RowFile(tmp_path / str(job)).append(row(num_tokens=job))
+    assert [r["num_tokens"] for r in read(tmp_path)] == [0, 9, 10]
+
+
+def test_a_folder_without_rows_has_none_and_a_missing_path_is_an_error(tmp_path):
+    assert read(tmp_path) == []
+    with pytest.raises(KvexpError, match="does not exist"):
+        read(tmp_path / "missing")
+
+
+def test_rows_fall_apart_into_curves_over_num_tokens():
+    rows = [row(layout=layout, num_tokens=n) for n in (2, 4) for layout in ("NHD", "HND")]
+    assert [[(r["layout"], r["num_tokens"]) for r in curve] for curve in curves(rows)] == [
+        [("NHD", 2), ("NHD", 4)],
+        [("HND", 2), ("HND", 4)],
+    ]
+
+
+def test_a_label_holds_only_what_tells_the_curves_apart():
+    rows = [
+        row(impl=impl, layout=layout, dtype="half", workload="tiny", num_heads=8)
+        for impl in ("cuda", "torch")
+        for layout in ("NHD", "HND")
+    ]
+    assert labels(curves(rows)) == ["cuda NHD", "cuda HND", "torch NHD", "torch HND"]
+
+
+def test_a_workloads_name_stands_for_its_sizes():
+    rows = [row(workload="tiny", num_heads=2), row(workload="seed", num_heads=128)]
+    assert labels(curves(rows)) == ["tiny", "seed"]
+
+
+def test_numbers_and_options_carry_their_names_in_a_label():
+    rows = [
+        row(workload="tiny", num_heads=heads, impl_options=options)
+        for heads in (8, 32)
+        for options in ('{"threads":128}', '{"threads":256}')
+    ]
+    assert labels(curves(rows))[1] == "num_heads=8 threads=256"
+
+
+def test_curves_of_two_devices_are_told_apart_by_the_device_not_by_its_mode():
+    rows = [row(device="cpu", mode="no_graph"), row(device="cuda:0", mode="cudagraph")]
+    assert labels(curves(rows)) == ["cpu", "cuda:0"]
+
+
+def test_a_folder_that_cannot_be_made_says_what_is_in_its_way(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(KvexpError, match=r"cannot make the folder .*/file/a/b: .*/file is a file"):
+        make_folder(tmp_path / "file" / "a" / "b")
+    with pytest.raises(KvexpError, match=r"cannot make the folder .*/file: .*/file is a file"):
+        make_folder(tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(KvexpError, match=r"the folder .* cannot be written to"):
+        make_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "label"), [("auto", "cuda HND half"), ("fp8_e4m3", "cuda HND half fp8_e4m3")]
+)
+def test_a_single_curve_is_called_by_its_main_choices(kv_cache_dtype, label):
+    made = row(impl="cuda", layout="HND", dtype="half", kv_cache_dtype=kv_cache_dtype)
+    assert labels([[made]]) == [label]

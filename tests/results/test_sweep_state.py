@@ -1,0 +1,144 @@
+"""A sweep at work, read from its folder and drawn."""
+
+import io
+import json
+import os
+from datetime import datetime, timedelta
+
+import pytest
+import yaml
+from rich.console import Console
+
+from kvexp.errors import ConfigError
+from kvexp.report import live
+from kvexp.results import sweep_dir
+from kvexp.results.sweep_state import State, Watched
+from tests.helpers.recorded_rows import curve, refused, row, sweep
+
+START = datetime.fromisoformat("2026-11-21T10:00:00+00:00")
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "2026-11-21" / "10-00-00-000001"
+
+
+def plan(home, number, overrides, num_tokens, repeat=1):
+    """A job's folder as Hydra leaves it before anything is measured."""
+    hydra = home / str(number) / ".hydra"
+    hydra.mkdir(parents=True, exist_ok=True)
+    (hydra / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+    (hydra / "config.yaml").write_text(
+        yaml.safe_dump({"repeat": repeat, "workload": {"num_tokens": num_tokens}})
+    )
+
+
+def at(seconds, **columns):
+    return row(started_at=(START + timedelta(seconds=seconds)).isoformat(), **columns)
+
+
+def look(home, seconds=0.0):
+    return Watched(home).look(lambda: START.timestamp() + seconds)
+
+
+def text(state, now=START, **size):
+    console = Console(file=io.StringIO(), width=120, **size)
+    console.print(live.drawn(state, now, console))
+    return console.file.getvalue()
+
+
+def test_the_points_planned_are_those_of_every_composed_job(home):
+    sweep(home, [curve({1: 2.0, 2: 3.0})])
+    plan(home, 0, ["impl=cuda"], [1, 2, 4])
+    plan(home, 1, ["impl=triton"], 8)
+    state = look(home)
+    assert (len(state.rows), state.points) == (2, 4)
+    assert state.size(state.curves[0]) == 3
+
+
+def test_a_job_that_was_composed_again_is_planned_once(home):
+    sweep(home, [curve({1: 2.0})])
+    plan(home, 0, ["impl=cuda"], [1, 2])
+    plan(home, 1, ["impl=cuda"], [1, 2])
+    assert look(home).points == 2
+
+
+def test_every_repetition_is_planned_and_counted(home):
+    sweep(home, [curve({1: 2.0}, repetition=1), curve({1: 4.0}, repetition=2), curve({1: 3.0}, repetition=3)])
+    for number in range(3):
+        plan(home, number, ["impl=cuda"], [1], repeat=3)
+    state = look(home)
+    assert (len(state.rows), state.points) == (3, 3)
+    assert [point["latency_us"] for (point,) in state.curves] == [3.0]
+
+
+def test_without_hydras_files_it_is_not_known_how_many_there_will_be(home):
+    sweep(home, [curve({1: 2.0})])
+    state = look(home)
+    assert (state.points, state.seconds_left) == (None, None)
+    assert live.line(state, START) == "2026-11-21/10-00-00-000001  points: 1  ended"
+
+
+def test_the_estimate_takes_what_was_tried_in_this_run(home):
+    rows = [at(-500, num_tokens=1), *(at(10 * n, num_tokens=2**n) for n in range(1, 4))]
+    sweep(home, [[*rows, at(31, num_tokens=16, status="skipped")]])
+    plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16, 32, 64])
+    with sweep_dir.hold(home):
+        os.utime(home / sweep_dir.LOCK, times=(START.timestamp(), START.timestamp()))
+        state = look(home, seconds=34)
+    # Every 10 s one is begun, the last at 30: it ends at 40, and the two that are left at 60.
+    assert state.seconds_left == pytest.approx(26)
+    assert state.worker == f"process {os.getpid()}"
+    assert "5/7 points  about 0:26 left, until 10:00:26" in live.line(state, START)
+
+
+def test_two_points_are_too_few_for_an_estimate(home):
+    sweep(home, [[at(1, num_tokens=1), at(2, num_tokens=2)]])
+    plan(home, 0, ["impl=cuda"], [1, 2, 4])
+    with sweep_dir.hold(home):
+        os.utime(home / sweep_dir.LOCK, times=(START.timestamp(), START.timestamp()))
+        state = look(home)
+    assert state.seconds_left is None
+    assert live.line(state, START).endswith(f"2/3 points  at work: process {os.getpid()}")
+
+
+def test_a_line_that_is_being_written_is_left_for_the_next_look(home):
+    file = sweep(home, [curve({1: 2.0})]) / "0" / "rows.jsonl"
+    watched, line = Watched(home), json.dumps(row(3.0, num_tokens=2)) + "\n"
+    seen = []
+    for part in ("", line[:100], line[100:]):
+        with file.open("a") as rows:
+            rows.write(part)
+        seen.append(len(watched.look(lambda: 0.0).rows))
+    assert seen == [1, 1, 2]
+
+
+def test_a_file_that_holds_no_rows_is_one_sentence(home):
+    (sweep(home, [curve({1: 2.0})]) / "0" / "rows.jsonl").write_text("[1]\n{}\n")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl, line 1"):
+        look(home)
+
+
+def test_a_curve_is_drawn_as_far_as_it_is_and_the_last_rows_with_their_reasons(home):
+    none = refused("skipped", "it needs\na GPU", impl="triton", num_tokens=1)
+    sweep(home, [curve({1: 1.0, 2: 10.0, 4: 100.0}), [none]])
+    plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16])
+    lines = [line.split() for line in text(look(home)).splitlines()]
+    assert ["cuda", "3/5", "▁▅█··", "1", "…", "4", "1.00", "…", "100", "100", "500", "%"] in lines
+    assert ["triton", "1/1", "s", "1", "–", "–", "–"] in lines
+    assert ["10:00:00", "triton", "1", "skipped:", "it", "needs", "a", "GPU"] in lines
+    assert ["10:00:00", "cuda", "4", "100", "µs"] in lines
+
+
+def test_of_more_curves_than_the_terminal_is_high_the_newest_are_drawn(home):
+    sweep(home, [curve({1: 1.0}, seed=seed) for seed in range(30)])
+    drawn = text(look(home), force_terminal=True, height=20, color_system=None)
+    assert "21 curves before these" in drawn
+    assert "seed=29" in drawn
+    assert "seed=20" not in drawn
+    assert len(drawn.splitlines()) <= 20
+
+
+def test_a_sweep_without_rows_is_one_line():
+    state = State("a/b", "process 7", (), 12, {}, None)
+    assert text(state).splitlines() == ["a/b  0/12 points  at work: process 7"]

@@ -1,0 +1,91 @@
+import shlex
+import signal
+
+import psutil
+import pytest
+
+from kvexp.errors import WorkerDied
+from kvexp.sweep import prestart
+from kvexp.sweep.prestart import Ahead
+from kvexp.sweep.subprocess_worker import Worker
+from tests.helpers.processes import ended
+from tests.reliability.conftest import Place
+
+
+@pytest.mark.parametrize(
+    ("typed", "measures", "tracks"),
+    [
+        ("", True, True),
+        ("impl=torch -m dtype=half,float", True, True),
+        ("--config-dir=mine impl=torch", True, True),
+        ("impl=torch tracking=none", True, False),
+        ("impl=torch isolation=inline", False, True),
+        ("~experiment impl=torch", True, True),
+        ("report", False, False),
+        ("gate impl=torch", False, False),
+        ("--help", False, False),
+        ("--version", False, False),
+        ("impl=torch --cfg job", False, False),
+        ("impl=torch --cfg=job", False, False),
+        ("-i impl=torch", False, False),
+        ("--hydra-help", False, False),
+        ("-sc install=bash", False, False),
+    ],
+)
+def test_what_is_started_follows_from_what_is_typed(monkeypatch, typed, measures, tracks):
+    monkeypatch.setattr(prestart, "Ahead", lambda *asked: asked)
+    assert prestart.of(shlex.split(typed)) == (measures, tracks)
+
+
+def test_both_processes_end_with_the_block_whether_they_are_ready_or_not():
+    with Ahead(True, True) as begun:
+        pids = [begun._started.process.pid, begun.store()._process.pid]
+        assert all(psutil.pid_exists(pid) for pid in pids)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.parametrize(("measures", "tracks"), [(True, False), (False, True), (True, True)])
+def test_what_is_not_needed_after_all_ends_before_anything_is_measured(measures, tracks):
+    with Ahead(True, True) as begun:
+        pids = [begun._started.process.pid, begun.store()._process.pid]
+        begun.keep(measures, tracks)
+        assert [psutil.pid_exists(pid) for pid in pids] == [measures, tracks]
+
+
+def test_a_store_that_was_not_expected_is_begun_when_it_is_wanted():
+    with Ahead(False, False) as begun:
+        pid = begun.store()._process.pid
+        assert begun.store()._process.pid == pid
+    assert not psutil.pid_exists(pid)
+
+
+def test_the_measuring_process_is_given_away_once_and_told_its_device_then():
+    with Ahead(True, False) as begun:
+        started = begun.started()
+        assert begun.started() is None
+    with Worker("cpu", started=started) as worker:
+        worker.wait()
+        assert worker.device == "cpu"
+        assert worker._process is started.process
+
+
+def test_a_device_may_be_told_to_a_process_that_has_died():
+    with Ahead(True, False) as begun:
+        started = begun.started()
+    started.process.kill()
+    started.process.wait()
+    with Worker("cpu", started=started) as worker, pytest.raises(WorkerDied, match="SIGKILL"):
+        worker.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_ended_while_it_is_composed_leaves_no_process(tmp_path, number):
+    process = Place(tmp_path).start("impl=torch", "workload=tiny", "workload.num_heads=range(1,200)")
+    assert "composing" in process.stdout.readline()
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    for child in children:
+        ended(child.pid)

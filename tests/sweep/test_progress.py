@@ -1,0 +1,118 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from kvexp.sweep.progress import Progress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def ok(num_tokens, latency_us=1.2567):
+    return {"status": "ok", "num_tokens": num_tokens, "latency_us": latency_us}
+
+
+def skipped(num_tokens):
+    return {"status": "skipped", "num_tokens": num_tokens, "latency_us": None}
+
+
+def pipe():
+    return Console(file=io.StringIO(), width=80)
+
+
+def terminal():
+    return Console(file=io.StringIO(), width=80, force_terminal=True, _environ={"TERM": "xterm-256color"})
+
+
+def test_a_pipe_gets_one_plain_line_for_each_finished_curve(clock):
+    console = pipe()
+    with Progress(4, console, clock) as progress:
+        progress.curve("cuda HND [half]")
+        progress.advance(ok(2))
+        clock.now += 7
+        progress.advance(ok(4))
+        progress.curve("cuda NHD")
+        progress.advance(ok(2))
+        progress.advance(skipped(4))
+    assert console.file.getvalue().splitlines() == [
+        "2/4  cuda HND [half]: 2 ok in 0:07",
+        "4/4  cuda NHD: 1 ok, 1 skipped in 0:00",
+        "4/4 points in 0:07",
+    ]
+
+
+def test_a_terminal_sees_points_curve_and_last_latency(clock):
+    console = terminal()
+    with Progress(16, console, clock) as progress:
+        progress.curve("cuda HND")
+        clock.now += 61
+        progress.advance(ok(2))
+        drawn = console.file.getvalue()
+    assert "1/16  cuda HND  num_tokens 2: 1.26 µs  1:01" in drawn
+    assert "left" not in drawn
+
+
+def test_the_terminals_line_never_wraps(clock):
+    console = terminal()
+    with Progress(16, console, clock) as progress:
+        progress.curve("x" * 200)
+        assert "\n" not in console.file.getvalue()
+
+
+def test_nothing_is_drawn_between_updates(clock):
+    console = terminal()
+    with Progress(16, console, clock) as progress:
+        progress.curve("cuda HND")
+        assert progress._live is not None
+        assert progress._live._refresh_thread is None
+
+
+def test_no_estimate_before_three_points_and_a_second(clock):
+    progress = Progress(10, pipe(), clock)
+    for num_tokens in (2, 4):
+        clock.now += 10
+        progress.advance(ok(num_tokens))
+        assert progress.seconds_left() is None
+
+
+def test_the_estimate_leaves_the_first_points_start_up_out(clock):
+    progress = Progress(10, pipe(), clock)
+    clock.now += 60
+    for num_tokens in (2, 4, 8):
+        progress.advance(ok(num_tokens))
+        clock.now += 2
+    # Three points, two intervals, six seconds since the first.
+    assert progress.seconds_left() == pytest.approx(6 / 2 * 7)
+
+
+def test_skipped_points_teach_nothing_about_the_speed(clock):
+    progress = Progress(10, pipe(), clock)
+    for num_tokens in (2, 4, 8):
+        clock.now += 1
+        progress.advance(skipped(num_tokens))
+    assert progress.seconds_left() is None
+
+
+def test_an_error_inside_leaves_the_count_of_what_was_done(clock):
+    console = pipe()
+
+    def interrupted():
+        with Progress(4, console, clock) as progress:
+            progress.curve("cuda HND")
+            progress.advance(ok(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert console.file.getvalue().endswith("1/4 points in 0:00\n")

@@ -1,0 +1,208 @@
+"""A measuring process waits for its turn at a GPU; here the GPU is a CPU with a UUID."""
+
+import os
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvexp import file_lock
+from kvexp.bench import run_curve
+from kvexp.errors import WorkerDied
+from kvexp.gpu import lock
+from kvexp.results import rows
+from kvexp.sweep import curve_run, runner, subprocess_worker
+from kvexp.sweep.inline_worker import Inline
+from kvexp.sweep.runner import Job
+from kvexp.sweep.settings import SweepSettings
+from kvexp.sweep.subprocess_worker import Worker
+from kvexp.tracking import TrackingSettings
+from tests.helpers import compose
+from tests.helpers.fake_gpu import UUID
+
+ROOT = str(Path(__file__).parents[2])
+ME = f"process {os.getpid()}"
+TIMEOUT_S = 2.0
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch, tmp_path):
+    """The measuring process passes its CPU for a GPU."""
+    monkeypatch.setattr(subprocess_worker, "CHILD", "tests.helpers.fake_gpu")
+    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
+    monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
+
+
+def curve(target=None, mode="no_graph"):
+    made = compose.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", f"mode={mode}")
+    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolved("cpu")
+
+
+def statuses(points):
+    return [row["status"] for row, _ in points]
+
+
+@pytest.fixture
+def taken():
+    """This process has the turn; gives the function that ends it, late enough that a hang would be seen."""
+    with ExitStack() as stack:
+        stack.enter_context(lock.turn(UUID))
+        timer = threading.Timer(1.5 * TIMEOUT_S, stack.close)
+        stack.callback(timer.cancel)
+        yield timer.start
+
+
+class TestAProcessThatWaits:
+    def test_is_no_hang_and_says_for_whom_it_waits(self, taken):
+        told = []
+
+        def waits(holder):
+            told.append(holder)
+            if holder:
+                taken()
+
+        with Worker("cpu", TIMEOUT_S, waits) as waiting:
+            waiting.wait()
+            assert statuses(waiting.run(curve())) == ["verified"] * 4
+        assert told == [ME, None]
+
+    def test_is_watched_for_hangs_again_when_its_turn_has_come(self, taken):
+        with Worker("cpu", TIMEOUT_S, lambda holder: taken() if holder else None) as waiting:
+            waiting.wait()
+            found = []
+            with pytest.raises(WorkerDied, match="the point did not end within 2 s"):  # noqa: PT012
+                for row, _ in waiting.run(curve("tests.helpers.faulty_impls.Hanging")):
+                    found.append(row["status"])
+            assert found == ["verified", "verified"]
+
+    def test_gets_its_turn_when_the_other_s_curve_has_ended(self):
+        told = []
+        with Worker("cpu") as first, Worker("cpu", waits=lambda holder: ends(holder)) as second:
+            first.wait()
+            second.wait()
+            points = first.run(curve())
+            next(points)
+
+            def ends(holder):
+                told.append(holder)
+                if holder:
+                    assert statuses(points) == ["verified"] * 3
+
+            assert statuses(second.run(curve())) == ["verified"] * 4
+            assert told == [f"process {first._process.pid}", None]
+
+    def test_gets_its_turn_when_the_other_is_killed(self):
+        with Worker("cpu") as first, Worker("cpu", waits=lambda holder: first.close()) as second:
+            first.wait()
+            second.wait()
+            next(first.run(curve()))
+            assert statuses(second.run(curve())) == ["verified"] * 4
+
+    def test_is_skipped_where_there_can_be_no_turns(self, tmp_path):
+        (tmp_path / "locks").write_text("no folder")
+        with Worker("cpu") as one:
+            one.wait()
+            found = [row for row, _ in one.run(curve())]
+        assert statuses((row, ()) for row in found) == ["skipped"] * 4
+        assert f"turns at {UUID} need files in {tmp_path / 'locks'}" in found[0]["reason"]
+
+    def test_inline_is_told_as_well(self):
+        told = []
+        with Worker("cpu") as first:
+            first.wait()
+            points = first.run(curve())
+            next(points)
+            inline = Inline("cpu", lambda holder: (told.append(holder), list(points)))
+            inline.wait()
+            inline.environment["device_uuid"] = UUID
+            inline.open(curve())
+            assert statuses(inline.points([1, 3])) == ["verified"] * 2
+            assert told == [f"process {first._process.pid}", None]
+
+
+def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
+    allocate, held = run_curve.allocate, []
+    file = lock.folder() / f"{UUID}.lock"
+
+    @contextmanager
+    def watched(*arguments):
+        with allocate(*arguments) as memory:
+            yield memory
+            del memory
+        held.append(file_lock.holder(file))
+
+    monkeypatch.setattr(run_curve, "allocate", watched)
+    for point in run_curve.run(curve(), {"device_uuid": UUID}):
+        assert point.status == "verified"
+        assert file_lock.holder(file) == ME
+    assert held == [ME]
+    assert file_lock.holder(file) is None
+
+
+def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(subprocess_worker, "END_SECONDS", 0.1)
+    settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
+    with curve_run.Workers(settings, lambda _: None) as workers:
+        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), workers, ())
+        stuck = hanging.worker._process
+        with monkeypatch.context() as unkillable:
+            for how in ("kill", "send_signal"):
+                unkillable.setattr(stuck, how, lambda *_: None)
+            assert statuses(hanging.points()) == ["verified", "verified", "failed", "failed"]
+            for row, _ in curve_run.begin(curve(), workers, ()).points():
+                assert row["status"] == "failed"
+                assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
+        stuck.kill()
+        stuck.wait()
+        assert statuses(curve_run.begin(curve(), workers, ()).points()) == ["verified"] * 4
+
+
+def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
+    """torch may keep the GPU's memory then, which whoever is next would miss."""
+    settings = SweepSettings(TrackingSettings("none", None, "kvexp"))
+    with curve_run.Workers(settings, lambda _: None) as workers:
+        failing = curve_run.begin(curve(mode="cudagraph"), workers, ())
+        assert statuses(failing.points()) == ["failed"] * 4
+        assert not failing.worker.alive
+        process = failing.worker._process
+        assert process.wait() == 0
+        assert (lock.folder() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
+        assert statuses(curve_run.begin(curve(), workers, ()).points()) == ["verified"] * 4
+
+
+class Hogging(threading.Thread):
+    """Has every other turn, each until somebody waits for the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = threading.Event()
+        self.turns = 0
+
+    def run(self):
+        queue = lock.folder() / f"{UUID}.next"
+        while not self.over.is_set():
+            with lock.turn(UUID):
+                self.turns += 1
+                while file_lock.holder(queue) is None and not self.over.is_set():
+                    self.over.wait(0.001)
+                self.over.wait(0.05)  # who waits is about to ask for whom
+
+
+def test_a_sweep_says_once_that_it_waits_and_goes_on(tmp_path, capfd):
+    home = tmp_path / "2026-11-21" / "10-00-00-000000"
+    curves = [replace(curve(), workload=replace(curve().workload, seed=seed)) for seed in range(2)]
+    jobs = [Job(one, home / str(number), ("impl=torch",)) for number, one in enumerate(curves)]
+    other = Hogging()
+    other.start()
+    try:
+        settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
+        assert runner.run(jobs, settings, "") == 0
+    finally:
+        other.over.set()
+        other.join()
+    assert [row["status"] for row in rows.read(home)] == ["verified"] * 8
+    assert other.turns >= 2
+    said = f"kvexp: waiting for {ME}, which measures a curve on this GPU; sweeps take turns\n"
+    assert capfd.readouterr().err.count(said) == 1
