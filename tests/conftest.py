@@ -1,6 +1,9 @@
 import os
 import signal
 
+# Before torch is imported: its threads would wait for one another where tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if not torch.cuda.is_available():

@@ -31,7 +31,6 @@ def place(context, tmp_path_factory):
     """A folder in which a sweep of 2 x 2 x 2 curves was measured and tracked."""
     folder = tmp_path_factory.mktemp("place")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))}
-    kept["OMP_NUM_THREADS"] = "1"  # where tests run beside each other, torch's threads wait for one another
     command = [sys.executable, "-m", "kvexp", *SWEEP, *SMALL]
     done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -37,8 +37,7 @@ class Place:
             name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))
         }
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        # One thread: where tests run beside each other, torch's threads mostly wait for one another.
-        return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        return kept | {"PYTHONPATH": path}
 
     def start(self, *words, **how):
         """The process, just started."""
