@@ -102,7 +102,7 @@ def test_the_navigation_names_every_page():
 
 
 def test_the_documents_files_and_commands_are_found():
-    assert {"my_kernels.py", "my_conf/impl/index_put.yaml", "my_conf/workload/decode.yaml"} <= set(FILES)
+    assert {"my_kernels.py", "my_conf/impl/index_put.yaml", "my_conf/workload/my_model.yaml"} <= set(FILES)
     assert len(COMMANDS) > 30
 
 
