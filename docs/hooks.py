@@ -1,4 +1,4 @@
-"""What mkdocs runs before it builds the site."""
+"""Prepare kvexp for mkdocs, which runs this before it builds the site."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ import kvexp
 
 
 def on_config(_config: Any) -> None:
-    """The library's names, which are looked up when they are asked for, are there to be found."""
+    """Load the library's lazy names, so that mkdocstrings finds them."""
     vars(kvexp).update({name: getattr(kvexp, name) for name in kvexp.__all__})

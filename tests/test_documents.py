@@ -1,4 +1,4 @@
-"""The documents say what is so: their links, targets, commands and files are tried."""
+"""The documents are correct: their links, targets, commands and files work."""
 
 import re
 import shlex
@@ -22,37 +22,37 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 IMPLEMENTATION = (DOCS / "add-an-implementation.md").read_text("utf-8")
 
 FILE = re.compile(r"`([\w./]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", re.DOTALL)
-"""A file that a document shows: its name, then what it holds."""
+"""A file that a document shows: its name, then its content."""
 
 TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
 FILES = {name: text for document in DOCUMENTS for name, text in FILE.findall(document.read_text("utf-8"))}
 COMMAND = re.compile(r"^python -m kvexp (?:.*\\\n)*.*$", re.MULTILINE)
-"""One that is typed as it stands; a backslash continues the line."""
+"""A command to type as it is; a backslash continues the line."""
 
 
-def commands_of(text):
-    """What the document types, each on one line."""
+def find_commands(text):
+    """List the commands of a document, each on one line."""
     return [command.replace("\\\n", " ") for command in COMMAND.findall(text)]
 
 
-COMMANDS = sorted({command for document in DOCUMENTS for command in commands_of(document.read_text("utf-8"))})
+COMMANDS = sorted({command for file in DOCUMENTS for command in find_commands(file.read_text("utf-8"))})
 
 
-def nav(entries):
-    """The pages that the site's navigation names."""
+def list_pages(entries):
+    """List the pages of the site's navigation."""
     for entry in entries:
         inside = next(iter(entry.values())) if isinstance(entry, dict) else entry
-        yield from [inside] if isinstance(inside, str) else nav(inside)
+        yield from [inside] if isinstance(inside, str) else list_pages(inside)
 
 
 def slug(heading):
-    """The anchor that a heading gets where Markdown is shown."""
+    """Return the anchor of a Markdown heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 @pytest.fixture
 def stranger(tmp_path):
-    """A folder that holds the files that the documents show, and nothing else."""
+    """Make a folder with the files that the documents show, and nothing else."""
     for name, text in FILES.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,16 +60,16 @@ def stranger(tmp_path):
     return tmp_path
 
 
-def ran(command, cwd):
-    """The finished process of a command, without MLflow and on a CPU where it measures."""
+def run(command, cwd):
+    """Run a command, without MLflow and on a CPU where it measures."""
     words = [sys.executable, *shlex.split(command)[1:]]
     measures = words[3] not in commands.names()
     words += ["tracking=none", "device=cpu", "timer.max_seconds=0.05"] if measures else []
     return subprocess.run(words, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-def last_rows(folder):
-    """The rows of the sweep that was measured there last."""
+def read_last_rows(folder):
+    """Read the rows of the last sweep in a folder."""
     last = max(folder.glob("multirun/*/*"))
     return [row for file in last.glob("*/rows.jsonl") for row in read(file)]
 
@@ -98,11 +98,11 @@ def test_every_link_within_the_project_leads_somewhere(document):
 def test_the_navigation_names_every_page():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     pages = {file.name for file in DOCS.glob("*.md")}
-    assert pages <= set(nav(site["nav"]))
+    assert pages <= set(list_pages(site["nav"]))
 
 
 def test_the_documents_files_and_commands_are_found():
-    assert {"my_kernels.py", "my_conf/impl/index_put.yaml", "my_conf/workload/decode.yaml"} <= set(FILES)
+    assert {"my_kernels.py", "my_conf/impl/index_put.yaml", "my_conf/workload/my_model.yaml"} <= set(FILES)
     assert len(COMMANDS) > 30
 
 
@@ -126,29 +126,29 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
 
 
 def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stranger):
-    ask, verify, refuse, *timed, report = commands_of(IMPLEMENTATION)
+    ask, verify, refuse, *timed, report = find_commands(IMPLEMENTATION)
     skipped, incorrect = re.findall(r"```\n((?:\w+ .*\n)+)```", IMPLEMENTATION)
 
-    assert ran(ask, stranger).returncode == 0
-    done = ran(verify, stranger)
+    assert run(ask, stranger).returncode == 0
+    done = run(verify, stranger)
     assert done.returncode == 0, done.stderr
-    assert [row["status"] for row in last_rows(stranger)] == ["verified"] * 16
-    assert set(last_rows(stranger)[0]) == set(reference.columns()) - {"repetition"}
+    assert [row["status"] for row in read_last_rows(stranger)] == ["verified"] * 16
+    assert set(read_last_rows(stranger)[0]) == set(reference.columns()) - {"repetition"}
 
-    done = ran(refuse, stranger)
+    done = run(refuse, stranger)
     assert (done.returncode, skipped in done.stdout) == (3, True)
 
     file = stranger / "my_kernels.py"
     right = file.read_text()
     wrong = re.search(r"write `(token = .*?)`", IMPLEMENTATION)[1]
     file.write_text(re.sub(r"token = has_slot.*", wrong, right))
-    done = ran(verify, stranger)
+    done = run(verify, stranger)
     assert (done.returncode, incorrect in done.stdout) == (1, True)
     file.write_text(right)
 
     for command in timed:
-        done = ran(command.replace("workload=quickstart", "workload=tiny"), stranger)
+        done = run(command.replace("workload=quickstart", "workload=tiny"), stranger)
         assert done.returncode == 0, done.stderr
-        assert [row["status"] for row in last_rows(stranger)] == ["ok"] * 8
-    assert ran(report, stranger).returncode == 0
+        assert [row["status"] for row in read_last_rows(stranger)] == ["ok"] * 8
+    assert run(report, stranger).returncode == 0
     assert "sort=true" in next(stranger.glob("multirun/*/*/report.md")).read_text().lower()

@@ -1,4 +1,4 @@
-"""The project around the code: set-up and the wheel say and do the same."""
+"""The project around the code: set-up, make targets and the wheel."""
 
 import os
 import re
@@ -19,8 +19,8 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
 
 
-def ran(*command, cwd, **environment):
-    """The finished process; PYTHONPATH and what else is named are in its environment."""
+def run(*command, cwd, **environment):
+    """Run a command with more variables in its environment."""
     return subprocess.run(
         command,
         cwd=cwd,
@@ -40,17 +40,17 @@ def test_the_version_is_written_alike_in_both_places():
 @pytest.mark.parametrize("module", ["kvexp", "kvexp.cli", "kvexp.sweep"])
 def test_importing_imports_neither_torch_nor_mlflow(module, tmp_path):
     code = f"import sys, {module}; print(sorted({{'torch', 'triton', 'mlflow'}} & set(sys.modules)))"
-    assert ran(sys.executable, "-c", code, cwd=tmp_path).stdout == "[]\n"
+    assert run(sys.executable, "-c", code, cwd=tmp_path).stdout == "[]\n"
 
 
 def test_make_alone_lists_every_target():
-    done = ran("make", "--no-print-directory", cwd=ROOT)
+    done = run("make", "--no-print-directory", cwd=ROOT)
     assert [line.split()[1] for line in done.stdout.splitlines()] == TARGETS
 
 
 @pytest.fixture
 def python(tmp_path):
-    """A stand-in for a Python: writes down what it is asked and PYTHONPATH, and fails at what it is told."""
+    """Replace Python by a script that records its arguments and PYTHONPATH, and fails at some of them."""
     file, asked = tmp_path / "python", tmp_path / "asked"
     file.write_text(f"""#!/bin/sh
 echo "$PYTHONPATH $*" >> {asked}
@@ -58,12 +58,12 @@ case "$*" in $FAILING) exit 3 ;; esac
 """)
     file.chmod(0o755)
 
-    def made(target, failing="nothing"):
+    def make(target, failing="nothing"):
         asked.unlink(missing_ok=True)
-        done = ran("make", target, f"PY={file}", cwd=ROOT, FAILING=failing, PYTHONPATH="/tmp/site")
+        done = run("make", target, f"PY={file}", cwd=ROOT, FAILING=failing, PYTHONPATH="/tmp/site")
         return done.returncode, asked.read_text().splitlines()
 
-    return made
+    return make
 
 
 @pytest.mark.parametrize("failing", ["nothing", "* not alone*", "*-m alone*", "*pytest*"])
@@ -90,7 +90,7 @@ def test_without_a_gpu_no_gpu_test_is_started(python):
 
 @pytest.mark.parametrize("target", ["test-gpu", "targets", "run", "doctor"])
 def test_a_python_that_is_typed_runs_the_sources_and_no_other_is_made(python, target):
-    dry = ran("make", "--dry-run", "--always-make", target, "PY=python3", cwd=ROOT)
+    dry = run("make", "--dry-run", "--always-make", target, "PY=python3", cwd=ROOT)
     assert dry.returncode == 0
     assert ".venv" not in dry.stdout
     code, asked = python(target)
@@ -100,9 +100,9 @@ def test_a_python_that_is_typed_runs_the_sources_and_no_other_is_made(python, ta
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder that holds what the wheel installs."""
+    """Build the wheel and unpack it into a folder."""
     folder = tmp_path_factory.mktemp("wheel")
-    built = ran(sys.executable, "-m", "build", "--wheel", "--no-isolation", f"--outdir={folder}", cwd=ROOT)
+    built = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", f"--outdir={folder}", cwd=ROOT)
     assert built.returncode == 0, built.stderr
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "installed")
@@ -110,19 +110,18 @@ def installed(tmp_path_factory):
 
 
 def test_the_wheel_works_in_another_folder(installed, tmp_path):
-
     path = {"PYTHONPATH": str(installed)}
-    where = ran(sys.executable, "-c", "import kvexp; print(kvexp.__file__)", cwd=tmp_path, **path)
+    where = run(sys.executable, "-c", "import kvexp; print(kvexp.__file__)", cwd=tmp_path, **path)
     assert Path(where.stdout.strip()).is_relative_to(installed)
     typed = "experiment=quickstart impl=torch workload=tiny device=cpu tracking=none timer.max_seconds=0.1"
-    done = ran(sys.executable, "-m", "kvexp", *typed.split(), cwd=tmp_path, **path)
+    done = run(sys.executable, "-m", "kvexp", *typed.split(), cwd=tmp_path, **path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("multirun/*/*/*/rows.jsonl"))) == 2
 
 
 def test_the_wheel_has_the_hash_of_the_checkout(installed, tmp_path):
     code = "from kvexp.bench.impl_hash import source_hash; print(source_hash())"
-    done = ran(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
     assert done.stdout.strip() == source_hash()
 
 
