@@ -12,6 +12,16 @@ Status = Literal["ok", "verified", "skipped", "incorrect", "failed"]
 STATUSES: tuple[Status, ...] = ("ok", "verified", "skipped", "incorrect", "failed")
 
 
+def is_right(status: str) -> bool:
+    """Return whether a point with this status wrote the right bytes, timed or not."""
+    return status in ("ok", "verified")
+
+
+def is_wrong(status: str) -> bool:
+    """Return whether a point with this status needs attention."""
+    return status in ("incorrect", "failed")
+
+
 ENVIRONMENT = (
     "device_name",
     "device_uuid",

@@ -10,7 +10,8 @@ from collections import Counter
 import psutil
 import pytest
 
-from kvexp.results.rows import RIGHT, identity
+from kvexp.measurement import is_right
+from kvexp.results.rows import identity
 from kvexp.results.sweep_dir import is_sweep
 from tests.helpers.processes import ended
 
@@ -53,7 +54,7 @@ def survives(place, kills, seed):
     assert place.run(*SWEEP).returncode == 0
     seconds = time.monotonic() - begin
     (reference,) = place.sweeps
-    wanted = {identity(row) for row in place.rows() if row["status"] in RIGHT}
+    wanted = {identity(row) for row in place.rows() if is_right(row["status"])}
     assert len(wanted) == POINTS
     reference.rename(place.folder / "reference")
     words = SWEEP
@@ -67,7 +68,7 @@ def survives(place, kills, seed):
     last = place.run("resume=true") if any(map(is_sweep, place.sweeps)) else place.run(*SWEEP)
     assert last.returncode == 0, last.stderr
     newest = [sweep for sweep in place.sweeps if is_sweep(sweep)][-1]
-    rows = [row for row in place.rows() if row["status"] in RIGHT]
+    rows = [row for row in place.rows() if is_right(row["status"])]
     found = Counter(identity(json.loads(line)) for line in _lines(newest))
     assert set(found) == wanted
     assert set(found.values()) == {1}

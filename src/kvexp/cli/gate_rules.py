@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.measurement import is_right
 from kvexp.results.load import PROCESSES, across
-from kvexp.results.rows import RIGHT, disturbed
+from kvexp.results.rows import disturbed
 from kvexp.sweep.runner import Job
 from kvexp.sweep.subprocess_worker import Worker
 
@@ -42,7 +43,7 @@ def check_kernels(rows: Sequence[Mapping[str, Any]]) -> None:
     """
     found: dict[str, set[str]] = {}
     for row in rows:
-        if row["status"] in RIGHT and row.get("impl_hash"):
+        if is_right(row["status"]) and row.get("impl_hash"):
             found.setdefault(row["impl"], set()).add(row["impl_hash"])
     changed = sorted(impl for impl, hashes in found.items() if len(hashes) > 1)
     if changed:

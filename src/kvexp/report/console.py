@@ -10,9 +10,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.measurement import is_right
 from kvexp.report.format import number
 from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
-from kvexp.results.rows import RIGHT, curves, labels
+from kvexp.results.rows import curves, labels
 
 Row = Mapping[str, Any]
 
@@ -52,10 +53,10 @@ def _table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
     for column in ("num_tokens", "latency (µs)", "p20–p80", "GB/s", "of copy"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, curve in zip(names, grouped, strict=True):
-        shown = [row for row in curve if row["status"] in ("ok", "verified")]
-        if shown and table.row_count:
+        right = [row for row in curve if is_right(row["status"])]
+        if right and table.row_count:
             table.add_row()
-        for position, row in enumerate(sorted(shown, key=lambda row: row["num_tokens"])):
+        for position, row in enumerate(sorted(right, key=lambda row: row["num_tokens"])):
             # Text, not str: rich would take [...] in a label for markup.
             table.add_row(Text(name if position == 0 else ""), *_cells(row))
     return table
@@ -83,7 +84,7 @@ def _optional(row: Row, column: str) -> str:
 
 def _captions(rows: Sequence[Row]) -> list[str]:
     """The machine and whose clock, once for each combination that was measured."""
-    measured = [row for row in rows if row["status"] in ("ok", "verified")]
+    measured = [row for row in rows if is_right(row["status"])]
     return unique(
         f"{row.get('device_name') or row.get('device')}, mode {row.get('mode')}, "
         f"timer {row.get('timer')}, {row.get('op')}"
@@ -100,7 +101,7 @@ def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
                 found["throttled", row["throttled"]].append(name)
             if row.get("other_processes"):
                 found["shared", "other processes were on the GPU"].append(name)
-            if row["status"] in RIGHT and row.get("impl") == "copy":
+            if is_right(row["status"]) and row.get("impl") == "copy":
                 found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
     return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]
 

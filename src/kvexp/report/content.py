@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvexp.case import Case
-from kvexp.measurement import STATUSES, Measurement, Statistics
+from kvexp.measurement import STATUSES, Measurement, Statistics, is_wrong
 from kvexp.report import findings as headline
 from kvexp.report.curves import Line, Machine, machines
 from kvexp.report.format import DASH, listed, number, optional, percent
@@ -108,7 +108,7 @@ class Content:
     @property
     def wrong(self) -> tuple[Outcome, ...]:
         """What is incorrect or failed."""
-        return tuple(outcome for outcome in self.others if outcome.status in ("incorrect", "failed"))
+        return tuple(outcome for outcome in self.others if is_wrong(outcome.status))
 
 
 def content(rows: Sequence[Row]) -> Content:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvexp.bench.contract import words_of
-from kvexp.results.rows import RIGHT
+from kvexp.measurement import is_right
 
 Row = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
     found: dict[str, list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
-            if row["status"] in RIGHT and (but := words_of(row.get("contract"))):
+            if is_right(row["status"]) and (but := words_of(row.get("contract"))):
                 found[but].append(name)
     return [Outcome("ok, but", but, tuple(unique(points)), len(points)) for but, points in found.items()]
 

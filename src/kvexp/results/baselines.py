@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from kvexp.errors import ConfigError
-from kvexp.results.rows import CURVE, RIGHT, ROWS, make_folder, repetition
+from kvexp.measurement import is_right
+from kvexp.results.rows import CURVE, ROWS, make_folder, repetition
 
 Row = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def _replace(folder: Path, rows: Sequence[Row]) -> Path:
     def position(row: Row) -> tuple[int, int, int]:
         return order[tuple(row.get(column) for column in CURVE)], row["num_tokens"], repetition(row)
 
-    right = sorted((row for row in rows if row["status"] in RIGHT), key=position)
+    right = sorted((row for row in rows if is_right(row["status"])), key=position)
     make_folder(folder)
     new = folder / f"{ROWS}.new"
     new.write_text("".join(json.dumps(row) + "\n" for row in right), "utf-8")

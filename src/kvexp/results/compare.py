@@ -6,8 +6,9 @@ from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import ConfigError
+from kvexp.measurement import is_right, is_wrong
 from kvexp.results.load import TOGETHER
-from kvexp.results.rows import CURVE, RIGHT, curves, labels, word
+from kvexp.results.rows import CURVE, curves, labels, word
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
 
 Row = Mapping[str, Any]
@@ -160,7 +161,7 @@ def _differing(columns: Sequence[str], baseline: Collection[Key], candidate: Col
 
 
 def _has_several_devices(rows: Sequence[Row]) -> bool:
-    return len({row.get("device") for row in rows if row["status"] in RIGHT}) > 1
+    return len({row.get("device") for row in rows if is_right(row["status"])}) > 1
 
 
 def _of_its_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> Sequence[Row]:
@@ -203,9 +204,9 @@ def _point(
     """The verdict on one case; None where there is nothing to say: neither side could measure it."""
     size = (*baseline, *candidate)[0]["num_tokens"]
     before, now = ([row for row in side if row["status"] == "ok"] for side in (baseline, candidate))
-    wrong = [row for row in candidate if row["status"] in ("incorrect", "failed")]
+    wrong = [row for row in candidate if is_wrong(row["status"])]
     untimed = [row for row in candidate if row["status"] != "ok"]
-    was_right, is_right = (any(row["status"] in RIGHT for row in side) for side in (baseline, candidate))
+    was_right, now_right = (any(is_right(row["status"]) for row in side) for side in (baseline, candidate))
     verdict, gpus = None, 0.0
     if before and now and not untimed:
         gpus = 0.0 if compares_gpus else between_gpus(before, now)
@@ -219,11 +220,11 @@ def _point(
         note = ", ".join(filter(None, [several, "another GPU" if gpus else ""]))
     elif before and now:
         found, note = "missing", f"in {len(untimed)} of {len(candidate)} processes {_why(untimed[0])}"
-    elif before or (was_right and not is_right):
+    elif before or (was_right and not now_right):
         found, note = "missing", _why(candidate[0]) if candidate else "not in the candidate"
-    elif now or (is_right and not was_right):
+    elif now or (now_right and not was_right):
         found = "new"
-    elif is_right:
+    elif now_right:
         found, note = "same", "verified, not timed"
     return Point(label, size, found, *latencies(before, now), verdict, note) if found else None
 

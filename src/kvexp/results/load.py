@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.measurement import is_wrong
 from kvexp.results import rows
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.failures import are_wrong
 
 Row = Mapping[str, Any]
 
@@ -87,7 +87,7 @@ def across(found: Sequence[Row]) -> list[Row]:
 
 
 def _middle(tries: Sequence[Row]) -> Row:
-    wrong = [row for row in tries if are_wrong([row])]
+    wrong = [row for row in tries if is_wrong(row["status"])]
     timed = _timed(tries)
     return next(iter([*wrong, *timed[(len(timed) - 1) // 2 :], *tries]))
 

@@ -43,8 +43,6 @@ OPTIONS = ("impl_options", "timer_options")
 """The columns that hold a JSON object, as text."""
 _POSITIVE = ("latency_us", "latency_us_high", "latency_us_p80", "copy_us", "empty_kernel_us")
 """What others divide by or draw on a logarithmic axis; of an `ok` row the first is always there."""
-RIGHT = ("ok", "verified")
-"""The statuses of a point that need not be tried again."""
 
 _log = logging.getLogger(__name__)
 

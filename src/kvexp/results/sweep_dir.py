@@ -17,8 +17,9 @@ from typing import Any
 
 from kvexp import file_lock
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.measurement import is_right
 from kvexp.results import jsonl
-from kvexp.results.rows import RIGHT, ROWS, Identity, Row, newest, point, read, repetition
+from kvexp.results.rows import ROWS, Identity, Row, newest, point, read, repetition
 
 COMMAND = "command.json"
 LOCK = ".lock"
@@ -174,7 +175,7 @@ def done(folder: Path) -> dict[int, dict[Identity, Row]]:
     """
     found: dict[int, dict[Identity, Row]] = {}
     for row in newest(read(folder)):
-        if row["status"] in RIGHT:
+        if is_right(row["status"]):
             found.setdefault(repetition(row), {})[point(row)] = row
     return found
 

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
 from kvexp.errors import TrackingError
+from kvexp.measurement import is_wrong
 from kvexp.report.palette import PALETTE
 from kvexp.results.rows import ROWS, SAMPLES, Row
 from kvexp.results.sweep_dir import is_id
@@ -116,7 +117,7 @@ class MlflowTracker:
             except BaseException:
                 self._abandon(run.info.run_id)
                 raise
-            wrong = run_data.status(rows) in ("incorrect", "failed")
+            wrong = is_wrong(run_data.status(rows))
             status = "FAILED" if wrong else "FINISHED"
             self._client.set_terminated(run.info.run_id, status, run_data.ended_ms(rows))
             if not self._curves:

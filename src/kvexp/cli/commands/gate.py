@@ -13,8 +13,8 @@ from typing import Any
 from kvexp.cli import comparison_table, gate_rules
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
+from kvexp.measurement import is_wrong
 from kvexp.results import baselines, compare, load
-from kvexp.results.failures import are_wrong
 from kvexp.sweep.runner import Job
 
 _SAW_LITTLE = (
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if 2 * unsure > len(points):
         sys.stderr.write(f"kvexp: {_SAW_LITTLE.format(unsure, len(points))}\n")
     # A sweep whose rows are right and that failed all the same has not written all of them.
-    ended_early = code == comparison_table.FAILED and not are_wrong(candidate)
+    ended_early = code == comparison_table.FAILED and not any(is_wrong(row["status"]) for row in candidate)
     return comparison_table.FAILED if ended_early else comparison_table.code(points, typed.fail_on)
 
 
