@@ -1,5 +1,6 @@
 """Measurement: what is known of one point after it was tried, and its row, the only schema of kvexp."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -7,6 +8,9 @@ from kvexp.case import Case
 
 SCHEMA = 1
 """Version of the row's columns; raised when a column changes its meaning or goes away."""
+
+Row = Mapping[str, Any]
+"""A row as `Measurement.row` makes it or as it was read from a file, perhaps with further columns."""
 
 Status = Literal["ok", "verified", "skipped", "incorrect", "failed"]
 STATUSES: tuple[Status, ...] = ("ok", "verified", "skipped", "incorrect", "failed")

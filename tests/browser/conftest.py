@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.results import rows
+from kvexp.results import row_file
 from tests.helpers import browser
 
 SHOTS = Path(__file__).parents[2] / "build" / "browser"
@@ -41,7 +41,7 @@ def place(context, tmp_path_factory):
 @pytest.fixture(scope="session")
 def measured(place):
     """The sweep's rows."""
-    return rows.read(place / "multirun")
+    return row_file.read(place / "multirun")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from playwright.sync_api import expect
 
-from kvexp.results.rows import curves
+from kvexp.results.labels import group_by_curve
 from tests.helpers.browser import lines, open_charts, open_runs
 
 CURVES, POINTS = 8, 24
@@ -77,7 +77,7 @@ def test_the_table_names_every_curve_and_shows_its_numbers_the_fastest_first(tab
         tuple(rows[0][choice] for choice in choices): pytest.approx(
             (rows[0]["latency_us"], rows[-1]["latency_us"]), rel=1e-4
         )
-        for rows in curves(measured)
+        for rows in group_by_curve(measured)
     }
 
 
@@ -105,7 +105,7 @@ def test_compare_leads_to_curves_of_latency_against_tokens(table, measured, shot
     expect(curve.nth(CURVES - 1)).to_be_attached()
     expect(table.get_by_role("radio", name="Step")).to_be_checked()
     # The table below has each curve's latest, and its extremes, which on a busy machine are of any step.
-    by_latency = [sorted(rows, key=lambda row: row["latency_us"]) for rows in curves(measured)]
+    by_latency = [sorted(rows, key=lambda row: row["latency_us"]) for rows in group_by_curve(measured)]
     steps = Counter(row["num_tokens"] for rows in by_latency for row in (rows[0], rows[-1]))
     steps[64] += CURVES
     for step, count in steps.items():

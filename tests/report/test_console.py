@@ -177,7 +177,7 @@ def test_a_sweep_without_rows_prints_nothing():
     assert printed([]) == ""
 
 
-@pytest.mark.parametrize("room", ["results.rows", "report", "sweep.progress", "tracking"])
+@pytest.mark.parametrize("room", ["results.row_file", "report", "sweep.progress", "tracking"])
 def test_results_are_readable_without_torch_mlflow_and_pandas(room):
     code = f"import sys, kvexp.{room}; print({{'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

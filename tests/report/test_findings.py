@@ -212,8 +212,8 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
         for layout, latencies in scattered.items()
         for number, us in enumerate(latencies, 1)
     ]
-    sides = [compare.one_of(rows, "layout", layout) for layout in ("HND", "NHD")]
-    (point,) = compare.compare(*sides, apart=["layout"])
+    sides = [compare.select_value(rows, "layout", layout) for layout in ("HND", "NHD")]
+    (point,) = compare.compare(*sides, ignored=["layout"])
     said = section(rows)
     (contrast,) = said.contrasts
     assert contrast.cells[""][512] == point.verdict
@@ -232,5 +232,7 @@ def test_how_many_times_as_fast_is_what_a_comparison_says():
         for number, us in enumerate(latencies, 1)
     ]
     (finding,) = section(rows).findings
-    (point,) = compare.compare(*(compare.one_of(rows, "layout", name) for name in found), apart=["layout"])
+    (point,) = compare.compare(
+        *(compare.select_value(rows, "layout", name) for name in found), ignored=["layout"]
+    )
     assert f"NHD is fastest at 512 tokens, {point.verdict.ratio:.2f} times as fast" in finding.sentence

@@ -18,7 +18,7 @@ from tests.helpers.recorded_rows import curve, refused, row
     ],
 )
 def test_each_device_has_a_folder(device, folder):
-    assert baselines.place(device).as_posix() == f"baselines/{folder}"
+    assert baselines.get_folder(device).as_posix() == f"baselines/{folder}"
 
 
 def test_what_is_written_is_read_as_any_sweep(tmp_path):
@@ -83,7 +83,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def latencies(name, folder):
-    assert baselines.checked_out(name, folder)
+    assert baselines.check_out(name, folder)
     return sorted(row["latency_us"] for row in load.read([folder], folder))
 
 
@@ -104,7 +104,7 @@ def test_paths_are_those_of_the_current_folder(repository, tmp_path, monkeypatch
     monkeypatch.chdir(repository / "baselines" / "nvidia-h100")
     assert latencies("main:../nvidia-h200", tmp_path / "out") == [5.0]
     with pytest.raises(ConfigError, match=r"git revision main has no baselines/<gpu>/rows\.jsonl"):
-        baselines.checked_out("main", tmp_path / "other")
+        baselines.check_out("main", tmp_path / "other")
 
 
 def test_what_git_lists_and_cannot_read_is_one_sentence(repository, tmp_path):
@@ -117,7 +117,7 @@ def test_what_git_lists_and_cannot_read_is_one_sentence(repository, tmp_path):
     ).stdout.strip()
     (repository / ".git" / "objects" / listed[:2] / listed[2:]).unlink()
     with pytest.raises(ConfigError, match=r"git lists baselines/nvidia-h200/rows\.jsonl in main"):
-        baselines.checked_out("main", tmp_path / "out")
+        baselines.check_out("main", tmp_path / "out")
 
 
 def test_a_hooks_variables_name_no_other_repository(repository, tmp_path, monkeypatch):
@@ -127,9 +127,9 @@ def test_a_hooks_variables_name_no_other_repository(repository, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["gone", "--all", "", "main~7", "2026-11-21/10-00"])
 def test_what_is_no_revision_is_left_to_others(repository, tmp_path, name):
-    assert not baselines.checked_out(name, tmp_path)
+    assert not baselines.check_out(name, tmp_path)
 
 
 def test_outside_of_a_repository_there_are_no_revisions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert not baselines.checked_out("main", tmp_path)
+    assert not baselines.check_out("main", tmp_path)

@@ -8,6 +8,7 @@ from kvexp.errors import ConfigError
 from kvexp.report.content import content
 from kvexp.results import load
 from kvexp.results.compare import compare
+from kvexp.results.merge import PROCESSES, merge_repetitions
 from tests.helpers.compose import conf_dir, options
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
@@ -80,10 +81,10 @@ def test_repetitions_other_sweeps_and_other_workloads_are_no_tries(tmp_path):
 )
 def test_across_repetitions_the_wrong_one_or_the_middle_one_is_shown(tries, shown):
     repeated = [one | {"repetition": number} for number, one in enumerate(tries, 1)]
-    (found,) = load.across([*repeated])
+    (found,) = merge_repetitions([*repeated])
     assert shown in (found["latency_us"], found["reason"])
     assert "repetition" not in found
-    assert found[load.PROCESSES] == sum(one["status"] == "ok" for one in tries)
+    assert found[PROCESSES] == sum(one["status"] == "ok" for one in tries)
 
 
 def test_what_disturbed_any_of_the_processes_is_told_of_the_point():
@@ -92,15 +93,15 @@ def test_what_disturbed_any_of_the_processes_is_told_of_the_point():
         row(2.0, repetition=2, throttled="", other_processes=None),
         row(1.0, repetition=3, throttled="hw_slowdown", other_processes=2),
     ]
-    (found,) = load.across(repeated)
+    (found,) = merge_repetitions(repeated)
     assert (found["latency_us"], found["throttled"]) == (2.0, "sw_power_cap, hw_slowdown")
     assert found["other_processes"] == 2
-    (quiet,) = load.across([repeated[1]])
+    (quiet,) = merge_repetitions([repeated[1]])
     assert (quiet["throttled"], quiet["other_processes"]) == ("", None)
 
 
 def test_points_of_two_sweeps_are_no_repetitions():
-    assert len(load.across([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
+    assert len(merge_repetitions([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
 
 
 def test_what_is_no_sweep_is_one_sentence(tmp_path):
@@ -146,7 +147,7 @@ def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_
     repeated = [
         row(us, repetition=number, impl_hash=sources) for number, (us, sources) in enumerate(states, 1)
     ]
-    (found,) = load.across(repeated)
+    (found,) = merge_repetitions(repeated)
     assert (found["latency_us"], found["processes"]) == (6.0, 3)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from kvexp.errors import ConfigError
 from kvexp.report import live
 from kvexp.results import sweep_dir
-from kvexp.results.sweep_state import State, Watched
+from kvexp.results.sweep_state import State, SweepWatcher
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 START = datetime.fromisoformat("2026-11-21T10:00:00+00:00")
@@ -38,7 +38,7 @@ def at(seconds, **columns):
 
 
 def look(home, seconds=0.0):
-    return Watched(home).look(lambda: START.timestamp() + seconds)
+    return SweepWatcher(home).read(lambda: START.timestamp() + seconds)
 
 
 def text(state, now=START, **size):
@@ -104,12 +104,12 @@ def test_two_points_are_too_few_for_an_estimate(home):
 
 def test_a_line_that_is_being_written_is_left_for_the_next_look(home):
     file = sweep(home, [curve({1: 2.0})]) / "0" / "rows.jsonl"
-    watched, line = Watched(home), json.dumps(row(3.0, num_tokens=2)) + "\n"
+    watched, line = SweepWatcher(home), json.dumps(row(3.0, num_tokens=2)) + "\n"
     seen = []
     for part in ("", line[:100], line[100:]):
         with file.open("a") as rows:
             rows.write(part)
-        seen.append(len(watched.look(lambda: 0.0).rows))
+        seen.append(len(watched.read(lambda: 0.0).rows))
     assert seen == [1, 1, 2]
 
 

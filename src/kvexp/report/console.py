@@ -2,20 +2,17 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvexp.measurement import is_right
+from kvexp.measurement import Row, is_right
 from kvexp.report.format import number
 from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
-from kvexp.results.rows import curves, labels
-
-Row = Mapping[str, Any]
+from kvexp.results.labels import group_by_curve, label_curves
 
 _DASH = "–"
 _PIPE_WIDTH = 1000
@@ -35,8 +32,8 @@ def summary(rows: Sequence[Row], console: Console) -> None:
     if not console.is_terminal:
         # A pipe has no width of its own: every cell and every line stays whole.
         console = _Pipe(file=console.file, width=_PIPE_WIDTH, color_system=None)
-    grouped = curves(rows)
-    names = labels(grouped)
+    grouped = group_by_curve(rows)
+    names = label_curves(grouped)
     table = _table(grouped, names)
     if table.row_count:
         console.print(table)

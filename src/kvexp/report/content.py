@@ -4,21 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from kvexp.case import Case
-from kvexp.measurement import STATUSES, Measurement, Statistics, is_wrong
+from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
 from kvexp.report import findings as headline
 from kvexp.report.curves import Line, Machine, machines
 from kvexp.report.format import DASH, listed, number, optional, percent
 from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
 from kvexp.report.panels import Panel, panels
 from kvexp.report.speedups import Contrast, axes, contrasts
-from kvexp.results.load import COMMAND, LATENCIES, PROCESSES, SWEEP, across
-from kvexp.results.rows import curves, labels, word
+from kvexp.results.labels import format_column, group_by_curve, label_curves
+from kvexp.results.load import COMMAND, SWEEP
+from kvexp.results.merge import LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
-
-Row = Mapping[str, Any]
 
 _NOT_THE_MACHINES = {
     *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
@@ -113,9 +111,9 @@ class Content:
 
 def content(rows: Sequence[Row]) -> Content:
     """What the rows say, those of several repetitions together."""
-    rows = across(rows)
+    rows = merge_repetitions(rows)
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
-    grouped = [curve for own in by_sweep for curve in curves(own)]
+    grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
     names = _names(grouped)
     counts = Counter(row["status"] for row in rows)
     begun = sorted(str(row["started_at"]) for row in rows if row.get("started_at"))
@@ -156,7 +154,9 @@ def _section(machine: Machine) -> Section:
 
 def _names(grouped: Sequence[Sequence[Row]]) -> list[str]:
     """A name for each curve, its sweep behind it where several were measured alike."""
-    names = [name or labels([curve])[0] for name, curve in zip(labels(grouped), grouped, strict=True)]
+    names = [
+        name or label_curves([curve])[0] for name, curve in zip(label_curves(grouped), grouped, strict=True)
+    ]
     times = Counter(names)
     return [
         f"{name} ({curve[0][SWEEP]})" if times[name] > 1 else name
@@ -168,7 +168,7 @@ def _common(lines: Sequence[Line]) -> str:
     """The choices and sizes that do not vary, in words."""
     alike = [column for column in _WORDS if len({line.key[column] for line in lines}) == 1]
     shown = [column for column in alike if lines[0].key[column] not in ("auto", None, "")]
-    return ", ".join(word(lines[0].key, column) for column in shown)
+    return ", ".join(format_column(lines[0].key, column) for column in shown)
 
 
 def _tables(panel: Panel) -> tuple[Table, ...]:

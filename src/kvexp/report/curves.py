@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvexp.measurement import Row
+from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves
 from kvexp.results.load import SWEEP
-from kvexp.results.rows import CURVE, curves, labels, word
-
-Row = Mapping[str, Any]
 
 IDENTITY = (*CURVE, SWEEP)
 """What is fixed along a line; the sweep counts only where a curve was measured in several."""
@@ -105,14 +104,14 @@ def _word(line: Line, column: str) -> str:
         return str(line.key[SWEEP])
     if column == "kv_cache_dtype":  # `auto` alone says nothing of what it is about
         return f"{line.key[column]} cache"
-    return word(line.key, column)
+    return format_column(line.key, column)
 
 
 def _lines(rows: Sequence[Row]) -> list[Line]:
     by_sweep: dict[Any, list[Row]] = {}
     for row in rows:
         by_sweep.setdefault(row.get(SWEEP), []).append(row)
-    apart = [(sweep, curve) for sweep, own in by_sweep.items() for curve in curves(own)]
+    apart = [(sweep, curve) for sweep, own in by_sweep.items() for curve in group_by_curve(own)]
     times = Counter(tuple(curve[0].get(column) for column in CURVE) for _, curve in apart)
     repeated = max(times.values()) > 1
     lines = []
@@ -121,7 +120,7 @@ def _lines(rows: Sequence[Row]) -> list[Line]:
         lines.append(Line("", key, tuple(sorted(curve, key=lambda row: row["num_tokens"]))))
     lines = _with_few_options(lines)
     if len(lines) == 1:
-        return [replace(lines[0], label=labels([rows])[0])]
+        return [replace(lines[0], label=label_curves([rows])[0])]
     told_apart = varied(lines)
     return [replace(line, label=named(line, told_apart)) for line in lines]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from kvexp.measurement import Row
 from kvexp.report import figures as drawing
 from kvexp.report import svg
 from kvexp.report.content import Content
-from kvexp.report.curves import Row, machines
+from kvexp.report.curves import machines
 from kvexp.report.format import DASH, number, percent
 from kvexp.report.palette import MUTED
 from kvexp.report.panels import Panel, panels

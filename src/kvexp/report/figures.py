@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from kvexp.report.curves import Row
+from kvexp.measurement import Row
 from kvexp.report.palette import GRID, INK, MUTED, PALETTE
 from kvexp.report.panels import Panel, Series
 from kvexp.report.speedups import Contrast

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvexp.bench.contract import words_of
-from kvexp.report.curves import Line, Machine, Row
+from kvexp.measurement import Row
+from kvexp.report.curves import Line, Machine
 from kvexp.report.format import listed, number, percent, tokens
 from kvexp.report.speedups import Axis, is_enough, latency_us, told
-from kvexp.results.load import PROCESSES
-from kvexp.results.verdict import CPU, ENOUGH, GPU_FEW, GPU_MANY, MANY_TOKENS
+from kvexp.results.merge import PROCESSES
+from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY_TOKENS
 
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
 """The axes on which one can be the fastest; other sizes or another op are another task."""
@@ -123,7 +124,7 @@ def certainty(machine: Machine) -> str:
         noise = f"{100 * CPU:.0f} %"
     most = max(row.get(PROCESSES, 1) for line in machine.lines for row in line.points)
     whose = f"the middle one of up to {most} processes" if most > 1 else "one process"
-    if most >= ENOUGH:
+    if most >= ENOUGH_PROCESSES:
         return (
             f"Each point is that of {whose}. A difference is told only where it is beyond what all of them "
             f"scatter, which is weighed with the {noise} that processes measuring the same code differ by; "

@@ -9,8 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.measurement import Row
 from kvexp.report.format import DASH, duration, number, optional, percent
-from kvexp.results.rows import Row, curves, labels
+from kvexp.results.labels import group_by_curve, label_curves
 from kvexp.results.sweep_state import State
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -49,7 +50,7 @@ def _curves(state: State, most: int) -> Table:
     table = _table("curve", "points", "latency", "num_tokens", "µs", "GB/s", "of copy")
     grouped = state.curves
     timed = [row["latency_us"] for row in state.rows if row["status"] == "ok"]
-    names = labels(grouped)
+    names = label_curves(grouped)
     if len(grouped) > most:
         table.add_row(Text(f"{len(grouped) - most} curves before these", style="dim"))
     for name, curve in list(zip(names, grouped, strict=True))[-most:]:
@@ -69,8 +70,8 @@ def _curves(state: State, most: int) -> Table:
 
 def _rows(found: Sequence[Row]) -> Table:
     table = _table("begun", "curve", "num_tokens", "outcome")
-    grouped = curves(found)
-    names = {id(row): name for name, own in zip(labels(grouped), grouped, strict=True) for row in own}
+    grouped = group_by_curve(found)
+    names = {id(row): name for name, own in zip(label_curves(grouped), grouped, strict=True) for row in own}
     for row in found[-_LAST:]:
         begun = str(row.get("started_at") or "")[11:19]
         table.add_row(begun, Text(names[id(row)]), f"{row['num_tokens']:,}", Text(_outcome(row)))

@@ -1,14 +1,11 @@
 """Group points by outcome and reason: each reason once, with whose it is."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kvexp.bench.contract import words_of
-from kvexp.measurement import is_right
-
-Row = Mapping[str, Any]
+from kvexp.measurement import Row, is_right
 
 ORDER = ("skipped", "verified", "incorrect", "failed")
 """What needs attention stands last: on the console that is above the prompt."""

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import geometric_mean
 
-from kvexp.report.curves import Line, Row, named, varied
-from kvexp.results.load import LATENCIES, PROCESSES, TOGETHER
-from kvexp.results.verdict import ENOUGH, Verdict, judge, judge_processes
+from kvexp.measurement import Row
+from kvexp.report.curves import Line, named, varied
+from kvexp.results.load import TOGETHER
+from kvexp.results.merge import LATENCIES, PROCESSES
+from kvexp.results.verdict import ENOUGH_PROCESSES, Verdict, judge, judge_processes
 
 _MOST_PAIRS = 28  # every pair of eight values; of more, each against the first
 
@@ -81,7 +83,7 @@ def is_enough(row: Row) -> bool:
 def told(baseline: Row, candidate: Row) -> Verdict:
     """The verdict on two points, on all of their processes; `ambiguous` where one of them is not enough."""
     before, now = map(_processes, (baseline, candidate))
-    enough = min(len(before), len(now)) >= ENOUGH
+    enough = min(len(before), len(now)) >= ENOUGH_PROCESSES
     verdict = judge_processes(before, now) if enough else judge(baseline, candidate)
     return verdict if is_enough(baseline) and is_enough(candidate) else replace(verdict, word="ambiguous")
 
@@ -89,7 +91,7 @@ def told(baseline: Row, candidate: Row) -> Verdict:
 def latency_us(row: Row) -> float:
     """By which a point is ranked: as `told` compares it, the geometric mean of several processes."""
     found = row.get(LATENCIES, ())
-    return geometric_mean(found) if len(found) >= ENOUGH else float(row["latency_us"])
+    return geometric_mean(found) if len(found) >= ENOUGH_PROCESSES else float(row["latency_us"])
 
 
 def _processes(row: Row) -> list[Row]:

@@ -1,14 +1,12 @@
 """The report as files."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from kvexp.measurement import Row
 from kvexp.report import embed, render
 from kvexp.report.content import content
-
-Row = Mapping[str, Any]
 
 
 def write(rows: Sequence[Row], folder: Path, figures: Path | None = None) -> Path:

@@ -17,7 +17,8 @@ from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
 from kvexp.measurement import is_right, is_wrong
 from kvexp.results import sweep_dir
-from kvexp.results.rows import REPETITION, Identity, RowFile, point
+from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
+from kvexp.results.row_file import RowFile
 from kvexp.sweep import curve_run
 from kvexp.sweep.curve_run import Begun, Workers
 from kvexp.sweep.prestart import Ahead
@@ -161,9 +162,9 @@ def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
         ConfigError: Another process works there, or what it holds are no rows.
     """
     home.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(sweep_dir.sweeping(home))
+    stack.enter_context(sweep_dir.hold_for_sweep(home))
     try:
-        return Outcome(sweep_dir.done(home) if settings.resumes else {})
+        return Outcome(sweep_dir.read_right_rows(home) if settings.resumes else {})
     except KvexpError as error:
         raise ConfigError(f"{home} cannot be resumed: {error}") from error
 
@@ -254,8 +255,8 @@ def _kept(
         curve.append(row)
         outcome.rows.append(row)
         if is_right(row["status"]):
-            done[point(row)] = row
-            outcome.points.add((number, point(row)))
+            done[identify_in_workload(row)] = row
+            outcome.points.add((number, identify_in_workload(row)))
         progress.advance(row)
         if fail_fast and is_wrong(row["status"]):
             break

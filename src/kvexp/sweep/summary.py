@@ -12,7 +12,7 @@ from rich.console import Console
 
 from kvexp import report
 from kvexp.measurement import STATUSES, is_wrong
-from kvexp.results import load
+from kvexp.results import merge
 
 Row = Mapping[str, Any]
 
@@ -31,7 +31,7 @@ def tell(rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, 
         untried: Points that `fail_fast` left.
     """
     try:
-        report.summary(load.across(rows), Console())
+        report.summary(merge.merge_repetitions(rows), Console())
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")
@@ -66,7 +66,7 @@ def _whole(curves: Sequence[Curve]) -> list[Curve]:
     found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for label, words, rows in curves:
         found.setdefault((label, words), []).extend(rows)
-    return [(*curve, load.across(rows)) for curve, rows in found.items()]
+    return [(*curve, merge.merge_repetitions(rows)) for curve, rows in found.items()]
 
 
 def say(line: str) -> None:

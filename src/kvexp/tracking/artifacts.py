@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kvexp.measurement import Row
 from kvexp.process import frozen_imports
 from kvexp.results import load
-from kvexp.results.rows import Row
 
 PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 

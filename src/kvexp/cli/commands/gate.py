@@ -13,7 +13,7 @@ from typing import Any
 from kvexp.cli import comparison_table, gate_rules
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
-from kvexp.measurement import is_wrong
+from kvexp.measurement import Row, is_wrong
 from kvexp.results import baselines, compare, load
 from kvexp.sweep.runner import Job
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from kvexp.cli.compose import swept  # here, since --help does without Hydra
 
     typed, words = _parsed(argv)
-    baseline: list[load.Row] = []
+    baseline: list[Row] = []
 
     def check(jobs: Sequence[Job]) -> None:
         gate_rules.check(jobs)
@@ -68,9 +68,9 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _baseline(machine: dict[str, Any], across: bool) -> Sequence[load.Row]:
+def _baseline(machine: dict[str, Any], across: bool) -> Sequence[Row]:
     """The rows of this machine's baseline, before minutes are spent on what they are to be compared with."""
-    folder = baselines.place(machine["device_name"])
+    folder = baselines.get_folder(machine["device_name"])
     if not folder.exists():
         raise ConfigError(f"{machine['device_name']} has no baseline ({folder}); kvexp baseline writes it")
     rows = load.read([folder], Path())

@@ -8,7 +8,7 @@ from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import load
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.rows import make_folder
+from kvexp.results.row_file import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         "--figures", type=Path, metavar="DIR", help="also write every figure as PNG and SVG there"
     )
     typed = parser.parse_args(argv)
-    last = sweep_folder.last(Path("multirun"), with_rows=True)
+    last = sweep_folder.find_last(Path("multirun"), with_rows=True)
     rows = load.read(typed.sweeps, Path("multirun"))
     from kvexp.report.written import write  # here, since it takes matplotlib a second to import
 
