@@ -5,7 +5,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from kvexp.report import number, summary
+from kvexp.report import number, print_summary
 
 
 def row(**columns):
@@ -38,7 +38,7 @@ def printed(rows, width=80, terminal=False):
     console = Console(
         file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, _environ={}
     )
-    summary(rows, console)
+    print_summary(rows, console)
     return console.file.getvalue()
 
 

@@ -1,9 +1,9 @@
 """The headline says who is fastest where the intervals bear it, and nothing more."""
 
 from kvexp.report import findings
-from kvexp.report.content import content
-from kvexp.report.curves import machines
-from kvexp.report.speedups import axes
+from kvexp.report.content import build_content
+from kvexp.report.curves import group_by_machine
+from kvexp.report.speedups import find_axes
 from kvexp.results import compare
 from tests.helpers.recorded_rows import curve, row
 
@@ -12,8 +12,8 @@ def said(*curves):
     rows = [row for rows in curves for row in rows]
     return [
         f"{finding.between}: {finding.sentence}"
-        for machine in machines(rows)
-        for finding in findings.findings(axes(machine.ranked))
+        for machine in group_by_machine(rows)
+        for finding in findings.list_findings(find_axes(machine.ranked))
     ]
 
 
@@ -22,7 +22,7 @@ def section(*curves, processes=1):
     rows = [row for rows in curves for row in rows]
     if processes > 1:
         rows = [row | {"repetition": number} for number in range(1, processes + 1) for row in rows]
-    (only,) = content([row | {"sweep": "s", "command": ""} for row in rows]).sections
+    (only,) = build_content([row | {"sweep": "s", "command": ""} for row in rows]).sections
     return only
 
 
@@ -99,12 +99,12 @@ def test_the_count_says_where_no_fastest_one_can_be_told():
 
 def test_what_held_the_gpu_back_is_told():
     rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
-    (machine,) = machines(rows)
-    assert findings.disturbances(machine) == [
+    (machine,) = group_by_machine(rows)
+    assert findings.describe_disturbances(machine) == [
         "At 1 of 2 points the GPU's clocks were held down: sw_power_cap.",
         "At 1 of 2 points other processes were on the GPU.",
     ]
-    assert findings.disturbances(machines([row()])[0]) == []
+    assert findings.describe_disturbances(group_by_machine([row()])[0]) == []
 
 
 def test_those_that_differ_in_more_than_one_choice_are_not_compared():
@@ -129,25 +129,25 @@ def test_options_tell_implementations_apart():
 
 
 def test_the_ceiling_names_who_comes_nearest():
-    (machine,) = machines(
+    (machine,) = group_by_machine(
         [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
     )
-    assert findings.ceiling(machine) == (
+    assert findings.describe_ceiling(machine) == (
         "Of a plain copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
     )
 
 
 def test_without_a_copy_there_is_no_ceiling():
-    (machine,) = machines([row(copy_fraction=None)])
-    assert findings.ceiling(machine) == ""
+    (machine,) = group_by_machine([row(copy_fraction=None)])
+    assert findings.describe_ceiling(machine) == ""
 
 
 def test_the_rule_is_told_with_its_figures():
-    (machine,) = machines([row()])
-    assert "2 % (5 % below 512 tokens)" in findings.certainty(machine)
-    assert "Each point is that of one process. " in findings.certainty(machine)
-    (machine,) = machines([row(device="cpu", processes=2)])
-    said = findings.certainty(machine)
+    (machine,) = group_by_machine([row()])
+    assert "2 % (5 % below 512 tokens)" in findings.describe_rule(machine)
+    assert "Each point is that of one process. " in findings.describe_rule(machine)
+    (machine,) = group_by_machine([row(device="cpu", processes=2)])
+    said = findings.describe_rule(machine)
     assert "20 %" in said
     assert "the middle one of up to 2 processes" in said
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from kvexp import cli
-from kvexp.report.content import content
-from kvexp.report.embed import drawn
-from kvexp.report.render import html
+from kvexp.report.content import build_content
+from kvexp.report.embed import draw_figures
+from kvexp.report.render import render_html
 from tests.helpers.recorded_rows import curve, refused, sweep
 
 
@@ -118,16 +118,16 @@ def test_the_twin_says_the_same_in_tables_that_hold(page, folder):
 
 def test_two_machines_have_a_section_each_and_share_no_figure():
     curves = [curve({8: 1.0}), curve({8: 2.0}, device_name="NVIDIA H100", impl="triton")]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
     assert [section.name.partition(",")[0] for section in said.sections] == ["NVIDIA H200", "NVIDIA H100"]
     assert [len(panel.series) for section in said.sections for panel, _ in section.panels] == [1, 1]
     assert said.sections[0].findings == ()
-    Read(html(said, drawn(said)))
+    Read(render_html(said, draw_figures(said)))
 
 
 def test_a_sweep_without_a_latency_still_has_a_page():
     rows = [refused("skipped", "no GPU") | {"sweep": "s", "command": ""}]
-    text = html(content(rows), [])
+    text = render_html(build_content(rows), [])
     Read(text)
     assert "Nothing was timed" in text
     assert "no GPU" in text
@@ -138,7 +138,7 @@ def test_numbers_of_the_machines_state_are_told_from_least_to_most():
         row | {"sweep": "s", "command": "", "sm_clock_mhz": clock}
         for clock, row in zip((1980, 1755), curve({1: 1.0, 2: 2.0}), strict=True)
     ]
-    (section,) = content(rows).sections
+    (section,) = build_content(rows).sections
     assert section.facts["sm_clock_mhz"] == "1755 to 1980"
     assert "latency_us" not in section.facts
 
@@ -167,16 +167,16 @@ def test_what_cannot_be_written_is_one_sentence(folder, tmp_path, capsys):
 
 def test_a_name_is_a_name_whatever_it_looks_like():
     curves = [curve({8: 1.0, 9: 1.0}, impl=impl) for impl in ("$x$<b>", "a|b")]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    text = html(said, drawn(said))
+    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    text = render_html(said, draw_figures(said))
     assert "<b>" not in text[text.index("<svg") : text.rindex("</svg>")]
     assert "".join(Read(text).words).count("$x$<b>") > 2
 
 
 def test_twenty_lines_and_single_points_are_drawn():
     curves = [curve({8: 1.0 + number}, impl=f"i{number}") for number in range(20)]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    assert len(re.findall("<svg", html(said, drawn(said)))) == 6
+    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    assert len(re.findall("<svg", render_html(said, draw_figures(said)))) == 6
 
 
 @pytest.mark.parametrize(
@@ -184,8 +184,8 @@ def test_twenty_lines_and_single_points_are_drawn():
 )
 def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, drawn_too):
     curves = [curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other)]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    figure = html(said, drawn(said)).partition("Share of a plain copy")[0]
+    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    figure = render_html(said, draw_figures(said)).partition("Share of a plain copy")[0]
     assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
 
 

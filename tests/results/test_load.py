@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kvexp.errors import ConfigError
-from kvexp.report.content import content
+from kvexp.report.content import build_content
 from kvexp.results import load
 from kvexp.results.compare import compare
 from kvexp.results.merge import PROCESSES, merge_repetitions
@@ -157,7 +157,7 @@ def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_
 def test_the_documents_rows_are_read_and_reported_whatever_their_layout_is_called_today(file, tmp_path):
     found = load.read([file], tmp_path)
     assert {point.word for point in compare(found, found)} == {"same"}
-    commands = [command for _, command in content(found).commands]
+    commands = [command for _, command in build_content(found).commands]
     for layout in {one["layout"] for one in found}:
         assert any(f"layout={layout} " in command for command in commands)
 

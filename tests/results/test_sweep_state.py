@@ -43,7 +43,7 @@ def look(home, seconds=0.0):
 
 def text(state, now=START, **size):
     console = Console(file=io.StringIO(), width=120, **size)
-    console.print(live.drawn(state, now, console))
+    console.print(live.render_state(state, now, console))
     return console.file.getvalue()
 
 
@@ -76,7 +76,7 @@ def test_without_hydras_files_it_is_not_known_how_many_there_will_be(home):
     sweep(home, [curve({1: 2.0})])
     state = look(home)
     assert (state.points, state.seconds_left) == (None, None)
-    assert live.line(state, START) == "2026-11-21/10-00-00-000001  points: 1  ended"
+    assert live.describe_progress(state, START) == "2026-11-21/10-00-00-000001  points: 1  ended"
 
 
 def test_the_estimate_takes_what_was_tried_in_this_run(home):
@@ -89,7 +89,7 @@ def test_the_estimate_takes_what_was_tried_in_this_run(home):
     # Every 10 s one is begun, the last at 30: it ends at 40, and the two that are left at 60.
     assert state.seconds_left == pytest.approx(26)
     assert state.worker == f"process {os.getpid()}"
-    assert "5/7 points  about 0:26 left, until 10:00:26" in live.line(state, START)
+    assert "5/7 points  about 0:26 left, until 10:00:26" in live.describe_progress(state, START)
 
 
 def test_two_points_are_too_few_for_an_estimate(home):
@@ -99,7 +99,7 @@ def test_two_points_are_too_few_for_an_estimate(home):
         os.utime(home / sweep_dir.LOCK, times=(START.timestamp(), START.timestamp()))
         state = look(home)
     assert state.seconds_left is None
-    assert live.line(state, START).endswith(f"2/3 points  at work: process {os.getpid()}")
+    assert live.describe_progress(state, START).endswith(f"2/3 points  at work: process {os.getpid()}")
 
 
 def test_a_line_that_is_being_written_is_left_for_the_next_look(home):

@@ -31,7 +31,7 @@ def tell(rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, 
         untried: Points that `fail_fast` left.
     """
     try:
-        report.summary(merge.merge_repetitions(rows), Console())
+        report.print_summary(merge.merge_repetitions(rows), Console())
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from kvexp import __version__
 from kvexp.errors import TrackingError
 from kvexp.measurement import Row, is_wrong
-from kvexp.report.palette import PALETTE
+from kvexp.report.panels import PALETTE
 from kvexp.results.row_file import ROWS, SAMPLES
 from kvexp.results.sweep_dir import is_id
 from kvexp.tracking import artifacts, mask_passwords, run_data, ui_views

@@ -31,12 +31,12 @@ def main(argv: Sequence[str]) -> int:
     typed = parser.parse_args(argv)
     last = sweep_folder.find_last(Path("multirun"), with_rows=True)
     rows = load.read(typed.sweeps, Path("multirun"))
-    from kvexp.report.written import write  # here, since it takes matplotlib a second to import
+    from kvexp.report.render import write_report  # here, since it takes matplotlib a second to import
 
     try:
         for folder in filter(None, (typed.output, typed.figures)):
             make_folder(folder)
-        page = write(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
+        page = write_report(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
     say(f"{page}\n{page.with_suffix('.md')}\n")

@@ -57,7 +57,7 @@ def _draw(watched: SweepWatcher, console: Console, every_s: float) -> None:
     with Live(console=console, auto_refresh=False) as screen:
         while True:
             state = watched.read(time.time)
-            screen.update(live.drawn(state, datetime.now(), console), refresh=True)
+            screen.update(live.render_state(state, datetime.now(), console), refresh=True)
             if state.worker is None:
                 return
             time.sleep(every_s)
@@ -69,9 +69,9 @@ def _print(watched: SweepWatcher, console: Console, once: bool, every_s: float) 
     while True:
         state = watched.read(time.time)
         if once or state.worker is None:
-            console.print(live.drawn(state, datetime.now(), console), soft_wrap=True)
+            console.print(live.render_state(state, datetime.now(), console), soft_wrap=True)
             return
         if len(state.rows) != seen:
-            console.print(live.line(state, datetime.now()), highlight=False, soft_wrap=True)
+            console.print(live.describe_progress(state, datetime.now()), highlight=False, soft_wrap=True)
             seen = len(state.rows)
         time.sleep(every_s)
