@@ -7,8 +7,17 @@ from dataclasses import dataclass, fields
 
 from kvexp.case import Case
 from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
-from kvexp.report import findings as headline
 from kvexp.report.curves import Line, Machine, group_by_machine
+from kvexp.report.findings import (
+    Finding,
+    describe_breaches,
+    describe_ceiling,
+    describe_disturbances,
+    describe_rule,
+    find_fastest,
+    has_comparable_points,
+    list_findings,
+)
 from kvexp.report.format import DASH, join_words, number, optional, percent
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.report.panels import Panel, make_panels
@@ -66,7 +75,7 @@ class Section:
     name: str
     common: str
     facts: Mapping[str, str]
-    findings: tuple[headline.Finding, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     panels: tuple[tuple[Panel, tuple[Table, ...]], ...]
     contrasts: tuple[Contrast, ...]
@@ -123,18 +132,18 @@ def build_content(rows: Sequence[Row]) -> Content:
 
 def _build_section(machine: Machine) -> Section:
     axes = find_axes(machine.ranked)
-    findings = headline.list_findings(axes)
+    findings = list_findings(axes)
     notes = [
-        headline.describe_rule(machine) if findings else "",
-        headline.describe_ceiling(machine),
-        *headline.describe_breaches(machine),
-        *headline.describe_disturbances(machine),
+        describe_rule(machine) if findings else "",
+        describe_ceiling(machine),
+        *describe_breaches(machine),
+        *describe_disturbances(machine),
     ]
     return Section(
         name=machine.name,
         common=_describe_common(machine.lines),
         facts=_collect_facts([row for line in machine.lines for row in line.points]),
-        findings=tuple(findings if headline.has_comparable_points(machine) else ()),
+        findings=tuple(findings if has_comparable_points(machine) else ()),
         notes=tuple(filter(None, notes)),
         panels=tuple((panel, _make_tables(panel)) for panel in make_panels(machine.lines)),
         contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),
@@ -165,7 +174,7 @@ def _make_tables(panel: Panel) -> tuple[Table, ...]:
     group = {one.name: one.line for one in panel.series}
     sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
     ranked = {name: line for name, line in group.items() if not line.is_ceiling}
-    leaders = {size: headline.find_fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
+    leaders = {size: find_fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
     names = list(group)
     abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))
     tables = []

@@ -71,6 +71,6 @@ def _make_series(
 
 
 def _number_values(lines: Sequence[Line], columns: Sequence[str]) -> dict[str, int]:
-    """Number the values of these columns in the order in which they come."""
+    """Give each value of these columns a number, in the order in which they come."""
     values = dict.fromkeys(describe(line, columns) for line in lines)
     return {value: number for number, value in enumerate(values)}

@@ -127,8 +127,8 @@ def check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
         if all(held) and (held[0] != held[1] or len(held[0]) > 1):
             first, second = (", ".join(sorted(map(str, values))) for values in held)
             raise ConfigError(
-                f"the baseline's {column} is {first} and the candidate's {second}, so their latencies say "
-                "nothing of each other; --across compares them all the same"
+                f"the baseline's {column} is {first} and the candidate's {second}, so their latencies "
+                "are not comparable; --across compares them all the same"
             )
 
 
