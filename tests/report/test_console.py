@@ -6,32 +6,17 @@ import pytest
 from rich.console import Console
 
 from kvexp.report import number, print_summary
+from tests.helpers import recorded_rows
 
 
 def row(**columns):
-    return {
-        "status": "ok",
-        "reason": "",
-        "impl": "cuda",
-        "layout": "HND",
-        "dtype": "bfloat16",
-        "op": "reshape_and_cache_flash",
-        "mode": "cudagraph",
-        "timer": "cuda_event",
-        "device": "cuda:0",
-        "device_name": "NVIDIA H200",
-        "num_tokens": 2,
-        "latency_us": 1.2567,
-        "latency_us_p20": 1.2501,
-        "latency_us_p80": 1.2712,
-        "gb_per_s": 104.3,
-        "copy_fraction": 0.9812,
-    } | columns
+    latency = {"latency_us": 1.2567, "latency_us_p20": 1.2501, "latency_us_p80": 1.2712}
+    others = {"layout": "HND", "num_tokens": 2, "gb_per_s": 104.3, "copy_fraction": 0.9812}
+    return recorded_rows.row(**latency | others | columns)
 
 
 def refused(status, reason, **columns):
-    numbers = ("latency_us", "latency_us_p20", "latency_us_p80", "gb_per_s", "copy_fraction")
-    return row(status=status, reason=reason) | dict.fromkeys(numbers) | columns
+    return recorded_rows.refused(status, reason, **{"layout": "HND", "num_tokens": 2} | columns)
 
 
 def printed(rows, width=80, terminal=False):

@@ -232,7 +232,6 @@ def test_how_many_times_as_fast_is_what_a_comparison_says():
         for number, us in enumerate(latencies, 1)
     ]
     (finding,) = section(rows).findings
-    (point,) = compare.compare(
-        *(compare.select_value(rows, "layout", name) for name in found), ignored=["layout"]
-    )
+    sides = (compare.select_value(rows, "layout", name) for name in found)
+    (point,) = compare.compare(*sides, ignored=["layout"])
     assert f"NHD is fastest at 512 tokens, {point.verdict.ratio:.2f} times as fast" in finding.sentence

@@ -1,4 +1,4 @@
-"""The page and its twin are whole: they need nothing else, and nothing measured is left out."""
+"""The HTML page and the Markdown are complete: they need no other file and leave no point out."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from tests.helpers.recorded_rows import curve, refused, sweep
 
 
 class Read(HTMLParser):
-    """What a browser would make of a page: its tags, ids, attributes and text."""
+    """Parses a page as a browser would: its tags, ids, attributes and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -37,6 +37,12 @@ class Read(HTMLParser):
 
     def handle_data(self, data):
         self.words.append(data)
+
+
+def report(*curves):
+    """The content of a report on the curves of one sweep, and its page."""
+    content = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    return content, render_html(content, draw_figures(content))
 
 
 CURVES = [
@@ -118,27 +124,23 @@ def test_the_twin_says_the_same_in_tables_that_hold(page, folder):
 
 def test_two_machines_have_a_section_each_and_share_no_figure():
     curves = [curve({8: 1.0}), curve({8: 2.0}, device_name="NVIDIA H100", impl="triton")]
-    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    assert [section.name.partition(",")[0] for section in said.sections] == ["NVIDIA H200", "NVIDIA H100"]
-    assert [len(panel.series) for section in said.sections for panel, _ in section.panels] == [1, 1]
-    assert said.sections[0].findings == ()
-    Read(render_html(said, draw_figures(said)))
+    content, page = report(*curves)
+    assert [section.name.partition(",")[0] for section in content.sections] == ["NVIDIA H200", "NVIDIA H100"]
+    assert [len(panel.series) for section in content.sections for panel, _ in section.panels] == [1, 1]
+    assert content.sections[0].findings == ()
+    Read(page)
 
 
 def test_a_sweep_without_a_latency_still_has_a_page():
-    rows = [refused("skipped", "no GPU") | {"sweep": "s", "command": ""}]
-    text = render_html(build_content(rows), [])
+    _, text = report([refused("skipped", "no GPU")])
     Read(text)
     assert "Nothing was timed" in text
     assert "no GPU" in text
 
 
 def test_numbers_of_the_machines_state_are_told_from_least_to_most():
-    rows = [
-        row | {"sweep": "s", "command": "", "sm_clock_mhz": clock}
-        for clock, row in zip((1980, 1755), curve({1: 1.0, 2: 2.0}), strict=True)
-    ]
-    (section,) = build_content(rows).sections
+    content, _ = report(curve({1: 1.0}, sm_clock_mhz=1980), curve({2: 2.0}, sm_clock_mhz=1755))
+    (section,) = content.sections
     assert section.facts["sm_clock_mhz"] == "1755 to 1980"
     assert "latency_us" not in section.facts
 
@@ -167,25 +169,22 @@ def test_what_cannot_be_written_is_one_sentence(folder, tmp_path, capsys):
 
 def test_a_name_is_a_name_whatever_it_looks_like():
     curves = [curve({8: 1.0, 9: 1.0}, impl=impl) for impl in ("$x$<b>", "a|b")]
-    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    text = render_html(said, draw_figures(said))
+    _, text = report(*curves)
     assert "<b>" not in text[text.index("<svg") : text.rindex("</svg>")]
     assert "".join(Read(text).words).count("$x$<b>") > 2
 
 
 def test_twenty_lines_and_single_points_are_drawn():
     curves = [curve({8: 1.0 + number}, impl=f"i{number}") for number in range(20)]
-    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    assert len(re.findall("<svg", render_html(said, draw_figures(said)))) == 6
+    assert len(re.findall("<svg", report(*curves)[1])) == 6
 
 
 @pytest.mark.parametrize(
     ("other", "drawn_too"), [({"impl": "triton"}, True), ({"timer": "wall_clock"}, False)]
 )
 def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, drawn_too):
-    curves = [curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other)]
-    said = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    figure = render_html(said, draw_figures(said)).partition("Share of a plain copy")[0]
+    _, page = report(curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other))
+    figure = page.partition("Share of a plain copy")[0]
     assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
 
 

@@ -72,9 +72,8 @@ def make_contrasts(axis: Axis) -> list[Contrast]:
     pairs = list(combinations(axis.values, 2))
     if len(pairs) > _MOST_PAIRS:
         pairs = [pair for pair in pairs if axis.values[0] in pair]
-    return [
-        found for candidate, baseline in pairs if (found := _make_contrast(axis, baseline, candidate)).cells
-    ]
+    made = (_make_contrast(axis, baseline, candidate) for candidate, baseline in pairs)
+    return [contrast for contrast in made if contrast.cells]
 
 
 def is_comparable(row: Row) -> bool:
@@ -87,11 +86,8 @@ def judge_points(baseline: Row, candidate: Row) -> Verdict:
     before, now = map(_split_processes, (baseline, candidate))
     enough = min(len(before), len(now)) >= ENOUGH_PROCESSES
     verdict = judge_processes(before, now) if enough else judge(baseline, candidate)
-    return (
-        verdict
-        if is_comparable(baseline) and is_comparable(candidate)
-        else replace(verdict, word="ambiguous")
-    )
+    comparable = is_comparable(baseline) and is_comparable(candidate)
+    return verdict if comparable else replace(verdict, word="ambiguous")
 
 
 def get_latency_us(row: Row) -> float:

@@ -212,9 +212,8 @@ def _compare_point(
         return make("broken", _format_reason(wrong[0]))
     untimed = [row for row in candidate if row["status"] != "ok"]
     if before and now and untimed:
-        return make(
-            "missing", f"in {len(untimed)} of {len(candidate)} processes {_format_reason(untimed[0])}"
-        )
+        how_many = f"in {len(untimed)} of {len(candidate)} processes"
+        return make("missing", f"{how_many} {_format_reason(untimed[0])}")
     if before and now:
         gpus = 0.0 if compares_gpus else between_gpus(before, now)
         verdict = judge_processes(before, now, tolerance, gpus)

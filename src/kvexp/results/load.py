@@ -100,12 +100,12 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     import pandas  # here, since few commands need it
 
     try:
-        made = pandas.read_parquet(file)
+        frame = pandas.read_parquet(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read as rows: {error}") from error
-    if not {"status", "num_tokens", SWEEP, COMMAND} <= set(made.columns):
-        raise ConfigError(f"{file} is no file of rows; kvexp export writes one")
-    records = made.astype(object).where(made.notna(), None).to_dict("records")
+    if not {"status", "num_tokens", SWEEP, COMMAND} <= set(frame.columns):
+        raise ConfigError(f"{file} is not a file of rows; kvexp export writes one")
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(column): value for column, value in record.items()} for record in records]
 
 
@@ -123,11 +123,8 @@ def _get_command(job: Path, rows: Sequence[Row]) -> str:
         return ""
     flags: list[str] = []
     with suppress(ConfigError):  # a folder from elsewhere may lack the record of its flags
-        flags = [
-            flag
-            for flag in sweep_dir.read_command(_get_sweep(job / row_file.ROWS))[1]
-            if flag not in _MULTIRUN
-        ]
+        _, typed = sweep_dir.read_command(_get_sweep(job / row_file.ROWS))
+        flags = [flag for flag in typed if flag not in _MULTIRUN]
     return sweep_dir.mask_passwords(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
 
 

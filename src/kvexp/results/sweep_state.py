@@ -78,11 +78,7 @@ class SweepWatcher:
         found = select_newest(row for own in jobs.values() for row in own)
         found.sort(key=_get_start_s)
         points = self._count_points()
-        sizes = {
-            _key(own[0]): self._get_plan(job)[1]
-            for job, own in jobs.items()
-            if own and self._get_plan(job)[1]
-        }
+        sizes = {_key(own[0]): size for job, own in jobs.items() if own and (size := self._get_plan(job)[1])}
         left = None if points is None or worker is None else self._estimate_s(found, points, now())
         return State(name_of(self._home.resolve()), worker, tuple(found), points, sizes, left)
 
@@ -90,10 +86,7 @@ class SweepWatcher:
         size = file.stat().st_size
         if self._rows.get(file, (-1, []))[0] != size:
             try:
-                self._rows[file] = (
-                    size,
-                    row_file.read(file, lambda _: None),
-                )  # the last may be unfinished
+                self._rows[file] = size, row_file.read(file, lambda _: None)  # the last may be unfinished
             except KvexpError as error:
                 raise ConfigError(str(error)) from error
         return self._rows[file][1]
