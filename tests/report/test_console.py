@@ -71,7 +71,7 @@ def test_a_verified_row_shows_dashes_and_its_reason():
     assert "verified   triton HND bfloat16: 1 point: interpreted" in text
 
 
-def test_a_reason_stands_once_with_its_curves_and_points():
+def test_a_reason_is_printed_once_with_its_curves_and_points():
     reason = "impl=cuda needs an NVIDIA GPU; type impl=torch instead"
     rows = [
         refused("skipped", reason, layout=layout, num_tokens=n)
@@ -83,7 +83,7 @@ def test_a_reason_stands_once_with_its_curves_and_points():
     assert text.count(reason) == 1
 
 
-def test_different_reasons_of_one_curve_all_stand():
+def test_different_reasons_of_one_curve_are_all_printed():
     text = printed([refused("skipped", f"num_tokens {n} is too much", num_tokens=n) for n in (2, 4)])
     assert "num_tokens 2 is too much" in text
     assert "num_tokens 4 is too much" in text
@@ -101,7 +101,7 @@ def test_a_compilers_message_is_whole_and_indented():
     assert "\n      1 error\n" in text
 
 
-def test_what_disturbed_points_stands_below_the_table_once_with_their_curves():
+def test_disturbances_are_printed_below_the_table_once_with_their_curves():
     rows = [
         row(num_tokens=n, layout=layout, throttled=held, other_processes=others)
         for layout, n, held, others in [

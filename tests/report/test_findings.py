@@ -1,4 +1,4 @@
-"""The headline says who is fastest where the intervals bear it, and nothing more."""
+"""The findings name who is fastest only where the intervals are far enough apart."""
 
 from kvexp.report import findings
 from kvexp.report.content import build_content
@@ -18,7 +18,7 @@ def said(*curves):
 
 
 def section(*curves, processes=1):
-    """The one section of a report on curves that so many processes measured."""
+    """The one section of a report on curves that this many processes measured."""
     rows = [row for rows in curves for row in rows]
     if processes > 1:
         rows = [row | {"repetition": number} for number in range(1, processes + 1) for row in rows]
@@ -27,7 +27,7 @@ def section(*curves, processes=1):
 
 
 def bold(section):
-    """The names of the curves that some table calls the fastest at some size."""
+    """The names of the curves that are bold in some table."""
     return {
         name
         for _, tables in section.panels
@@ -38,7 +38,7 @@ def bold(section):
     }
 
 
-def test_each_is_fastest_where_it_is_and_nobody_elsewhere():
+def test_each_is_fastest_at_its_sizes_and_none_elsewhere():
     cuda = curve({2: 1.00, 4: 1.0, 256: 8.0, 512: 10.0, 1024: 20.0}, impl="cuda")
     triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.3, 1024: 21.0}, impl="triton")
     assert said(cuda, triton) == [
@@ -85,7 +85,7 @@ def test_of_many_contexts_the_count_comes_first():
     assert said(*curves)[0] == "cuda or triton, over all: Of 8 points, cuda is fastest at 8."
 
 
-def test_the_count_says_where_no_fastest_one_can_be_told():
+def test_the_count_includes_points_without_a_fastest_one():
     def curves(first):
         return [
             curve({8: us, 9: 3.0}, impl=impl, num_heads=heads)
@@ -97,7 +97,7 @@ def test_the_count_says_where_no_fastest_one_can_be_told():
     assert said(*curves(3.0))[0].endswith("At none of 8 points can a fastest one be told.")
 
 
-def test_what_held_the_gpu_back_is_told():
+def test_disturbances_of_the_gpu_are_named():
     rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
     (machine,) = group_by_machine(rows)
     assert findings.describe_disturbances(machine) == [
@@ -142,7 +142,7 @@ def test_without_a_copy_there_is_no_ceiling():
     assert findings.describe_ceiling(machine) == ""
 
 
-def test_the_rule_is_told_with_its_figures():
+def test_the_rule_names_its_percentages():
     (machine,) = group_by_machine([row()])
     assert "2 % (5 % below 512 tokens)" in findings.describe_rule(machine)
     assert "Each point is that of one process. " in findings.describe_rule(machine)
@@ -172,7 +172,7 @@ def test_beside_the_ceiling_alone_nothing_is_the_fastest():
     assert (said.findings, said.contrasts, bold(said)) == ((), (), set())
 
 
-def test_on_a_cpu_one_process_finds_nothing():
+def test_on_a_cpu_one_process_has_no_findings():
     curves = [curve({8: us, 64: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 5.11))]
     said = section(*curves)
     assert said.findings == ()
@@ -185,7 +185,7 @@ def test_on_a_cpu_one_process_finds_nothing():
     assert [verdict.word for verdict in contrast.cells[""].values()] == ["ambiguous"] * 2
 
 
-def test_on_a_cpu_several_processes_find_what_they_find():
+def test_on_a_cpu_several_processes_have_findings():
     curves = [curve({8: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 2.0))]
     said = section(*curves, processes=3)
     (finding,) = said.findings
@@ -195,13 +195,13 @@ def test_on_a_cpu_several_processes_find_what_they_find():
     assert said.contrasts[0].cells[""][8].word == "faster"
 
 
-def test_on_a_cpu_a_curve_of_one_process_is_told_from_none():
+def test_on_a_cpu_nothing_differs_from_a_curve_of_one_process():
     several = [curve({8: 1.0}, device="cpu", repetition=number) for number in (1, 2, 3)]
     said = section(*several, curve({8: 2.0}, layout="HND", device="cpu"))
     assert [finding.sentence for finding in said.findings] == ["No difference can be told at 8 tokens."]
 
 
-def test_on_a_cpu_a_sweep_with_nothing_to_compare_needs_no_word_of_it():
+def test_on_a_cpu_a_sweep_with_nothing_to_compare_has_no_note_on_it():
     assert not any("On a CPU" in note for note in section(curve({8: 1.0}, device="cpu")).notes)
 
 

@@ -21,7 +21,7 @@ def test_each_device_has_a_folder(device, folder):
     assert baselines.get_folder(device).as_posix() == f"baselines/{folder}"
 
 
-def test_what_is_written_is_read_as_any_sweep(tmp_path):
+def test_a_baseline_is_read_like_a_sweep(tmp_path):
     processes = [one for number in (2, 1) for one in curve({64: 2.0, 8: 1.0}, repetition=number)]
     (file,) = baselines.write([*processes, refused("skipped", "no", seed=1)], tmp_path)
     assert file == tmp_path / "nvidia-h200" / "rows.jsonl"
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_as_any_sweep(tmp_path):
     assert [column for column in found[0] if column not in ("sweep", "command")] == list(processes[0])
 
 
-def test_it_replaces_the_one_before_and_no_other_devices(tmp_path):
+def test_a_baseline_replaces_that_of_its_device_alone(tmp_path):
     baselines.write([row(1.0), row(2.0, device_name="NVIDIA H100")], tmp_path)
     baselines.write([row(3.0)], tmp_path)
     found = {row["device_name"]: row["latency_us"] for row in load.read([tmp_path], tmp_path)}
@@ -38,13 +38,13 @@ def test_it_replaces_the_one_before_and_no_other_devices(tmp_path):
     assert len(list(tmp_path.rglob("*.*"))) == 2
 
 
-def test_of_nothing_timed_there_is_none(tmp_path):
+def test_rows_without_a_latency_make_no_baseline(tmp_path):
     with pytest.raises(ConfigError, match="nothing was timed"):
         baselines.write([refused("verified", "interpreted")], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_row_that_knows_no_device_is_in_none(tmp_path):
+def test_a_row_without_a_device_is_in_no_baseline(tmp_path):
     nameless = refused("skipped", "no GPU")
     del nameless["device_name"]
     (file,) = baselines.write([row(1.0), nameless], tmp_path)
@@ -126,7 +126,7 @@ def test_a_hooks_variables_name_no_other_repository(repository, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["gone", "--all", "", "main~7", "2026-11-21/10-00"])
-def test_what_is_no_revision_is_left_to_others(repository, tmp_path, name):
+def test_a_name_that_is_no_revision_checks_nothing_out(repository, tmp_path, name):
     assert not baselines.check_out(name, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Two sweeps, or two values of one, joined on what was measured."""
+"""Two sweeps, or two values of an axis, compared point by point."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_a_point_that_not_every_process_timed_is_missing_and_no_verdict_on_the_o
     assert point.note == "in 2 of 5 processes skipped: no room"
 
 
-def test_a_side_of_fewer_processes_is_told():
+def test_a_note_gives_unequal_numbers_of_processes():
     assert [point.note for point in compare([row()] * 3, [row()] * 5)] == ["3 and 5 processes"]
     assert [point.note for point in compare([row()] * 5, [row()] * 5)] == [""]
 
@@ -59,7 +59,7 @@ def test_the_workloads_name_is_no_part_of_the_case():
     assert words([row(workload="seed")], [row(workload="mine")]) == [("same", 64)]
 
 
-def test_rows_of_one_case_are_processes():
+def test_rows_of_one_case_count_as_processes():
     before = [row(us, num_tokens=512) for us in (10.0, 10.02, 10.04, 9.98, 9.96)]
     after = [row(1.02 * one["latency_us"], num_tokens=512) for one in before]
     (point,) = compare(before, after)
@@ -98,7 +98,7 @@ def test_which_of_equal_gpus_it_was_does_not_matter():
     assert words([row()], [row(device="cuda:3")]) == [("same", 64)]
 
 
-def test_what_equal_gpus_differ_by_is_no_difference_of_what_they_measured():
+def test_a_difference_within_that_of_equal_gpus_is_ambiguous():
     before, now = [row()] * 5, [row(10.5, device_uuid="GPU-2", device="cuda:1")] * 4
     (point,) = compare(before, now)
     assert (point.word, point.note) == ("ambiguous", "5 and 4 processes, another GPU")
@@ -106,7 +106,7 @@ def test_what_equal_gpus_differ_by_is_no_difference_of_what_they_measured():
     assert (point.word, point.note) == ("slower", "5 and 4 processes")
 
 
-def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
+def test_equal_gpus_of_one_sweep_are_compared_separately():
     both = [row(), row(20.0, device="cuda:1")]
     assert words(both, both) == [("same", 64), ("same", 64)]
     assert words([both[0]], [both[1]], ignored=["device"]) == [("slower", 64)]

@@ -3,7 +3,7 @@ import pytest
 from kvexp.results.labels import group_by_curve, label_curves
 
 
-def test_rows_fall_apart_into_curves_over_num_tokens():
+def test_rows_are_grouped_into_curves_over_num_tokens():
     rows = [{"layout": layout, "num_tokens": n} for n in (2, 4) for layout in ("NHD", "HND")]
     assert [[(r["layout"], r["num_tokens"]) for r in curve] for curve in group_by_curve(rows)] == [
         [("NHD", 2), ("NHD", 4)],
@@ -11,7 +11,7 @@ def test_rows_fall_apart_into_curves_over_num_tokens():
     ]
 
 
-def test_a_label_holds_only_what_tells_the_curves_apart():
+def test_a_label_holds_only_what_distinguishes_the_curves():
     rows = [
         {"impl": impl, "layout": layout, "dtype": "half", "workload": "tiny", "num_heads": 8}
         for impl in ("cuda", "torch")
@@ -34,7 +34,7 @@ def test_numbers_and_options_carry_their_names_in_a_label():
     assert label_curves(group_by_curve(rows))[1] == "num_heads=8 threads=256"
 
 
-def test_curves_of_two_devices_are_told_apart_by_the_device_not_by_its_mode():
+def test_curves_of_two_devices_are_labelled_by_the_device_not_by_its_mode():
     rows = [{"device": "cpu", "mode": "no_graph"}, {"device": "cuda:0", "mode": "cudagraph"}]
     assert label_curves(group_by_curve(rows)) == ["cpu", "cuda:0"]
 

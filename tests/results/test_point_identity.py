@@ -12,7 +12,7 @@ def test_the_identity_of_a_point_leaves_out_its_outcome_and_its_labels():
 
 # docs/reliability.md: the implementation's sources, the GPU by name and UUID, the driver, torch and triton.
 @pytest.mark.parametrize("column", ["impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"])
-def test_a_point_is_another_one_where_what_measured_it_differs(column):
+def test_a_point_is_another_one_where_its_kernel_gpu_or_software_differs(column):
     one = {column: "the one"}
     assert identify(one) != identify(one | {column: "the other"})
     assert identify(one) != identify(one | {column: None})
@@ -21,7 +21,7 @@ def test_a_point_is_another_one_where_what_measured_it_differs(column):
     )
 
 
-def test_of_several_tries_of_a_point_the_newest_counts():
+def test_the_newest_of_several_attempts_counts():
     first, other, again = {"status": "failed"}, {"num_tokens": 4}, {"status": "ok"}
     assert select_newest([first, other, again]) == [again, other]
 
@@ -31,20 +31,20 @@ NAMED = {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event", "device
 
 
 @pytest.mark.parametrize("turned", [1, -1])
-def test_a_try_without_a_device_is_left_out_where_its_point_has_another(turned):
+def test_an_attempt_without_a_device_is_left_out_where_its_point_has_another(turned):
     died, alone, done = UNNAMED, UNNAMED | {"num_tokens": 4}, NAMED
     tries = [died, alone, done][::turned]
     assert select_newest(tries) == [one for one in tries if one is not died]
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
-def test_what_a_device_was_called_at_first_does_not_matter(device):
+def test_the_requested_name_of_the_device_does_not_matter(device):
     assert select_newest([UNNAMED | {"device": device}, NAMED]) == [NAMED]
 
 
 @pytest.mark.parametrize(
     "other", [{"device": "cpu"}, {"device": "cuda:1"}, {"mode": "no_graph"}, {"repetition": 2}, {"seed": 1}]
 )
-def test_a_try_without_a_device_stands_beside_those_of_other_points(other):
+def test_an_attempt_without_a_device_is_kept_beside_other_points(other):
     tries = [UNNAMED, NAMED | other]
     assert select_newest(tries) == tries

@@ -25,11 +25,11 @@ def test_before_the_first_sweep_there_is_no_last_one(tmp_path):
     assert sweep_dir.find_last(tmp_path / "multirun") is None
 
 
-def test_of_dated_ones_without_a_record_the_name_decides(dated):
+def test_dated_sweeps_without_a_record_are_ordered_by_name(dated):
     assert sweep_dir.find_last(dated) == dated / LATER
 
 
-def test_one_that_was_given_a_name_is_the_last_when_it_began_last(dated):
+def test_a_named_sweep_is_the_last_when_it_began_last(dated):
     sweep_dir.write_command(dated / LATER, ["impl=torch"], [])
     named = sweep(dated / "a_name", [[row()], [row()]])
     sweep_dir.write_command(named, ["impl=torch"], [])
@@ -39,7 +39,7 @@ def test_one_that_was_given_a_name_is_the_last_when_it_began_last(dated):
     assert sweep_dir.find_last(dated) == newer
 
 
-def test_what_was_copied_or_written_to_since_began_no_later(dated):
+def test_copying_or_writing_to_a_sweep_does_not_change_when_it_began(dated):
     named = sweep(dated / "zz", [[row()]])
     sweep_dir.write_command(named, ["impl=torch"], [])
     sweep_dir.write_command(dated / LATER, ["impl=torch"], [])
@@ -64,7 +64,7 @@ def test_without_a_record_a_named_one_is_as_old_as_its_folder(dated, record):
     assert sweep_dir.find_last(dated) == dated / LATER
 
 
-def test_one_without_rows_is_the_last_unless_rows_are_asked_for(dated):
+def test_a_sweep_without_rows_is_the_last_unless_rows_are_required(dated):
     begun = dated / "begun"
     begun.mkdir()
     sweep_dir.write_command(begun, ["impl=torch"], [])
@@ -101,7 +101,7 @@ def test_a_folder_is_held_once_whatever_its_path(tmp_path):
     assert file_lock.holder(tmp_path / "here" / ".lock") is None
 
 
-def test_done_is_what_was_right_when_it_was_tried_last(tmp_path):
+def test_a_right_row_counts_when_it_is_of_the_last_attempt(tmp_path):
     right, other = row(impl_hash="a"), row(impl_hash="a", num_tokens=4)
     again = other | {"status": "failed", "impl_hash": None}  # its process died while it was looked for
     sweep(tmp_path, [[right, other], [again]])

@@ -72,14 +72,14 @@ def test_every_repetition_is_planned_and_counted(home):
     assert [point["latency_us"] for (point,) in state.curves] == [3.0]
 
 
-def test_without_hydras_files_it_is_not_known_how_many_there_will_be(home):
+def test_without_hydras_files_the_number_of_points_is_unknown(home):
     sweep(home, [curve({1: 2.0})])
     state = look(home)
     assert (state.points, state.seconds_left) == (None, None)
     assert live.describe_progress(state, START) == "2026-11-21/10-00-00-000001  points: 1  ended"
 
 
-def test_the_estimate_takes_what_was_tried_in_this_run(home):
+def test_the_estimate_uses_the_points_of_this_run(home):
     rows = [at(-500, num_tokens=1), *(at(10 * n, num_tokens=2**n) for n in range(1, 4))]
     sweep(home, [[*rows, at(31, num_tokens=16, status="skipped")]])
     plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16, 32, 64])
@@ -119,7 +119,7 @@ def test_a_file_that_holds_no_rows_is_one_sentence(home):
         look(home)
 
 
-def test_a_curve_is_drawn_as_far_as_it_is_and_the_last_rows_with_their_reasons(home):
+def test_the_curves_so_far_and_the_last_rows_with_their_reasons_are_drawn(home):
     none = refused("skipped", "it needs\na GPU", impl="triton", num_tokens=1)
     sweep(home, [curve({1: 1.0, 2: 10.0, 4: 100.0}), [none]])
     plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16])
