@@ -25,21 +25,21 @@ NAMED = {
 
 @pytest.fixture
 def table(page, address):
-    """The page that `make ui` names, when its runs are there."""
+    """The page that `make ui` names, with all runs loaded."""
     open_runs(page, address)
     expect(lines(page)).to_have_count(CURVES)
     return page
 
 
 def titles(page):
-    """Those of the columns, from the left."""
+    """The titles of the columns, from the left."""
     found = page.locator(".ag-header-cell").all()
     in_order = sorted(found, key=lambda cell: cell.bounding_box()["x"])
     return [title for cell in in_order if (title := cell.inner_text())]
 
 
 def cells(page, column):
-    """What the column shows, from the top down."""
+    """The texts of the column's cells, from the top down."""
     found = page.locator(f".ag-cell[col-id='{column}']")
     expect(found).to_have_count(lines(page).count())
     by_line = {int(cell.locator("xpath=..").get_attribute("row-index")): cell for cell in found.all()}
@@ -47,14 +47,14 @@ def cells(page, column):
 
 
 def compare(table):
-    """MLflow's comparison of all the runs is shown."""
+    """Open MLflow's comparison of all the runs."""
     table.locator(".ag-header input[type=checkbox]").first.check()
     table.get_by_role("button", name="Compare", exact=True).click()
     expect(table.get_by_text(f"Comparing {CURVES} Runs")).to_be_visible()
 
 
 def open_artifact(page, file):
-    """The file is chosen among the run's."""
+    """Choose the file among the run's artifacts."""
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text(file, exact=True).click()
 

@@ -145,11 +145,11 @@ def test_without_a_copy_there_is_no_ceiling():
 def test_the_rule_names_its_percentages():
     (machine,) = group_by_machine([row()])
     assert "2 % (5 % below 512 tokens)" in findings.describe_rule(machine)
-    assert "Each point is that of one process. " in findings.describe_rule(machine)
+    assert "Each point is from one process. " in findings.describe_rule(machine)
     (machine,) = group_by_machine([row(device="cpu", processes=2)])
     said = findings.describe_rule(machine)
     assert "20 %" in said
-    assert "the middle one of up to 2 processes" in said
+    assert "from the median one of up to 2 processes" in said
 
 
 def test_the_ceiling_is_shown_and_never_ranked():
@@ -220,8 +220,8 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
     assert point.word == "ambiguous"
     assert [finding.sentence for finding in said.findings] == ["No difference can be told at 512 tokens."]
     assert bold(said) == set()
-    assert "the middle one of up to 5 processes" in said.notes[0]
-    assert "what all of them scatter" in said.notes[0]
+    assert "from the median one of up to 5 processes" in said.notes[0]
+    assert "the scatter of all processes" in said.notes[0]
 
 
 def test_how_many_times_as_fast_is_what_a_comparison_says():

@@ -123,16 +123,16 @@ def describe_rule(machine: Machine) -> str:
     if all(str(line.key["device"]).startswith("cpu") for line in machine.lines):
         noise = f"{100 * CPU:.0f} %"
     most = max(row.get(PROCESSES, 1) for line in machine.lines for row in line.points)
-    whose = f"the middle one of up to {most} processes" if most > 1 else "one process"
+    source = f"from the median one of up to {most} processes" if most > 1 else "from one process"
     if most >= ENOUGH_PROCESSES:
         return (
-            f"Each point is that of {whose}. A difference is told only where it is beyond what all of them "
-            f"scatter, which is weighed with the {noise} that processes measuring the same code differ by; "
-            "how many times as fast is a ratio of geometric means."
+            f"Each point is {source}. A difference counts only where it exceeds the scatter of all processes "
+            f"weighed with the {noise} by which processes measuring the same code differ; how many times as "
+            "fast is a ratio of geometric means."
         )
     return (
-        f"Each point is that of {whose}. A difference is told only where the intervals of two medians are "
-        f"over {noise} apart, as far as processes measuring the same code were seen to differ."
+        f"Each point is {source}. A difference counts only where the intervals of two medians are over "
+        f"{noise} apart, as far as processes measuring the same code were seen to differ."
     )
 
 
