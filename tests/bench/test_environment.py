@@ -9,7 +9,7 @@ import torch
 from kvexp.bench import environment, impl_hash
 from kvexp.errors import Unsupported
 from kvexp.measurement import ENVIRONMENT
-from kvexp.results.rows import IDENTITY
+from kvexp.results.point_identity import IDENTITY
 
 
 @pytest.mark.parametrize("device", ["cpu", None])

@@ -10,8 +10,10 @@ import pytest
 from kvexp import cli
 from kvexp.cli import gate_rules
 from kvexp.cli.commands import gate
+from kvexp.measurement import is_right
 from kvexp.results import baselines, load
-from kvexp.results.rows import RIGHT, RowFile, repetition
+from kvexp.results.point_identity import get_repetition
+from kvexp.results.row_file import RowFile
 from kvexp.sweep import runner
 from tests.helpers.recorded_rows import curve, refused
 
@@ -52,10 +54,10 @@ def _go(patched, folder):
 def test_a_baseline_holds_the_right_rows_of_every_process(there):
     (file,) = there.glob("baselines/*/rows.jsonl")
     rows = load.read([file], there)
-    assert [(row["layout"], repetition(row)) for row in rows] == [
+    assert [(row["layout"], get_repetition(row)) for row in rows] == [
         ("NHD", 1), ("NHD", 2), ("HND", 1), ("HND", 2),
     ]  # fmt: skip
-    assert {row["status"] for row in rows} <= set(RIGHT)
+    assert all(is_right(row["status"]) for row in rows)
     assert file.parent.name == file.parent.name.lower().replace(" ", "-")
     assert rows[0]["host"] == os.uname().nodename
 

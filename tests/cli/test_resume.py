@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.test_rows import row
 
-from kvexp.results.rows import RowFile
+from kvexp.results.row_file import RowFile
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.results import rows
+from kvexp.results import row_file
 from kvexp.sweep import runner
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
@@ -44,7 +44,7 @@ def outcome(tmp_path):
         curves = (before, bad, after)
         jobs = [runner.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
         assert runner.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
-        return [rows.read(job.folder) for job in jobs]
+        return [row_file.read(job.folder) for job in jobs]
 
     return swept
 

@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     return sweep(tmp_path / "multirun" / "2026-11-21" / "10-00", [one, two])
 
 
-def test_a_row_is_a_point_and_a_column_is_a_column(folder):
+def test_a_frame_has_a_row_for_each_point_and_the_columns_of_a_row(folder):
     frame = kvexp.load(folder)
     assert list(frame.columns[:2]) == ["sweep", "command"]
     assert frame.latency_us[:2].tolist() == [2.0, 3.0]

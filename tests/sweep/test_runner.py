@@ -11,7 +11,7 @@ import torch
 
 from kvexp import file_lock, report
 from kvexp.errors import ConfigError, Terminated, TrackingError
-from kvexp.results import rows, sweep_dir
+from kvexp.results import row_file, sweep_dir
 from kvexp.sweep import prestart, runner
 from kvexp.sweep.curve_run import Begun
 from kvexp.sweep.progress import Progress
@@ -127,7 +127,7 @@ def tracked(monkeypatch):
 
 
 def statuses(job):
-    return [row["status"] for row in rows.read(job.folder)]
+    return [row["status"] for row in row_file.read(job.folder)]
 
 
 class TestExitCode:
@@ -194,11 +194,11 @@ class TestASweep:
         (one,) = jobs("torch", overrides=("workload.num_tokens=[1,3]",))
         assert runner.run([one], UNTRACKED, COMMAND) == 0
         file = one.folder / "rows.jsonl"
-        there = [row | other for row in rows.read(one.folder)[:1]] + rows.read(one.folder)[1:]
+        there = [row | other for row in row_file.read(one.folder)[:1]] + row_file.read(one.folder)[1:]
         file.write_text("".join(json.dumps(row) + "\n" for row in there))
         again = replace(one, folder=one.folder.with_name("1"))
         assert runner.run([again], replace(UNTRACKED, resumes=True), COMMAND) == 0
-        assert [row["num_tokens"] for row in rows.read(again.folder)] == [1]
+        assert [row["num_tokens"] for row in row_file.read(again.folder)] == [1]
 
     def test_has_each_row_on_the_disk_before_the_next_point_begins(self, jobs, monkeypatch):
         (one,) = jobs("torch")
@@ -238,7 +238,7 @@ class TestASweep:
         three = jobs("Numbered", "torch", "Numbered")
         runner.run(three, UNTRACKED, COMMAND)
         found = {
-            row["reason"] for job in three for row in rows.read(job.folder) if row["status"] == "skipped"
+            row["reason"] for job in three for row in row_file.read(job.folder) if row["status"] == "skipped"
         }
         assert len(found) == 1
         assert found.pop().startswith("process ")
@@ -247,14 +247,14 @@ class TestASweep:
         three = jobs("Numbered", ("Deadly", {"by": "kill"}), "Numbered")
         assert runner.run(three, UNTRACKED, COMMAND) == 1
         assert statuses(three[1]) == ["verified", "verified", "failed", "failed"]
-        before, after = (rows.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
+        before, after = (row_file.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
         assert before != after
         assert statuses(three[2]) == ["verified", "verified", "skipped", "skipped"]
 
     def test_knows_as_much_of_the_points_that_a_dead_process_left_as_of_the_others(self, jobs):
         (one,) = jobs(("Deadly", {"by": "exit"}))
         runner.run([one], UNTRACKED, COMMAND)
-        measured, _, dead, left = rows.read(one.folder)
+        measured, _, dead, left = row_file.read(one.folder)
         assert list(dead) == list(left) == list(measured)
         assert dead["reason"] == left["reason"]
         assert dead["reason"].startswith("the measuring process exited with 7; its last words:\n")
@@ -268,7 +268,7 @@ class TestASweep:
         assert runner.run(two, UNTRACKED, COMMAND) == 3
         for job in two:
             assert statuses(job) == ["skipped"] * 4
-            assert rows.read(job.folder)[0]["reason"].startswith(
+            assert row_file.read(job.folder)[0]["reason"].startswith(
                 "device=cuda:7 was asked for and this machine"
             )
 
@@ -283,14 +283,14 @@ class TestASweep:
         three = jobs("torch", ("Deadly", {"by": "exit", "threads": 3}), "torch")
         assert runner.run(three, UNTRACKED, COMMAND) == 1
         assert [statuses(job) for job in three] == [["verified"] * 4, ["failed"] * 4, ["verified"] * 4]
-        assert "takes no option 'threads'" in rows.read(three[1].folder)[0]["reason"]
+        assert "takes no option 'threads'" in row_file.read(three[1].folder)[0]["reason"]
 
     def test_stops_when_rows_cannot_be_written(self, jobs, monkeypatch, capfd):
         def full(self, row, samples_us=()):
             raise OSError(28, "No space left on device")
 
         two = jobs("torch", "torch")
-        monkeypatch.setattr(rows.RowFile, "append", full)
+        monkeypatch.setattr(row_file.RowFile, "append", full)
         assert runner.run(two, UNTRACKED, COMMAND) == 1
         said = capfd.readouterr().err
         assert "rows.jsonl (No space left on device), so the sweep stops; the 0 rows before it" in said
@@ -314,7 +314,7 @@ class TestASweep:
         assert raised.value.number == number
         assert [asked[0] for asked in tracker.asked] == ["start", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
-        assert len(rows.read(one[0].folder)) == 1
+        assert len(row_file.read(one[0].folder)) == 1
         assert not any(psutil.pid_exists(pid) for pid in pids)
 
     def test_goes_on_where_a_signal_is_ignored(self, jobs, monkeypatch):
@@ -365,7 +365,7 @@ class TestASweep:
         monkeypatch.setattr(Progress, "advance", advance)
         with pytest.raises(KeyboardInterrupt):
             runner.run(two, TRACKED, COMMAND)
-        assert [len(rows.read(job.folder)) for job in two] == [4, 2]
+        assert [len(row_file.read(job.folder)) for job in two] == [4, 2]
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
         assert f"rows: {two[0].folder.parent}" in capfd.readouterr().err
@@ -375,7 +375,7 @@ class TestARepeatedSweep:
     def test_measures_every_round_in_a_fresh_process(self, jobs):
         in_rounds = rounds(jobs("Numbered", "torch"), 3)
         assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
-        found = [(job.repetition, row) for job in in_rounds for row in rows.read(job.folder)]
+        found = [(job.repetition, row) for job in in_rounds for row in row_file.read(job.folder)]
         assert all(row["repetition"] == repetition for repetition, row in found)
         processes = {row["repetition"]: row["reason"] for _, row in found if row["status"] == "skipped"}
         assert len(set(processes.values())) == len(processes) == 3
@@ -386,7 +386,7 @@ class TestARepeatedSweep:
         assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
         out, err = capfd.readouterr()
         assert len(out.splitlines()) == 1 + 4 + 1
-        first = sorted(rows.read(job.folder)[0]["latency_us"] for job in in_rounds)
+        first = sorted(row_file.read(job.folder)[0]["latency_us"] for job in in_rounds)
         assert report.number(first[1]) in out.splitlines()[1]
         assert "each line is the process in the middle of 3" in err
         assert "torch NHD bfloat16 (2 of 3): 4 ok" in err
@@ -411,7 +411,7 @@ class TestARepeatedSweep:
         new = [
             (row["repetition"], row["num_tokens"])
             for job in later if job.folder.exists()
-            for row in rows.read(job.folder)
+            for row in row_file.read(job.folder)
         ]  # fmt: skip
         assert new == [(2, 50), (3, 1), (3, 3), (3, 16), (3, 50)]
 

@@ -12,7 +12,7 @@ from kvexp import file_lock
 from kvexp.bench import run_curve
 from kvexp.errors import WorkerDied
 from kvexp.gpu import lock
-from kvexp.results import rows
+from kvexp.results import row_file
 from kvexp.sweep import curve_run, runner, subprocess_worker
 from kvexp.sweep.inline_worker import Inline
 from kvexp.sweep.runner import Job
@@ -202,7 +202,7 @@ def test_a_sweep_says_once_that_it_waits_and_goes_on(tmp_path, capfd):
     finally:
         other.over.set()
         other.join()
-    assert [row["status"] for row in rows.read(home)] == ["verified"] * 8
+    assert [row["status"] for row in row_file.read(home)] == ["verified"] * 8
     assert other.turns >= 2
     said = f"kvexp: waiting for {ME}, which measures a curve on this GPU; sweeps take turns\n"
     assert capfd.readouterr().err.count(said) == 1

@@ -4,7 +4,7 @@ import pytest
 
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from kvexp.measurement import Measurement, Statistics
-from kvexp.results.rows import RowFile
+from kvexp.results.row_file import RowFile
 from kvexp.tracking import connect, settings
 
 TOKENS = tuple(2**n for n in range(1, 17))

@@ -26,10 +26,10 @@ from kvexp.cli.hydra_errors import COMPOSING, sentence
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.rows import ROWS, make_folder
+from kvexp.results.row_file import ROWS, make_folder
 from kvexp.sweep.prestart import Ahead
 from kvexp.sweep.settings import SweepSettings
-from kvexp.tracking import TrackingSettings, settings, shown
+from kvexp.tracking import TrackingSettings, mask_passwords, settings
 
 if TYPE_CHECKING:
     from kvexp.sweep.runner import Job
@@ -159,7 +159,7 @@ class SweepStart(Callback):
             raise _Refused(_HOLDS_ROWS.format(folder))
         try:
             make_folder(folder)
-            _working.enter_context(sweep_folder.sweeping(folder))
+            _working.enter_context(sweep_folder.hold_for_sweep(folder))
         except KvexpError as error:
             raise _Refused(str(error)) from error
         count = _count(config)
@@ -222,7 +222,7 @@ def _swept(
     line, resumed = resume.begun(typed_line)
     curves = Curves(line, resumed is not None)
     if resumed:  # before its curves get numbers
-        _working.enter_context(sweep_folder.sweeping(resumed))
+        _working.enter_context(sweep_folder.hold_for_sweep(resumed))
     try:
         code = _compose(resume.placed(line, resumed), curves)
         if code or not line.measures:
@@ -245,7 +245,7 @@ def _measure(
 
     flags = [flag for flag in curves.line.flags if flag != "--multirun"]
     jobs = [
-        runner.Job(experiment, folder, (*flags, *map(shown, overrides)))
+        runner.Job(experiment, folder, (*flags, *map(mask_passwords, overrides)))
         for experiment, folder, overrides in curves.right
     ]
     home = jobs[0].folder.parent
@@ -254,7 +254,7 @@ def _measure(
     try:
         check(jobs)
         sweep_folder.write_command(home, curves.line.overrides, flags)
-        return runner.run(jobs, how_run, shown(command), ahead), home
+        return runner.run(jobs, how_run, mask_passwords(command), ahead), home
     finally:
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.

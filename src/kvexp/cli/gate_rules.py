@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.results.load import PROCESSES, across
-from kvexp.results.rows import RIGHT, disturbed
+from kvexp.measurement import is_right
+from kvexp.results.merge import PROCESSES, merge_disturbances, merge_repetitions
 from kvexp.sweep.runner import Job
 from kvexp.sweep.subprocess_worker import Worker
 
@@ -42,7 +42,7 @@ def check_kernels(rows: Sequence[Mapping[str, Any]]) -> None:
     """
     found: dict[str, set[str]] = {}
     for row in rows:
-        if row["status"] in RIGHT and row.get("impl_hash"):
+        if is_right(row["status"]) and row.get("impl_hash"):
             found.setdefault(row["impl"], set()).add(row["impl_hash"])
     changed = sorted(impl for impl, hashes in found.items() if len(hashes) > 1)
     if changed:
@@ -55,13 +55,13 @@ def doubts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why a baseline of these rows may be a poor one, a sentence each; empty where nothing says so."""
     timed = [row for row in rows if row["status"] == "ok"]
     said = []
-    if found := [row for row in timed if disturbed([row])]:
-        why = ", ".join(f"{column} {value}" for column, value in disturbed(found).items())
+    if found := [row for row in timed if merge_disturbances([row])]:
+        why = ", ".join(f"{column} {value}" for column, value in merge_disturbances(found).items())
         said.append(
             f"the GPU was disturbed in {len(found)} of the baseline's {len(timed)} measurements ({why}), "
             "so a gate may find its points faster or ambiguous; kvexp baseline measures again"
         )
-    points = across(rows)
+    points = merge_repetitions(rows)
     if few := [point for point in points if 0 < point[PROCESSES] < LEAST]:
         said.append(
             f"{len(few)} of the baseline's {len(points)} points were timed by fewer than {LEAST} processes"

@@ -76,7 +76,7 @@ def _folder(value: Any) -> Path | None:
         ConfigError: It names no sweep.
     """
     if value is True:
-        return sweep_folder.last(Path.cwd() / ROOT)
+        return sweep_folder.find_last(Path.cwd() / ROOT)
     if not isinstance(value, str) or not value:
         raise ConfigError(f"resume must be true, false or a sweep's folder, not {value!r}")
     folder = Path.cwd() / Path(value).expanduser()

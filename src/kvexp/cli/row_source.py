@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvexp import tracking
 from kvexp.errors import ConfigError, TrackingError
+from kvexp.measurement import Row
 from kvexp.results import baselines, load
 
 POSSIBLE = (
@@ -17,7 +18,7 @@ POSSIBLE = (
 _TRACKED = re.compile(r"[0-9a-f]{32}|[\w.+-]+/[\w.+-]+")
 
 
-def read(name: str) -> Sequence[load.Row]:
+def read(name: str) -> Sequence[Row]:
     """The rows of what is named, one at least; a path comes first, then a revision, then a run.
 
     Raises:
@@ -29,12 +30,12 @@ def read(name: str) -> Sequence[load.Row]:
     return found
 
 
-def _read(name: str) -> Sequence[load.Row]:
+def _read(name: str) -> Sequence[Row]:
     if Path(name).exists():
         return load.read([Path(name)], Path())
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
-        if not (baselines.checked_out(name, folder) or _downloaded(name, folder)):
+        if not (baselines.check_out(name, folder) or _downloaded(name, folder)):
             raise ConfigError(f"{name} does not exist; give {POSSIBLE}")
         try:
             return load.read([folder], folder)

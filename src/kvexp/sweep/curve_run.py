@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement, Status
-from kvexp.results.rows import Identity, point
+from kvexp.results.point_identity import Identity, identify_in_workload
 from kvexp.sweep.inline_worker import Inline
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point, Started, Worker
@@ -131,14 +131,17 @@ class Begun:
 
 
 def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) -> Begun:
-    """The worker knows the curve; the points that are among the `done`, see `rows.point`, are left out."""
+    """The worker knows the curve; the points among the `done`, see `point_identity`, are left out."""
     worker = workers.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
         experiment = experiment.resolved(worker.device)
         worker.open(experiment)
-        points = {case.num_tokens: point({**asdict(case), **worker.columns}) for case in experiment.cases()}
+        points = {
+            case.num_tokens: identify_in_workload({**asdict(case), **worker.columns})
+            for case in experiment.cases()
+        }
         wanted = [num_tokens for num_tokens, tried in points.items() if tried not in done]
     except Unsupported as refusal:
         return Begun(experiment, worker, every, end=("skipped", str(refusal)))

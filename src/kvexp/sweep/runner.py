@@ -15,8 +15,10 @@ from rich.console import Console
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
-from kvexp.results import failures, sweep_dir
-from kvexp.results.rows import REPETITION, RIGHT, Identity, RowFile, point
+from kvexp.measurement import is_right, is_wrong
+from kvexp.results import sweep_dir
+from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
+from kvexp.results.row_file import RowFile
 from kvexp.sweep import curve_run
 from kvexp.sweep.curve_run import Begun, Workers
 from kvexp.sweep.prestart import Ahead
@@ -124,9 +126,9 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
 
 def exit_code(rows: Sequence[Row]) -> int:
     """0, 1 or 3; see `run`."""
-    if failures.are_wrong(rows):
+    if any(is_wrong(row["status"]) for row in rows):
         return 1
-    return 0 if any(row["status"] in RIGHT for row in rows) else 3
+    return 0 if any(is_right(row["status"]) for row in rows) else 3
 
 
 @contextmanager
@@ -160,9 +162,9 @@ def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
         ConfigError: Another process works there, or what it holds are no rows.
     """
     home.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(sweep_dir.sweeping(home))
+    stack.enter_context(sweep_dir.hold_for_sweep(home))
     try:
-        return Outcome(sweep_dir.done(home) if settings.resumes else {})
+        return Outcome(sweep_dir.read_right_rows(home) if settings.resumes else {})
     except KvexpError as error:
         raise ConfigError(f"{home} cannot be resumed: {error}") from error
 
@@ -202,7 +204,7 @@ def _measure(
                 curve = []
             else:
                 tracker.log_curve(job.folder, job.experiment.impl.target, curve)
-            if settings.fail_fast and (wrong or failures.are_wrong(curve)):
+            if settings.fail_fast and (wrong or any(is_wrong(row["status"]) for row in curve)):
                 break
         if wrong and not outcome.rows:
             raise wrong[0][2]
@@ -252,11 +254,11 @@ def _kept(
             outcome.curves.append((job, curve))
         curve.append(row)
         outcome.rows.append(row)
-        if row["status"] in RIGHT:
-            done[point(row)] = row
-            outcome.points.add((number, point(row)))
+        if is_right(row["status"]):
+            done[identify_in_workload(row)] = row
+            outcome.points.add((number, identify_in_workload(row)))
         progress.advance(row)
-        if fail_fast and failures.are_wrong([row]):
+        if fail_fast and is_wrong(row["status"]):
             break
     progress.there(len(begun.there))
     outcome.rows += there

@@ -1,6 +1,8 @@
 """What a person is told when a sweep has ended, and of trouble on the way."""
 
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from kvexp import report
-from kvexp.results import failures, load
+from kvexp.measurement import STATUSES, is_wrong
+from kvexp.results import merge
 
 Row = Mapping[str, Any]
 
@@ -28,15 +31,34 @@ def tell(rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, 
         untried: Points that `fail_fast` left.
     """
     try:
-        report.summary(load.across(rows), Console())
+        report.print_summary(merge.merge_repetitions(rows), Console())
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")
-        if again := failures.listed(_whole(curves)):
+        if again := list_failures(_whole(curves)):
             say(again)
         if untried:
             say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
         say(f"rows: {home}")
+
+
+def list_failures(curves: Sequence[Curve]) -> str:
+    """List each wrong curve: its wrong points, and the command that repeats it; empty when there are none."""
+    wrong = [
+        (curve, points)
+        for curve in curves
+        if (points := [row for row in curve[2] if is_wrong(row["status"])])
+    ]
+    if not wrong:
+        return ""
+    lines = [f"{len(wrong)} of {len(curves)} curves went wrong; each command repeats one:"]
+    for (label, words, _), points in wrong:
+        counts = Counter(row["status"] for row in points)
+        how_many = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+        tokens = ", ".join(str(row["num_tokens"]) for row in points)
+        lines.append(f"  {label}: {how_many} (num_tokens {tokens})")
+        lines.append(f"    {shlex.join(['python', '-m', 'kvexp', *words])}")
+    return "\n".join(lines)
 
 
 def _whole(curves: Sequence[Curve]) -> list[Curve]:
@@ -44,7 +66,7 @@ def _whole(curves: Sequence[Curve]) -> list[Curve]:
     found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for label, words, rows in curves:
         found.setdefault((label, words), []).extend(rows)
-    return [(*curve, load.across(rows)) for curve, rows in found.items()]
+    return [(*curve, merge.merge_repetitions(rows)) for curve, rows in found.items()]
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvexp.errors import ConfigError, TrackingError
-from kvexp.results.sweep_dir import shown as shown
+from kvexp.results.sweep_dir import mask_passwords as mask_passwords
 
 KINDS = ("local", "server", "none")
 
@@ -126,7 +126,7 @@ def sync_command(chosen: TrackingSettings, home: Path) -> str:
     """What sends the sweep in that folder to that store, typed where the sweep was; see `kvexp sync`."""
     words = ["kvexp", "sync", os.path.relpath(home)]
     if chosen.uri and chosen.uri != settings("local", None, None, chosen.experiment, os.environ).uri:
-        words += ["--to", shown(chosen.uri)]
+        words += ["--to", mask_passwords(chosen.uri)]
     if chosen.experiment != "kvexp":
         words += ["--experiment", chosen.experiment]
     return shlex.join(words)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kvexp.measurement import Row
 from kvexp.process import frozen_imports
 from kvexp.results import load
-from kvexp.results.rows import Row
 
 PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 
@@ -14,14 +14,14 @@ PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 def prepare() -> None:
     """What draws is imported, which takes a second: in good time, when something else is waited for."""
     with frozen_imports(), suppress(Exception):  # drawing tells
-        import kvexp.report.written  # noqa: F401  # what draws imports it where it is asked for
+        import kvexp.report.render  # noqa: F401  # what draws imports it where it is asked for
 
 
 def report(home: Path, folder: Path) -> None:
     """PAGE and MARKDOWN of the sweep in `home` are in the folder."""
-    from kvexp.report import written  # here, as below, since few commands draw
+    from kvexp.report import render  # here, as below, since few commands draw
 
-    written.write(load.read([home], home), folder)
+    render.write_report(load.read([home], home), folder)
 
 
 def figure(rows: Sequence[Row], folder: Path) -> str:

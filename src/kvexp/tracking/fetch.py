@@ -6,8 +6,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from kvexp.errors import ConfigError
-from kvexp.results.rows import ROWS
-from kvexp.tracking import shown
+from kvexp.results.row_file import ROWS
+from kvexp.tracking import mask_passwords
 from kvexp.tracking.store import border, hush
 
 _MOST = 50_000  # runs of one answer: mlflow.store.tracking.SEARCH_MAX_RESULTS_THRESHOLD
@@ -26,7 +26,7 @@ def fetch(uri: str, name: str, folder: Path) -> bool:
         TrackingError: The store is out of reach, or a run holds no rows.
     """
     hush()
-    with border(shown(uri)):
+    with border(mask_passwords(uri)):
         client = MlflowClient(tracking_uri=uri)
         runs = _runs(client, name)
     sweeps = list(dict.fromkeys(run.data.tags.get("mlflow.parentRunId", "") for run in runs))
@@ -34,7 +34,7 @@ def fetch(uri: str, name: str, folder: Path) -> bool:
         raise ConfigError(
             f"{name} is the name of {len(sweeps)} sweeps there; give the id of one's run: {', '.join(sweeps)}"
         )
-    with border(shown(uri)):
+    with border(mask_passwords(uri)):
         for number, run in enumerate(runs):
             job = folder / str(number)
             job.mkdir(parents=True)

@@ -20,10 +20,11 @@ from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
 from kvexp.errors import TrackingError
-from kvexp.report.palette import PALETTE
-from kvexp.results.rows import ROWS, SAMPLES, Row
+from kvexp.measurement import Row, is_wrong
+from kvexp.report.panels import PALETTE
+from kvexp.results.row_file import ROWS, SAMPLES
 from kvexp.results.sweep_dir import is_id
-from kvexp.tracking import artifacts, run_data, shown, ui_views
+from kvexp.tracking import artifacts, mask_passwords, run_data, ui_views
 from kvexp.tracking.sqlite import alive, started
 from kvexp.tracking.store import border, hush, ready, unreachable
 
@@ -53,7 +54,7 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = shown(uri)
+        self.uri = mask_passwords(uri)
         self._host = socket.gethostname()
         self._sweep_id = self._name = ""
         self._parent_id = ""
@@ -116,7 +117,7 @@ class MlflowTracker:
             except BaseException:
                 self._abandon(run.info.run_id)
                 raise
-            wrong = run_data.status(rows) in ("incorrect", "failed")
+            wrong = is_wrong(run_data.status(rows))
             status = "FAILED" if wrong else "FINISHED"
             self._client.set_terminated(run.info.run_id, status, run_data.ended_ms(rows))
             if not self._curves:
@@ -235,7 +236,7 @@ class MlflowTracker:
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
             if file.exists():
-                text = shown(file.read_text("utf-8", errors="replace"))
+                text = mask_passwords(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as made:
             why_not = artifacts.figure(rows, Path(made))

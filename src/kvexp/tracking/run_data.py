@@ -12,8 +12,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from kvexp.case import Case
-from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Statistics
-from kvexp.results.rows import CURVE, REPETITION, Row, disturbed, repetition, word
+from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Row, Statistics
+from kvexp.results.labels import CURVE, format_column
+from kvexp.results.merge import merge_disturbances
+from kvexp.results.point_identity import REPETITION, get_repetition
 
 _METRICS = (
     *(column.name for column in fields(Statistics) if column.name != "samples"),
@@ -55,8 +57,8 @@ def name(row: Row, earlier: Sequence[Row]) -> str:
     words = _words(row)
     twins = [other for other in earlier if _words(other) == words]
     differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))
-    again = [f"#{repetition(row)}"] if repetition(row) > 1 else []
-    return " ".join([*words, *filter(None, (word(row, column) for column in differing)), *again])
+    again = [f"#{get_repetition(row)}"] if get_repetition(row) > 1 else []
+    return " ".join([*words, *filter(None, (format_column(row, column) for column in differing)), *again])
 
 
 def params(row: Row) -> dict[str, str]:
@@ -74,7 +76,7 @@ def tags(rows: Sequence[Row]) -> dict[str, str]:
     """The outcome of the curve as a whole, what disturbed it, and the environment's columns."""
     reasons = {row.get("reason") for row in rows}
     reason = reasons.pop() if len(reasons) == 1 else None
-    disturbances = {column: str(value) for column, value in disturbed(rows).items()}
+    disturbances = {column: str(value) for column, value in merge_disturbances(rows).items()}
     contracts = dict.fromkeys(row["contract"] for row in rows if row.get("contract"))
     found = {
         "status": status(rows),

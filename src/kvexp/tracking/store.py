@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from kvexp.errors import KvexpError, TrackingError
 from kvexp.file_lock import locked
-from kvexp.results.rows import make_folder
-from kvexp.tracking import shown, sqlite_file, ui_views
+from kvexp.results.row_file import make_folder
+from kvexp.tracking import mask_passwords, sqlite_file, ui_views
 from kvexp.tracking.sqlite import check_database
 
 # Making MLflow's tables takes seconds; many processes that start at once do so one after another.
@@ -45,7 +45,7 @@ def border(uri: str) -> Iterator[None]:
         OSError,
     ) as error:
         # The drivers' messages hold newlines, and the address with its password.
-        message = shown(" ".join(str(error).split()))
+        message = mask_passwords(" ".join(str(error).split()))
         raise TrackingError(
             f"the tracking store {uri} cannot be used: {message[:500]}", unreachable(error)
         ) from error

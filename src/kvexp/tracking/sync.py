@@ -10,7 +10,7 @@ import yaml
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, TrackingError
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.rows import ROWS, read
+from kvexp.results.row_file import ROWS, read
 from kvexp.tracking import Tracker, TrackingSettings, artifacts, run_data
 
 _LARGEST_CONFIG_BYTES = 1 << 20
@@ -153,7 +153,7 @@ def _command(home: Path) -> str:
         overrides, flags = sweep_folder.read_command(home)
     except ConfigError:
         return ""
-    return tracking.shown(" ".join(["python", "-m", "kvexp", *flags, *overrides]))
+    return tracking.mask_passwords(" ".join(["python", "-m", "kvexp", *flags, *overrides]))
 
 
 def _target(job: Path) -> str:

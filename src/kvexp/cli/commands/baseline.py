@@ -13,7 +13,7 @@ from pathlib import Path
 from kvexp.cli import gate_rules, say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.results import baselines, rows
+from kvexp.results import baselines, point_identity, row_file
 from kvexp.sweep.runner import Job
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write("kvexp: no baseline is written of a sweep in which not everything is right\n")
         return code
     try:
-        measured = rows.newest(rows.read(home))
+        measured = point_identity.select_newest(row_file.read(home))
         gate_rules.check_kernels(measured)
         files = baselines.write(measured)
     except (KvexpError, OSError) as error:

@@ -12,9 +12,10 @@ from pathlib import Path
 from kvexp.cli import comparison_table, row_source
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
+from kvexp.measurement import Row
 from kvexp.results import compare, load
 
-Rows = Sequence[load.Row]
+Rows = Sequence[Row]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,8 +25,10 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: What was typed is wrong, or the two cannot be compared.
     """
     typed = _parsed(argv)
-    baseline, candidate, apart = _sides(typed)
-    points = compare.compare(baseline, candidate, apart=apart, across=typed.across, tolerance=typed.tolerance)
+    baseline, candidate, ignored = _sides(typed)
+    points = compare.compare(
+        baseline, candidate, ignored=ignored, across=typed.across, tolerance=typed.tolerance
+    )
     comparison_table.show(points)
     return comparison_table.code(points, typed.fail_on)
 
@@ -53,5 +56,7 @@ def _sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:
         raise ConfigError(f"compare: --axis {typed.axis} wants two values, --baseline and --candidate")
     named = [row for sweep in typed.sweeps for row in row_source.read(sweep)]
     rows = named if typed.sweeps else load.read([], Path("multirun"))
-    held, judged = (compare.one_of(rows, typed.axis, value) for value in (typed.baseline, typed.candidate))
+    held, judged = (
+        compare.select_value(rows, typed.axis, value) for value in (typed.baseline, typed.candidate)
+    )
     return held, judged, (typed.axis, *load.TOGETHER.get(typed.axis, ()))

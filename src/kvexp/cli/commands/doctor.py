@@ -86,7 +86,7 @@ def _store() -> Finding:
         uri = tracking.settings("local", None, None, "kvexp", os.environ).uri or ""
         file = tracking.sqlite_file(uri)
         if file is None:
-            return _found("MLflow store", "without", f"{tracking.shown(uri)}, not asked")
+            return _found("MLflow store", "without", f"{tracking.mask_passwords(uri)}, not asked")
         check_database(file)
     except (ConfigError, KvexpError, sqlite3.Error) as error:
         return _found("MLflow store", "no", str(error), "tracking.uri=sqlite:////ELSEWHERE/mlflow.db")

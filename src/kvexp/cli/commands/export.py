@@ -7,7 +7,7 @@ from kvexp.cli import say
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import export, load
-from kvexp.results.rows import make_folder
+from kvexp.results.row_file import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     kind = typed.format or _kind(typed.output)
     if kind == "parquet" and typed.output is None:
         raise ConfigError("export: --format parquet is no text; name a file with --output")
-    content = export.content(load.read(typed.sweeps, Path("multirun")), kind)
+    content = export.encode(load.read(typed.sweeps, Path("multirun")), kind)
     if typed.output is None:
         say(content.decode())
         return 0

@@ -13,8 +13,8 @@ from typing import Any
 from kvexp.cli import comparison_table, gate_rules
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
+from kvexp.measurement import Row, is_wrong
 from kvexp.results import baselines, compare, load
-from kvexp.results.failures import are_wrong
 from kvexp.sweep.runner import Job
 
 _SAW_LITTLE = (
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from kvexp.cli.compose import swept  # here, since --help does without Hydra
 
     typed, words = _parsed(argv)
-    baseline: list[load.Row] = []
+    baseline: list[Row] = []
 
     def check(jobs: Sequence[Job]) -> None:
         gate_rules.check(jobs)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if 2 * unsure > len(points):
         sys.stderr.write(f"kvexp: {_SAW_LITTLE.format(unsure, len(points))}\n")
     # A sweep whose rows are right and that failed all the same has not written all of them.
-    ended_early = code == comparison_table.FAILED and not are_wrong(candidate)
+    ended_early = code == comparison_table.FAILED and not any(is_wrong(row["status"]) for row in candidate)
     return comparison_table.FAILED if ended_early else comparison_table.code(points, typed.fail_on)
 
 
@@ -68,9 +68,9 @@ def _parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
-def _baseline(machine: dict[str, Any], across: bool) -> Sequence[load.Row]:
+def _baseline(machine: dict[str, Any], across: bool) -> Sequence[Row]:
     """The rows of this machine's baseline, before minutes are spent on what they are to be compared with."""
-    folder = baselines.place(machine["device_name"])
+    folder = baselines.get_folder(machine["device_name"])
     if not folder.exists():
         raise ConfigError(f"{machine['device_name']} has no baseline ({folder}); kvexp baseline writes it")
     rows = load.read([folder], Path())

@@ -8,7 +8,7 @@ from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import load
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.rows import make_folder
+from kvexp.results.row_file import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,14 +29,14 @@ def main(argv: Sequence[str]) -> int:
         "--figures", type=Path, metavar="DIR", help="also write every figure as PNG and SVG there"
     )
     typed = parser.parse_args(argv)
-    last = sweep_folder.last(Path("multirun"), with_rows=True)
+    last = sweep_folder.find_last(Path("multirun"), with_rows=True)
     rows = load.read(typed.sweeps, Path("multirun"))
-    from kvexp.report.written import write  # here, since it takes matplotlib a second to import
+    from kvexp.report.render import write_report  # here, since it takes matplotlib a second to import
 
     try:
         for folder in filter(None, (typed.output, typed.figures)):
             make_folder(folder)
-        page = write(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
+        page = write_report(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
     say(f"{page}\n{page.with_suffix('.md')}\n")

@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         _note(f"kvexp: {error}; what is on disk stays, so sync again later")
         return NOT_SENT
     left = f", {done.refused} left out" if done.refused else ""
-    say(f"{done.sent} curves sent, {done.there} were there{left}: {tracking.shown(settings.uri or '')}\n")
+    uri = tracking.mask_passwords(settings.uri or "")
+    say(f"{done.sent} curves sent, {done.there} were there{left}: {uri}\n")
     return NOT_SENT if done.refused else 0
 
 
