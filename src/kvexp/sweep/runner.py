@@ -18,12 +18,12 @@ from kvexp.experiment import Experiment
 from kvexp.results import failures, sweep_dir
 from kvexp.results.rows import REPETITION, RIGHT, Identity, RowFile, point
 from kvexp.sweep import curve_run
-from kvexp.sweep.curve_run import Begun, Workers
-from kvexp.sweep.prestart import Ahead
+from kvexp.sweep.curve_run import CurveRun, WorkerSupervisor
+from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.progress import Progress
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point
-from kvexp.sweep.summary import say, tell
+from kvexp.sweep.summary import print_summary, say
 from kvexp.tracking import artifacts
 from kvexp.tracking.best_effort import Guarded
 
@@ -74,7 +74,7 @@ class Outcome:
     untried: int = 0
 
 
-def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead | None = None) -> int:
+def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Prestart | None = None) -> int:
     """Every job is measured, its rows are on disk and tracked, and the table is printed.
 
     Args:
@@ -96,16 +96,18 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
         stack.enter_context(_terminable())
         outcome = _begun(home, settings, stack)
         measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
-        ahead = ahead or stack.enter_context(Ahead(measures, tracks))
+        ahead = ahead or stack.enter_context(Prestart(measures, tracks))
         ahead.keep(measures, tracks)
-        workers = stack.enter_context(Workers(settings, say, ahead.started, [job.experiment for job in jobs]))
+        workers = stack.enter_context(
+            WorkerSupervisor(settings, say, ahead.take_child, [job.experiment for job in jobs])
+        )
         workers.start(jobs[0].experiment.device)
-        store = ahead.store() if tracks else None
+        store = ahead.get_tracker() if tracks else None
         if store:
-            store.begin(settings.tracking)
+            store.connect(settings.tracking)
             artifacts.prepare()
         again = tracking.sync_command(settings.tracking, home)
-        connected, ready = (store.connected, store.ready) if store else (None, None)
+        connected, ready = (store.wait, store.ready) if store else (None, None)
         tracker = Guarded(connected, home, command, settings.resumes, say, again, ready)
         status = "KILLED"
         try:
@@ -117,7 +119,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
             return 1
         finally:
             # The device is on its way to be free before a store that is slow to answer is told of the end.
-            workers.end()
+            workers.kill()
             _end(outcome, home, settings.repeat, tracker, status)
     return exit_code(outcome.rows)
 
@@ -168,7 +170,11 @@ def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
 
 
 def _measure(
-    jobs: Sequence[Job], settings: SweepSettings, workers: Workers, tracker: Guarded, outcome: Outcome
+    jobs: Sequence[Job],
+    settings: SweepSettings,
+    workers: WorkerSupervisor,
+    tracker: Guarded,
+    outcome: Outcome,
 ) -> None:
     """Every job's rows are in the outcome, on disk and tracked.
 
@@ -179,7 +185,7 @@ def _measure(
         ConfigError: Every curve is wrong whatever the machine.
         ResultsError: A row cannot be written.
     """
-    wrong: list[tuple[Job, Begun, ConfigError]] = []
+    wrong: list[tuple[Job, CurveRun, ConfigError]] = []
     total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
     repetition = jobs[0].repetition
     with Progress(total, Console(stderr=True)) as progress:
@@ -189,13 +195,15 @@ def _measure(
                 repetition = job.repetition
             begun = curve_run.begin(job.experiment, workers, outcome.done.get(repetition or 1, {}))
             # Where the host is not minded, the store is begun, and sent each curve, beside the next one.
-            if begun.minds_the_host:
+            if begun.is_host_sensitive:
                 tracker.settle()
             elif settings.resumes:
                 tracker.start()
-            progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
+            progress.start_curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
-                points = begun.points() if begun.minds_the_host else _beside(begun.points(), tracker.go_on)
+                points = (
+                    begun.measure() if begun.is_host_sensitive else _beside(begun.measure(), tracker.go_on)
+                )
                 curve = _kept(job, begun, points, progress, outcome, settings.fail_fast)
             except ConfigError as error:
                 wrong.append((job, begun, error))
@@ -207,8 +215,8 @@ def _measure(
         if wrong and not outcome.rows:
             raise wrong[0][2]
         for job, begun, why in wrong:
-            progress.curve(job.label)
-            curve = _kept(job, begun, begun.left(0, "failed", str(why)), progress, outcome, False)
+            progress.start_curve(job.label)
+            curve = _kept(job, begun, begun.give_up(0, "failed", str(why)), progress, outcome, False)
             tracker.log_curve(job.folder, job.experiment.impl.target, curve)
         outcome.untried = total - progress.done
 
@@ -221,7 +229,7 @@ def _beside(points: Iterator[Point], work: Callable[[], None]) -> Iterator[Point
 
 
 def _kept(
-    job: Job, begun: Begun, points: Iterator[Point], progress: Progress, outcome: Outcome, fail_fast: bool
+    job: Job, begun: CurveRun, points: Iterator[Point], progress: Progress, outcome: Outcome, fail_fast: bool
 ) -> list[Row]:
     """The new rows of one curve, each written, flushed and synced before the next is measured.
 
@@ -233,9 +241,9 @@ def _kept(
     file: RowFile | None = None
     number = job.repetition or 1
     done = outcome.done.setdefault(number, {})
-    there = [done[tried] for tried in begun.there if (number, tried) not in outcome.points]
-    if len(there) < len(begun.there):
-        as_what = _resolved(done[begun.there[0]])
+    there = [done[tried] for tried in begun.already_done if (number, tried) not in outcome.points]
+    if len(there) < len(begun.already_done):
+        as_what = _resolved(done[begun.already_done[0]])
         say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
     for row, samples_us in points:
         if job.repetition:
@@ -258,9 +266,9 @@ def _kept(
         progress.advance(row)
         if fail_fast and failures.are_wrong([row]):
             break
-    progress.there(len(begun.there))
+    progress.add_already_done(len(begun.already_done))
     outcome.rows += there
-    outcome.points |= {(number, tried) for tried in begun.there}
+    outcome.points |= {(number, tried) for tried in begun.already_done}
     return curve
 
 
@@ -284,4 +292,4 @@ def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: st
             last.callback(tracker.start)
             tracker.go_on()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
-            tell(outcome.rows, curves, home, repeat, outcome.untried)
+            print_summary(outcome.rows, curves, home, repeat, outcome.untried)

@@ -1,4 +1,4 @@
-"""What a person is told when a sweep has ended, and of trouble on the way."""
+"""Print the summary of a sweep, and single lines to stderr."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,33 +14,35 @@ from kvexp.results import failures, load
 Row = Mapping[str, Any]
 
 Curve = tuple[str, tuple[str, ...], Sequence[Row]]
-"""A curve's label, the words after `python -m kvexp` that measure it alone, its rows."""
+"""A curve's label, the words after `python -m kvexp` that measure it alone, and its rows."""
 
 
-def tell(rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, untried: int) -> None:
-    """The table, then what went wrong with the way to repeat it, then where the rows are.
+def print_summary(
+    rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, untried: int
+) -> None:
+    """Print the table, then what went wrong with the commands that repeat it, then where the rows are.
 
     Args:
         rows: Of the whole sweep.
-        curves: Those that were begun, each as often as it was.
+        curves: Those with new rows, once for each repetition.
         home: The sweep's folder.
         repeat: How many processes have measured each curve.
-        untried: Points that `fail_fast` left.
+        untried: How many points `fail_fast` left.
     """
     try:
         report.summary(load.across(rows), Console())
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")
-        if again := failures.listed(_whole(curves)):
+        if again := failures.listed(_merge_repetitions(curves)):
             say(again)
         if untried:
             say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
         say(f"rows: {home}")
 
 
-def _whole(curves: Sequence[Curve]) -> list[Curve]:
-    """Each curve once, with the rows that stand for those of all its processes."""
+def _merge_repetitions(curves: Sequence[Curve]) -> list[Curve]:
+    """Return each curve once, the rows of its repetitions merged; see `load.across`."""
     found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for label, words, rows in curves:
         found.setdefault((label, words), []).extend(rows)
@@ -48,6 +50,6 @@ def _whole(curves: Sequence[Curve]) -> list[Curve]:
 
 
 def say(line: str) -> None:
-    """The line stands on stderr; where its reader has left or its disk is full it does not."""
+    """Print a line to stderr; ignore a closed pipe or a full disk."""
     with suppress(OSError):
         print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table
