@@ -80,12 +80,6 @@ class SubprocessTracker:
         pass
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """The measuring process finds tests.helpers.wrong_impls."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
-
-
 @pytest.fixture(params=["waited for", "asked later"])
 def store(request, monkeypatch):
     """Whether curves mind what else runs: then the store is ready before the first of them."""

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +19,6 @@ from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
 from tests.helpers import compose
 from tests.helpers.processes import ended
-
-ROOT = str(Path(__file__).parents[2])
 
 
 def curve(*overrides, how=None, **options):
@@ -39,20 +36,12 @@ def statuses(worker, experiment):
     return [row["status"] for row, _ in worker.run(experiment)]
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """The measuring process finds tests.helpers.wrong_impls."""
-    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
-
-
 @pytest.fixture(scope="module")
 def shared():
     """A process for the tests that leave it as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
-        with Worker("cpu") as worker:
-            worker.wait()
-            yield worker
+    with Worker("cpu") as worker:
+        worker.wait()
+        yield worker
 
 
 @pytest.fixture

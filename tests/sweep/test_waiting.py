@@ -2,9 +2,8 @@
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,6 @@ from kvexp.tracking import TrackingSettings
 from tests.helpers import compose
 from tests.helpers.fake_gpu import UUID
 
-ROOT = str(Path(__file__).parents[2])
 ME = f"process {os.getpid()}"
 TIMEOUT_S = 2.0
 
@@ -31,7 +29,6 @@ TIMEOUT_S = 2.0
 def played(monkeypatch, tmp_path):
     """The measuring process passes its CPU for a GPU."""
     monkeypatch.setattr(subprocess_worker, "CHILD", "tests.helpers.fake_gpu")
-    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
     monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
 
 
@@ -144,7 +141,7 @@ def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
 def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
     monkeypatch.setattr("kvexp.process.END_SECONDS", 0.1)
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
-    with curve_run.WorkerSupervisor(settings, lambda _: None) as supervisor:
+    with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
         hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), supervisor, ())
         stuck = hanging.worker._process
         with monkeypatch.context() as unkillable:
@@ -162,7 +159,7 @@ def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatc
 def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
     """torch may keep the GPU's memory then, which whoever is next would miss."""
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"))
-    with curve_run.WorkerSupervisor(settings, lambda _: None) as supervisor:
+    with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
         failing = curve_run.begin(curve(mode="cudagraph"), supervisor, ())
         assert statuses(failing.measure()) == ["failed"] * 4
         assert not failing.worker.alive
