@@ -30,28 +30,16 @@ def start_module(
     module: str, stdin: int, stdout: int, stderr: IO[bytes] | None = None, own_session: bool = True
 ) -> subprocess.Popen[bytes]:
     """Start `python -m MODULE`, by default in its own session, so that Ctrl-C does not reach it."""
+    command = [sys.executable, "-m", module]
     return subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        bufsize=0,
-        start_new_session=own_session,
+        command, bufsize=0, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=own_session
     )
 
 
 class LineChild:
     """A child process that is sent lines and answers in lines of JSON; its stderr goes to a temporary file.
 
-    Args:
-        module: What `python -m` runs.
-        own_session: See `start_module`.
-
-    Attributes:
-        process: The child.
-
-    Raises:
-        OSError: It cannot be started.
+    See `start_module` for the arguments. The attribute `process` is the child.
     """
 
     def __init__(self, module: str, own_session: bool = True) -> None:
@@ -60,11 +48,7 @@ class LineChild:
         self._received = b""
 
     def send(self, line: str) -> None:
-        """Send a line.
-
-        Raises:
-            OSError: The child has ended.
-        """
+        """Send a line; raises OSError if the child has ended."""
         assert self.process.stdin
         unsent = line.encode() + b"\n"
         while unsent:
@@ -98,6 +82,12 @@ class LineChild:
         self._errors.seek(max(0, self._errors.tell() - last_bytes))
         return self._errors.read().decode(errors="replace").strip()
 
+    def wait(self, limit_s: float) -> int | None:
+        """Wait until the child has ended, and return its exit code; None if it still runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(limit_s)
+        return self.process.poll()
+
     def kill(self) -> None:
         """Kill the child without waiting: the system may need a while to free a GPU's memory."""
         with contextlib.suppress(OSError):
@@ -107,17 +97,14 @@ class LineChild:
         """Kill a child that hangs, after it had a second to write on stderr where it is (SIGUSR1)."""
         with contextlib.suppress(OSError):
             self.process.send_signal(signal.SIGUSR1)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(1)
+        self.wait(1)
         self.kill()  # a call that is stuck in a driver may ignore SIGUSR1
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
+        self.wait(END_SECONDS)
 
     def close(self) -> None:
         """Kill the child, wait until its memory is free, and close its files."""
         self.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_SECONDS)
+        self.wait(END_SECONDS)
         for file in (self.process.stdin, self.process.stdout, self._errors):
             if file:
                 with contextlib.suppress(OSError):
@@ -132,9 +119,8 @@ def die_with_parent() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, chain=True)
     request_kill_on_parent_death()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
 
 
 def request_kill_on_parent_death() -> None:

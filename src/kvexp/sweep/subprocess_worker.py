@@ -7,9 +7,7 @@ is that process and describes the protocol.
 import contextlib
 import json
 import signal
-import subprocess
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
@@ -72,12 +70,7 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -185,9 +178,8 @@ class Worker:
         return WorkerDied(what + self._last_words())
 
     def _explain_death(self) -> WorkerDied:
-        try:
-            code = self._process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
+        code = self._child.wait(END_SECONDS)
+        if code is None:
             return self._kill_hung("the measuring process closed its pipe and was killed")
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         return WorkerDied(f"the measuring process {how}{self._last_words()}")

@@ -35,9 +35,7 @@ class SubprocessTracker:
         self._pipe, theirs = Pipe()
         with theirs:
             # In its own session, for Ctrl-C may not interrupt what is being sent.
-            self._process = start_module(
-                "kvexp.tracking.subprocess_tracker", theirs.fileno(), subprocess.DEVNULL
-            )
+            self._process = start_module(__name__, theirs.fileno(), subprocess.DEVNULL)
 
     def connect(self, settings: TrackingSettings) -> None:
         """Have the process connect to the store, without waiting; `wait` waits."""
@@ -46,10 +44,7 @@ class SubprocessTracker:
             self._send(_CONNECT, settings)
 
     def ready(self) -> bool:
-        """Return whether the last request is answered, or none was sent.
-
-        Only for a caller that sends one request after the other.
-        """
+        """Return whether the last request is answered; for a caller with one open request at a time."""
         try:
             return not self._awaits_answer or self._pipe.poll()
         except OSError:  # the process has ended, as `wait` tells
@@ -86,8 +81,7 @@ class SubprocessTracker:
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """See `Tracker`."""
-        found: list[Path] = self._call("missing", sweep_id, folders)
-        return found
+        return list(self._call("missing", sweep_id, folders))
 
     def end_sweep(self, status: str) -> None:
         """See `Tracker`."""
@@ -152,8 +146,7 @@ class SubprocessTracker:
 def serve(pipe: Connection) -> None:
     """Answer every request until the other end is closed.
 
-    Signals are ignored: one that ends the sweep may reach all of its processes, and the parent still has to
-    tell the store of the end.
+    Signals are ignored: they may reach all processes of a sweep, but the parent still reports its end.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,6 @@ kept.
 import contextlib
 import json
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -179,9 +178,7 @@ class _Died(Exception):
 
 
 def _explain_death(child: LineChild) -> _Died:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.process.wait(END_SECONDS)
-    code = child.process.poll() or 0
+    code = child.wait(END_SECONDS) or 0
     how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
     lines = child.read_errors().splitlines()
     last_words = f" ({lines[-1][:LAST_WORDS_BYTES]})" if lines else ""
