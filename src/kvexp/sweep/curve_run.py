@@ -39,12 +39,6 @@ class WorkerSupervisor:
         self._left_behind: set[str] = set()
         self._worker: Worker | InlineWorker | None = None
 
-    def __enter__(self) -> "WorkerSupervisor":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def kill(self) -> None:
         """Kill the process without waiting; `close` waits."""
         if self._worker:
@@ -128,8 +122,8 @@ class CurveRun:
         now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
         for case in self.experiment.cases():
             if case.num_tokens in self.wanted[num_measured:]:
-                columns = self.worker.columns
-                yield Measurement(case, status, reason, started_at=now, environment=columns).row(), ()
+                environment = self.worker.columns
+                yield Measurement(case, status, reason, started_at=now, environment=environment).row(), ()
 
 
 def begin(experiment: Experiment, supervisor: WorkerSupervisor, done: Collection[Identity]) -> CurveRun:

@@ -6,7 +6,6 @@ Nothing is drawn while a kernel is timed, only when a point is done.
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +26,9 @@ class Progress:
         total_points: Points of the whole sweep.
         console: Standard error by default, since the table goes to standard output.
         clock: Monotonic seconds.
+
+    Attributes:
+        done: How many points are done, whether in this sweep or before.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Progress:
         self._start = self._curve_start = clock()
         self._first_measured: float | None = None
         self._measured = 0
-        self._done = 0
+        self.done = 0
         self._already_done = 0
         self._label = ""
         self._last = ""
@@ -55,26 +57,16 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._finish_curve()
         if self._live:
             self._live.stop()
         taken = duration(self._clock() - self._start)
-        self._print(f"{self._done}/{self.total_points} points in {taken}")
-
-    @property
-    def done(self) -> int:
-        """Points that are done, whether in this sweep or before."""
-        return self._done
+        self._print(f"{self.done}/{self.total_points} points in {taken}")
 
     def add_already_done(self, count: int) -> None:
         """Count points of the curve that are not measured, since they have a correct row."""
-        self._done += count
+        self.done += count
         self._already_done += count
         self._draw()
 
@@ -88,7 +80,7 @@ class Progress:
     def advance(self, row: Mapping[str, Any]) -> None:
         """Count one more point, whose outcome is `row`."""
         now = self._clock()
-        self._done += 1
+        self.done += 1
         self._outcomes[row["status"]] += 1
         if row["status"] != "skipped":
             # The first includes the start of the measuring process, so the estimate counts from its end.
@@ -104,12 +96,12 @@ class Progress:
         if self._first_measured is None or self._measured < _POINTS_BEFORE_ESTIMATE:
             return None
         taken = self._clock() - self._first_measured
-        if taken < _SECONDS_BEFORE_ESTIMATE or self._done >= self.total_points:
+        if taken < _SECONDS_BEFORE_ESTIMATE or self.done >= self.total_points:
             return None
-        return taken / (self._measured - 1) * (self.total_points - self._done)
+        return taken / (self._measured - 1) * (self.total_points - self.done)
 
     def _line(self) -> str:
-        parts = [f"{self._done}/{self.total_points}", self._label, self._last]
+        parts = [f"{self.done}/{self.total_points}", self._label, self._last]
         parts.append(duration(self._clock() - self._start))
         if (left := self.seconds_left()) is not None:
             parts.append(f"about {duration(left)} left")
@@ -126,7 +118,7 @@ class Progress:
             if self._already_done:
                 counts += ", " * bool(counts) + f"{self._already_done} there already"
             taken = duration(self._clock() - self._curve_start)
-            self._print(f"{self._done}/{self.total_points}  {self._label}: {counts} in {taken}")
+            self._print(f"{self.done}/{self.total_points}  {self._label}: {counts} in {taken}")
         self._outcomes.clear()
         self._already_done = 0
 
