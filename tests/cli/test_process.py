@@ -13,7 +13,9 @@ from tests.helpers.recorded_rows import row
 
 AT_ONCE = 4
 """Times as long as Hydra takes to be imported, which they need, beside what they begin ahead."""
-HYDRA = "import sys; from kvexp import ahead\nwith ahead.of(sys.argv[1:]): import hydra.main"
+HYDRA = (
+    "import sys; from kvexp.sweep import prestart\nwith prestart.start_for(sys.argv[1:]): import hydra.main"
+)
 ANSWERS = {
     "--help": 0,
     "impl=tornch": 2,
@@ -93,17 +95,17 @@ from kvexp.cli import main
 from kvexp.measurement import Measurement
 
 class MadeUp:
-    minds_the_host = True
-    there = ()
+    is_host_sensitive = True
+    already_done = ()
 
     def __init__(self, experiment, *_):
         self.experiment = experiment
 
-    def points(self):
+    def measure(self):
         yield Measurement(next(self.experiment.cases()), "verified", "made up").row(), ()
 
-measuring.begin = MadeUp
-measuring.Workers.start = lambda *_: None
+curve_run.begin = MadeUp
+curve_run.WorkerSupervisor.start = lambda *_: None
 sys.argv = ["kvexp", "tracking=none", *sys.argv[1:]]
 main()
 """

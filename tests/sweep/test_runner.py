@@ -13,9 +13,9 @@ from kvexp import file_lock, report
 from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.results import row_file, sweep_dir
 from kvexp.sweep import prestart, runner
-from kvexp.sweep.curve_run import Begun
+from kvexp.sweep.curve_run import CurveRun
 from kvexp.sweep.progress import Progress
-from kvexp.sweep.repetitions import rounds
+from kvexp.sweep.repetitions import plan_rounds
 from kvexp.sweep.runner import Job, exit_code
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
@@ -61,35 +61,29 @@ class Tracker:
 
 
 @dataclass
-class Remote:
+class SubprocessTracker:
     """A store in this very process, which may say of itself that it is not ready yet."""
 
     tracker: Tracker
     is_ready: bool = True
 
-    def begin(self, settings):
+    def connect(self, settings):
         assert settings == TRACKED.tracking
 
     def ready(self):
         return self.is_ready
 
-    def connected(self):
+    def wait(self):
         return self.tracker
 
     def close(self):
         pass
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """The measuring process finds tests.helpers.wrong_impls."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
-
-
 @pytest.fixture(params=["waited for", "asked later"])
 def store(request, monkeypatch):
     """Whether curves mind what else runs: then the store is ready before the first of them."""
-    monkeypatch.setattr(Begun, "minds_the_host", request.param == "waited for")
+    monkeypatch.setattr(CurveRun, "is_host_sensitive", request.param == "waited for")
 
 
 @pytest.fixture
@@ -120,7 +114,7 @@ def tracked(monkeypatch):
     """Has the sweep track to a given store."""
 
     def to(tracker, is_ready=True):
-        monkeypatch.setattr(prestart, "Remote", lambda: Remote(tracker, is_ready))
+        monkeypatch.setattr(prestart, "SubprocessTracker", lambda: SubprocessTracker(tracker, is_ready))
         return tracker
 
     return to
@@ -373,7 +367,7 @@ class TestASweep:
 
 class TestARepeatedSweep:
     def test_measures_every_round_in_a_fresh_process(self, jobs):
-        in_rounds = rounds(jobs("Numbered", "torch"), 3)
+        in_rounds = plan_rounds(jobs("Numbered", "torch"), 3)
         assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
         found = [(job.repetition, row) for job in in_rounds for row in row_file.read(job.folder)]
         assert all(row["repetition"] == repetition for repetition, row in found)
@@ -382,7 +376,7 @@ class TestARepeatedSweep:
 
     def test_shows_each_point_once_and_says_that_it_is_the_middle_one(self, jobs, capfd):
         timed = ("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5")
-        in_rounds = rounds(jobs("torch", overrides=timed), 3)
+        in_rounds = plan_rounds(jobs("torch", overrides=timed), 3)
         assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
         out, err = capfd.readouterr()
         assert len(out.splitlines()) == 1 + 4 + 1
@@ -392,20 +386,20 @@ class TestARepeatedSweep:
         assert "torch NHD bfloat16 (2 of 3): 4 ok" in err
 
     def test_lists_a_curve_that_went_wrong_once(self, jobs, capfd):
-        assert runner.run(rounds(jobs("Idle", "torch"), 2), replace(UNTRACKED, repeat=2), COMMAND) == 1
+        assert runner.run(plan_rounds(jobs("Idle", "torch"), 2), replace(UNTRACKED, repeat=2), COMMAND) == 1
         out, err = capfd.readouterr()
         assert "1 of 2 curves went wrong" in err
         assert "4 incorrect (num_tokens 1, 3, 16, 50)" in err
         assert "4 points" in out
 
     def test_is_resumed_round_by_round(self, jobs):
-        first = rounds(jobs("torch"), 2)
+        first = plan_rounds(jobs("torch"), 2)
         runner.run(first, replace(UNTRACKED, repeat=2), COMMAND)
         file = first[1].folder / "rows.jsonl"
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
         later = [
             replace(job, folder=job.folder.with_name(str(int(job.folder.name) + 2)))
-            for job in rounds(jobs("torch"), 3)
+            for job in plan_rounds(jobs("torch"), 3)
         ]
         assert runner.run(later, replace(UNTRACKED, repeat=3, resumes=True), COMMAND) == 0
         new = [
@@ -420,7 +414,7 @@ class TestARepeatedSweep:
         runner.run([once], UNTRACKED, COMMAND)
         later = [
             replace(job, folder=job.folder.with_name(str(int(job.folder.name) + 1)))
-            for job in rounds([once], 2)
+            for job in plan_rounds([once], 2)
         ]
         assert runner.run(later, replace(UNTRACKED, repeat=2, resumes=True), COMMAND) == 0
         assert [job.folder.exists() for job in later] == [False, True]
@@ -451,27 +445,27 @@ class TestTracking:
     def test_is_waited_for_before_a_curve_that_minds_the_host_alone(
         self, jobs, tracked, monkeypatch, minded, is_ready, seen
     ):
-        tracker, found, measured = tracked(Tracker(), is_ready), [], Begun.points
+        tracker, found, measured = tracked(Tracker(), is_ready), [], CurveRun.measure
 
         def points(begun):
             found.append((len(tracker.asked), tracker.on_its_way))
             return measured(begun)
 
-        monkeypatch.setattr(Begun, "minds_the_host", minded)
-        monkeypatch.setattr(Begun, "points", points)
+        monkeypatch.setattr(CurveRun, "is_host_sensitive", minded)
+        monkeypatch.setattr(CurveRun, "measure", points)
         assert runner.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
         assert found == seen
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
 
     def test_is_not_waited_for_before_the_outcome_is_told(self, jobs, tracked, monkeypatch):
-        tracker, seen, told = tracked(Tracker(), is_ready=False), [], runner.tell
+        tracker, seen, told = tracked(Tracker(), is_ready=False), [], runner.print_summary
 
         def tell(*arguments):
             seen.extend(what for what, *_ in tracker.asked)
             told(*arguments)
 
-        monkeypatch.setattr(Begun, "minds_the_host", False)
-        monkeypatch.setattr(runner, "tell", tell)
+        monkeypatch.setattr(CurveRun, "is_host_sensitive", False)
+        monkeypatch.setattr(runner, "print_summary", tell)
         assert runner.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
         assert seen == []
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
@@ -483,7 +477,7 @@ class TestTracking:
             seen.append([what for what, *_ in tracker.asked])
             advance(progress, row)
 
-        monkeypatch.setattr(Begun, "minds_the_host", False)
+        monkeypatch.setattr(CurveRun, "is_host_sensitive", False)
         monkeypatch.setattr(Progress, "advance", advanced)
         runner.run(jobs("torch"), TRACKED, COMMAND)
         assert seen == [[], ["start"], ["start"], ["start"]]

@@ -2,9 +2,8 @@
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from kvexp.errors import WorkerDied
 from kvexp.gpu import lock
 from kvexp.results import row_file
 from kvexp.sweep import curve_run, runner, subprocess_worker
-from kvexp.sweep.inline_worker import Inline
+from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.runner import Job
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
@@ -22,7 +21,6 @@ from kvexp.tracking import TrackingSettings
 from tests.helpers import compose
 from tests.helpers.fake_gpu import UUID
 
-ROOT = str(Path(__file__).parents[2])
 ME = f"process {os.getpid()}"
 TIMEOUT_S = 2.0
 
@@ -31,7 +29,6 @@ TIMEOUT_S = 2.0
 def played(monkeypatch, tmp_path):
     """The measuring process passes its CPU for a GPU."""
     monkeypatch.setattr(subprocess_worker, "CHILD", "tests.helpers.fake_gpu")
-    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
     monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
 
 
@@ -114,11 +111,11 @@ class TestAProcessThatWaits:
             first.wait()
             points = first.run(curve())
             next(points)
-            inline = Inline("cpu", lambda holder: (told.append(holder), list(points)))
+            inline = InlineWorker("cpu", lambda holder: (told.append(holder), list(points)))
             inline.wait()
             inline.environment["device_uuid"] = UUID
             inline.open(curve())
-            assert statuses(inline.points([1, 3])) == ["verified"] * 2
+            assert statuses(inline.measure([1, 3])) == ["verified"] * 2
             assert told == [f"process {first._process.pid}", None]
 
 
@@ -142,34 +139,34 @@ def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
 
 
 def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(subprocess_worker, "END_SECONDS", 0.1)
+    monkeypatch.setattr("kvexp.process.END_SECONDS", 0.1)
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
-    with curve_run.Workers(settings, lambda _: None) as workers:
-        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), workers, ())
+    with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
+        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), supervisor, ())
         stuck = hanging.worker._process
         with monkeypatch.context() as unkillable:
             for how in ("kill", "send_signal"):
                 unkillable.setattr(stuck, how, lambda *_: None)
-            assert statuses(hanging.points()) == ["verified", "verified", "failed", "failed"]
-            for row, _ in curve_run.begin(curve(), workers, ()).points():
+            assert statuses(hanging.measure()) == ["verified", "verified", "failed", "failed"]
+            for row, _ in curve_run.begin(curve(), supervisor, ()).measure():
                 assert row["status"] == "failed"
                 assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
         stuck.kill()
         stuck.wait()
-        assert statuses(curve_run.begin(curve(), workers, ()).points()) == ["verified"] * 4
+        assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
 
 
 def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
     """torch may keep the GPU's memory then, which whoever is next would miss."""
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"))
-    with curve_run.Workers(settings, lambda _: None) as workers:
-        failing = curve_run.begin(curve(mode="cudagraph"), workers, ())
-        assert statuses(failing.points()) == ["failed"] * 4
+    with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
+        failing = curve_run.begin(curve(mode="cudagraph"), supervisor, ())
+        assert statuses(failing.measure()) == ["failed"] * 4
         assert not failing.worker.alive
         process = failing.worker._process
         assert process.wait() == 0
         assert (lock.folder() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
-        assert statuses(curve_run.begin(curve(), workers, ()).points()) == ["verified"] * 4
+        assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
 
 
 class Hogging(threading.Thread):

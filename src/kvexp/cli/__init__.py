@@ -17,7 +17,7 @@ from kvexp import __version__
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.sweep import prestart
-from kvexp.sweep.prestart import Ahead
+from kvexp.sweep.prestart import Prestart
 
 WRONG = 2
 UNSAID = 1
@@ -32,7 +32,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
     try:
-        with prestart.of(sys.argv[1:]) as begun:
+        with prestart.start_for(sys.argv[1:]) as begun:
             code = dispatch(sys.argv[1:], begun)
     except KeyboardInterrupt:  # while processes began or ended
         code = SIGNALLED + signal.SIGINT
@@ -40,7 +40,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def dispatch(argv: Sequence[str], begun: Ahead | None = None) -> int:
+def dispatch(argv: Sequence[str], begun: Prestart | None = None) -> int:
     """The exit code of one command line; a ConfigError becomes one sentence on stderr.
 
     Args:
@@ -83,7 +83,7 @@ def say(text: str) -> None:
             raise
 
 
-def _command(argv: list[str], begun: Ahead | None = None) -> int:
+def _command(argv: list[str], begun: Prestart | None = None) -> int:
     if argv and argv[0] in commands.names():
         return commands.run(argv[0], argv[1:])
     if "--help" in argv or "-h" in argv:

@@ -26,8 +26,8 @@ from kvexp.cli.hydra_errors import COMPOSING, sentence
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.row_file import ROWS, make_folder
-from kvexp.sweep.prestart import Ahead
+from kvexp.results.rows import ROWS, make_folder
+from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, mask_passwords, settings
 
@@ -188,7 +188,7 @@ def composed(argv: Sequence[str]) -> list[Experiment]:
                     forget(Path(HydraConfig.get().sweep.dir).absolute())
 
 
-def run(argv: Sequence[str], ahead: Ahead | None = None) -> int:
+def run(argv: Sequence[str], ahead: Prestart | None = None) -> int:
     """The exit code of composing and measuring what was typed; see `swept`."""
     return swept(argv, ahead=ahead)[0]
 
@@ -196,7 +196,7 @@ def run(argv: Sequence[str], ahead: Ahead | None = None) -> int:
 def swept(
     argv: Sequence[str],
     check: Callable[[Sequence["Job"]], None] = lambda jobs: None,
-    ahead: Ahead | None = None,
+    ahead: Prestart | None = None,
 ) -> tuple[int, Path | None]:
     """The exit code of composing and measuring what was typed, and the sweep's folder.
 
@@ -216,7 +216,7 @@ def swept(
 
 
 def _swept(
-    argv: Sequence[str], check: Callable[[Sequence["Job"]], None], ahead: Ahead | None
+    argv: Sequence[str], check: Callable[[Sequence["Job"]], None], ahead: Prestart | None
 ) -> tuple[int, Path | None]:
     typed_line = ordered(argv)
     line, resumed = resume.begun(typed_line)
@@ -238,10 +238,10 @@ def _swept(
 
 
 def _measure(
-    curves: Curves, command: str, check: Callable[[Sequence["Job"]], None], ahead: Ahead | None
+    curves: Curves, command: str, check: Callable[[Sequence["Job"]], None], ahead: Prestart | None
 ) -> tuple[int, Path | None]:
     from kvexp.sweep import runner  # here, since what only prints or is wrong does without
-    from kvexp.sweep.repetitions import rounds
+    from kvexp.sweep.repetitions import plan_rounds
 
     flags = [flag for flag in curves.line.flags if flag != "--multirun"]
     jobs = [
@@ -250,7 +250,7 @@ def _measure(
     ]
     home = jobs[0].folder.parent
     (how_run,) = curves.settings
-    jobs = rounds(jobs, how_run.repeat)
+    jobs = plan_rounds(jobs, how_run.repeat)
     try:
         check(jobs)
         sweep_folder.write_command(home, curves.line.overrides, flags)

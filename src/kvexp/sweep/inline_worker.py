@@ -1,6 +1,6 @@
-"""Who measures without a process of its own, for a debugger: isolation=inline.
+"""Measure in the parent process, for a debugger: isolation=inline.
 
-The parent imports `kvexp.bench.child`, and with it torch, where it measures itself and nowhere else.
+Only then does the parent import `kvexp.bench.child`, and with it torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ from kvexp.gpu.lock import Waits
 from kvexp.sweep.subprocess_worker import Point
 
 
-class Inline:
-    """A worker without a process: a breakpoint stops where it stands, and a crash or a hang ends everything.
+class InlineWorker:
+    """A worker without a process: breakpoints work, but a crash or a hang ends the whole sweep.
 
     The attributes and methods are those of `Worker`; there is no time limit.
     """
@@ -36,11 +36,11 @@ class Inline:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What a row says besides its case and its outcome."""
+        """The columns of a row besides its case and its outcome."""
         return {**self.environment, "impl_hash": self.impl_hash}
 
     def wait(self) -> None:
-        """`device` and `environment` are known; raises Unsupported as `Worker.wait` does."""
+        """Find `device` and `environment`; raises Unsupported as `Worker.wait` does."""
         from kvexp.bench import child
 
         if not self.device:
@@ -49,13 +49,13 @@ class Inline:
             raise Unsupported(self.refusal)
 
     def open(self, experiment: Experiment) -> None:
-        """The curve is the one to measure, and `impl_hash` is known."""
+        """Take the curve to measure next, and find `impl_hash`."""
         from kvexp.bench import child
 
         self._experiment, self.impl_hash = experiment, child.impl_hash(experiment)
 
-    def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
-        """Those points of the opened curve; raises ConfigError as `Worker.points` does."""
+    def measure(self, num_tokens: Sequence[int]) -> Iterator[Point]:
+        """Yield those points of the opened curve; raises ConfigError as `Worker.measure` does."""
         from kvexp.bench import child
 
         assert self._experiment
@@ -68,8 +68,8 @@ class Inline:
         for measurement in found:
             yield measurement.row(), measurement.samples_us
 
-    def end(self) -> None:
-        """Nothing is left to end."""
+    def kill(self) -> None:
+        """Do nothing: there is no process."""
 
     def close(self) -> None:
-        """Nothing is left to end."""
+        """Do nothing: there is no process."""

@@ -234,7 +234,7 @@ from kvexp.experiment import Experiment
 asker = Asker()
 for answer in asker._answers(Experiment.from_json(sys.argv[1]), []):
     if answer["ask"][0] == "past_end":
-        print(asker._process.pid, flush=True)
+        print(asker._child.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
     line = [sys.executable, "-c", asks, curve("Mortal", by="hang").to_json()]

@@ -9,27 +9,17 @@ kept.
 
 import contextlib
 import json
-import math
-import os
-import select
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import IO, Any
+from typing import Any
 
 from kvexp.bench.contract import CLAUSES, Contract, Finding, kept
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import Waits
+from kvexp.process import END_SECONDS, START_SECONDS, LineChild
 
-START_SECONDS = 300.0
-"""Patience with the start of the process and the import of libraries."""
-END_SECONDS = 10.0
-"""Patience with a process that was killed."""
 ASK_SECONDS = 120.0
 """Patience with one question; a peer's first call may compile for half a minute."""
 MOST_PROCESSES = 12
@@ -54,9 +44,7 @@ class Asker:
         self._ask_seconds = ASK_SECONDS
         self._known: dict[str, Contract] = {}
         self._in_doubt = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None
-        self._heard = b""
+        self._child: LineChild | None = None
 
     def limit(self, ask_seconds: float | None) -> None:
         """Have no more patience with one question than that."""
@@ -97,7 +85,7 @@ class Asker:
         self._in_doubt = False
         for _ in range(MOST_PROCESSES):
             last: tuple[str, int] | None = None
-            fresh = self._process is None
+            fresh = self._child is None
             try:
                 for answer in self._answers(experiment, list(died)):
                     if "holder" in answer:
@@ -126,16 +114,10 @@ class Asker:
         )
 
     def close(self) -> None:
-        """End the process, where there is one."""
-        if self._process:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it in the kernel
-                self._process.wait(END_SECONDS)
-            for pipe in (self._process.stdin, self._process.stdout, self._errors):
-                if pipe:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-        self._process, self._heard = None, b""
+        """End the process, if there is one."""
+        if self._child:
+            self._child.close()
+        self._child = None
 
     def _is_known(self, experiment: Experiment, key: str) -> bool:
         if key not in self._known and (found := kept.read(experiment, key)):
@@ -147,72 +129,40 @@ class Asker:
         if not self._in_doubt:
             kept.write(experiment, key, found)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> LineChild:
         try:
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-            return subprocess.Popen(
-                [sys.executable, "-m", "kvexp.bench.contract.process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                bufsize=0,
-            )
+            return LineChild("kvexp.bench.contract.process", own_session=False)
         except OSError as error:
             raise KvexpError(
                 f"the process that asks about the contract cannot be started: {error.strerror}"
             ) from error
 
     def _answers(self, experiment: Experiment, died: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-        """Yield what the process says.
+        """Yield the answers of the process.
 
         Raises:
-            _Died: It has ended, or was silent for too long and is ended.
+            _Died: It has ended, or was silent for too long.
         """
-        patience_s = self._ask_seconds if self._process else START_SECONDS
-        self._process = self._process or self._start()
-        assert self._process.stdin
+        limit_s: float | None = self._ask_seconds if self._child else START_SECONDS
+        self._child = child = self._child or self._start()
         request = {
             "experiment": asdict(experiment),
             "num_tokens": list(experiment.workload.num_tokens),
             "died": died,
             "takes_turn": self._waits is not None,
         }
-        with contextlib.suppress(OSError):  # it is gone, as what it does not say tells
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        with contextlib.suppress(OSError):  # `receive` finds out how it ended
+            child.send(json.dumps(request))
         while True:
-            answer = json.loads(self._line(patience_s))
+            try:
+                answer = child.receive(limit_s)
+            except TimeoutError:
+                raise _Died(f"did not return within {limit_s:g} s", in_doubt=True) from None
+            except EOFError:
+                raise _explain_death(child) from None
             yield answer
-            # To wait for another process's curve is no hang, however long that takes.
-            patience_s = math.inf if answer.get("holder") else self._ask_seconds
-
-    def _line(self, patience_s: float) -> bytes:
-        assert self._process
-        assert self._process.stdout
-        pipe, until = self._process.stdout.fileno(), time.monotonic() + patience_s
-        while b"\n" not in self._heard:
-            left = None if math.isinf(patience_s) else max(0.0, until - time.monotonic())
-            if not select.select([pipe], [], [], left)[0]:
-                raise _Died(f"did not return within {patience_s:g} s", in_doubt=True)
-            heard = os.read(pipe, 1 << 16)
-            if not heard:
-                raise self._death()
-            self._heard += heard
-        line, _, self._heard = self._heard.partition(b"\n")
-        return line
-
-    def _death(self) -> "_Died":
-        """Return how the process has ended."""
-        assert self._process
-        assert self._errors
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
-        code = self._process.poll() or 0
-        how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
-        self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").strip().splitlines()
-        told = f" ({words[-1][:LAST_WORDS_BYTES]})" if words else ""
-        # The kernel kills what takes the last of the host's memory, whoever is to blame.
-        return _Died(f"died{how}{told}", in_doubt=code == -signal.SIGKILL)
+            # Waiting for another process's curve is no hang, however long it takes.
+            limit_s = None if answer.get("holder") else self._ask_seconds
 
 
 class _Died(Exception):
@@ -225,6 +175,15 @@ class _Died(Exception):
     def __init__(self, how: str, in_doubt: bool) -> None:
         super().__init__(how)
         self.in_doubt = in_doubt
+
+
+def _explain_death(child: LineChild) -> _Died:
+    code = child.wait(END_SECONDS) or 0
+    how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
+    lines = child.read_errors().splitlines()
+    last_words = f" ({lines[-1][:LAST_WORDS_BYTES]})" if lines else ""
+    # The kernel kills whoever takes the last of the host's memory, whoever is to blame.
+    return _Died(f"died{how}{last_words}", in_doubt=code == -signal.SIGKILL)
 
 
 def _is_short_of_memory(experiment: Experiment, found: Contract) -> bool:
