@@ -14,7 +14,7 @@ from kvexp.bench import environment
 from kvexp.bench.curve_setup import UNTIMED
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.measurement import Measurement
-from kvexp.results.rows import identity
+from kvexp.results.point_identity import identify
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
 from tests.helpers import compose
@@ -137,7 +137,7 @@ class TestThisVeryProcess:
         found = [row for row, _ in inline.measure([1, 50])]
         shared.open(curve())
         for here, there in zip(found, [row for row, _ in shared.measure([1, 50])], strict=True):
-            assert identity(here) == identity(there)
+            assert identify(here) == identify(there)
             assert list(here) == list(there)
 
     def test_raises_what_is_wrong_on_every_machine(self):
@@ -189,7 +189,7 @@ def test_the_process_ends_with_its_parent():
     parent = """
 import os, signal, sys
 from kvexp.experiment import Experiment
-from kvexp.results.rows import identity
+from kvexp.results.point_identity import identify
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
 

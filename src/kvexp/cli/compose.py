@@ -26,7 +26,7 @@ from kvexp.cli.hydra_errors import COMPOSING, sentence
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.rows import ROWS, make_folder
+from kvexp.results.row_file import ROWS, make_folder
 from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, mask_passwords, settings

@@ -8,7 +8,7 @@ from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement, Status
 from kvexp.process import LineChild
-from kvexp.results.rows import Identity, point
+from kvexp.results.point_identity import Identity, identify_in_workload
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point, Worker
@@ -127,14 +127,17 @@ class CurveRun:
 
 
 def begin(experiment: Experiment, supervisor: WorkerSupervisor, done: Collection[Identity]) -> CurveRun:
-    """Send the worker the curve, without the points that are among the `done`; see `rows.point`."""
+    """Send the worker the curve, without the points that are among the `done`; see `point_identity`."""
     worker = supervisor.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
         experiment = experiment.resolved(worker.device)
         worker.open(experiment)
-        points = {case.num_tokens: point({**asdict(case), **worker.columns}) for case in experiment.cases()}
+        points = {
+            case.num_tokens: identify_in_workload({**asdict(case), **worker.columns})
+            for case in experiment.cases()
+        }
     except Unsupported as refusal:
         return CurveRun(experiment, worker, every, unmeasurable=("skipped", str(refusal)))
     except WorkerDied as death:

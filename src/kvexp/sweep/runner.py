@@ -119,7 +119,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
 
 def exit_code(rows: Sequence[Row]) -> int:
     """Return 0, 1 or 3; see `run`."""
-    if failures.are_wrong(rows):
+    if any(is_wrong(row["status"]) for row in rows):
         return 1
     return 0 if any(is_right(row["status"]) for row in rows) else 3
 
@@ -208,7 +208,7 @@ def _measure(
                 rows = []
             else:
                 tracker.log_curve(job.folder, job.experiment.impl.target, rows)
-            if settings.fail_fast and (wrong or failures.are_wrong(rows)):
+            if settings.fail_fast and (wrong or any(is_wrong(row["status"]) for row in rows)):
                 break
         if wrong and not outcome.rows:
             raise wrong[0][2]
@@ -231,7 +231,7 @@ def _measure_curve(curve: CurveRun, tracker: Guarded, fail_fast: bool) -> Iterat
     """Yield the curve's points; send to the store after each, if host load cannot affect the next."""
     for row, samples_us in curve.measure():
         yield row, samples_us
-        if fail_fast and failures.are_wrong([row]):
+        if fail_fast and is_wrong(row["status"]):
             return
         if not curve.is_host_sensitive:
             tracker.go_on()
@@ -257,9 +257,9 @@ def _record(
             outcome.curves.append((job, new))
         new.append(row)
         outcome.rows.append(row)
-        if row["status"] in RIGHT:
-            done[point(row)] = row
-            outcome.points.add((number, point(row)))
+        if is_right(row["status"]):
+            done[identify_in_workload(row)] = row
+            outcome.points.add((number, identify_in_workload(row)))
         progress.advance(row)
     progress.add_already_done(len(curve.already_done))
     outcome.rows += earlier

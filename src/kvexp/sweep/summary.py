@@ -37,15 +37,34 @@ def print_summary(
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")
-        if again := failures.listed(_merge_repetitions(curves)):
+        if again := list_failures(_merge_repetitions(curves)):
             say(again)
         if untried:
             say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
         say(f"rows: {home}")
 
 
+def list_failures(curves: Sequence[Curve]) -> str:
+    """List each wrong curve: its wrong points, and the command that repeats it; empty when there are none."""
+    wrong = [
+        (curve, points)
+        for curve in curves
+        if (points := [row for row in curve[2] if is_wrong(row["status"])])
+    ]
+    if not wrong:
+        return ""
+    lines = [f"{len(wrong)} of {len(curves)} curves went wrong; each command repeats one:"]
+    for (label, words, _), points in wrong:
+        counts = Counter(row["status"] for row in points)
+        how_many = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+        tokens = ", ".join(str(row["num_tokens"]) for row in points)
+        lines.append(f"  {label}: {how_many} (num_tokens {tokens})")
+        lines.append(f"    {shlex.join(['python', '-m', 'kvexp', *words])}")
+    return "\n".join(lines)
+
+
 def _merge_repetitions(curves: Sequence[Curve]) -> list[Curve]:
-    """Return each curve once, the rows of its repetitions merged; see `load.across`."""
+    """Return each curve once, the rows of its repetitions merged; see `merge.merge_repetitions`."""
     found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     for label, words, rows in curves:
         found.setdefault((label, words), []).extend(rows)

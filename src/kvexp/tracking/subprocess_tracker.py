@@ -39,7 +39,7 @@ class SubprocessTracker:
 
     def connect(self, settings: TrackingSettings) -> None:
         """Have the process connect to the store, without waiting; `wait` waits."""
-        self.uri = tracking.shown(settings.uri or "")
+        self.uri = tracking.mask_passwords(settings.uri or "")
         with suppress(TrackingError):  # `wait` raises it
             self._send(_CONNECT, settings)
 
