@@ -211,7 +211,7 @@ def test_a_baseline_under_another_driver_is_refused_before_anything_is_measured(
 ):
     machine = {"device_name": "NVIDIA H200", "driver": "590.1"}
     monkeypatch.setattr(gate_rules, "machine", lambda device: machine)
-    monkeypatch.setattr(gate.results, "read", lambda *_: curve({64: 1.0}))
+    monkeypatch.setattr(gate.load, "read", lambda *_: curve({64: 1.0}))
     Path("baselines/nvidia-h200").mkdir(parents=True)
     assert cli.dispatch(["gate", *TORCH]) == 2
     assert "the baseline's driver is 580.1 and the candidate's 590.1" in capfd.readouterr().err

@@ -13,7 +13,7 @@ from tests.helpers.recorded_rows import row
 
 AT_ONCE = 4
 """Times as long as Hydra takes to be imported, which they need, beside what they begin ahead."""
-HYDRA = "import sys; from kvexp import ahead\nwith ahead.of(sys.argv[1:]): import hydra.main"
+HYDRA = "import sys; from kvexp.sweep import prestart\nwith prestart.of(sys.argv[1:]): import hydra.main"
 ANSWERS = {
     "--help": 0,
     "impl=tornch": 2,
@@ -102,8 +102,8 @@ class MadeUp:
     def points(self):
         yield Measurement(next(self.experiment.cases()), "verified", "made up").row(), ()
 
-measuring.begin = MadeUp
-measuring.Workers.start = lambda *_: None
+curve_run.begin = MadeUp
+curve_run.Workers.start = lambda *_: None
 sys.argv = ["kvexp", "tracking=none", *sys.argv[1:]]
 main()
 """

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.test_rows import row
 
 from kvexp.results.rows import RowFile
+from tests.helpers.recorded_rows import row
 
 
 @pytest.fixture

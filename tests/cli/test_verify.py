@@ -13,7 +13,7 @@ from tests.helpers.contract_breakers import BROKEN
 
 CONF = """\
 # Breaks the contract in one way.
-_target_: tests.{}
+_target_: tests.helpers.{}
 {}
 """
 
