@@ -126,4 +126,4 @@ def test_a_sweep_that_began_without_an_id_has_its_name_for_one_even_when_resumed
     ],
 )
 def test_the_password_of_an_address_is_masked_and_nothing_else(typed, shown):
-    assert sweep_dir.shown(typed) == shown
+    assert sweep_dir.mask_passwords(typed) == shown

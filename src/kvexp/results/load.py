@@ -161,7 +161,7 @@ def _command(job: Path, found: Sequence[Row]) -> str:
         flags = [
             flag for flag in sweep_folder.read_command(_home(job / rows.ROWS))[1] if flag not in _SWEEPING
         ]
-    return sweep_folder.shown(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
+    return sweep_folder.mask_passwords(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
 
 
 def _overrides(found: Sequence[Row]) -> list[str]:

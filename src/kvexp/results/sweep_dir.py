@@ -129,7 +129,7 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def shown(typed: str) -> str:
+def mask_passwords(typed: str) -> str:
     """What was typed, an address, or a file's text, with the password of every address masked."""
     return re.sub(r"(?<=://)([^/@:\n]*):[^/\n]*@", r"\1:***@", typed)
 

@@ -25,7 +25,7 @@ from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point
 from kvexp.sweep.summary import say, tell
 from kvexp.tracking import artifacts
-from kvexp.tracking.best_effort import Guarded
+from kvexp.tracking.best_effort import BestEffort
 
 Row = Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
             artifacts.prepare()
         again = tracking.sync_command(settings.tracking, home)
         connected, ready = (store.connected, store.ready) if store else (None, None)
-        tracker = Guarded(connected, home, command, settings.resumes, say, again, ready)
+        tracker = BestEffort(connected, home, command, settings.resumes, say, again, ready)
         status = "KILLED"
         try:
             _measure(jobs, settings, workers, tracker, outcome)
@@ -168,7 +168,7 @@ def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
 
 
 def _measure(
-    jobs: Sequence[Job], settings: SweepSettings, workers: Workers, tracker: Guarded, outcome: Outcome
+    jobs: Sequence[Job], settings: SweepSettings, workers: Workers, tracker: BestEffort, outcome: Outcome
 ) -> None:
     """Every job's rows are in the outcome, on disk and tracked.
 
@@ -195,7 +195,7 @@ def _measure(
                 tracker.start()
             progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
-                points = begun.points() if begun.minds_the_host else _beside(begun.points(), tracker.go_on)
+                points = begun.points() if begun.minds_the_host else _beside(begun.points(), tracker.poll)
                 curve = _kept(job, begun, points, progress, outcome, settings.fail_fast)
             except ConfigError as error:
                 wrong.append((job, begun, error))
@@ -269,7 +269,7 @@ def _resolved(row: Row) -> str:
     return " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
 
 
-def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: str) -> None:
+def _end(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str) -> None:
     """The outcome is told, and the store has the sweep's end and report, whatever interrupts that.
 
     Nothing that is told waits for the store. The report is drawn while the last curve arrives there.
@@ -282,6 +282,6 @@ def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: st
             if status != "KILLED":  # that one's report is left to a sync
                 last.callback(tracker.draw_report)
             last.callback(tracker.start)
-            tracker.go_on()
+            tracker.poll()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
             tell(outcome.rows, curves, home, repeat, outcome.untried)

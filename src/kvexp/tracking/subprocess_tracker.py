@@ -47,7 +47,7 @@ class Remote:
 
     def begin(self, settings: TrackingSettings) -> None:
         """The process connects to that store; see `connected`."""
-        self.uri = tracking.shown(settings.uri or "")
+        self.uri = tracking.mask_passwords(settings.uri or "")
         with suppress(TrackingError):  # `connected` tells
             self._ask(_CONNECT, settings)
 
