@@ -192,10 +192,10 @@ def test_an_exported_file_is_a_baseline(sweeps, capsys):
         (["base"], "name two sweeps, or one and --axis"),
         (["base", "now", "--fail-on", "slow"], "--fail-on slow is no verdict; one of broken, missing"),
         (["base", "now", "--fail-on", ","], "--fail-on names no verdict, so nothing could fail"),
-        (["base", "--axis", "impl"], "--axis impl wants two values, --baseline and --candidate"),
+        (["base", "--axis", "impl"], "--axis impl needs two values, --baseline and --candidate"),
         (["base", "gone"], "gone does not exist; give a sweep's folder"),
-        (["base", "now", "--tolerance", "x"], "--tolerance must be a part of 1 such as 0.02, not 'x'"),
-        (["base", "now", "--tolerance", "-1"], "--tolerance must be a part of 1 such as 0.02, not '-1'"),
+        (["base", "now", "--tolerance", "x"], "--tolerance must be a fraction such as 0.02, not 'x'"),
+        (["base", "now", "--tolerance", "-1"], "--tolerance must be a fraction such as 0.02, not '-1'"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(sweeps, capsys, typed, message):

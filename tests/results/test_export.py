@@ -71,9 +71,9 @@ def test_options_of_two_kinds_become_words(tmp_path):
 
 def test_a_format_that_is_not_clear_is_refused(folder, capsys):
     assert cli.dispatch(["export", "--output", "points.xls"]) == 2
-    assert "points.xls says no format" in capsys.readouterr().err
+    assert "points.xls names no format" in capsys.readouterr().err
     assert cli.dispatch(["export", "--format", "parquet"]) == 2
-    assert "is no text; name a file with --output" in capsys.readouterr().err
+    assert "is binary; name a file with --output" in capsys.readouterr().err
 
 
 def test_loading_imports_neither_torch_nor_mlflow(folder):

@@ -498,13 +498,13 @@ class TestTracking:
         assert "the sweep goes on untracked, its rows are on disk" in err
 
     def test_draws_its_report_while_the_last_curve_is_on_its_way(self, jobs, tracked, monkeypatch):
-        tracker, found, draw = tracked(Tracker()), [], artifacts.report
+        tracker, found, draw = tracked(Tracker()), [], artifacts.draw_report
 
         def drawing(*arguments):
             found.append([what for what, *_ in tracker.asked])
             draw(*arguments)
 
-        monkeypatch.setattr(artifacts, "report", drawing)
+        monkeypatch.setattr(artifacts, "draw_report", drawing)
         runner.run(jobs("torch"), TRACKED, COMMAND)
         assert found == [["start", "curve"]]
 
@@ -515,7 +515,7 @@ class TestTracking:
             raise KeyboardInterrupt
 
         tracker = tracked(Tracker())
-        monkeypatch.setattr(artifacts, "report", interrupted)
+        monkeypatch.setattr(artifacts, "draw_report", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runner.run(jobs("torch"), TRACKED, COMMAND)
         assert tracker.asked[-1] == ("end", "FINISHED")

@@ -59,9 +59,8 @@ def measure(experiment):
 
     def rows(*statuses, **columns):
         found = []
-        for case, status in zip(
-            experiment.cases(), [*statuses, *["ok"] * (len(TOKENS) - len(statuses))], strict=True
-        ):
+        every = [*statuses, *["ok"] * (len(TOKENS) - len(statuses))]
+        for case, status in zip(experiment.cases(), every, strict=True):
             at = case.num_tokens / 10
             ok = status == "ok"
             measurement = Measurement(

@@ -104,8 +104,8 @@ def test_other_stores_are_mlflows_business(typed):
 
 
 def test_a_password_is_not_shown():
-    masked = mask_passwords("postgresql+psycopg2://me:p:w@db:5432/x")
-    assert masked == "postgresql+psycopg2://me:***@db:5432/x"
+    masked = mask_passwords("mysql+pymysql://me:p:w@db:5432/x")
+    assert masked == "mysql+pymysql://me:***@db:5432/x"
     assert mask_passwords("sqlite:////data/runs.db") == "sqlite:////data/runs.db"
 
 

@@ -26,7 +26,7 @@ from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point
 from kvexp.sweep.summary import Row, print_summary, say
 from kvexp.tracking import artifacts
-from kvexp.tracking.best_effort import Guarded
+from kvexp.tracking.best_effort import BestEffort
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,9 @@ def _open_folder(home: Path, settings: SweepSettings, stack: ExitStack) -> Outco
         raise ConfigError(f"{home} cannot be resumed: {error}") from error
 
 
-def _start_tracking(home: Path, settings: SweepSettings, command: str, prestart: Prestart | None) -> Guarded:
+def _start_tracking(
+    home: Path, settings: SweepSettings, command: str, prestart: Prestart | None
+) -> BestEffort:
     """Have the store made ready while curves are measured; None tracks nothing."""
     store = prestart.get_tracker() if prestart else None
     if store:
@@ -170,14 +172,14 @@ def _start_tracking(home: Path, settings: SweepSettings, command: str, prestart:
         artifacts.prepare()
     again = tracking.sync_command(settings.tracking, home)
     connected, ready = (store.wait, store.ready) if store else (None, None)
-    return Guarded(connected, home, command, settings.resumes, say, again, ready)
+    return BestEffort(connected, home, command, settings.resumes, say, again, ready)
 
 
 def _measure(
     jobs: Sequence[Job],
     settings: SweepSettings,
     supervisor: WorkerSupervisor,
-    tracker: Guarded,
+    tracker: BestEffort,
     outcome: Outcome,
 ) -> None:
     """Measure and track every job.
@@ -219,7 +221,7 @@ def _measure(
         outcome.untried = total - progress.done
 
 
-def _wait_for_store(curve: CurveRun, settings: SweepSettings, tracker: Guarded) -> None:
+def _wait_for_store(curve: CurveRun, settings: SweepSettings, tracker: BestEffort) -> None:
     """Wait for what the store must have done before the curve; else it works beside the curve."""
     if curve.is_host_sensitive:
         tracker.settle()
@@ -227,14 +229,14 @@ def _wait_for_store(curve: CurveRun, settings: SweepSettings, tracker: Guarded) 
         tracker.start()
 
 
-def _measure_curve(curve: CurveRun, tracker: Guarded, fail_fast: bool) -> Iterator[Point]:
+def _measure_curve(curve: CurveRun, tracker: BestEffort, fail_fast: bool) -> Iterator[Point]:
     """Yield the curve's points; send to the store after each, if host load cannot affect the next."""
     for row, samples_us in curve.measure():
         yield row, samples_us
         if fail_fast and is_wrong(row["status"]):
             return
         if not curve.is_host_sensitive:
-            tracker.go_on()
+            tracker.poll()
 
 
 def _record(
@@ -294,7 +296,7 @@ def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]
         yield row
 
 
-def _finish(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: str) -> None:
+def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str) -> None:
     """Print the summary, then end the store's run and send the report, whatever interrupts that.
 
     The summary does not wait for the store. The report is drawn while the last curve arrives there.
@@ -307,6 +309,6 @@ def _finish(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status:
             if status != "KILLED":  # that one's report is left to a sync
                 last.callback(tracker.draw_report)
             last.callback(tracker.start)
-            tracker.go_on()
+            tracker.poll()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
             print_summary(outcome.rows, curves, home, repeat, outcome.untried)

@@ -1,4 +1,4 @@
-"""An HTML page and a Markdown twin of finished sweeps: figures, tables, and the findings in words."""
+"""Write a report of finished sweeps as HTML and Markdown: figures, tables, and the findings in words."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from kvexp.results.row_file import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, the page is written.
+    """Write the report and return 0.
 
     Raises:
         ConfigError: A sweep or a folder cannot be used.
@@ -36,15 +36,15 @@ def main(argv: Sequence[str]) -> int:
     try:
         for folder in filter(None, (typed.output, typed.figures)):
             make_folder(folder)
-        page = write_report(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
+        page = write_report(rows, typed.output or _choose_folder(typed.sweeps or [last]), typed.figures)
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
     say(f"{page}\n{page.with_suffix('.md')}\n")
     return 0
 
 
-def _own_folder(sweeps: Sequence[Path]) -> Path:
-    """The folder of a single sweep, else report/ here."""
+def _choose_folder(sweeps: Sequence[Path]) -> Path:
+    """Return the folder of a single sweep, else report/ in the current folder."""
     if len(sweeps) > 1:
         return Path("report")
     return sweeps[0] if sweeps[0].is_dir() else sweeps[0].parent

@@ -1,4 +1,4 @@
-"""Shows a sweep while it runs: its curves so far, how much is left, the last rows; ends when it ends."""
+"""Show a sweep while it runs, until it ends: its curves so far, how much is left, the last rows."""
 
 import time
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ _PIPE = 1000
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, the sweep has ended, or was shown once.
+    """Show the sweep until it has ended, or once; return 0.
 
     Raises:
-        ConfigError: There is no sweep, or what its folder holds are no rows.
+        ConfigError: There is no sweep, or its folder holds something else than rows.
     """
     parser = Parser("kvexp watch", description=__doc__)
     parser.add_argument(
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     typed = parser.parse_args(argv)
     if not 0.1 <= typed.every <= 3600:
         raise ConfigError(f"watch: --every {typed.every:g} must be from 0.1 to 3600 seconds")
-    watched, console = SweepWatcher(_home(typed.sweep)), Console()
+    watched, console = SweepWatcher(_find_sweep(typed.sweep)), Console()
     if console.is_terminal and not (console.is_dumb_terminal or typed.once):
         _draw(watched, console, typed.every)
     else:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _home(sweep: Path | None) -> Path:
+def _find_sweep(sweep: Path | None) -> Path:
     if sweep is None:
         sweep = find_last(_MULTIRUN)
         if sweep is None:
@@ -53,7 +53,7 @@ def _home(sweep: Path | None) -> Path:
 
 
 def _draw(watched: SweepWatcher, console: Console, every_s: float) -> None:
-    """What is known is drawn in one place, again and again; what was drawn last stays."""
+    """Redraw the sweep's state in place; the last state stays on the screen."""
     with Live(console=console, auto_refresh=False) as screen:
         while True:
             state = watched.read(time.time)
@@ -64,7 +64,7 @@ def _draw(watched: SweepWatcher, console: Console, every_s: float) -> None:
 
 
 def _print(watched: SweepWatcher, console: Console, once: bool, every_s: float) -> None:
-    """A line each time that there are more points, and everything at the end."""
+    """Print a line each time that there are more points, and everything at the end."""
     seen = None
     while True:
         state = watched.read(time.time)
