@@ -19,12 +19,12 @@ from kvexp.layout import Layout, Plane, selection
 from kvexp.layout.selection import Selection
 
 CLASSES = {
-    "NHD": "kvexp.layout.nhd.NHD",
-    "HND": "kvexp.layout.hnd.HND",
-    "NHD_packed": "kvexp.layout.nhd_packed.NHDPacked",
-    "HND_packed": "kvexp.layout.hnd_packed.HNDPacked",
-    "BHLNC": "kvexp.layout.bhlnc.BHLNC",
-    "LHBNC": "kvexp.layout.lhbnc.LHBNC",
+    "NHD": "kvexp.layout.flash.NHD",
+    "HND": "kvexp.layout.flash.HND",
+    "NHD_packed": "kvexp.layout.flash.NHDPacked",
+    "HND_packed": "kvexp.layout.flash.HNDPacked",
+    "BHLNC": "kvexp.layout.flash.BHLNC",
+    "LHBNC": "kvexp.layout.flash.LHBNC",
     "head_major": "kvexp.layout.head_major.HeadMajor",
 }
 
