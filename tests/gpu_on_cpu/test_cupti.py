@@ -79,14 +79,14 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupti", package)
         return cupti
 
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
     yield put
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
 
 
 @pytest.fixture
 def missing(monkeypatch):
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
     monkeypatch.setitem(sys.modules, "cupti", None)
 
 
@@ -97,7 +97,7 @@ def timed(call, calls=4, evict=None):
         for _ in range(calls):
             call()
 
-    with activity.recording() as records:
+    with activity.record() as records:
         replay = timer.cupti([run], calls, evict, records, wait=lambda: None)
         return timer.timing(replay, RULE).samples_us
 
@@ -137,20 +137,20 @@ class TestALatency:
 
     def test_of_records_without_times_is_none(self, installed):
         cupti = installed(Cupti())
-        with pytest.raises(KvexpError, match="without the time that they took"):
+        with pytest.raises(KvexpError, match="without their durations"):
             timed(lambda: cupti.run(0))
 
 
 def test_nothing_is_recorded_afterwards(installed):
     cupti = installed(Cupti())
-    with activity.recording():
+    with activity.record():
         assert {kind.name for kind in cupti.enabled} == set(activity.KINDS)
     assert not cupti.enabled
 
 
 def test_a_profiler_that_is_at_work_is_a_refusal(installed):
     installed(Cupti(refuses="CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED"))
-    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.recording():
+    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.record():
         pass
 
 

@@ -70,7 +70,9 @@ class Watched:
         Raises:
             ConfigError: A file is not one of rows.
         """
-        worker = file_lock.holder(self._home / LOCK)  # first: what an ended sweep has written is all there
+        worker = file_lock.find_holder(
+            self._home / LOCK
+        )  # first: what an ended sweep has written is all there
         jobs = {file.parent: self._read(file) for file in sorted(self._home.glob(f"*/{ROWS}"))}
         found = rows.newest(row for own in jobs.values() for row in own)
         found.sort(key=_begun)

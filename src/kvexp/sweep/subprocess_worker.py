@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
 
 CHILD = "kvexp.bench.child"
 LAST_WORDS_BYTES = 4000
@@ -85,7 +85,7 @@ class Worker:
         self,
         requested: str,
         timeout_s: float | None = None,
-        waits: Waits = lambda _: None,
+        waits: OnWait = lambda _: None,
         started: Started | None = None,
         coming: Sequence[Experiment] = (),
     ) -> None:
