@@ -50,7 +50,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path, other):
     assert file_lock.find_holder(tmp_path / "lock") is None
 
 
-def test_who_only_asks_keeps_nobody_out(tmp_path, monkeypatch):
+def test_asking_for_the_holder_blocks_nobody(tmp_path, monkeypatch):
     """`holder` has the file, shared, for an instant."""
     with (tmp_path / "lock").open("w") as asked:
         fcntl.flock(asked, fcntl.LOCK_SH)
@@ -59,6 +59,6 @@ def test_who_only_asks_keeps_nobody_out(tmp_path, monkeypatch):
             assert asked.closed
 
 
-def test_nobody_holds_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_has_no_holder(tmp_path):
     assert file_lock.find_holder(tmp_path / "lock") is None
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 def curve():
     sizes = ("workload=quickstart", "workload.num_tokens=[1,16,64]")
-    return compose.experiment("impl=cuda", "timer.max_seconds=0.1", *sizes).resolved("cuda:0")
+    return compose.experiment("impl=cuda", "timer.max_seconds=0.1", *sizes).resolve("cuda:0")
 
 
 def test_two_processes_measure_one_after_the_other():

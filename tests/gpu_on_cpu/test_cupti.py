@@ -120,7 +120,7 @@ class TestALatency:
             [1.25, 1.45, 1.65, 1.85, 2.05]
         )
 
-    def test_is_without_the_sweep_before_it(self, installed):
+    def test_leaves_out_the_l2_flush_before_it(self, installed):
         cupti = installed(Cupti())
         assert timed(lambda: cupti.run(1000), evict=lambda: cupti.run(90_000)) == pytest.approx([1.0] * 5)
 
@@ -154,14 +154,14 @@ def test_a_profiler_that_is_at_work_is_a_refusal(installed):
         pass
 
 
-def test_without_the_package_it_is_refused_with_what_would_help(missing):
+def test_without_the_package_it_is_refused_with_the_fix(missing):
     with pytest.raises(
         Unsupported, match=r"needs the package cupti-python, .*; pip install 'kvexp\[cupti\]'"
     ):
         timer.check_timer("cupti", "cuda:0")
 
 
-def test_a_cpu_has_no_such_clock(installed):
+def test_a_cpu_is_refused(installed):
     installed(Cupti())
     timer.check_timer("cupti", "cuda:0")
     with pytest.raises(Unsupported, match="timer=cupti needs a GPU"):

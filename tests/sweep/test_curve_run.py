@@ -7,7 +7,7 @@ from tests.helpers import compose
 
 
 def begun(device, *overrides):
-    return Begun(compose.experiment("workload=tiny", *overrides).resolved(device), worker=None, wanted=())
+    return Begun(compose.experiment("workload=tiny", *overrides).resolve(device), worker=None, wanted=())
 
 
 def test_graphs_on_a_gpus_own_clock_do_not_mind_the_host():

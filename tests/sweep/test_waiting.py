@@ -37,7 +37,7 @@ def played(monkeypatch, tmp_path):
 
 def curve(target=None, mode="no_graph"):
     made = compose.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", f"mode={mode}")
-    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolved("cpu")
+    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolve("cpu")
 
 
 def statuses(points):

@@ -109,7 +109,7 @@ def _nvrtc() -> dict[str, Any]:
         source = Path(folder) / "checkup.cu"
         source.write_text('extern "C" __global__ void checkup() {}\n')
         try:
-            nvrtc.cubin(source, {}, "sm_90")
+            nvrtc.compile_cubin(source, {}, "sm_90")
         except (ImportError, OSError, RuntimeError, CompileError) as error:
             return _found("NVRTC", "no", f"does not compile ({str(error)[:200]})", "make setup, on Linux")
     return _found("NVRTC", "ok", f"nvidia-cuda-nvrtc {_version('nvidia-cuda-nvrtc')} compiles for sm_90")

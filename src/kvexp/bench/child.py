@@ -117,7 +117,7 @@ def serve() -> None:
     for line in sys.stdin:
         experiment, *coming = map(Experiment.from_json, json.loads(line))
         # The first line tells of all curves to come; those of another device are another process's.
-        asker.coming += [other.resolved(device) for other in coming if other.device == asked.device]
+        asker.coming += [other.resolve(device) for other in coming if other.device == asked.device]
         _answer(out, experiment, columns, shapes, asker)
 
 

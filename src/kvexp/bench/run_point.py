@@ -102,7 +102,7 @@ def _bind(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[C
 
 def _renew(curve: Curve, tensors: Tensors, draw: int) -> None:
     """Change the data in place, and let an implementation follow that has declared that it must."""
-    tensors.renew(draw)
+    tensors.redraw(draw)
     if refresh := getattr(curve.impl, "refresh", None):
         refresh()
 

@@ -136,7 +136,7 @@ def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) 
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
-        experiment = experiment.resolved(worker.device)
+        experiment = experiment.resolve(worker.device)
         worker.open(experiment)
         points = {case.num_tokens: point({**asdict(case), **worker.columns}) for case in experiment.cases()}
         wanted = [num_tokens for num_tokens, tried in points.items() if tried not in done]

@@ -42,7 +42,7 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
             os.environ["TRITON_INTERPRET"] = "1"
         uuid = environment.read(device)["device_uuid"] if request["takes_turn"] else None
         with gpu_lock(uuid, lambda holder: _say(out, holder=holder)):
-            found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
+            found = _find(out, experiment.resolve(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
         _say(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
     except BaseException as fault:
