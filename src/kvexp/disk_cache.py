@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return `$KVEXP_CACHE_DIR`, else `kvexp` in the user's cache folder or /tmp."""
+    """Return `$KVEXP_CACHE_DIR` (`~` is the home folder), else `kvexp` in the user's cache folder or /tmp."""
     if chosen := os.environ.get("KVEXP_CACHE_DIR"):
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "kvexp"
     try:

@@ -164,6 +164,8 @@ class TestTheCache:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         assert nvrtc.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
+        monkeypatch.setenv("KVEXP_CACHE_DIR", "~/kc")
+        assert nvrtc.cache_dir() == tmp_path / "home" / "kc"
 
 
 class TestAnIncludedFile:
