@@ -5,7 +5,7 @@ from kvexp.bench import equal_copy
 from kvexp.bench.mode import prepare
 from kvexp.bench.verify import poison
 from kvexp.errors import IncorrectResult
-from kvexp.gpu.scan import first_unpoisoned
+from kvexp.gpu.scan import find_unpoisoned
 from kvexp.impl import make
 from kvexp.timer import Replay
 from kvexp.timer.replay_plan import Plan
@@ -16,7 +16,7 @@ from tests.helpers.strides import all_poison
 
 @pytest.fixture
 def memory():
-    made = compose.experiment("workload=tiny", "impl=torch").resolved("cpu")
+    made = compose.experiment("workload=tiny", "impl=torch").resolve("cpu")
     case = max(made.cases(), key=lambda case: case.num_tokens)
     with allocate(case, make(made.layout), torch.bfloat16) as held:
         poison(held.cache)
@@ -82,7 +82,7 @@ def test_what_copies_wrote_is_poison_again_and_nothing_between(memory, written):
     for at in {GUARD_BYTES - 1, GUARD_BYTES + 5 * -(-written // 16) * 16} | between:
         memory.cache.storage[at] ^= 1
         equal_copy.restore(memory, moves)
-        assert first_unpoisoned(memory.cache.storage)() == at
+        assert find_unpoisoned(memory.cache.storage)() == at
         memory.cache.storage[at] ^= 1
 
 

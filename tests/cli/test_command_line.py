@@ -172,7 +172,7 @@ def test_what_only_prints_measures_nothing_and_writes_nothing(typed, line):
 def test_cfg_shows_the_overrides_on_both_sides(typed):
     out = typed("impl=torch", "--cfg", "job", "layout=HND").out
     assert "kvexp.impl.torch.Torch" in out
-    assert "kvexp.layout.hnd.HND" in out
+    assert "kvexp.layout.flash.HND" in out
 
 
 def test_an_interrupt_ends_with_130_and_no_traceback(typed, monkeypatch, capfd):

@@ -75,7 +75,10 @@ def test_what_refuses_everything_is_three(verified):
     assert "plain  refused  impl=refusing takes no call of everything (7 tokens)" in done.stdout
     done = verified("op=reshape_and_cache")
     assert done.returncode == 3
-    assert "refused: op=reshape_and_cache writes head-major planes, which layout=NHD has not" in done.stdout
+    assert (
+        "refused: op=reshape_and_cache writes head-major planes, which layout=NHD does not have"
+        in done.stdout
+    )
 
 
 def test_what_is_wrong_in_plain_calls_is_one(verified):

@@ -12,7 +12,7 @@ TOKENS = "workload.num_tokens=[1,3,64,1024]"
 
 def measured(*overrides, workload="quickstart", tokens=TOKENS):
     made = compose.experiment("timer.max_seconds=0.3", f"workload={workload}", tokens, *overrides)
-    return list(run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0")))
+    return list(run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0")))
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_device_assert_fails_its_curve_and_the_next_has_a_fresh_process(outcom
     assert "assert" in bad[1]["reason"]
 
 
-def test_memory_that_the_gpu_has_not_fails_its_points_and_no_others(outcome):
+def test_running_out_of_memory_fails_only_the_points_that_need_it(outcome):
     before, bad, after = outcome("Greedy")
     check_others(before, after)
     assert [row["status"] for row in bad] == ["verified", "failed", "failed"]

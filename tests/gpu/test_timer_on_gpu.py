@@ -24,7 +24,7 @@ def spinning(ns):
     from cuda.core import LaunchConfig, Stream, launch
 
     major, minor = torch.cuda.get_device_capability()
-    kernel = nvrtc.kernel(SOURCE, "spin", (), f"sm_{major}{minor}")
+    kernel = nvrtc.load_kernel(SOURCE, "spin", (), f"sm_{major}{minor}")
     config = LaunchConfig(grid=1, block=1)
 
     def call():
@@ -73,6 +73,6 @@ def test_a_graph_reads_the_same_when_all_of_it_is_queued_before_it_begins(calls)
 
 def test_an_empty_kernel_reads_below_a_microsecond():
     made = compose.experiment("impl=cuda", "workload=quickstart", "workload.num_tokens=[1]")
-    (point,) = run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0"))
+    (point,) = run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0"))
     assert point.status == "ok", point.reason
     assert 0 < point.empty_kernel_us < 1.0

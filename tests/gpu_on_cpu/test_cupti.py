@@ -79,14 +79,14 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupti", package)
         return cupti
 
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
     yield put
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
 
 
 @pytest.fixture
 def missing(monkeypatch):
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
     monkeypatch.setitem(sys.modules, "cupti", None)
 
 
@@ -97,7 +97,7 @@ def timed(call, calls=4, evict=None):
         for _ in range(calls):
             call()
 
-    with activity.recording() as records:
+    with activity.record() as records:
         replay = timer.cupti([run], calls, evict, records, wait=lambda: None)
         return timer.timing(replay, RULE).samples_us
 
@@ -120,7 +120,7 @@ class TestALatency:
             [1.25, 1.45, 1.65, 1.85, 2.05]
         )
 
-    def test_is_without_the_sweep_before_it(self, installed):
+    def test_leaves_out_the_l2_flush_before_it(self, installed):
         cupti = installed(Cupti())
         assert timed(lambda: cupti.run(1000), evict=lambda: cupti.run(90_000)) == pytest.approx([1.0] * 5)
 
@@ -137,31 +137,31 @@ class TestALatency:
 
     def test_of_records_without_times_is_none(self, installed):
         cupti = installed(Cupti())
-        with pytest.raises(KvexpError, match="without the time that they took"):
+        with pytest.raises(KvexpError, match="without their durations"):
             timed(lambda: cupti.run(0))
 
 
 def test_nothing_is_recorded_afterwards(installed):
     cupti = installed(Cupti())
-    with activity.recording():
+    with activity.record():
         assert {kind.name for kind in cupti.enabled} == set(activity.KINDS)
     assert not cupti.enabled
 
 
 def test_a_profiler_that_is_at_work_is_a_refusal(installed):
     installed(Cupti(refuses="CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED"))
-    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.recording():
+    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.record():
         pass
 
 
-def test_without_the_package_it_is_refused_with_what_would_help(missing):
+def test_without_the_package_it_is_refused_with_the_fix(missing):
     with pytest.raises(
         Unsupported, match=r"needs the package cupti-python, .*; pip install 'kvexp\[cupti\]'"
     ):
         timer.check_timer("cupti", "cuda:0")
 
 
-def test_a_cpu_has_no_such_clock(installed):
+def test_a_cpu_is_refused(installed):
     installed(Cupti())
     timer.check_timer("cupti", "cuda:0")
     with pytest.raises(Unsupported, match="timer=cupti needs a GPU"):

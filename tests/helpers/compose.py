@@ -70,7 +70,7 @@ def choice(group: str, name: str) -> Choice:
 
 @cache
 def _tiny() -> Experiment:
-    return experiment("workload=tiny", "impl=torch").resolved("cpu")
+    return experiment("workload=tiny", "impl=torch").resolve("cpu")
 
 
 def _writes(op: str, layout: str) -> bool:

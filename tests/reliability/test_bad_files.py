@@ -184,6 +184,6 @@ def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path):
 
     entry = tmp_path / "x.cubin"
     entry.write_bytes(hashlib.sha256(b"code").digest() + b"code")
-    assert nvrtc._read(entry) == b"code"
+    assert nvrtc._read_entry(entry) == b"code"
     entry.write_bytes(entry.read_bytes()[:-1] + b"!")
-    assert nvrtc._read(entry) is None
+    assert nvrtc._read_entry(entry) is None

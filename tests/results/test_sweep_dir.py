@@ -97,8 +97,8 @@ def test_two_sweeps_of_one_name_have_ids_of_their_own_and_keep_them(tmp_path):
 def test_a_folder_is_held_once_whatever_its_path(tmp_path):
     (tmp_path / "here").mkdir()
     with sweep_dir.hold(tmp_path / "here"), sweep_dir.hold(tmp_path / "here" / ".." / "here"):
-        assert file_lock.holder(tmp_path / "here" / ".lock") == f"process {os.getpid()}"
-    assert file_lock.holder(tmp_path / "here" / ".lock") is None
+        assert file_lock.find_holder(tmp_path / "here" / ".lock") == f"process {os.getpid()}"
+    assert file_lock.find_holder(tmp_path / "here" / ".lock") is None
 
 
 def test_a_right_row_counts_when_it_is_of_the_last_attempt(tmp_path):

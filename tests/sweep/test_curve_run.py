@@ -7,7 +7,7 @@ from tests.helpers import compose
 
 
 def make_run(device, *overrides):
-    return CurveRun(compose.experiment("workload=tiny", *overrides).resolved(device), worker=None, wanted=())
+    return CurveRun(compose.experiment("workload=tiny", *overrides).resolve(device), worker=None, wanted=())
 
 
 def test_graphs_on_a_gpus_own_clock_are_not_host_sensitive():

@@ -332,13 +332,13 @@ class TestASweep:
         home, advance, holders = one.folder.parent, Progress.advance, []
 
         def looked(progress, row):
-            holders.append(file_lock.holder(home / sweep_dir.LOCK))
+            holders.append(file_lock.find_holder(home / sweep_dir.LOCK))
             advance(progress, row)
 
         monkeypatch.setattr(Progress, "advance", looked)
         assert runner.run([one], UNTRACKED, COMMAND) == 0
         assert holders == [f"process {os.getpid()}"] * 4
-        assert file_lock.holder(home / sweep_dir.LOCK) is None
+        assert file_lock.find_holder(home / sweep_dir.LOCK) is None
 
     def test_whose_folder_cannot_be_locked_does_not_begin(self, jobs):
         one = jobs("torch")

@@ -29,7 +29,7 @@ def curve(*overrides, how=None, **options):
             made,
             impl=replace(made.impl, name=how, target=f"tests.helpers.wrong_impls.{how}", options=options),
         )
-    return made.resolved("cpu")
+    return made.resolve("cpu")
 
 
 def statuses(worker, experiment):

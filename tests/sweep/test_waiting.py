@@ -34,7 +34,7 @@ def played(monkeypatch, tmp_path):
 
 def curve(target=None, mode="no_graph"):
     made = compose.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", f"mode={mode}")
-    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolved("cpu")
+    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolve("cpu")
 
 
 def statuses(points):
@@ -45,7 +45,7 @@ def statuses(points):
 def taken():
     """This process has the turn; gives the function that ends it, late enough that a hang would be seen."""
     with ExitStack() as stack:
-        stack.enter_context(lock.turn(UUID))
+        stack.enter_context(lock.gpu_lock(UUID))
         timer = threading.Timer(1.5 * TIMEOUT_S, stack.close)
         stack.callback(timer.cancel)
         yield timer.start
@@ -103,7 +103,7 @@ class TestAProcessThatWaits:
             one.wait()
             found = [row for row, _ in one.run(curve())]
         assert statuses((row, ()) for row in found) == ["skipped"] * 4
-        assert f"turns at {UUID} need files in {tmp_path / 'locks'}" in found[0]["reason"]
+        assert f"locking {UUID} needs files in {tmp_path / 'locks'}" in found[0]["reason"]
 
     def test_inline_is_told_as_well(self):
         told = []
@@ -121,21 +121,21 @@ class TestAProcessThatWaits:
 
 def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
     allocate, held = run_curve.allocate, []
-    file = lock.folder() / f"{UUID}.lock"
+    file = lock.lock_dir() / f"{UUID}.lock"
 
     @contextmanager
     def watched(*arguments):
         with allocate(*arguments) as memory:
             yield memory
             del memory
-        held.append(file_lock.holder(file))
+        held.append(file_lock.find_holder(file))
 
     monkeypatch.setattr(run_curve, "allocate", watched)
     for point in run_curve.run(curve(), {"device_uuid": UUID}):
         assert point.status == "verified"
-        assert file_lock.holder(file) == ME
+        assert file_lock.find_holder(file) == ME
     assert held == [ME]
-    assert file_lock.holder(file) is None
+    assert file_lock.find_holder(file) is None
 
 
 def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
@@ -165,7 +165,7 @@ def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
         assert not failing.worker.alive
         process = failing.worker._process
         assert process.wait() == 0
-        assert (lock.folder() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
+        assert (lock.lock_dir() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
         assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
 
 
@@ -178,11 +178,11 @@ class Hogging(threading.Thread):
         self.turns = 0
 
     def run(self):
-        queue = lock.folder() / f"{UUID}.next"
+        queue = lock.lock_dir() / f"{UUID}.next"
         while not self.over.is_set():
-            with lock.turn(UUID):
+            with lock.gpu_lock(UUID):
                 self.turns += 1
-                while file_lock.holder(queue) is None and not self.over.is_set():
+                while file_lock.find_holder(queue) is None and not self.over.is_set():
                     self.over.wait(0.001)
                 self.over.wait(0.05)  # who waits is about to ask for whom
 

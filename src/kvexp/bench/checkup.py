@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kvexp.errors import Unsupported
+from kvexp.gpu.nvml import load_nvml
+
 LEAST_DRIVER = 580
 """The first driver of CUDA 13."""
 SEED_BYTES = 75e9
@@ -64,22 +67,20 @@ def _torch() -> Iterator[dict[str, Any]]:
 
 def _driver() -> Iterator[dict[str, Any]]:
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
+        nvml = load_nvml()
     except ImportError:
         yield _found("driver", "no", "nvidia-ml-py is not installed", "make setup")
         return
-    except pynvml.NVMLError as error:
-        yield _found("driver", "no", f"no NVIDIA driver ({error})", f"install driver {LEAST_DRIVER} or newer")
+    except Unsupported as error:
+        yield _found("driver", "no", str(error), f"install driver {LEAST_DRIVER} or newer")
         return
-    version = str(pynvml.nvmlSystemGetDriverVersion())
+    version = str(nvml.nvmlSystemGetDriverVersion())
     is_new = int(version.partition(".")[0]) >= LEAST_DRIVER
     yield _found(
         "driver", "ok" if is_new else "no", version, "" if is_new else f"install {LEAST_DRIVER} or newer"
     )
-    for i in range(pynvml.nvmlDeviceGetCount()):
-        yield from _clocks(pynvml, i)
+    for i in range(nvml.nvmlDeviceGetCount()):
+        yield from _clocks(nvml, i)
 
 
 def _clocks(nvml: Any, index: int) -> Iterator[dict[str, Any]]:
@@ -108,7 +109,7 @@ def _nvrtc() -> dict[str, Any]:
         source = Path(folder) / "checkup.cu"
         source.write_text('extern "C" __global__ void checkup() {}\n')
         try:
-            nvrtc.cubin(source, {}, "sm_90")
+            nvrtc.compile_cubin(source, {}, "sm_90")
         except (ImportError, OSError, RuntimeError, CompileError) as error:
             return _found("NVRTC", "no", f"does not compile ({str(error)[:200]})", "make setup, on Linux")
     return _found("NVRTC", "ok", f"nvidia-cuda-nvrtc {_version('nvidia-cuda-nvrtc')} compiles for sm_90")

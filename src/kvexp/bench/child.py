@@ -24,7 +24,7 @@ from kvexp.bench.contract.ask import Asker
 from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu import lock
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
 from kvexp.measurement import Measurement
 from kvexp.process import die_with_parent, frozen_imports
 
@@ -74,7 +74,7 @@ def measured(
     experiment: Experiment,
     num_tokens: list[int],
     columns: dict[str, Any],
-    waits: Waits,
+    waits: OnWait,
     shapes: "Shapes | None" = None,
     asks: "Asks" = lambda: UNASKED,
 ) -> Iterator[Measurement]:
@@ -117,7 +117,7 @@ def serve() -> None:
     for line in sys.stdin:
         experiment, *coming = map(Experiment.from_json, json.loads(line))
         # The first line tells of all curves to come; those of another device are another process's.
-        asker.coming += [other.resolved(device) for other in coming if other.device == asked.device]
+        asker.coming += [other.resolve(device) for other in coming if other.device == asked.device]
         _answer(out, experiment, columns, shapes, asker)
 
 
@@ -141,7 +141,7 @@ class _Asked(threading.Thread):
             index = int(self.device.partition(":")[2] or 0)
             known = cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(number), index) == CUDA_SUCCESS
             # A process that measures would see a context that waits for its turn.
-            if known and not any(lock.holders()):
+            if known and not any(lock.list_holders()):
                 cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
 
 

@@ -13,7 +13,7 @@ from kvexp.bench import equal_copy, mode
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.gpu.cupti import Activity
-from kvexp.gpu.nvml import Machine
+from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl
 from kvexp.op import Call, Op
 from kvexp.statistics import summarise
@@ -80,7 +80,7 @@ class Curve:
     l2_bytes: int | None
     evict: Call | None
     empty_kernel_us: float | None
-    machine: Machine
+    machine: GpuMonitor
     records: Activity | None = None
     shapes: Shapes = field(default_factory=dict)
 

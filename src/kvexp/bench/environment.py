@@ -13,6 +13,7 @@ import torch
 import kvexp
 from kvexp.bench import impl_hash
 from kvexp.errors import Unsupported
+from kvexp.gpu import nvml
 from kvexp.measurement import ENVIRONMENT
 
 
@@ -71,23 +72,8 @@ def _device(device: str | None) -> dict[str, Any]:
         "sm_count": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "device_memory_bytes": properties.total_memory,
-        "driver": _driver(),
+        "driver": nvml.read_driver_version(),
     }
-
-
-def _driver() -> str | None:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _version(distribution: str) -> str | None:

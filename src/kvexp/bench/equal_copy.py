@@ -66,7 +66,7 @@ class Move:
         grid = -(-writes // (THREADS * unroll))
         tensors = (self.source, self.slots, self.place)
         macros = _macros(unroll, self.reads)
-        return nvrtc.bound(SOURCE, "copy", macros, grid, THREADS, tensors, writes, extras)
+        return nvrtc.bind(SOURCE, "copy", macros, grid, THREADS, tensors, writes, extras)
 
     def arrived(self) -> bool:
         """Whether the place holds what the call writes: the bytes that it reads, folded by exclusive or."""
@@ -169,7 +169,7 @@ def restore(memory: Memory, copies: Sequence[Move]) -> None:
 
 def empty_call() -> Call:
     """A kernel that does nothing, on the current device: what a launch costs."""
-    return nvrtc.bound(SOURCE, "empty", _macros(1, 1), 1, THREADS, ())
+    return nvrtc.bind(SOURCE, "empty", _macros(1, 1), 1, THREADS, ())
 
 
 def _macros(unroll: int, reads: int) -> tuple[tuple[str, int], ...]:

@@ -22,9 +22,9 @@ from kvexp.bench.verify import poison
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
-from kvexp.gpu.cupti import recording
-from kvexp.gpu.lock import Waits, turn
-from kvexp.gpu.nvml import Machine
+from kvexp.gpu.cupti import record
+from kvexp.gpu.lock import OnWait, gpu_lock
+from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
 from kvexp.measurement import Measurement, Status
@@ -61,7 +61,7 @@ class Failure:
 def run(
     experiment: Experiment,
     environment: dict[str, Any],
-    waits: Waits = lambda _: None,
+    waits: OnWait = lambda _: None,
     shapes: curves.Shapes | None = None,
     asks: Asks = lambda: UNASKED,
 ) -> Iterator[Measurement]:
@@ -80,9 +80,9 @@ def run(
     cases = list(experiment.cases())
     with ExitStack() as stack:
         uuid = environment.get("device_uuid")
-        machine = Machine(uuid)
+        machine = GpuMonitor(uuid)
         # The first to be entered is the last to be left: the turn ends when the memory is free.
-        refusal = attempt(lambda: stack.enter_context(turn(uuid, waits)))
+        refusal = attempt(lambda: stack.enter_context(gpu_lock(uuid, waits)))
         contract = UNASKED
         parts = attempt(functools.partial(_choose, experiment, cases)) if refusal is None else refusal
         if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
@@ -166,7 +166,7 @@ def _kept(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
 
 
 def _open(
-    parts: Parts, cases: Sequence[Case], stack: ExitStack, machine: Machine, shapes: curves.Shapes
+    parts: Parts, cases: Sequence[Case], stack: ExitStack, machine: GpuMonitor, shapes: curves.Shapes
 ) -> Curve:
     """Allocate what the points of the curve share."""
     largest = max(cases, key=lambda case: case.num_tokens)
@@ -191,7 +191,7 @@ def _open(
         evict=curves.sweep(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
-        records=stack.enter_context(recording()) if largest.timer == "cupti" else None,
+        records=stack.enter_context(record()) if largest.timer == "cupti" else None,
         shapes=shapes,
     )
 

@@ -20,7 +20,7 @@ from kvexp.bench.curve_setup import Curve
 from kvexp.bench.verify import check_left, check_run, check_untouched, poison, restore
 from kvexp.case import Case
 from kvexp.errors import IncorrectResult, KvexpError, Unsupported
-from kvexp.gpu.nvml import Look, columns
+from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
 from kvexp.statistics import summarise
@@ -69,12 +69,12 @@ def measured(curve: Curve, case: Case) -> Measurement:
         reason = curve.impl.untimed or curves.UNTIMED[case.timer]
         return Measurement(case, "verified", reason, seconds=seconds)
     with seconds.of("timing_s"):
-        before = curve.machine.look()
+        before = curve.machine.read()
         with _look_at_all(tensors, plan.mappings):
             timing = timer.timing(
                 replay, curve.rule, lambda run: check_left(tensors, windows[run], AUDITED_BYTES)
             )
-        after = curve.machine.look()
+        after = curve.machine.read()
     with seconds.of("verify_s"):
         _check_timed(replay, tensors, windows, timing.last_run)
         verified = _check_last(curve, replay, tensors, windows)
@@ -102,7 +102,7 @@ def _bind(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[C
 
 def _renew(curve: Curve, tensors: Tensors, draw: int) -> None:
     """Change the data in place, and let an implementation follow that has declared that it must."""
-    tensors.renew(draw)
+    tensors.redraw(draw)
     if refresh := getattr(curve.impl, "refresh", None):
         refresh()
 
@@ -207,7 +207,7 @@ def copied(curve: Curve, case: Case) -> Measurement:
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
     plan = curves.plan(curve, case, read, written)
     shapes = 0
-    found: list[tuple[float, Timing, tuple[Look | None, Look | None]]] = []
+    found: list[tuple[float, Timing, tuple[GpuState | None, GpuState | None]]] = []
     unrolls = equal_copy.unrolls(case.device, written)
     for moves, replay in curves.copies(curve, case, plan, read, written, unrolls):
         shapes += 1
@@ -216,9 +216,9 @@ def copied(curve: Curve, case: Case) -> Measurement:
         if not curves.timed(curve, case):
             continue
         with seconds.of("timing_s"):
-            before = curve.machine.look()
+            before = curve.machine.read()
             timing = timer.timing(replay, curve.rule)
-            after = curve.machine.look()
+            after = curve.machine.read()
         with seconds.of("verify_s"):
             equal_copy.check(curve.memory, moves, replay)
         found.append((stats.median(timing.samples_us), timing, (before, after)))
@@ -238,7 +238,7 @@ def _timed(
     case: Case,
     plan: replay_plan.Plan,
     timing: Timing,
-    looks: tuple[Look | None, Look | None],
+    looks: tuple[GpuState | None, GpuState | None],
     copy_us: float | None,
     seconds: dict[str, float],
 ) -> Measurement:
@@ -254,7 +254,7 @@ def _timed(
         copy_us=copy_us,
         empty_kernel_us=curve.empty_kernel_us,
         samples_us=timing.samples_us,
-        machine=columns(*looks),
+        machine=make_columns(*looks),
         seconds=seconds,
     )
 

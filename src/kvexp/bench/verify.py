@@ -103,7 +103,7 @@ def check_untouched(cache: Cache) -> Callable[[], None]:
         Waits for what was seen, and raises IncorrectResult where a byte was another; the cache is poisoned
         then. On a GPU the look is queued: what is queued after it may change the cache.
     """
-    answer = scan.first_unpoisoned(cache.storage)
+    answer = scan.find_unpoisoned(cache.storage)
 
     def check() -> None:
         changed = answer()
@@ -180,7 +180,11 @@ def _chunks(
     mappings, num_tokens = slots.shape
     for token in range(0, num_tokens, at_once):
         tokens = slice(token, min(token + at_once, num_tokens))
-        chosen = rows[tokens] if tensors.kept is None else _items(rows)[tensors.kept[tokens]].view(rows.dtype)
+        chosen = (
+            rows[tokens]
+            if tensors.unpadded is None
+            else _items(rows)[tensors.unpadded[tokens]].view(rows.dtype)
+        )
         expected = quantize(chosen, tensors.kv_cache_dtype, scale)
         step = max(1, at_once // (tokens.stop - tokens.start))
         for mapping in range(0, mappings, step):
@@ -201,7 +205,7 @@ def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tens
             wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
             asked = bytes(expected[token, head, start : start + size].tolist())[::-1].hex()
             written = tokens.start + token
-            number = written if tensors.kept is None else int(tensors.kept[written])
+            number = written if tensors.unpadded is None else int(tensors.unpadded[written])
             return (
                 f"token {number}, head {head}, element {byte // size} "
                 f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"

@@ -21,7 +21,7 @@ def remove_unused_folder(folder: Path) -> None:
         path.name in ("multirun.yaml", COMMAND, LOCK) or path.parent.name == ".hydra" for path in files
     ):
         return
-    if file_lock.holder(folder / LOCK):
+    if file_lock.find_holder(folder / LOCK):
         return
     for file in files:
         file.unlink()

@@ -73,7 +73,7 @@ class SweepWatcher:
         Raises:
             ConfigError: A file is not one of rows.
         """
-        worker = file_lock.holder(self._home / LOCK)  # first: an ended sweep has written all of its rows
+        worker = file_lock.find_holder(self._home / LOCK)  # first: an ended sweep has written all of its rows
         jobs = {file.parent: self._read(file) for file in sorted(self._home.glob(f"*/{row_file.ROWS}"))}
         found = select_newest(row for own in jobs.values() for row in own)
         found.sort(key=_get_start_s)

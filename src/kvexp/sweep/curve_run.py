@@ -132,7 +132,7 @@ def begin(experiment: Experiment, supervisor: WorkerSupervisor, done: Collection
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
-        experiment = experiment.resolved(worker.device)
+        experiment = experiment.resolve(worker.device)
         worker.open(experiment)
         points = {
             case.num_tokens: identify_in_workload({**asdict(case), **worker.columns})

@@ -10,7 +10,7 @@ from kvexp.bench.contract import Contract
 from kvexp.bench.contract.ask import Asker
 from kvexp.errors import Unsupported
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
 from kvexp.sweep.subprocess_worker import Point
 
 
@@ -23,7 +23,7 @@ class InlineWorker:
     alive = True
     left_behind = None
 
-    def __init__(self, requested: str, waits: Waits = lambda _: None) -> None:
+    def __init__(self, requested: str, waits: OnWait = lambda _: None) -> None:
         self.requested = requested
         self._waits = waits
         self.device = ""

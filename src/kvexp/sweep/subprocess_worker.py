@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
 from kvexp.process import END_SECONDS, START_SECONDS, LineChild
 
 CHILD = "kvexp.bench.child"
@@ -49,7 +49,7 @@ class Worker:
         self,
         requested: str,
         timeout_s: float | None = None,
-        waits: Waits = lambda _: None,
+        waits: OnWait = lambda _: None,
         child: LineChild | None = None,
         coming: Sequence[Experiment] = (),
     ) -> None:

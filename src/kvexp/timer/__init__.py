@@ -299,10 +299,10 @@ def cupti(
         if evict:
             evict()
         wait()
-        records.taken()
+        records.take()
         runs[turn]()
         wait()
-        durations_ns = records.taken()
+        durations_ns = records.take()
         if not durations_ns or len(durations_ns) % calls:
             raise KvexpError(f"CUPTI has recorded {len(durations_ns)} kernels of {calls} equal calls")
         return sum(durations_ns) / 1e3 / calls

@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_made_costs_nothing_but_time(asker, folder):
 
 
 def test_what_cannot_be_asked_says_why(asker):
-    with pytest.raises(KvexpError, match="writes head-major planes, which layout=NHD has not"):
+    with pytest.raises(KvexpError, match="writes head-major planes, which layout=NHD does not have"):
         asker.contract(tiny_curve.curve(op="reshape_and_cache", layout="NHD"), MACHINE)
     with pytest.raises(KvexpError, match=r"tests.helpers.contract_breakers.Gone of Gone cannot be found"):
         asker.contract(tiny_curve.curve(how="contract_breakers.Gone"), MACHINE)

@@ -17,7 +17,7 @@ from typing import Any
 from kvexp.bench.contract import CLAUSES, Contract, Finding, kept
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
 from kvexp.process import END_SECONDS, START_SECONDS, LineChild
 
 ASK_SECONDS = 120.0
@@ -38,7 +38,7 @@ class Asker:
         coming: Curves that will be asked for, resolved for this machine: one process asks all of them.
     """
 
-    def __init__(self, waits: Waits | None = None) -> None:
+    def __init__(self, waits: OnWait | None = None) -> None:
         self.coming: list[Experiment] = []
         self._waits = waits
         self._ask_seconds = ASK_SECONDS

@@ -32,8 +32,8 @@ def make(case: Case, source: torch.dtype, gaps: tuple[int, int]) -> list[Rows]:
     """
     device = torch.device(case.device)
     if gaps == (0, 0):
-        return [inputs.make(case, source, device)]
-    count = inputs.num_rows(case, source.itemsize)
+        return [inputs.allocate(case, source, device)]
+    count = inputs.count_rows(case, source.itemsize)
     made = []
     for gap, size in zip(gaps, (case.head_size, case.head_size_v), strict=True):
         stride = case.num_heads * size + gap

@@ -15,7 +15,7 @@ from typing import IO, Any
 from kvexp.case import Case
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import turn
+from kvexp.gpu.lock import gpu_lock
 from kvexp.process import die_with_parent, frozen_imports
 
 
@@ -41,8 +41,8 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
             # Before any kernel's module is imported: Triton reads it when it decorates.
             os.environ["TRITON_INTERPRET"] = "1"
         uuid = environment.read(device)["device_uuid"] if request["takes_turn"] else None
-        with turn(uuid, lambda holder: _say(out, holder=holder)):
-            found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
+        with gpu_lock(uuid, lambda holder: _say(out, holder=holder)):
+            found = _find(out, experiment.resolve(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
         _say(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
     except BaseException as fault:

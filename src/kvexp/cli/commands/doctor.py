@@ -76,7 +76,7 @@ def _check_libraries() -> Iterator[Finding]:
 
 def _check_locks() -> Iterator[Finding]:
     """Yield the GPUs on which a kvexp process of this host measures a curve now."""
-    for uuid, holder in lock.holders():
+    for uuid, holder in lock.list_holders():
         yield _finding("turn", "without", f"{holder} measures on {uuid}", "a sweep there waits for its turn")
 
 
@@ -90,7 +90,7 @@ def _check_store() -> Finding:
         check_database(file)
     except (ConfigError, KvexpError, sqlite3.Error) as error:
         return _finding("MLflow store", "no", str(error), "tracking.uri=sqlite:////ELSEWHERE/mlflow.db")
-    holder = file_lock.holder(file.parent / LOCK)
+    holder = file_lock.find_holder(file.parent / LOCK)
     state = f"in use by {holder}" if holder else "ready" if file.exists() else "made by the first sweep"
     return _finding("MLflow store", "ok", f"{file}, {state}")
 
@@ -109,7 +109,7 @@ def _check_sweeps() -> Iterator[Finding]:
     """Yield the sweeps below multirun/ that run now."""
     root = Path("multirun")
     for file in sorted((*root.glob(f"*/{LOCK}"), *root.glob(f"*/*/{LOCK}"))):
-        if holder := file_lock.holder(file):
+        if holder := file_lock.find_holder(file):
             yield _finding("sweep", "without", f"{file.parent} is measured by {holder}", "wait for it")
 
 

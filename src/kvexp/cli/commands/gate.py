@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         gate_rules.check_jobs(jobs)
         machine = gate_rules.describe_machine(jobs[0].experiment.device)
         baseline.extend(_read_baseline(machine, typed.across))
-        experiments = [job.experiment.resolved(machine["device"]) for job in jobs]
+        experiments = [job.experiment.resolve(machine["device"]) for job in jobs]
         compare.check_cases(baseline, [case for experiment in experiments for case in experiment.cases()])
 
     code, home = run_sweep(gate_rules.add_defaults(words), check)
