@@ -20,17 +20,17 @@ def package(tmp_path, monkeypatch):
     (folder / "fast.cu").write_text("// a kernel\n")
     (tmp_path / "alone.py").write_text("class Alone: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    impl_hash.impl_hash.cache_clear()
+    impl_hash.hash_impl.cache_clear()
     yield folder
-    impl_hash.impl_hash.cache_clear()
+    impl_hash.hash_impl.cache_clear()
     for name in ("theirs", "theirs.fast", "alone"):
         sys.modules.pop(name, None)
 
 
 def again(target):
     """The hash that a new process would find."""
-    impl_hash.impl_hash.cache_clear()
-    return impl_hash.impl_hash(target)
+    impl_hash.hash_impl.cache_clear()
+    return impl_hash.hash_impl(target)
 
 
 def test_a_changed_kernel_beside_the_module_is_another_implementation(package):
@@ -69,7 +69,7 @@ def test_a_module_without_a_package_is_its_file_alone(package):
 def test_an_edit_after_the_import_changes_nothing_in_this_process(package):
     before = again("alone.Alone")
     (package.parent / "alone.py").write_text("class Alone: fast = True\n")
-    assert impl_hash.impl_hash("alone.Alone") == before
+    assert impl_hash.hash_impl("alone.Alone") == before
 
 
 def test_our_implementations_differ_and_have_their_kernels_in_their_hash():
@@ -108,8 +108,8 @@ def test_all_of_kvexp_has_one_hash_wherever_it_lies(tmp_path, conf):
     compiled.mkdir(exist_ok=True)
     (compiled / "new.cpython-399.pyc").write_bytes(b"compiled")
     (tmp_path / conf / "notes.txt").write_text("no option")
-    assert copy.source_hash() == impl_hash.source_hash()
-    assert len(copy.source_hash()) == 16
+    assert copy.hash_sources() == impl_hash.hash_sources()
+    assert len(copy.hash_sources()) == 16
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_whatever_can_change_what_is_measured_changes_the_hash_of_kvexp(tmp_path
     copy = copied(tmp_path, "conf")
     with (tmp_path / file).open("a") as handle:
         handle.write("\n")
-    assert copy.source_hash() != impl_hash.source_hash()
+    assert copy.hash_sources() != impl_hash.hash_sources()
 
 
 def test_a_file_under_another_name_changes_the_hash_of_kvexp(tmp_path):
     copy = copied(tmp_path, "conf")
     (tmp_path / "conf" / "mode" / "auto.yaml").rename(tmp_path / "conf" / "mode" / "other.yaml")
-    assert copy.source_hash() != impl_hash.source_hash()
+    assert copy.hash_sources() != impl_hash.hash_sources()
 
 
 def test_every_file_of_kvexp_is_in_its_hash():
@@ -148,4 +148,4 @@ def test_every_file_of_kvexp_is_in_its_hash():
 def test_sources_that_cannot_be_read_have_no_hash(tmp_path):
     copy = copied(tmp_path, "conf")
     (tmp_path / "conf" / "gone.yaml").symlink_to(tmp_path / "nowhere")
-    assert copy.source_hash() is None
+    assert copy.hash_sources() is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvexp.bench import environment, run_curve
-from kvexp.bench.run_point import KEPT
+from kvexp.bench.run_point import STALE
 from kvexp.errors import WorkerDied
 from kvexp.impl.cuda import launcher
 from kvexp.impl.cuda.spec import SOURCES
@@ -185,7 +185,7 @@ def test_a_call_that_keeps_what_it_read_when_it_was_bound_is_incorrect(what, mod
     stale = replace(made, impl=replace(made.impl, **target))
     for point in run_curve.run(stale.resolved("cuda:0"), environment.read("cuda:0")):
         assert (point.status, point.statistics) == ("incorrect", None)
-        assert point.reason.startswith(f"{KEPT}: ")
+        assert point.reason.startswith(f"{STALE}: ")
 
 
 @pytest.mark.parametrize("first", [1, 4, 10])

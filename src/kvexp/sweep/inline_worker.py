@@ -44,7 +44,7 @@ class Inline:
         from kvexp.bench import child
 
         if not self.device:
-            self.device, self.environment, self.refusal = child.ready(self.requested)
+            self.device, self.environment, self.refusal = child.read_device(self.requested)
         if self.refusal:
             raise Unsupported(self.refusal)
 
@@ -52,7 +52,7 @@ class Inline:
         """The curve is the one to measure, and `impl_hash` is known."""
         from kvexp.bench import child
 
-        self._experiment, self.impl_hash = experiment, child.impl_hash(experiment)
+        self._experiment, self.impl_hash = experiment, child.hash_impl(experiment)
 
     def points(self, num_tokens: Sequence[int]) -> Iterator[Point]:
         """Those points of the opened curve; raises ConfigError as `Worker.points` does."""
@@ -62,9 +62,11 @@ class Inline:
         experiment = self._experiment
 
         def asks() -> Contract:
-            return child.contract(experiment, self.environment, self._asker)
+            return child.ask_contract(experiment, self.environment, self._asker)
 
-        found = child.measured(experiment, list(num_tokens), self.columns, self._waits, self._shapes, asks)
+        found = child.measure_points(
+            experiment, list(num_tokens), self.columns, self._waits, self._shapes, asks
+        )
         for measurement in found:
             yield measurement.row(), measurement.samples_us
 

@@ -37,7 +37,7 @@ class Plan:
         mappings: Slot mappings that the calls walk through, none sharing a slot with another.
         cache_state: `cold`, `hot` (every call writes the same slots) or `warm` (the cache is too small for
             either); None on a CPU, whose caches are not watched.
-        evict: The L2 is swept by reading before each series.
+        flush_l2: The L2 is swept by reading before each series.
         windows: Sets of keys and values that the calls walk through; at least two.
         inputs_state: `hot` (the sets share all rows but a few) or `cold` (they share none, and are more than
             the L2 holds); None on a CPU.
@@ -47,7 +47,7 @@ class Plan:
     short_calls: int
     mappings: int
     cache_state: Literal["cold", "hot", "warm"] | None
-    evict: bool
+    flush_l2: bool
     windows: int = 2
     inputs_state: Literal["cold", "hot"] | None = None
 
@@ -81,11 +81,11 @@ class Plan:
         return [last[mapping] for mapping in range(self.mappings)]
 
 
-ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, evict=False)
+ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, flush_l2=False)
 """One call: what is verified and not timed."""
 
 
-def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
+def plan_on_cpu(distinct: int, bytes_moved: int) -> Plan:
     """Calls enough that the host's clock resolves them, at an assumed 10 GB/s and 5 us a call.
 
     Args:
@@ -98,7 +98,7 @@ def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
     return Plan(_odd_visits(calls, mappings, 1) * mappings, 0, mappings, None, False)
 
 
-def gpu_plan(
+def plan_on_gpu(
     distinct: int,
     bytes_moved: int,
     bytes_written: int,
@@ -164,7 +164,7 @@ def gpu_plan(
         short_calls=short_calls,
         mappings=mappings,
         cache_state=state,
-        evict=state == "cold" or inputs == "cold",
+        flush_l2=state == "cold" or inputs == "cold",
         windows=windows,
         inputs_state="cold" if inputs == "cold" else "hot",
     )

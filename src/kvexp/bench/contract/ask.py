@@ -62,7 +62,7 @@ class Asker:
         """Have no more patience with one question than that."""
         self._ask_seconds = ASK_SECONDS if ask_seconds is None else min(ask_seconds, ASK_SECONDS)
 
-    def contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
+    def get_contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
         """Return what is known of the curve's implementation, which is asked where nothing is.
 
         Args:

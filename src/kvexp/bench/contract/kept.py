@@ -57,7 +57,7 @@ def write(experiment: Experiment, key: str, contract: Contract) -> None:
 
 def _impl_hash(experiment: Experiment) -> str | None:
     """Return the hash of the implementation's sources; what has none is asked anew in each process."""
-    return impl_hash.impl_hash(experiment.impl.target)
+    return impl_hash.hash_impl(experiment.impl.target)
 
 
 def _file(key: str) -> Path:
