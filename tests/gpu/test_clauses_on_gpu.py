@@ -8,7 +8,7 @@ import torch
 from kvexp.bench import run_curve
 from kvexp.bench.contract import FULL, NEEDED
 from kvexp.bench.contract.ask import Asker
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, tiny_curve
 from tests.helpers.contract_breakers import BROKEN, ON_THE_HOST, SMALL_ALONE
@@ -31,11 +31,11 @@ def curve(mode, **chosen):
 
 def found(made):
     case = next(made.cases())
-    asked = Asked(
+    asked = Subject(
         make(made.impl, device="cuda:0"), make(made.op), make(made.layout), tiny_curve.source(made), case
     )
     with torch.cuda.stream(torch.cuda.Stream()):
-        return find(asked, SIZES)
+        return pose_clauses(asked, SIZES)
 
 
 def broken(contract):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvexp.bench.contract import words_of
+from kvexp.bench.contract import describe_column
 from kvexp.report.curves import Line, Machine, Row
 from kvexp.report.format import listed, number, percent, tokens
 from kvexp.report.speedups import Axis, is_enough, latency_us, told
@@ -100,7 +100,7 @@ def breaches(machine: Machine) -> list[str]:
     """Return what of the contract is not kept, or refused, by implementations whose points are right."""
     found: dict[str, list[str]] = {}
     for line in machine.lines:
-        for but in dict.fromkeys(words_of(row.get("contract")) for row in line.points):
+        for but in dict.fromkeys(describe_column(row.get("contract")) for row in line.points):
             if but:
                 found.setdefault(but, []).append(line.label)
     return [f"{listed(names)}: right, but {but}." for but, names in found.items()]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvexp.bench.contract import words_of
+from kvexp.bench.contract import describe_column
 from kvexp.results.rows import RIGHT
 
 Row = Mapping[str, Any]
@@ -64,7 +64,7 @@ def breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
     found: dict[str, list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
-            if row["status"] in RIGHT and (but := words_of(row.get("contract"))):
+            if row["status"] in RIGHT and (but := describe_column(row.get("contract"))):
                 found[but].append(name)
     return [Outcome("ok, but", but, tuple(unique(points)), len(points)) for but, points in found.items()]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvexp.bench.contract import FULL, UNASKED, Contract, Finding, kept
+from kvexp.bench.contract import FULL, UNASKED, Contract, Finding, answer_cache
 from kvexp.bench.contract.ask import Asker
 from kvexp.errors import KvexpError
 from kvexp.experiment import Choice
@@ -132,9 +132,9 @@ def test_another_version_of_a_peer_is_asked_anew(asker, started, monkeypatch):
     version = importlib.metadata.version
     for vllm in ("0.33.0", "0.34.0"):
         monkeypatch.setattr(importlib.metadata, "version", lambda n, v=vllm: v if n == "vllm" else version(n))
-        kept._versions.cache_clear()
+        answer_cache._read_versions.cache_clear()
         asker.get_contract(curve("Breaking"), MACHINE)
-    kept._versions.cache_clear()
+    answer_cache._read_versions.cache_clear()
     assert len(started) == 2
 
 
