@@ -1,4 +1,4 @@
-"""impl=copy: the ceiling as a curve. What it says is checked, though it is no cache write."""
+"""impl=copy: the equal copy as a curve. Its bytes are checked, though it is no cache write."""
 
 import numpy as np
 import pytest

@@ -17,7 +17,7 @@ from kvexp.impl import make
 PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
 """Implementations that are others', measured where they are installed."""
 
-CEILING = "copy"
+COPY = "copy"
 """What stands among the implementations and writes no cache."""
 
 
@@ -29,7 +29,7 @@ def options(group: str) -> list[str]:
 
 def implementations() -> list[str]:
     """Our own: those that hold the whole contract; a peer may refuse or be wrong."""
-    return [name for name in options("impl") if name not in (*PEERS, CEILING)]
+    return [name for name in options("impl") if name not in (*PEERS, COPY)]
 
 
 def formats() -> list[str]:

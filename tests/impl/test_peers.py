@@ -237,7 +237,7 @@ def test_torch_compile_is_verified_as_everyone_is(kv_cache_dtype):
 
 
 def test_the_peers_are_those_that_say_so():
-    ours = {name for name in compose.options("impl") if name not in (*compose.PEERS, compose.CEILING)}
+    ours = {name for name in compose.options("impl") if name not in (*compose.PEERS, compose.COPY)}
     assert ours == set(compose.implementations()) == {"cuda", "torch", "triton"}
 
 

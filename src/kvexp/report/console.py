@@ -101,7 +101,7 @@ def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
             if row.get("other_processes"):
                 found["shared", "other processes were on the GPU"].append(name)
             if row["status"] in RIGHT and row.get("impl") == "copy":
-                found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
+                found["equal copy", "a plain copy of as many bytes, no cache write"].append(name)
     return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]
 
 
@@ -127,7 +127,7 @@ def _print_indented(line: str, console: Console) -> None:
 
 
 _STYLES = {
-    "ceiling": "dim",
+    "equal copy": "dim",
     "ok, but": "yellow",
     "throttled": "yellow",
     "shared": "yellow",

@@ -139,7 +139,7 @@ def _section(machine: Machine) -> Section:
     said = headline.findings(compared)
     notes = [
         headline.certainty(machine) if said else "",
-        headline.ceiling(machine),
+        headline.compare_with_copy(machine),
         *headline.breaches(machine),
         *headline.disturbances(machine),
     ]
@@ -175,7 +175,7 @@ def _tables(panel: Panel) -> tuple[Table, ...]:
     """The panel's points, a few lines of it to a table, so that a table fits on paper."""
     group = {one.name: one.line for one in panel.series}
     sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
-    ranked = {name: line for name, line in group.items() if not line.is_ceiling}
+    ranked = {name: line for name, line in group.items() if not line.is_copy}
     leaders = {size: headline.fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
     names = list(group)
     abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))

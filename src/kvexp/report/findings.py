@@ -62,8 +62,8 @@ def _either(values: Sequence[str]) -> str:
     return f"{', '.join(values[:-1])} or {values[-1]}"
 
 
-def ceiling(machine: Machine) -> str:
-    """How near the fastest point with a ceiling comes to it; empty where none has one."""
+def compare_with_copy(machine: Machine) -> str:
+    """Say how near the fastest points come to their equal copies; empty where no point has one."""
     points = [
         (row["copy_fraction"], line, row)
         for line in machine.ranked
