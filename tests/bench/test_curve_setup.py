@@ -56,9 +56,8 @@ def test_each_run_of_a_replay_makes_the_calls_of_both_series(monkeypatch, gpu_s,
     plan = Plan(5, short_calls, 6, "cold", True)
     swept = replace(gpu_s, flush_l2=lambda: made.append("sweep"))
     turns = [calls[: 5 + short_calls], calls[8 : 13 + short_calls]]
-    replay = curve_setup.make_replay(
-        swept, replace(tiny_curve.case(), mode="no_graph", timer=clock), turns, plan
-    )
+    case = replace(tiny_curve.case(), mode="no_graph", timer=clock)
+    replay = curve_setup.make_replay(swept, case, turns, plan)
     for run, first in zip(replay.runs, (0, 8), strict=True):
         made.clear()
         run()

@@ -31,12 +31,10 @@ def check_machine() -> Iterator[dict[str, Any]]:
     for peer in PEERS:
         version = _find_version(peer) or _find_version(f"{peer}-python")
         fix = f"pip install {peer}, to measure impl={peer} beside ours"
-        yield _report(
-            peer, "ok" if version else "without", version or "not installed", "" if version else fix
-        )
+        yield _note(peer, "ok" if version else "without", version or "not installed", "" if version else fix)
 
 
-def _report(what: str, state: str, said: str, fix: str = "") -> dict[str, Any]:
+def _note(what: str, state: str, said: str, fix: str = "") -> dict[str, Any]:
     return {"what": what, "state": state, "said": said, "fix": fix}
 
 
@@ -44,10 +42,10 @@ def _check_torch() -> Iterator[dict[str, Any]]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield _report("torch", "no", f"cannot be imported ({error})", "make setup")
+        yield _note("torch", "no", f"cannot be imported ({error})", "make setup")
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU alone"
-    yield _report("torch", "ok", f"{torch.__version__}, built {'with ' * bool(torch.version.cuda)}{build}")
+    yield _note("torch", "ok", f"{torch.__version__}, built {'with ' * bool(torch.version.cuda)}{build}")
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     if not names:
         fix = (
@@ -55,13 +53,13 @@ def _check_torch() -> Iterator[dict[str, Any]]:
             if not torch.version.cuda
             else "see driver below"
         )
-        yield _report("GPU", "no", "none that torch can use", f"{fix}; or measure impl=torch workload=tiny")
+        yield _note("GPU", "no", "none that torch can use", f"{fix}; or measure impl=torch workload=tiny")
     for i, gpu in enumerate(names):
         free, total = torch.cuda.mem_get_info(i)
         said = f"{gpu.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB are free"
         fits = i > 0 or free >= SEED_BYTES
         fix = "" if fits else f"workload=seed needs {SEED_BYTES / 1e9:.0f} GB; choose another, as llama3_8b"
-        yield _report(f"cuda:{i}", "ok" if fits else "no", said, fix)
+        yield _note(f"cuda:{i}", "ok" if fits else "no", said, fix)
 
 
 def _check_driver() -> Iterator[dict[str, Any]]:
@@ -70,14 +68,14 @@ def _check_driver() -> Iterator[dict[str, Any]]:
 
         pynvml.nvmlInit()
     except ImportError:
-        yield _report("driver", "no", "nvidia-ml-py is not installed", "make setup")
+        yield _note("driver", "no", "nvidia-ml-py is not installed", "make setup")
         return
     except pynvml.NVMLError as error:
-        yield _report("driver", "no", f"no NVIDIA driver ({error})", f"install driver {MIN_DRIVER} or newer")
+        yield _note("driver", "no", f"no NVIDIA driver ({error})", f"install driver {MIN_DRIVER} or newer")
         return
     version = str(pynvml.nvmlSystemGetDriverVersion())
     is_new = int(version.partition(".")[0]) >= MIN_DRIVER
-    yield _report(
+    yield _note(
         "driver", "ok" if is_new else "no", version, "" if is_new else f"install {MIN_DRIVER} or newer"
     )
     for i in range(pynvml.nvmlDeviceGetCount()):
@@ -91,14 +89,14 @@ def _check_clocks(nvml: Any, index: int) -> Iterator[dict[str, Any]]:
         most = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
         busy = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     except nvml.NVMLError as error:
-        yield _report(
+        yield _note(
             f"clocks {index}", "without", f"cannot be read ({error})", "ask for the right to read NVML"
         )
         return
-    yield _report(f"clocks {index}", "ok", f"SM at {now} of {most} MHz now")
+    yield _note(f"clocks {index}", "ok", f"SM at {now} of {most} MHz now")
     said = f"processes {', '.join(map(str, busy))} use it" if busy else "nobody else uses it"
     fix = "stop them while you measure" if busy else ""
-    yield _report(f"GPU {index} held", "without" if busy else "ok", said, fix)
+    yield _note(f"GPU {index} held", "without" if busy else "ok", said, fix)
 
 
 def _check_nvrtc() -> dict[str, Any]:
@@ -112,22 +110,20 @@ def _check_nvrtc() -> dict[str, Any]:
         try:
             nvrtc.cubin(source, {}, "sm_90")
         except (ImportError, OSError, RuntimeError, CompileError) as error:
-            return _report("NVRTC", "no", f"does not compile ({str(error)[:200]})", "make setup, on Linux")
-    return _report(
-        "NVRTC", "ok", f"nvidia-cuda-nvrtc {_find_version('nvidia-cuda-nvrtc')} compiles for sm_90"
-    )
+            return _note("NVRTC", "no", f"does not compile ({str(error)[:200]})", "make setup, on Linux")
+    return _note("NVRTC", "ok", f"nvidia-cuda-nvrtc {_find_version('nvidia-cuda-nvrtc')} compiles for sm_90")
 
 
 def _check_triton() -> dict[str, Any]:
     version = _find_version("triton")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if version is None:
-        return _report("triton", "no", "not installed", "make setup, on Linux")
+        return _note("triton", "no", "not installed", "make setup, on Linux")
     if compiler is None:
-        return _report(
+        return _note(
             "triton", "without", f"{version}, but no C compiler", "install gcc, for its launcher on a GPU"
         )
-    return _report("triton", "ok", f"{version}, with {compiler}")
+    return _note("triton", "ok", f"{version}, with {compiler}")
 
 
 def _find_headers() -> dict[str, Any]:
@@ -136,8 +132,8 @@ def _find_headers() -> dict[str, Any]:
     file = next((file for root in roots for file in root.glob("**/include/cuda_runtime.h")), None)
     if file is None:
         fix = "pip install nvidia-cuda-runtime, for peers that compile"
-        return _report("CUDA headers", "without", "none; our own kernels need none", fix)
-    return _report("CUDA headers", "ok", str(file.parent))
+        return _note("CUDA headers", "without", "none; our own kernels need none", fix)
+    return _note("CUDA headers", "ok", str(file.parent))
 
 
 def _find_version(distribution: str) -> str | None:

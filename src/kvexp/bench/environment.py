@@ -37,8 +37,7 @@ def resolve_device(requested: str) -> str:
 def read(device: str | None) -> dict[str, Any]:
     """Return the row's columns about the machine; None where something does not apply or is unknown.
 
-    Args:
-        device: `cuda:N` or `cpu`; None when the machine lacks the device that was asked for.
+    `device` is None when the machine lacks the one that was asked for.
     """
     return {
         **_read_device(device),

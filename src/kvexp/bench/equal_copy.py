@@ -125,10 +125,7 @@ def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: P
 def check_copies(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:
     """Run the replay on the poisoned cache, check the bytes that it wrote, and poison the cache again.
 
-    Args:
-        memory: The curve's memory.
-        copies: What the replay's calls do; after the last of them the first comes again.
-        replay: The calls.
+    The replay's calls make `copies`, and after the last the first again.
 
     Raises:
         IncorrectResult: A place holds wrong bytes, or another byte changed.

@@ -23,10 +23,7 @@ def prepare(mode: str, calls: Sequence[Call]) -> Call:
 
     For `cudagraph` the calls are captured, not run. One of each kind must have run before, so that nothing is
     compiled or loaded for the first time inside the capture.
-
-    Args:
-        mode: `cudagraph` or `no_graph`.
-        calls: An op's calls, and what lies between them, such as the record of an event.
+    Besides an op's calls there may be others between them, such as the record of an event.
     """
     if mode == "cudagraph":
         return _capture(calls)

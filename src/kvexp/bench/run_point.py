@@ -125,13 +125,8 @@ def _check_first_run(
 ) -> None:
     """Check the first run of the replay, with other data than its calls were bound with.
 
-    Args:
-        curve: The curve.
-        replay: The calls.
-        tensors: The case's.
-        plan: Of the calls.
-        every_run: Check the other runs as well, which find the rows of the one before in their slots. In a
-            timed replay the audit does that.
+    With `every_run` check the other runs as well, which find the rows of the one before in their slots. In a
+    timed replay the audit does that.
 
     Raises:
         IncorrectResult: It wrote wrong bytes. The reason begins with STALE where newly bound calls are right.

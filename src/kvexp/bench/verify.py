@@ -21,6 +21,9 @@ from kvexp.workload import Cache, Tensors
 ROWS_BYTES = 128 << 20
 """Bytes that are compared at once."""
 
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types as which items are copied and compared, by item size."""
+
 
 def poison(cache: Cache) -> None:
     """Fill the cache and its guards with poison."""
@@ -60,13 +63,7 @@ def check_run(
     """Run the calls and check the slots that they wrote, and their inputs; see `verify`.
 
     The written slots stay as they are, whatever they held before. The rest of the cache is left to a later
-    scan, before which nothing but these calls may run.
-
-    Args:
-        run: See `verify`.
-        tensors: See `verify`.
-        windows: See `verify`.
-        others: Whether to check the curve's inputs that are not the case's, too.
+    scan, before which nothing but these calls may run. With `others` check the curve's other inputs, too.
     """
     try:
         run()
@@ -165,7 +162,7 @@ def _count_wrong(
     tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
 ) -> tuple[float, int]:
     """Return the fraction of the written elements that are wrong, and their number."""
-    item, wrong, total = _INTEGERS[plane.itemsize], 0, 0
+    item, wrong, total = INTEGERS[plane.itemsize], 0, 0
     for tokens, chosen, expected in _iterate_chunks(tensors, rows, scale, slots):
         found = _gather(tensors, plane, slots[chosen, tokens]).view(-1, *expected.shape)
         differs = found.view(item) != expected.view(item)
@@ -220,12 +217,9 @@ def _gather(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
     return rows.view(torch.uint8)
 
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
 def _view_as_integers(plane: Tensor) -> Tensor:
     """View the same items as integers: bytes, whatever they mean as numbers."""
-    return plane.view(_INTEGERS[plane.itemsize])
+    return plane.view(INTEGERS[plane.itemsize])
 
 
 def _view_as_words(tensors: Tensors, plane: Tensor) -> Tensor:
@@ -234,7 +228,7 @@ def _view_as_words(tensors: Tensors, plane: Tensor) -> Tensor:
         return _view_as_integers(plane)
     places = (plane.shape[-1], plane.storage_offset(), *plane.stride()[:-1])
     aligned = math.gcd(8, *(place * plane.itemsize for place in places))
-    return plane.view(_INTEGERS[aligned])
+    return plane.view(INTEGERS[aligned])
 
 
 def _count_rows_at_once(tensors: Tensors, rows: Tensor) -> int:

@@ -21,12 +21,8 @@ def make_replay(
 
     A sample raises KvexpError where the number of recorded kernels is no multiple of the number of calls.
 
-    Args:
-        runs: Each makes the calls; a graph was captured while records were kept.
-        calls: How many.
-        flush_l2: Runs before each sample and is not counted; see `cuda_event.make_replay`.
-        records: What the GPU ran.
-        wait: Returns when the GPU has run all.
+    Graphs must be captured while `records` are kept. `flush_l2` runs before each sample and is not counted.
+    `wait` returns when the GPU has run all.
     """
 
     def sample(turn: int) -> float:

@@ -86,12 +86,7 @@ ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, flush_l2=False
 
 
 def plan_on_cpu(distinct: int, bytes_moved: int) -> Plan:
-    """Plan enough calls for the host's clock to resolve them, at an assumed 10 GB/s and 5 us a call.
-
-    Args:
-        distinct: Slot mappings that share no slot; see `Case.mappings`.
-        bytes_moved: Bytes that one call reads and writes.
-    """
+    """Plan enough calls for the host's clock to resolve them, at an assumed 10 GB/s and 5 us a call."""
     expected_us = 5.0 + bytes_moved / 10e3
     calls = max(1, min(MOST_EAGER_CALLS, math.ceil(CPU_REPLAY_US / expected_us)))
     mappings = _count_mappings(calls, distinct, 1)
@@ -171,13 +166,7 @@ def plan_on_gpu(
 
 
 def _count_visits(calls: int, mappings: int, fewest: int) -> int:
-    """Return how often each mapping is visited, an odd number, for about so many calls.
-
-    Args:
-        calls: Calls wanted; there are no more, unless `fewest` needs them.
-        mappings: Slot mappings that they walk through.
-        fewest: Calls needed at least.
-    """
+    """Return how often each mapping is visited, an odd number: for `calls` calls, or `fewest` if more."""
     visits = max(1, calls // mappings)
     visits -= 1 - visits % 2
     while visits * mappings < fewest:

@@ -45,13 +45,7 @@ class StoppingCriterion:
 def collect_samples(
     sample: Callable[[], float], criterion: StoppingCriterion, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, ...]:
-    """Take samples until the criterion is met; after the warm-up every one is kept.
-
-    Args:
-        sample: Takes one sample.
-        criterion: When to stop.
-        clock: Seconds, for the time limit.
-    """
+    """Take samples until the criterion is met, by a clock in seconds; after the warm-up keep every one."""
     for _ in range(criterion.warmup):
         sample()
     samples: list[float] = []

@@ -13,13 +13,7 @@ from kvexp.timer.replay import Replay
 
 
 def make_replay(runs: Sequence[Call], calls: int, on_gpu: bool) -> Replay:
-    """Put the host's clock around all calls of a run, synchronised at their end.
-
-    Args:
-        runs: Each makes the calls.
-        calls: How many.
-        on_gpu: There is a GPU to wait for.
-    """
+    """Put the host's clock around each run of so many calls, synchronised at its end where there is a GPU."""
 
     def sample(turn: int) -> float:
         run = runs[turn]

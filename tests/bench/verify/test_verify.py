@@ -3,15 +3,8 @@ import re
 import pytest
 import torch
 
-from kvexp.bench.verify import (
-    _view_as_integers,
-    check_run,
-    check_timed_slots,
-    check_untouched,
-    poison,
-    restore,
-    verify,
-)
+from kvexp.bench import verify as law
+from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore, verify
 from kvexp.errors import IncorrectResult
 from kvexp.gpu import scan as memories
 from kvexp.op.quantize import quantize
@@ -178,7 +171,7 @@ def test_what_the_timed_calls_left_is_looked_at(tensors):
     strides.write(tensors)
     check_timed_slots(tensors, FIRST)
     slots = tensors.written_slots(1).reshape(-1)[:1]
-    tensors.cache.layout.scatter(_view_as_integers(tensors.value_cache), slots, 0)
+    tensors.cache.layout.scatter(law._view_as_integers(tensors.value_cache), slots, 0)
     with pytest.raises(IncorrectResult, match=r"not while it was timed: .* written to value_cache are wrong"):
         check_timed_slots(tensors, FIRST)
     assert all_poison(tensors.cache)

@@ -24,12 +24,7 @@ IGNORED = ("name", "num_blocks", "slots", "padding", "padding_at", "rows", "extr
 
 
 def make_key(experiment: Experiment, machine: Mapping[str, Any]) -> str:
-    """Return a hash of everything that the curve's contract depends on.
-
-    Args:
-        experiment: The curve, resolved for this machine's device.
-        machine: The machine's columns.
-    """
+    """Return a hash of everything that the contract of a resolved curve depends on."""
     fields = asdict(experiment)
     for name in ("timer", "layout_reason"):
         del fields[name]

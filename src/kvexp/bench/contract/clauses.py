@@ -133,14 +133,7 @@ def _pose_edges(pose: Pose, num_tokens: int, found: Mapping[str, Finding]) -> di
 def _pose_mixed(
     pose: Pose, num_tokens: int, found: Mapping[str, Finding], holds_alone: bool = False
 ) -> dict[str, Finding]:
-    """Pose the clauses that held so far together; return the ones that do not hold at this size.
-
-    Args:
-        pose: Poses questions.
-        num_tokens: The size.
-        found: The findings so far.
-        holds_alone: Each clause is known to hold alone at this size.
-    """
+    """Pose the clauses that held so far together; return the ones that do not hold at this size."""
     together = [c for c in found if _is_held(found, c) and c not in (*EDGE_CLAUSES, *SMALL_ONLY)]
     contiguous = [clause for clause in together if clause != "strided_rows"]
     none = [Question(all_padding=True)] if "padding" in together else []

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.op.quantize import FORMATS
 from kvexp.workload import inputs
@@ -20,9 +21,6 @@ EXPONENTS = (-14, 4)
 
 SOURCE_REPEATS = 8
 """How often the edges of the source's own type occur among those of all types."""
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-"""Integer types as which items are copied and compared, by item size."""
 
 
 def make(case: Case, source: torch.dtype, gaps: tuple[int, int]) -> list[Rows]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from kvexp.bench.contract import question_inputs
-from kvexp.bench.contract.question_inputs import INTEGERS
 from kvexp.bench.contract.questions import STATES, Question
+from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.gpu import scan
 from kvexp.layout import Layout, Plane
