@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import kvexp
-from kvexp.bench.impl_hash import hash_sources
+from kvexp.bench.impl_hash import source_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -121,9 +121,9 @@ def test_the_wheel_works_in_another_folder(installed, tmp_path):
 
 
 def test_the_wheel_has_the_hash_of_the_checkout(installed, tmp_path):
-    code = "from kvexp.bench.impl_hash import hash_sources; print(hash_sources())"
+    code = "from kvexp.bench.impl_hash import source_hash; print(source_hash())"
     done = ran(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(installed))
-    assert done.stdout.strip() == hash_sources()
+    assert done.stdout.strip() == source_hash()
 
 
 def test_the_wheel_carries_every_option_and_kernel(installed):

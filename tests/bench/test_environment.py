@@ -119,5 +119,5 @@ class TestTheCommit:
 
 
 def test_the_hash_of_the_sources_is_read_and_is_no_part_of_a_points_identity():
-    assert environment.read("cpu")["source_hash"] == impl_hash.hash_sources()
+    assert environment.read("cpu")["source_hash"] == impl_hash.source_hash()
     assert "source_hash" not in IDENTITY

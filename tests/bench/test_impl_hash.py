@@ -108,8 +108,8 @@ def test_all_of_kvexp_has_one_hash_wherever_it_lies(tmp_path, conf):
     compiled.mkdir(exist_ok=True)
     (compiled / "new.cpython-399.pyc").write_bytes(b"compiled")
     (tmp_path / conf / "notes.txt").write_text("no option")
-    assert copy.hash_sources() == impl_hash.hash_sources()
-    assert len(copy.hash_sources()) == 16
+    assert copy.source_hash() == impl_hash.source_hash()
+    assert len(copy.source_hash()) == 16
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_whatever_can_change_what_is_measured_changes_the_hash_of_kvexp(tmp_path
     copy = copied(tmp_path, "conf")
     with (tmp_path / file).open("a") as handle:
         handle.write("\n")
-    assert copy.hash_sources() != impl_hash.hash_sources()
+    assert copy.source_hash() != impl_hash.source_hash()
 
 
 def test_a_file_under_another_name_changes_the_hash_of_kvexp(tmp_path):
     copy = copied(tmp_path, "conf")
     (tmp_path / "conf" / "mode" / "auto.yaml").rename(tmp_path / "conf" / "mode" / "other.yaml")
-    assert copy.hash_sources() != impl_hash.hash_sources()
+    assert copy.source_hash() != impl_hash.source_hash()
 
 
 def test_every_file_of_kvexp_is_in_its_hash():
@@ -148,4 +148,4 @@ def test_every_file_of_kvexp_is_in_its_hash():
 def test_sources_that_cannot_be_read_have_no_hash(tmp_path):
     copy = copied(tmp_path, "conf")
     (tmp_path / "conf" / "gone.yaml").symlink_to(tmp_path / "nowhere")
-    assert copy.hash_sources() is None
+    assert copy.source_hash() is None

@@ -47,7 +47,7 @@ def read(device: str | None) -> dict[str, Any]:
         "cuda_core": _find_version("cuda-core"),
         "python": platform.python_version(),
         "kvexp": kvexp.__version__,
-        "source_hash": impl_hash.hash_sources(),
+        "source_hash": impl_hash.source_hash(),
         **_read_commit(),
         "host": socket.gethostname(),
         "cpu": _read_cpu_name(),

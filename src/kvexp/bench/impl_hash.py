@@ -23,7 +23,7 @@ def conf_dir() -> Path:
 
 
 @functools.cache
-def hash_sources() -> str | None:
+def source_hash() -> str | None:
     """Return a hash of kvexp's sources and options; None when they cannot be read.
 
     It is the same for a wheel and a checkout. Computed once a process.
