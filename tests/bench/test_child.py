@@ -48,7 +48,7 @@ def asked(monkeypatch, tmp_path):
 
         monkeypatch.setattr(sys, "stdin", io.StringIO(line))
         monkeypatch.setattr(child.ctypes, "CDLL", load)
-        thread = child._Asked()
+        thread = child._DeviceReader()
         thread.start()
         thread.join()
         return thread.device, driver.retained if driver else []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvexp.bench import environment, run_curve
-from kvexp.bench.run_point import KEPT
+from kvexp.bench.run_point import STALE
 from kvexp.errors import WorkerDied
 from kvexp.impl.cuda import launcher
 from kvexp.impl.cuda.spec import SOURCES
@@ -113,7 +113,7 @@ def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypat
 
 
 def test_the_copy_reaches_most_of_the_memory_s_speed():
-    """The ceiling is a ceiling: on a Hopper at least 85 % of what its memory is sold for."""
+    """The equal copy is fast: on a Hopper at least 85 % of what its memory is sold for."""
     sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=32768", "seconds": 0.3}
     point = measured("impl=cuda", **sizes)[0]
     sold = {"NVIDIA H200": 4800, "NVIDIA H100 80GB HBM3": 3350}.get(torch.cuda.get_device_name())
@@ -159,7 +159,7 @@ def test_fp8_heads_of_any_size_are_verified_and_timed(impl, head_size, scale):
 
 @pytest.mark.parametrize("tokens", [1, 3, 4, 64])
 def test_a_copy_reads_no_more_than_there_is(tokens):
-    """Rows so small that the slots weigh as much: the ceiling counts each once, or there is none."""
+    """Rows so small that the slots weigh as much: the equal copy counts each once, or there is none."""
     (point,) = measured(
         "impl=cuda", "workload.num_heads=1", "workload.head_size=1", tokens=f"workload.num_tokens={tokens}"
     )
@@ -185,7 +185,7 @@ def test_a_call_that_keeps_what_it_read_when_it_was_bound_is_incorrect(what, mod
     stale = replace(made, impl=replace(made.impl, **target))
     for point in run_curve.run(stale.resolve("cuda:0"), environment.read("cuda:0")):
         assert (point.status, point.statistics) == ("incorrect", None)
-        assert point.reason.startswith(f"{KEPT}: ")
+        assert point.reason.startswith(f"{STALE}: ")
 
 
 @pytest.mark.parametrize("first", [1, 4, 10])

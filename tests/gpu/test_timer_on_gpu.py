@@ -11,7 +11,8 @@ from kvexp import timer
 from kvexp.bench import environment, equal_copy, mode, run_curve
 from kvexp.gpu import nvrtc
 from kvexp.statistics import summarise
-from kvexp.timer import Rule
+from kvexp.timer import cuda_event
+from kvexp.timer.stopping_criterion import StoppingCriterion
 from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
@@ -43,13 +44,13 @@ def latency_us(call, how, calls=10, sooner=lambda: None):
         torch.cuda.synchronize()
         prepare = functools.partial(mode.prepare, how)
         turns = [[call] * calls]
-        replay = timer.cuda_event(prepare, turns, calls // 5, None, eager=how == "no_graph")
+        replay = cuda_event.make_replay(prepare, turns, calls // 5, None, eager=how == "no_graph")
 
         def sample(turn):
             sooner()
             return replay.sample(turn)
 
-        timing = timer.timing(replace(replay, sample=sample), Rule())
+        timing = timer.time_replay(replace(replay, sample=sample), StoppingCriterion())
     return summarise(timing.samples_us).latency_us
 
 
@@ -65,7 +66,7 @@ def test_a_kernel_of_known_length_reads_as_long_as_it_is(how):
 @pytest.mark.parametrize("calls", [500, 2500])
 def test_a_graph_reads_the_same_when_all_of_it_is_queued_before_it_begins(calls):
     """The host's pace is not in it: a graph is one launch, of as many nodes as there may be."""
-    empty = equal_copy.empty_call()
+    empty = equal_copy.make_empty_call()
     bare = latency_us(empty, "cudagraph", calls)
     queued = latency_us(empty, "cudagraph", calls, sooner=lambda: torch.cuda._sleep(2_000_000))
     assert bare == pytest.approx(queued, rel=0.03)

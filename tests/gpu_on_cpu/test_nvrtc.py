@@ -51,7 +51,7 @@ def test_a_source_becomes_machine_code_without_a_gpu(source, arch):
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("unroll", [1, 4])
 @pytest.mark.parametrize("reads", [1, 2, 4])
-def test_the_ceilings_compile_for_every_architecture(arch, unroll, reads):
+def test_the_equal_copies_compile_for_every_architecture(arch, unroll, reads):
     macros = {"THREADS": equal_copy.THREADS, "UNROLL": unroll, "READS": reads}
     code = nvrtc.compile_cubin(equal_copy.SOURCE, macros, arch)
     assert b"\0.text.copy\0" in code

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvexp.bench import run_curve
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
@@ -181,10 +181,10 @@ class TestFlashInfer:
     def test_follows_changed_slots_and_refuses_invalid_ones(self):
         made = tiny_curve.curve(impl="flashinfer", head_size=64)
         case = next(made.cases())
-        asked = Asked(
+        asked = Subject(
             make(made.impl, device="cpu"), make(made.op), make(made.layout), tiny_curve.source(made), case
         )
-        assert find(asked, [16]).column(16) == (
+        assert pose_clauses(asked, [16]).column(16) == (
             "refuses padding, refuses negatives, refuses past_end, needs refresh()"
         )
 

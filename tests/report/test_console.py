@@ -125,9 +125,9 @@ def test_points_that_nothing_disturbed_have_no_line_about_it():
     assert "shared" not in text
 
 
-def test_the_ceiling_as_a_curve_is_said_to_be_no_cache_write():
+def test_the_equal_copy_as_a_curve_is_said_to_be_no_cache_write():
     text = printed([row(impl="copy"), row(impl="copy", num_tokens=4), row()])
-    assert "ceiling    copy: 2 points: a plain copy of as many bytes, no cache write\n" in text
+    assert "equal copy copy: 2 points: a plain copy of as many bytes, no cache write\n" in text
 
 
 def test_brackets_are_no_markup():

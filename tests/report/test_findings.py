@@ -128,18 +128,18 @@ def test_options_tell_implementations_apart():
     ]
 
 
-def test_the_ceiling_names_who_comes_nearest():
+def test_the_equal_copy_names_what_comes_nearest():
     (machine,) = group_by_machine(
         [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
     )
-    assert findings.describe_ceiling(machine) == (
+    assert findings.compare_with_copy(machine) == (
         "Of a plain copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
     )
 
 
-def test_without_a_copy_there_is_no_ceiling():
+def test_without_a_copy_nothing_is_compared_with_it():
     (machine,) = group_by_machine([row(copy_fraction=None)])
-    assert findings.describe_ceiling(machine) == ""
+    assert findings.compare_with_copy(machine) == ""
 
 
 def test_the_rule_names_its_percentages():
@@ -152,7 +152,7 @@ def test_the_rule_names_its_percentages():
     assert "from the median one of up to 2 processes" in said
 
 
-def test_the_ceiling_is_shown_and_never_ranked():
+def test_the_equal_copy_is_shown_and_never_ranked():
     copy = curve({8: 1.0}, impl="copy", copy_fraction=1.0)
     cuda, triton = curve({8: 10.0}, impl="cuda"), curve({8: 20.0}, impl="triton")
     said = section(copy, cuda, triton)
@@ -167,7 +167,7 @@ def test_the_ceiling_is_shown_and_never_ranked():
     assert [one.name for panel, _ in said.panels for one in panel.series] == ["copy", "cuda", "triton"]
 
 
-def test_beside_the_ceiling_alone_nothing_is_the_fastest():
+def test_beside_the_equal_copy_alone_nothing_is_the_fastest():
     said = section(curve({8: 1.0}, impl="copy"), curve({8: 10.0}, impl="cuda"))
     assert (said.findings, said.contrasts, bold(said)) == ((), (), set())
 

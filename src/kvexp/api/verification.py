@@ -8,7 +8,7 @@ import torch
 from kvexp.api.caches import load_layout
 from kvexp.bench import environment
 from kvexp.bench.contract import CLAUSES
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.op import Call
@@ -72,7 +72,7 @@ def verify(
     _check("kv_cache_dtype", kv_cache_dtype, FORMATS)
     for clause in skip:
         _check("skip", clause, CLAUSES)
-    asked = Asked(
+    asked = Subject(
         impl=_Function(function, op),
         op=OPS[op](),
         layout=load_layout(layout),
@@ -83,7 +83,7 @@ def verify(
         asked.op.check(asked.case, asked.layout, dtype.itemsize)
     except Unsupported as refusal:
         raise ValueError(str(refusal)) from refusal
-    contract = find(asked, SIZES, skip=skip)
+    contract = pose_clauses(asked, SIZES, skip=skip)
     findings = (*contract.wrong, *contract.findings)
     broken = [finding for finding in findings if finding.outcome in ("broken", "failed")]
     name = getattr(function, "__name__", "the function")

@@ -96,7 +96,7 @@ def _group_remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> li
             if row.get("other_processes"):
                 found["shared", "other processes were on the GPU"].append(name)
             if is_right(row["status"]) and row.get("impl") == "copy":
-                found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
+                found["equal copy", "a plain copy of as many bytes, no cache write"].append(name)
     return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]
 
 
@@ -122,7 +122,7 @@ def _print_indented(line: str, console: Console) -> None:
 
 
 _STYLES = {
-    "ceiling": "dim",
+    "equal copy": "dim",
     "ok, but": "yellow",
     "throttled": "yellow",
     "shared": "yellow",

@@ -10,8 +10,8 @@ from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
 from kvexp.report.curves import Line, Machine, group_by_machine
 from kvexp.report.findings import (
     Finding,
+    compare_with_copy,
     describe_breaches,
-    describe_ceiling,
     describe_disturbances,
     describe_rule,
     find_fastest,
@@ -135,7 +135,7 @@ def _build_section(machine: Machine) -> Section:
     findings = list_findings(axes)
     notes = [
         describe_rule(machine) if findings else "",
-        describe_ceiling(machine),
+        compare_with_copy(machine),
         *describe_breaches(machine),
         *describe_disturbances(machine),
     ]
@@ -173,7 +173,7 @@ def _make_tables(panel: Panel) -> tuple[Table, ...]:
     """Make tables of the panel's points, with few enough lines in each that it fits on paper."""
     group = {one.name: one.line for one in panel.series}
     sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
-    ranked = {name: line for name, line in group.items() if not line.is_ceiling}
+    ranked = {name: line for name, line in group.items() if not line.is_copy}
     leaders = {size: find_fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
     names = list(group)
     abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))

@@ -32,7 +32,7 @@ class Line:
     points: tuple[Row, ...]
 
     @property
-    def is_ceiling(self) -> bool:
+    def is_copy(self) -> bool:
         """Whether it is the line of `impl=copy`, which is not an implementation and never ranked."""
         return bool(self.key["impl"] == "copy")
 
@@ -50,8 +50,8 @@ class Machine:
 
     @property
     def ranked(self) -> list[Line]:
-        """The lines that can be compared: all but the ceiling's."""
-        return [line for line in self.lines if not line.is_ceiling]
+        """The lines that can be compared: all but the equal copy's."""
+        return [line for line in self.lines if not line.is_copy]
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvexp.bench.contract import words_of
+from kvexp.bench.contract import describe_column
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, Machine
 from kvexp.report.format import join_words, number, percent, tokens
@@ -63,8 +63,8 @@ def _join_or(values: Sequence[str]) -> str:
     return f"{', '.join(values[:-1])} or {values[-1]}"
 
 
-def describe_ceiling(machine: Machine) -> str:
-    """Describe how near the points come to a plain copy's speed; empty where none has a copy."""
+def compare_with_copy(machine: Machine) -> str:
+    """Say how near the points points come to their equal copies; empty where no point has a copy."""
     points = [
         (row["copy_fraction"], line, row)
         for line in machine.ranked
@@ -101,7 +101,7 @@ def describe_breaches(machine: Machine) -> list[str]:
     """Describe the clauses of the contract that right implementations break or refuse."""
     found: dict[str, list[str]] = {}
     for line in machine.lines:
-        for but in dict.fromkeys(words_of(row.get("contract")) for row in line.points):
+        for but in dict.fromkeys(describe_column(row.get("contract")) for row in line.points):
             if but:
                 found.setdefault(but, []).append(line.label)
     return [f"{join_words(names)}: right, but {but}." for but, names in found.items()]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kvexp.bench.contract import words_of
+from kvexp.bench.contract import describe_column
 from kvexp.measurement import Row, is_right
 
 ORDER = ("skipped", "verified", "incorrect", "failed")
@@ -61,7 +61,7 @@ def group_breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> li
     found: dict[str, list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
-            if is_right(row["status"]) and (but := words_of(row.get("contract"))):
+            if is_right(row["status"]) and (but := describe_column(row.get("contract"))):
                 found[but].append(name)
     return [Outcome("ok, but", but, tuple(unique(points)), len(points)) for but, points in found.items()]
 

@@ -44,7 +44,7 @@ class InlineWorker:
         from kvexp.bench import child
 
         if not self.device:
-            self.device, self.environment, self.refusal = child.ready(self.requested)
+            self.device, self.environment, self.refusal = child.read_device(self.requested)
         if self.refusal:
             raise Unsupported(self.refusal)
 
@@ -52,7 +52,7 @@ class InlineWorker:
         """Take the curve to measure next, and find `impl_hash`."""
         from kvexp.bench import child
 
-        self._experiment, self.impl_hash = experiment, child.impl_hash(experiment)
+        self._experiment, self.impl_hash = experiment, child.hash_impl(experiment)
 
     def measure(self, num_tokens: Sequence[int]) -> Iterator[Point]:
         """Yield those points of the opened curve; raises ConfigError as `Worker.measure` does."""
@@ -62,9 +62,11 @@ class InlineWorker:
         experiment = self._experiment
 
         def asks() -> Contract:
-            return child.contract(experiment, self.environment, self._asker)
+            return child.ask_contract(experiment, self.environment, self._asker)
 
-        found = child.measured(experiment, list(num_tokens), self.columns, self._waits, self._shapes, asks)
+        found = child.measure_points(
+            experiment, list(num_tokens), self.columns, self._waits, self._shapes, asks
+        )
         for measurement in found:
             yield measurement.row(), measurement.samples_us
 
