@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from kvexp.results.rows import RowFile
-from tests.helpers.row_file import row
+from tests.helpers.test_row_file import row
+
+from kvexp.results.row_file import RowFile
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def _join_or(values: Sequence[str]) -> str:
 
 
 def compare_with_copy(machine: Machine) -> str:
-    """Say how near the points points come to their equal copies; empty where no point has a copy."""
+    """Say how near the points come to their equal copies; empty where no point has a copy."""
     points = [
         (row["copy_fraction"], line, row)
         for line in machine.ranked
