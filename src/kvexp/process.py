@@ -111,6 +111,14 @@ class LineChild:
                     file.close()
 
 
+def start_serving() -> IO[str]:
+    """Prepare a child that answers in lines: return its stdout, and send what libraries print to stderr."""
+    die_with_parent()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out
+
+
 def die_with_parent() -> None:
     """Prepare a child that may hang or run out of memory: it dies with or before its parent.
 

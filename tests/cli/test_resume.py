@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.helpers.test_row_file import row
 
 from kvexp.results.row_file import RowFile
+from tests.results.test_row_file import row
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from kvexp.experiment import Experiment
 from kvexp.gpu import lock
 from kvexp.gpu.lock import OnWait
 from kvexp.measurement import Measurement
-from kvexp.process import die_with_parent, frozen_imports
+from kvexp.process import frozen_imports, start_serving
 
 if TYPE_CHECKING:
     from kvexp.bench.curve_setup import Unrolls
@@ -90,10 +90,7 @@ def measure_points(
 
 def serve() -> None:
     """Answer every experiment on the standard input."""
-    die_with_parent()
-    # What libraries print must not come between the lines of the protocol.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    out = start_serving()
     reader = _DeviceReader()
     reader.start()
     with frozen_imports():

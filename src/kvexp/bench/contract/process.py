@@ -16,15 +16,12 @@ from kvexp.case import Case
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import gpu_lock
-from kvexp.process import die_with_parent, frozen_imports
+from kvexp.process import frozen_imports, start_serving
 
 
 def serve() -> None:
     """Answer every request on the standard input."""
-    die_with_parent()
-    # What libraries print must not come between the lines of the protocol.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    out = start_serving()
     with frozen_imports():
         import torch  # noqa: F401  # later imports of it are free
     for line in sys.stdin:
