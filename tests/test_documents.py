@@ -11,7 +11,7 @@ import yaml
 
 from kvexp import cli
 from kvexp.cli import commands
-from kvexp.results.rows import read
+from kvexp.results.row_file import read
 from kvexp.sweep import runner
 from tests.helpers import recorded_rows, reference
 

@@ -25,7 +25,7 @@ def test_the_measuring_process_gets_what_was_composed(curve, group):
         assert Experiment.from_json(line).to_json() == line
 
 
-def test_every_kind_of_option_survives_the_way(curve):
+def test_every_kind_of_option_survives_json(curve):
     options = {"a": 1, "b": 2.5, "c": "three", "d": True, "e": None}
     made = replace(curve, impl=replace(curve.impl, options=options))
     assert Experiment.from_json(made.to_json()).impl.options == options
@@ -38,20 +38,20 @@ class TestResolved:
          ("cpu", "no_graph", "wall_clock")],
     )  # fmt: skip
     def test_auto_is_what_the_device_has(self, curve, device, mode, timer):
-        found = curve.resolved(device)
+        found = curve.resolve(device)
         assert (found.device, found.mode.name, found.timer.name) == (device, mode, timer)
         assert found.timer.options == curve.timer.options
 
     @pytest.mark.parametrize("device", ["cuda:0", "cpu"])
     def test_what_was_asked_for_stays(self, device):
-        made = compose.experiment("mode=no_graph", "timer=none").resolved(device)
+        made = compose.experiment("mode=no_graph", "timer=none").resolve(device)
         assert (made.mode.name, made.timer.name) == ("no_graph", "none")
 
-    def test_a_resolved_experiment_is_resolved_already(self, curve):
-        assert curve.resolved("cpu").resolved("cpu") == curve.resolved("cpu")
+    def test_resolving_twice_changes_nothing(self, curve):
+        assert curve.resolve("cpu").resolve("cpu") == curve.resolve("cpu")
 
     def test_nothing_else_changes(self, curve):
-        found = curve.resolved("cpu")
+        found = curve.resolve("cpu")
         assert replace(found, mode=curve.mode, timer=curve.timer, device=curve.device) == curve
 
 
@@ -61,7 +61,7 @@ class TestCases:
         assert [case.num_tokens for case in made.cases()] == [50, 1, 16]
 
     def test_have_resolved_words(self, curve):
-        for case in curve.resolved("cpu").cases():
+        for case in curve.resolve("cpu").cases():
             assert case.kv_cache_dtype == "fp8_e4m3"
             assert "auto" not in (case.mode, case.timer, case.device)
             assert json.loads(case.timer_options)["max_samples"] == 77
@@ -87,7 +87,7 @@ class TestCases:
         other = replace(curve, scale=compose.choice("scale", "per_head"))
         assert not set(other.cases()) & set(curve.cases())
 
-    def test_say_why_their_layout_which_is_no_difference(self, curve):
+    def test_carry_the_layout_s_reason_outside_their_identity(self, curve):
         other = replace(curve, layout_reason="for a reason")
         assert list(other.cases()) == list(curve.cases())
         assert {case.layout_reason for case in other.cases()} == {"for a reason"}

@@ -39,18 +39,18 @@ def test_a_file_that_another_process_holds_is_refused_with_its_number(tmp_path, 
     ):
         pass
     assert 0.2 <= time.monotonic() - begin < 5
-    assert file_lock.holder(tmp_path / "lock") == f"process {other.pid}"
+    assert file_lock.find_holder(tmp_path / "lock") == f"process {other.pid}"
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path, other):
     other.kill()
     other.wait()
     with file_lock.locked(tmp_path / "lock"):
-        assert file_lock.holder(tmp_path / "lock") == f"process {os.getpid()}"
-    assert file_lock.holder(tmp_path / "lock") is None
+        assert file_lock.find_holder(tmp_path / "lock") == f"process {os.getpid()}"
+    assert file_lock.find_holder(tmp_path / "lock") is None
 
 
-def test_who_only_asks_keeps_nobody_out(tmp_path, monkeypatch):
+def test_asking_for_the_holder_blocks_nobody(tmp_path, monkeypatch):
     """`holder` has the file, shared, for an instant."""
     with (tmp_path / "lock").open("w") as asked:
         fcntl.flock(asked, fcntl.LOCK_SH)
@@ -59,6 +59,6 @@ def test_who_only_asks_keeps_nobody_out(tmp_path, monkeypatch):
             assert asked.closed
 
 
-def test_nobody_holds_a_file_that_is_not_there(tmp_path):
-    assert file_lock.holder(tmp_path / "lock") is None
+def test_a_missing_file_has_no_holder(tmp_path):
+    assert file_lock.find_holder(tmp_path / "lock") is None
     assert list(tmp_path.iterdir()) == []

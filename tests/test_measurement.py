@@ -97,7 +97,7 @@ COLUMNS = [
 @pytest.fixture
 def case():
     made = compose.experiment("workload=tiny", "workload.num_tokens=16", "impl=torch")
-    return next(made.resolved("cpu").cases())
+    return next(made.resolve("cpu").cases())
 
 
 def measurement(case, status):
@@ -122,7 +122,7 @@ def test_every_field_of_a_case_is_a_column():
 
 def test_a_row_says_why_its_layout():
     made = compose.experiment("workload=tiny", "impl=torch", "layout=auto", "connector=nixl")
-    row = measurement(next(made.resolved("cpu").cases()), "skipped").row()
+    row = measurement(next(made.resolve("cpu").cases()), "skipped").row()
     assert (row["layout"], row["layout_reason"]) == ("HND", "connector=nixl asks for HND")
 
 

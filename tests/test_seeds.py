@@ -10,7 +10,7 @@ import yaml
 
 from kvexp.bench import run_curve
 from kvexp.errors import Unsupported
-from kvexp.results.rows import read
+from kvexp.results.row_file import read
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import FLASH, PAGED
 from tests.helpers.seed_scales import ScalesThenWrite, write_scale

@@ -51,18 +51,18 @@ def test_triton_converts_below_nine_on_no_gpu(capability):
 def test_every_combination_comes_to_what_the_page_says(impl, op):
     """Each is verified byte for byte, or skipped with exactly that reason."""
     seen: Counter[str] = Counter()
-    for kind in support.kinds(op):
+    for kind in support.list_kinds(op):
         made = tiny_curve.curve(impl=impl, num_tokens=(1, 19), **asdict(kind))
         points = list(run_curve.run(made, {}))
         assert [point.case.num_tokens for point in points] == [1, 19]
         for point in points:
-            assert (point.status, point.reason) == support.on_cpu(impl, kind), (impl, kind)
+            assert (point.status, point.reason) == support.expect_on_cpu(impl, kind), (impl, kind)
             seen[point.status] += 1
     verified = {"cuda": 0, "torch": 17, "triton": 5}[impl]
     layouts = sum(pair[0] == op for pair in compose.pairs())
     # 3 types copied as they are, 3 converted to 2 formats by 2 scales, 2 of 8 bits: at one of two tokens.
     assert seen["verified"] == 2 * layouts * verified
-    assert seen.total() == 2 * len(list(support.kinds(op)))
+    assert seen.total() == 2 * len(list(support.list_kinds(op)))
 
 
 @interpreted

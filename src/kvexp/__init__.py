@@ -1,8 +1,8 @@
 """kvexp: experiments on the kernels that write keys and values into a paged KV cache.
 
-As a library: `from kvexp import reshape_and_cache_flash` and its sisters, described in `kvexp.api`. They are
-looked up when they are asked for, so that `import kvexp` imports no torch. `kvexp.load` reads finished
-sweeps into a pandas DataFrame and imports no torch either.
+As a library it has `kvexp.reshape_and_cache_flash` and the other functions of `kvexp.api`. They are imported
+on first use, so that `import kvexp` does not import torch. `kvexp.load` reads finished sweeps into a pandas
+DataFrame, also without torch.
 """
 
 from typing import TYPE_CHECKING, Any

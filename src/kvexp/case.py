@@ -1,4 +1,4 @@
-"""The identity of one measured point: every field that changes what is measured, as names and numbers."""
+"""Identify one measured point by every field that changes what is measured, as names and numbers."""
 
 from dataclasses import dataclass, field
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 class Case:
     """One point of one curve.
 
-    Names are the resolved words of the configuration's groups: never `auto` for `mode`, `timer` or
-    `device` (unless the measuring process died before it could say), and `fp8_e4m3` for the alias `fp8`.
+    Names are those of the configuration's groups, resolved: never `auto` for `mode`, `timer` or `device`
+    (unless the measuring process died before it could resolve them), and `fp8_e4m3` for the alias `fp8`.
 
     Attributes:
-        op: What is written, for example `reshape_and_cache_flash`.
-        impl: Who writes it.
+        op: The op, for example `reshape_and_cache_flash`.
+        impl: The implementation.
         impl_options: The implementation's options as canonical JSON.
-        layout: Where a slot's row lives in the cache.
+        layout: The cache's layout.
         dtype: The item type of key and value.
         kv_cache_dtype: `auto` (the cache holds the source's items) or the fp8 format.
-        scale: What fp8 divides by: `per_tensor` (one for K, one for V) or `per_head`.
+        scale: Scales that fp8 divides by: `per_tensor` (one for K, one for V) or `per_head`.
         mode: `cudagraph` or `no_graph`.
-        timer: Whose clock.
+        timer: The timer.
         timer_options: The timer's options as canonical JSON.
         device: `cuda:N` or `cpu`.
         num_tokens: Length of `slot_mapping`.
@@ -29,15 +29,15 @@ class Case:
         block_size: Slots of a cache block.
         num_blocks: Blocks of the cache.
         num_layers: Layers that share the storage; the call writes one of them.
-        slots: How slots are drawn; see `workload.patterns`.
+        slots: Pattern of the slots; see `workload.slots`.
         padding: The fraction of the tokens whose slot is -1.
-        padding_at: Where those are: `end` or `scattered`.
-        rows: How key and value lie in memory; see `workload.inputs`.
+        padding_at: Place of the padding: `end` or `scattered`.
+        rows: Memory layout of key and value; see `workload.inputs`.
         num_query_heads: Query heads before K and V in a fused QKV tensor; used for `rows=qkv`.
-        extra_tokens: Rows of key and value past the last of `slot_mapping`.
+        extra_tokens: Rows of key and value beyond those of `slot_mapping`.
         seed: Seed of inputs and slots.
-        layout_reason: Why that layout; a remark, no part of the identity.
-        workload: The preset's name; a label, no part of the identity.
+        layout_reason: Why `layout=auto` chose the layout; not part of the identity.
+        workload: The preset's name; not part of the identity.
     """
 
     op: str
@@ -75,10 +75,10 @@ class Case:
 
     @property
     def written_tokens(self) -> int:
-        """Tokens that have a slot: at least one, however large the padding."""
+        """Tokens that have a slot; at least one."""
         return max(1, self.num_tokens - round(self.padding * self.num_tokens))
 
     @property
     def mappings(self) -> int:
-        """Slot mappings of this length that share no slot and begin at a multiple of 16 bytes."""
+        """Number of slot mappings of this length that share no slot and begin at multiples of 16 bytes."""
         return max(1, self.num_slots // (self.num_tokens + self.num_tokens % 2))

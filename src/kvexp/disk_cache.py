@@ -1,4 +1,4 @@
-"""Keep things from run to run in a folder: compiled kernels, and answers about contracts."""
+"""Keep compiled kernels and contract findings in a folder from run to run."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """Return `$KVEXP_CACHE_DIR`, else `kvexp` in the user's cache folder, else a temporary folder."""
+    """Return `$KVEXP_CACHE_DIR` (`~` is the home folder), else `kvexp` in the user's cache folder or /tmp."""
     if chosen := os.environ.get("KVEXP_CACHE_DIR"):
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "kvexp"
     try:
@@ -19,9 +19,9 @@ def cache_dir() -> Path:
 
 
 def keep(entry: Path, content: bytes) -> None:
-    """Write an entry of the cache, whole or not at all; ignore a folder or a disk that does not take it."""
+    """Write an entry of the cache atomically; ignore a folder or a disk that cannot take it."""
     with contextlib.suppress(OSError):
-        for folder in (cache_dir(), entry.parent):  # the mode is that of the last folder alone
+        for folder in (cache_dir(), entry.parent):  # mkdir gives only the last folder its mode
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem)
         try:

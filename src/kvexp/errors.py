@@ -1,8 +1,8 @@
-"""The exceptions that kvexp raises on purpose.
+"""Define the exceptions that kvexp raises on purpose.
 
 KvexpError
-├── ConfigError        what was typed is wrong in every job: exit code 2
-├── Unsupported        this machine or this combination cannot: a `skipped` row
+├── ConfigError        the command is wrong on any machine: exit code 2
+├── Unsupported        this machine or combination cannot do it: a `skipped` row
 ├── IncorrectResult    the cache holds other bytes than the contract says: an `incorrect` row
 ├── CompileError       a kernel's source does not compile: a `failed` row
 ├── WorkerDied         the measuring process ended before its curve did: `failed` rows
@@ -18,7 +18,7 @@ class KvexpError(Exception):
 
 
 class ConfigError(KvexpError):
-    """The configuration is wrong whatever the machine."""
+    """The configuration is wrong on any machine."""
 
 
 class Unsupported(KvexpError):
@@ -42,10 +42,10 @@ class ResultsError(KvexpError):
 
 
 class TrackingError(KvexpError):
-    """The tracking store is out of reach or unusable.
+    """The tracking store is unreachable or unusable.
 
     Attributes:
-        unreachable: Whether it did not answer, so that asking it again only costs time.
+        unreachable: Whether it did not answer, so that another attempt would only cost time.
     """
 
     def __init__(self, message: str, unreachable: bool = False) -> None:
@@ -57,7 +57,7 @@ class Terminated(KeyboardInterrupt):
     """A signal asked the process to end, as Ctrl-C does.
 
     Attributes:
-        number: The signal's.
+        number: The signal's number.
     """
 
     def __init__(self, number: int) -> None:

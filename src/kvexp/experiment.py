@@ -1,7 +1,7 @@
-"""Experiment: the typed parts of one curve over `num_tokens`.
+"""Hold the typed parts of one curve over `num_tokens`.
 
-An Experiment carries names and numbers only. It is made from the composed configuration in `cli`, travels
-to the measuring process as JSON, and imports neither torch nor Hydra.
+An Experiment carries only names and numbers. `cli` makes it from the composed configuration, and it travels
+to the measuring process as JSON. This module imports neither torch nor Hydra.
 """
 
 import json
@@ -13,22 +13,21 @@ from kvexp.case import Case
 
 Scalar = str | int | float | bool | None
 
-
 MEANING = {
     "cpu": {"device": "cpu", "mode": "no_graph", "timer": "wall_clock"},
     "cuda": {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event"},
 }
-"""What `auto`, and `cuda` alone, mean in the columns that a machine resolves, by the kind of its device."""
+"""By kind of device: what `auto`, and `cuda` without a number, resolve to."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The option that was chosen in one Hydra group.
+    """The option chosen in one Hydra group.
 
     Attributes:
         name: The option's name, which is its file's name in conf/.
-        target: Dotted path of the class that the option's YAML names under `_target_`; empty where the
-            group is data alone.
+        target: Dotted path of the class under `_target_` in the option's YAML; empty where the group has
+            only data.
         options: The other keys of the YAML.
     """
 
@@ -48,19 +47,19 @@ class WorkloadSpec:
 
     Attributes:
         name: The preset's name.
-        num_tokens: The points of the curve, in the order they are measured.
+        num_tokens: The points of the curve, in the order of measurement.
         num_heads: KV heads of a token.
         head_size: Elements of a key head.
         head_size_v: Elements of a value head.
         block_size: Slots of a cache block.
         num_blocks: Blocks of the cache.
         num_layers: Layers that share the storage; the call writes one of them.
-        slots: How slots are drawn; see `workload.patterns`.
+        slots: Pattern of the slots; see `workload.slots`.
         padding: The fraction of the tokens whose slot is -1.
         padding_at: `end` or `scattered`.
-        rows: How key and value lie in memory; see `workload.inputs`.
+        rows: Memory layout of key and value; see `workload.inputs`.
         num_query_heads: Query heads before K and V in a fused QKV tensor.
-        extra_tokens: Rows of key and value past the last of `slot_mapping`.
+        extra_tokens: Rows of key and value beyond those of `slot_mapping`.
         seed: Seed of inputs and slots.
     """
 
@@ -97,8 +96,8 @@ class Experiment:
     device: str
     layout_reason: str = ""
 
-    def resolved(self, device: str) -> "Experiment":
-        """The experiment with every `auto` replaced by what it means on `device` (`cuda:N` or `cpu`)."""
+    def resolve(self, device: str) -> "Experiment":
+        """Return the experiment with every `auto` resolved for `device` (`cuda:N` or `cpu`)."""
         meaning = MEANING["cuda" if device.startswith("cuda") else "cpu"]
         mode, timer = self.mode, self.timer
         if mode.name == "auto":
@@ -108,7 +107,7 @@ class Experiment:
         return replace(self, mode=mode, timer=timer, device=device)
 
     def cases(self) -> Iterator[Case]:
-        """The points of the curve, in order."""
+        """Yield the points of the curve, in order."""
         w = self.workload
         sizes = {key: value for key, value in asdict(w).items() if key not in ("name", "num_tokens")}
         for num_tokens in w.num_tokens:
@@ -131,12 +130,12 @@ class Experiment:
             )
 
     def to_json(self) -> str:
-        """The experiment as one line of JSON; `from_json` reads it back."""
+        """Return the experiment as one line of JSON, for `from_json`."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Experiment":
-        """The experiment that `to_json` wrote."""
+        """Read the JSON of `to_json`."""
         fields: dict[str, Any] = json.loads(text)
         workload = fields.pop("workload")
         workload["num_tokens"] = tuple(workload["num_tokens"])

@@ -1,4 +1,4 @@
-"""One process at a time, of all that lock the same file; a process that was killed leaves no lock behind."""
+"""Lock files between processes with flock; the system releases the lock of a process that was killed."""
 
 import fcntl
 import os
@@ -7,45 +7,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_AGAIN_S = 0.05
+_POLL_S = 0.05
 
 
 @contextmanager
-def locked(file: Path, patience_s: float = 0.0) -> Iterator[None]:
-    """This process alone is inside; the file is made when it is missing, and names its holder's process.
+def locked(file: Path, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold the file's lock inside the block; create the file if needed and write this process's number to it.
 
     Raises:
-        TimeoutError: Another process still held the file after `patience_s`; the message names it.
+        TimeoutError: Another process still holds the lock after `timeout_s`; the message names it.
     """
-    # Who only asks for the holder has the file for an instant, so one look is not enough.
-    until = time.monotonic() + max(patience_s, _AGAIN_S)
+    # `find_holder` takes a shared lock for an instant, so one attempt is not enough.
+    until = time.monotonic() + max(timeout_s, _POLL_S)
     with file.open("a+") as handle:
-        while not taken(handle.fileno()):
+        while not try_lock(handle.fileno()):
             if time.monotonic() >= until:
-                raise TimeoutError(f"{file} is held by {_holder(file)}")
-            time.sleep(_AGAIN_S)
-        sign(handle.fileno())
+                raise TimeoutError(f"{file} is held by {_describe_holder(file)}")
+            time.sleep(_POLL_S)
+        write_pid(handle.fileno())
         yield
 
 
-def holder(file: Path) -> str | None:
-    """Who holds the file, as words; None when nobody does, or there is no such file."""
+def find_holder(file: Path) -> str | None:
+    """Return who holds the lock, as `process 12`; None when nobody does, or there is no such file."""
     try:
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
-        # Shared, and without a trace: who asks is no holder.
+        # Shared and unsigned: whoever asks is not a holder.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _holder(file)
+        return _describe_holder(file)
     finally:
         os.close(handle)
     return None
 
 
-def taken(handle: int) -> bool:
-    """Whether the open file is this process's now, until it is closed."""
+def try_lock(handle: int) -> bool:
+    """Lock the open file until it is closed, unless another process holds it; return whether it is locked."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -54,30 +54,30 @@ def taken(handle: int) -> bool:
 
 
 def wait(handle: int) -> None:
-    """The open file is this process's, whenever that comes to be, until it is closed."""
+    """Wait for the lock of the open file and hold it until the file is closed."""
     fcntl.flock(handle, fcntl.LOCK_EX)
 
 
-def sign(handle: int) -> None:
-    """The file names this process as its holder."""
+def write_pid(handle: int) -> None:
+    """Write this process's number to the file."""
     os.ftruncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
 
 
-def outlive(handle: int, patience_s: float) -> None:
-    """The process that the open file still names has ended: it was killed, or it would have unsigned.
+def wait_for_exit(handle: int, timeout_s: float) -> None:
+    """Wait until the process that the open file names has ended.
 
-    A process in another container may not be seen from here, and a number may belong to another process by
-    now, so there is an end to the patience.
+    A holder that was killed leaves its number in the file. A process in another container may be invisible
+    here, and the number may belong to another process by now, so the wait ends after `timeout_s`.
     """
     signed = os.pread(handle, 32, 0)
-    until = time.monotonic() + patience_s
-    while signed.isdigit() and time.monotonic() < until and _is_there(int(signed)):
-        time.sleep(_AGAIN_S)
+    until = time.monotonic() + timeout_s
+    while signed.isdigit() and time.monotonic() < until and _is_running(int(signed)):
+        time.sleep(_POLL_S)
 
 
-def _is_there(pid: int) -> bool:
-    """Whether the process has not ended; one that is only waited for by its parent has."""
+def _is_running(pid: int) -> bool:
+    """Return whether the process is running; a zombie is not."""
     try:
         _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:
@@ -85,6 +85,6 @@ def _is_there(pid: int) -> bool:
     return fields.split()[0] not in ("Z", "X")
 
 
-def _holder(file: Path) -> str:
+def _describe_holder(file: Path) -> str:
     pid = file.read_text(errors="replace").strip()
     return f"process {pid}" if pid.isdecimal() else "another process"

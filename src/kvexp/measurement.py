@@ -1,15 +1,29 @@
-"""Measurement: what is known of one point after it was tried, and its row, the only schema of kvexp."""
+"""Define Measurement, the outcome of one point, and its row, the only schema of kvexp."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from kvexp.case import Case
 
 SCHEMA = 1
-"""Version of the row's columns; raised when a column changes its meaning or goes away."""
+"""Version of the row's columns; increased when a column changes its meaning or is removed."""
+
+Row = Mapping[str, Any]
+"""A row as `Measurement.row` makes it or as it was read from a file, perhaps with further columns."""
 
 Status = Literal["ok", "verified", "skipped", "incorrect", "failed"]
 STATUSES: tuple[Status, ...] = ("ok", "verified", "skipped", "incorrect", "failed")
+
+
+def is_right(status: str) -> bool:
+    """Return whether a point with this status wrote the right bytes, timed or not."""
+    return status in ("ok", "verified")
+
+
+def is_wrong(status: str) -> bool:
+    """Return whether a point with this status needs attention."""
+    return status in ("incorrect", "failed")
 
 
 ENVIRONMENT = (
@@ -37,11 +51,11 @@ ENVIRONMENT = (
 
 Attributes:
     device_name: The GPU's name, or the CPU's.
-    device_uuid: The GPU's UUID, which tells one of several alike from the others.
+    device_uuid: The GPU's UUID, which distinguishes equal GPUs.
     compute_capability: The GPU's, for example `9.0`.
     sm_count: Multiprocessors of the GPU.
     l2_bytes: The GPU's L2 cache.
-    device_memory_bytes: Memory of the GPU; of the machine, for a CPU.
+    device_memory_bytes: The GPU's memory; for a CPU the machine's.
     driver: Version of the NVIDIA driver.
     cuda: Version of CUDA that torch was built with.
     torch: Version.
@@ -67,28 +81,28 @@ MACHINE = (
     "other_processes",
     "throttled",
 )
-"""The columns about the GPU while the point was timed; None where nobody looked, or it does not say.
+"""The columns about the GPU while the point was timed; None where it was not read or is not reported.
 
 Attributes:
     sm_clock_mhz: Clock of the multiprocessors right after the samples.
     memory_clock_mhz: Clock of the memory then.
-    temperature_c: Of the GPU then, in degrees Celsius.
-    power_w: Drawn then, in watts.
-    memory_used_bytes: By all processes then.
-    other_processes: How many others computed on the GPU.
-    throttled: What held its clocks down before, during or after the samples; empty when nothing did.
+    temperature_c: Temperature of the GPU then, in degrees Celsius.
+    power_w: Power of the GPU then, in watts.
+    memory_used_bytes: Memory that all processes used then.
+    other_processes: How many other processes computed on the GPU.
+    throttled: What limited its clocks before, during or after the samples; empty when nothing did.
 """
 
 
 SECONDS = ("curve_setup_s", "setup_s", "verify_s", "timing_s", "ceiling_s")
-"""The columns about where the time went, in seconds; None for a part that was not come to.
+"""The columns about where the time went, in seconds; None for a part that was not reached.
 
 Attributes:
-    curve_setup_s: The curve's set-up, which all of its points share: allocation, inputs, poison.
-    setup_s: The point's own: tensors, compilation, capture.
-    verify_s: Its checks.
-    timing_s: Its samples.
-    ceiling_s: The copy and the empty kernel that it is compared with.
+    curve_setup_s: The set-up that all points of the curve share: allocation, inputs, poison.
+    setup_s: The point's own set-up: tensors, compilation, capture.
+    verify_s: The checks of the point.
+    timing_s: The samples of the point.
+    ceiling_s: The copy and the empty kernel that the point is compared with.
 """
 
 
@@ -124,26 +138,26 @@ class Measurement:
     """The outcome of one case.
 
     Attributes:
-        case: What was tried.
+        case: What was measured.
         status: `ok` (right and timed), `verified` (right, not timed), `skipped` (this machine or this
             combination cannot), `incorrect` (wrong bytes) or `failed` (an error).
         reason: One sentence; empty for `ok` alone.
         statistics: The latency; only `ok` has one.
-        bytes_moved: Bytes that one call must read and write once.
-        replicas: Calls of the series that was timed: of the long one, where a short one's is subtracted.
+        bytes_moved: The bytes that one call must read and write at least.
+        replicas: Calls in the timed series; in the long one, where a short series is subtracted.
         cache_state: `cold` when every call of the replay writes slots that are not in the L2, `hot` when all
             write the same, else `warm`.
         inputs_state: `hot` when the calls of the replay read the same keys and values but for a few rows,
             `cold` when each reads some that are not in the L2.
-        contract: `full` where every clause of the contract holds, else those that do not, and those that the
-            implementation refuses; None where it was not asked at this size.
+        contract: `full` where every clause of the contract holds, else the clauses that do not hold and those
+            that the implementation refuses; None where this size was not checked.
         host_us: The host's time for one eager call, in `no_graph` mode on a GPU.
-        copy_us: A copy kernel's time at the same numbers of bytes read and written.
+        copy_us: The time of a copy kernel that reads and writes as many bytes.
         empty_kernel_us: An empty kernel's time.
         started_at: When the point was begun, ISO 8601 with the UTC offset.
-        samples_us: The raw samples; kept beside the row, in samples.jsonl.
+        samples_us: The raw samples, which are written beside the row, to samples.jsonl.
         machine: The columns named by MACHINE.
-        seconds: The columns named by SECONDS; a part that was not come to is None in the row.
+        seconds: The columns named by SECONDS; a part that was not reached is None in the row.
         environment: The columns named by ENVIRONMENT, read in the measuring process.
     """
 
@@ -180,13 +194,13 @@ class Measurement:
 
     @property
     def copy_fraction(self) -> float | None:
-        """The copy kernel's time over the call's: 1 is the memory's speed."""
+        """The copy kernel's time over the call's; 1 is the speed of a plain copy."""
         if self.statistics is None or self.copy_us is None:
             return None
         return self.copy_us / self.statistics.latency_us
 
     def row(self) -> dict[str, Any]:
-        """The flat row: the outcome, the case, the environment, the schema's version."""
+        """Return the flat row: the outcome, the case, the environment, the schema's version."""
         latency = asdict(self.statistics) if self.statistics else dict.fromkeys(_LATENCY)
         return {
             "status": self.status,

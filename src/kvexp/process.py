@@ -1,30 +1,140 @@
-"""Make a process end with its parent, and exempt large imports from garbage collection."""
+"""Start child processes that die with their parent, and exempt large imports from garbage collection."""
 
 import contextlib
 import ctypes
 import faulthandler
 import gc
+import json
+import os
+import select
 import signal
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
+START_SECONDS = 300.0
+"""Limit for the start of a child and its import of libraries, whatever its work may take."""
+END_SECONDS = 10.0
+"""Limit for the end of a killed child; one that a driver holds in the kernel is left behind."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 OOM_SCORE_ADJ = "500"
 """Of -1000 to 1000: when the host runs out of memory, the kernel ends this process and not the parent."""
 
 
-def die_with_parent() -> None:
-    """Never outlive the parent, end before it when memory is short, and say on SIGUSR1 where it was."""
-    faulthandler.enable()
-    # The parent's way to ask a process that hangs, perhaps in a call of C, for its last words; then it ends.
-    faulthandler.register(signal.SIGUSR1, chain=True)
-    if sys.platform == "linux":
-        # Even in the middle of a measurement.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def start_module(
+    module: str, stdin: int, stdout: int, stderr: IO[bytes] | None = None, own_session: bool = True
+) -> subprocess.Popen[bytes]:
+    """Start `python -m MODULE`, by default in its own session, so that Ctrl-C does not reach it."""
+    command = [sys.executable, "-m", module]
+    return subprocess.Popen(
+        command, bufsize=0, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=own_session
+    )
+
+
+class LineChild:
+    """A child process that is sent lines and answers in lines of JSON; its stderr goes to a temporary file.
+
+    See `start_module` for the arguments. The attribute `process` is the child.
+    """
+
+    def __init__(self, module: str, own_session: bool = True) -> None:
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self.process = start_module(module, subprocess.PIPE, subprocess.PIPE, self._errors, own_session)
+        self._received = b""
+
+    def send(self, line: str) -> None:
+        """Send a line; raises OSError if the child has ended."""
+        assert self.process.stdin
+        unsent = line.encode() + b"\n"
+        while unsent:
+            unsent = unsent[self.process.stdin.write(unsent) or 0 :]
+
+    def receive(self, timeout_s: float | None) -> dict[str, Any]:
+        """Wait for the next answer; None waits for ever.
+
+        Raises:
+            TimeoutError: None came in that time.
+            EOFError: The child has closed its stdout.
+        """
+        assert self.process.stdout
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pipe = self.process.stdout.fileno()
+        while b"\n" not in self._received:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([pipe], [], [], left_s)[0]:
+                raise TimeoutError
+            chunk = os.read(pipe, 1 << 20)
+            if not chunk:
+                raise EOFError
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def read_errors(self, last_bytes: int = sys.maxsize) -> str:
+        """Read the end of what the child wrote to stderr."""
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, self._errors.tell() - last_bytes))
+        return self._errors.read().decode(errors="replace").strip()
+
+    def wait(self, limit_s: float) -> int | None:
+        """Wait until the child has ended, and return its exit code; None if it still runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(limit_s)
+        return self.process.poll()
+
+    def kill(self) -> None:
+        """Kill the child without waiting: the system may need a while to free a GPU's memory."""
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
+            self.process.kill()
+
+    def kill_hung(self) -> None:
+        """Kill a child that hangs, after it had a second to write on stderr where it is (SIGUSR1)."""
+        with contextlib.suppress(OSError):
+            self.process.send_signal(signal.SIGUSR1)
+        self.wait(1)
+        self.kill()  # a call that is stuck in a driver may ignore SIGUSR1
+        self.wait(END_SECONDS)
+
+    def close(self) -> None:
+        """Kill the child, wait until its memory is free, and close its files."""
+        self.kill()
+        self.wait(END_SECONDS)
+        for file in (self.process.stdin, self.process.stdout, self._errors):
+            if file:
+                with contextlib.suppress(OSError):
+                    file.close()
+
+
+def start_serving() -> IO[str]:
+    """Prepare a child that answers in lines: return its stdout, and send what libraries print to stderr."""
+    die_with_parent()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return out
+
+
+def die_with_parent() -> None:
+    """Prepare a child that may hang or run out of memory: it dies with or before its parent.
+
+    On SIGUSR1 it writes a traceback to stderr, also from within a call of C, and ends.
+    """
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, chain=True)
+    request_kill_on_parent_death()
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
+
+
+def request_kill_on_parent_death() -> None:
+    """Have the kernel kill this process as soon as its parent dies, even in the middle of a measurement."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""What samples say of a latency: its median, how sure that is, and how they are spread.
+"""Summarise samples of a latency: the median, its confidence interval, and the spread.
 
-Needs no torch, and no numpy, whose percentiles take 0.07 s to import what they need.
+Uses neither torch nor numpy, whose percentiles import for 0.07 s.
 """
 
 import functools
@@ -13,11 +13,11 @@ from kvexp.measurement import Statistics
 CONFIDENCE = 0.95
 
 Z99 = 2.5758
-"""Normal quantile of the order statistics that give the median's standard error."""
+"""Normal quantile of 99 %, for the order statistics that give the median's standard error."""
 
 
 def summarise(samples_us: Sequence[float]) -> Statistics:
-    """Median and its interval, percentiles, extremes, mean and spread of the samples."""
+    """Summarise samples in µs: the median and its interval, percentiles, extremes, mean and spread."""
     several = len(samples_us) > 1
     fifths = statistics.quantiles(samples_us, n=5, method="inclusive") if several else [*samples_us] * 4
     interval = median_interval(samples_us)
@@ -35,11 +35,11 @@ def summarise(samples_us: Sequence[float]) -> Statistics:
 
 
 def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
-    """Two samples between which the median lies with a confidence of 95 % or more; None of fewer than 6.
+    """Return the interval of the median at a confidence of 95 % or more; None for fewer than 6 samples.
 
-    The order statistics that the binomial distribution names: whatever the samples' distribution, as long as
-    they are independent, and without resampling, so that it is the same each time and costs no more than a
-    sort. It tells of one process alone; another process may differ by more (docs/measuring.md).
+    The ends are order statistics, chosen by the binomial distribution. That holds for independent samples of
+    any distribution. Without resampling the interval is reproducible and costs no more than a sort. It holds
+    within one process; another process may differ by more (docs/measuring.md).
     """
     rank = interval_rank(len(samples))
     if rank is None:
@@ -50,10 +50,11 @@ def median_interval(samples: Sequence[float]) -> tuple[float, float] | None:
 
 @functools.cache
 def interval_rank(count: int) -> int | None:
-    """The largest rank k for which the k-th smallest and k-th largest of `count` samples hold the median.
+    """Return the largest rank k such that the k-th smallest and k-th largest samples enclose the median.
 
-    A median is below the k-th smallest sample when fewer than k of them are below it: of `count` coins, fewer
-    than k heads. Both sides together may have no more than 5 %.
+    The median is below the k-th smallest of `count` samples when fewer than k samples are below the median,
+    as when `count` coins show fewer than k heads. Both sides together may have at most 5 %; None where not
+    even rank 1 allows that.
     """
     most = (1 - CONFIDENCE) / 2
     below, rank = 0, 0
@@ -66,10 +67,10 @@ def interval_rank(count: int) -> int | None:
 
 
 def median_standard_error(samples: Sequence[float]) -> float:
-    """The standard error of the median from order statistics, whatever the distribution.
+    """Estimate the standard error of the median from order statistics, for any distribution.
 
-    The distance between the order statistics that bracket the median with 99 % confidence, over twice that
-    normal quantile (McKean and Schrader, Communications in Statistics B 13, 1984).
+    It is the distance between the order statistics that bracket the median with 99 % confidence, over twice
+    that normal quantile (McKean and Schrader, Communications in Statistics B 13, 1984).
     """
     ordered = sorted(samples)
     n = len(ordered)

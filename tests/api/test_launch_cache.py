@@ -1,4 +1,4 @@
-"""Calls that are found to be of a known kind, with a launcher that only says that it was asked."""
+"""Calls that a guard accepts or rejects, with a launcher that launches nothing."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 
 import kvexp
 from kvexp.api import checks
-from kvexp.api.launch_cache import MOST_ALIKE, Kind, Known
+from kvexp.api.launch_cache import MAX_PER_KEY, GuardedLaunch, LaunchCache
 from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import Gpu
 from kvexp.impl.cuda.spec import Options
@@ -33,8 +33,8 @@ def tensors(posed):
     return (posed.key, posed.value, *posed.caches, posed.slot_mapping)
 
 
-def kind(posed):
-    return Kind(tensors(posed), checks.valid(posed.op, posed.arguments), Launcher())
+def make_guarded(posed):
+    return GuardedLaunch(tensors(posed), checks.validate(posed.op, posed.arguments), Launcher())
 
 
 def apart(posed, rows, caches):
@@ -53,30 +53,30 @@ def apart(posed, rows, caches):
 
 
 @pytest.mark.parametrize(("op", "other"), [(FLASH, PAGED), (PAGED, FLASH)])
-def test_a_kind_of_one_op_does_not_know_the_other_s_caches(op, other):
-    """The flash function keeps kinds of both."""
-    assert not kind(oracle.problem("cpu", [3, 1, 7], op=op)).check(
+def test_a_guard_of_one_op_rejects_the_other_s_caches(op, other):
+    """The flash function's cache has launches of both."""
+    assert not make_guarded(oracle.problem("cpu", [3, 1, 7], op=op)).check(
         *tensors(oracle.problem("cpu", [3, 1, 7], op=other))
     )
 
 
 @contextmanager
 def remembered(posed):
-    """The library knows the call's kind, as after a valid call of impl=cuda; what it launches is counted."""
-    (known,) = (
+    """Store the call in the library's cache, as after a valid call of impl=cuda; yield its launches."""
+    (cache,) = (
         cell.cell_contents
         for cell in getattr(kvexp, posed.op).__closure__
-        if isinstance(cell.cell_contents, Known)
+        if isinstance(cell.cell_contents, LaunchCache)
     )
     launched = []
-    made = Kind(with_scales(posed), checks.valid(posed.op, posed.arguments), Launcher())
+    made = GuardedLaunch(with_scales(posed), checks.validate(posed.op, posed.arguments), Launcher())
     made.launch = lambda *addresses: launched.append(addresses)
-    known.remember(("cuda", posed.kv_cache_dtype, len(posed.slot_mapping), len(with_scales(posed))), made,
+    cache.remember(("cuda", posed.kv_cache_dtype, len(posed.slot_mapping), len(with_scales(posed))), made,
                    with_scales(posed))  # fmt: skip
     try:
         yield launched
     finally:
-        known.clear()
+        cache.clear()
 
 
 def jagged(tensor):
@@ -89,11 +89,11 @@ def with_scales(posed):
 
 
 @pytest.mark.parametrize("op", OPS)
-class TestAKind:
-    def test_knows_the_call_that_it_was_made_from_and_others_like_it(self, op):
+class TestAGuardedLaunch:
+    def test_accepts_the_call_that_it_was_made_from_and_similar_ones(self, op):
         posed = oracle.problem("cpu", [3, 1, 7], op=op)
-        assert kind(posed).check(*tensors(posed))
-        assert kind(posed).check(*tensors(oracle.problem("cpu", [9, 2, -1], op=op)))
+        assert make_guarded(posed).check(*tensors(posed))
+        assert make_guarded(posed).check(*tensors(oracle.problem("cpu", [9, 2, -1], op=op)))
 
     @pytest.mark.parametrize(
         "other",
@@ -107,30 +107,30 @@ class TestAKind:
         ],
         ids=str,
     )
-    def test_does_not_know_a_call_of_other_sizes_strides_or_types(self, op, other):
-        known = kind(oracle.problem("cpu", [3, 1, 7], op=op))
+    def test_rejects_a_call_of_other_sizes_strides_or_types(self, op, other):
+        guarded = make_guarded(oracle.problem("cpu", [3, 1, 7], op=op))
         chosen = {"slots": [3, 1, 7], **other}
-        assert not known.check(*tensors(oracle.problem("cpu", chosen.pop("slots"), op=op, **chosen)))
+        assert not guarded.check(*tensors(oracle.problem("cpu", chosen.pop("slots"), op=op, **chosen)))
 
-    def test_does_not_know_a_call_of_caches_whose_blocks_lie_further_apart(self, op):
+    def test_rejects_a_call_of_caches_with_other_block_strides(self, op):
         posed = oracle.problem("cpu", [3, 1, 7], op=op)
         others = [oracle.problem("cpu", [3, 1, 7], op=op, num_layers=2)]
         if op == PAGED:
             others = [oracle.with_blocks_apart(posed, *distances) for distances in ((2, 2), (1, 2), (2, 1))]
         for other in others:
-            assert not kind(posed).check(*tensors(other))
+            assert not make_guarded(posed).check(*tensors(other))
 
     @pytest.mark.parametrize("at", range(7))
-    def test_does_not_know_a_call_with_a_lazy_view_or_no_strides(self, op, at):
+    def test_rejects_a_call_with_a_lazy_view_or_without_strides(self, op, at):
         """What validation refuses by the tensor's kind is not let through by a call that was remembered."""
         posed = oracle.problem("cpu", [3, 1], op=op, kv_cache_dtype="fp8", scale="per_head")
-        known = Kind(with_scales(posed), checks.valid(op, posed.arguments), Launcher())
+        guarded = GuardedLaunch(with_scales(posed), checks.validate(op, posed.arguments), Launcher())
         given = with_scales(posed)
-        assert known.check(*given)
+        assert guarded.check(*given)
         position = at % len(given)
         for odd in (torch._neg_view, torch.Tensor.to_sparse, jagged):
             changed = [odd(one) if number == position else one for number, one in enumerate(given)]
-            assert not known.check(*changed)
+            assert not guarded.check(*changed)
 
     @pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (4, 4), (1, 4)])
     @pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])
@@ -143,7 +143,7 @@ class TestAKind:
         for swap in (False, True):
             ends = (rows[::-1], caches[::-1]) if swap else (rows, caches)
             posed = apart(oracle.problem("cpu", [3, 1, 7], op=op), *ends)
-            found = kind(posed)
+            found = make_guarded(posed)
             spec = impl.launcher(op, *posed.arguments).plan.__wrapped__.args[0]
             made.setdefault((found.rows_at, found.caches_at), set()).add(spec)
         assert {len(specs) for specs in made.values()} == {1}
@@ -177,15 +177,15 @@ def test_a_call_that_was_remembered_lets_none_through_that_validation_refuses(op
 def test_one_tensor_for_key_and_value_is_not_remembered():
     posed = oracle.problem("cpu", [3, 1, 7])
     posed.value = posed.key
-    known = Known()
-    known.remember(("cuda", "auto", 3, 5), kind(posed), tensors(posed))
-    assert known == {}
+    cache = LaunchCache()
+    cache.remember(("cuda", "auto", 3, 5), make_guarded(posed), tensors(posed))
+    assert cache == {}
 
 
-def test_the_oldest_of_too_many_kinds_goes():
-    known, made = Known(), []
-    for blocks in range(1, MOST_ALIKE + 3):
+def test_the_oldest_of_too_many_launches_is_dropped():
+    cache, made = LaunchCache(), []
+    for blocks in range(1, MAX_PER_KEY + 3):
         posed = oracle.problem("cpu", [3], num_blocks=blocks)
-        made.append(kind(posed))
-        known.remember(("cuda", "auto", 1, 5), made[-1], tensors(posed))
-    assert known["cuda", "auto", 1, 5] == made[-MOST_ALIKE:]
+        made.append(make_guarded(posed))
+        cache.remember(("cuda", "auto", 1, 5), made[-1], tensors(posed))
+    assert cache["cuda", "auto", 1, 5] == made[-MAX_PER_KEY:]

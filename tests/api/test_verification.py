@@ -136,7 +136,7 @@ def test_a_function_that_is_wrong_in_plain_calls_does_not_pass():
     [
         ({"op": "reshape"}, "op must be one of reshape_and_cache, .*, not 'reshape'"),
         ({"layout": "NDH"}, "layout 'NDH' is not one of NHD, "),
-        ({"layout": "head_major"}, "which layout=head_major has not; try layout=NHD"),
+        ({"layout": "head_major"}, "which layout=head_major does not have; try layout=NHD"),
         ({"dtype": torch.int8}, "dtype must be one of torch.float16, .*, not torch.int8"),
         ({"kv_cache_dtype": "int4"}, "kv_cache_dtype must be one of auto, .*, not 'int4'"),
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, not 'gpu'"),
@@ -145,7 +145,7 @@ def test_a_function_that_is_wrong_in_plain_calls_does_not_pass():
         ({"skip": ["past"]}, "skip must be one of padding, .*, not 'past'"),
     ],
 )
-def test_what_is_asked_wrongly_is_refused_with_what_is_possible(chosen, sentence):
+def test_invalid_arguments_are_refused_with_the_valid_ones(chosen, sentence):
     with pytest.raises(ValueError, match=sentence):
         kvexp.verify(library(FLASH), **{"op": FLASH, "device": "cpu", **chosen})
 

@@ -48,7 +48,7 @@ def asked(monkeypatch, tmp_path):
 
         monkeypatch.setattr(sys, "stdin", io.StringIO(line))
         monkeypatch.setattr(child.ctypes, "CDLL", load)
-        thread = child._Asked()
+        thread = child._DeviceReader()
         thread.start()
         thread.join()
         return thread.device, driver.retained if driver else []
@@ -75,7 +75,7 @@ def test_what_is_not_there_has_no_context_and_torch_says_why(asked, device, driv
 
 
 def test_beside_a_process_that_measures_no_context_is_made(asked):
-    with lock.turn("GPU-70"):
+    with lock.gpu_lock("GPU-70"):
         assert asked("cuda:0\n", Driver()) == ("cuda:0", [])
     assert asked("cuda:0\n", Driver()) == ("cuda:0", [70])
 

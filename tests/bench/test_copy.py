@@ -1,4 +1,4 @@
-"""impl=copy: the ceiling as a curve. What it says is checked, though it is no cache write."""
+"""impl=copy: the equal copy as a curve. Its bytes are checked, though it is no cache write."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def its_source(source, place):
     ],
 )
 def test_a_wrong_copy_is_incorrect_and_has_no_latency(monkeypatch, wrong, since, said):
-    monkeypatch.setattr(equal_copy, "_cpu_copy", Wrong(wrong, since))
+    monkeypatch.setattr(equal_copy, "_make_cpu_copy", Wrong(wrong, since))
     (point,) = measured(timer="wall_clock" if since else "none", rule=RULE, num_tokens=50)
     assert (point.status, point.statistics) == ("incorrect", None)
     assert said in point.reason
@@ -98,8 +98,8 @@ def test_what_arrives_is_all_that_is_read(monkeypatch, pieces):
     slots = torch.randint(1 << 40, (9,), generator=generator)
     expected = source[:160].numpy() ^ source[160:320].numpy()
     expected[:64] ^= np.frombuffer(slots.numpy().tobytes(), np.uint8)[:64]
-    assert Move(source, 2, slots, torch.from_numpy(expected)).arrived()
+    assert Move(source, 2, slots, torch.from_numpy(expected)).is_written()
     for byte in (0, 63, 64, 159):
         other = expected.copy()
         other[byte] ^= 128
-        assert not Move(source, 2, slots, torch.from_numpy(other)).arrived()
+        assert not Move(source, 2, slots, torch.from_numpy(other)).is_written()

@@ -1,21 +1,21 @@
-"""The replay of a point's calls; and which shape of copy the ceiling is, among several that are tried."""
+"""The replay of a point's calls; and the choice of the fastest unroll for the equal copy."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from kvexp import timer
 from kvexp.bench import curve_setup, equal_copy
-from kvexp.bench.curve_setup import Curve, copying
-from kvexp.timer import Rule
+from kvexp.bench.curve_setup import Curve, prepare_copy
+from kvexp.timer import cuda_event
 from kvexp.timer.replay_plan import Plan
+from kvexp.timer.stopping_criterion import StoppingCriterion
 from tests.helpers import tiny_curve
 
 L2 = 60 << 20
 LARGE = 3 * L2
-PLAN = Plan(calls=4, short_calls=1, mappings=4, cache_state="cold", evict=True, inputs_state="hot")
-WARM = Plan(calls=4, short_calls=1, mappings=1, cache_state="warm", evict=False, inputs_state="hot")
+PLAN = Plan(calls=4, short_calls=1, mappings=4, cache_state="cold", flush_l2=True, inputs_state="hot")
+WARM = Plan(calls=4, short_calls=1, mappings=1, cache_state="warm", flush_l2=False, inputs_state="hot")
 CASE = SimpleNamespace(device="cuda:0", mode="cudagraph", timer="cuda_event")
 
 
@@ -25,38 +25,39 @@ def measured(monkeypatch):
     seen = []
     latency_us = {1: 2.0, 2: 1.5, 4: 3.0}
 
-    def copies(of, case, plan, read, written, unrolls):
+    def prepare_copies(of, case, plan, read, written, unrolls):
         return iter([(None, (written, unroll)) for unroll in unrolls])
 
-    def median_us(replay, rule):
-        seen.append((*replay, rule.max_samples))
-        assert rule.warmup == curve_setup.WARM < Rule().warmup
+    def measure_median(replay, criterion):
+        seen.append((*replay, criterion.max_samples))
+        assert criterion.warmup == curve_setup.COPY_WARMUP < StoppingCriterion().warmup
         return latency_us[replay[1]]
 
     monkeypatch.setattr(
-        equal_copy, "unrolls", lambda device, written: (1, 2, 4) if written > L2 // 8 else (1,)
+        equal_copy, "list_unrolls", lambda device, written: (1, 2, 4) if written > L2 // 8 else (1,)
     )
-    monkeypatch.setattr(curve_setup, "copies", copies)
-    monkeypatch.setattr(curve_setup, "median_us", median_us)
+    monkeypatch.setattr(curve_setup, "prepare_copies", prepare_copies)
+    monkeypatch.setattr(curve_setup, "measure_median", measure_median)
     return seen
 
 
 @pytest.fixture
 def gpu_s():
-    nothing = dict.fromkeys(["op", "impl", "memory", "l2_state", "evict", "empty_kernel_us", "machine"])
-    return Curve(**nothing, rule=Rule(), item_bytes=2, l2_bytes=L2)
+    nothing = dict.fromkeys(["op", "impl", "memory", "l2_state", "flush_l2", "empty_kernel_us", "machine"])
+    return Curve(**nothing, criterion=StoppingCriterion(), item_bytes=2, l2_bytes=L2)
 
 
 @pytest.mark.parametrize(("short_calls", "clock"), [(3, "cuda_event"), (0, "wall_clock")])
 def test_each_run_of_a_replay_makes_the_calls_of_both_series(monkeypatch, gpu_s, short_calls, clock):
     made = []
     event = SimpleNamespace(record=lambda: None)
-    monkeypatch.setattr(timer.torch.cuda, "Event", lambda **_: event)
+    monkeypatch.setattr(cuda_event.torch.cuda, "Event", lambda **_: event)
     calls = [lambda number=number: made.append(number) for number in range(16)]
     plan = Plan(5, short_calls, 6, "cold", True)
-    swept = replace(gpu_s, evict=lambda: made.append("sweep"))
+    swept = replace(gpu_s, flush_l2=lambda: made.append("sweep"))
     turns = [calls[: 5 + short_calls], calls[8 : 13 + short_calls]]
-    replay = curve_setup.replay(swept, replace(tiny_curve.case(), mode="no_graph", timer=clock), turns, plan)
+    case = replace(tiny_curve.case(), mode="no_graph", timer=clock)
+    replay = curve_setup.make_replay(swept, case, turns, plan)
     for run, first in zip(replay.runs, (0, 8), strict=True):
         made.clear()
         run()
@@ -66,26 +67,26 @@ def test_each_run_of_a_replay_makes_the_calls_of_both_series(monkeypatch, gpu_s,
 
 
 def test_a_few_samples_of_each_shape_choose_the_one_that_is_measured(measured, gpu_s):
-    assert copying(gpu_s, CASE, PLAN, L2, L2)() == 1.5
-    few, full = curve_setup.FEW, Rule().max_samples
+    assert prepare_copy(gpu_s, CASE, PLAN, L2, L2)() == 1.5
+    few, full = curve_setup.TRIAL_SAMPLES, StoppingCriterion().max_samples
     assert measured == [(L2, 1, few), (L2, 2, few), (L2, 4, few), (L2, 2, full)]
 
 
 def test_a_size_has_its_own_shape_as_long_as_the_l2_takes_it(measured, gpu_s):
     for written in (L2, L2 + 16):
-        copying(gpu_s, CASE, PLAN, written, written)()
+        prepare_copy(gpu_s, CASE, PLAN, written, written)()
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 2
 
 
 def test_copies_that_the_l2_has_no_room_for_have_one_shape(measured, gpu_s):
     for written in (LARGE, 2 * LARGE, L2, 4 * LARGE):
-        assert copying(gpu_s, CASE, PLAN, written, written)() == 1.5
+        assert prepare_copy(gpu_s, CASE, PLAN, written, written)() == 1.5
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2, 2]
 
 
 def test_a_size_is_tried_once_for_all_curves_that_share_what_they_know(measured, gpu_s):
-    for of in (gpu_s, replace(gpu_s), replace(gpu_s, shapes={})):
-        copying(of, CASE, PLAN, L2, L2)()
+    for of in (gpu_s, replace(gpu_s), replace(gpu_s, unrolls={})):
+        prepare_copy(of, CASE, PLAN, L2, L2)()
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2, 2, 1, 2, 4, 2]
 
 
@@ -98,10 +99,10 @@ def test_copies_that_are_launched_or_read_otherwise_are_tried_of_their_own(measu
         (CASE, WARM, LARGE),
         (CASE, PLAN, LARGE),
     ):
-        copying(gpu_s, case, plan, read, LARGE)()
+        prepare_copy(gpu_s, case, plan, read, LARGE)()
     assert [unroll for _, unroll, _ in measured] == [1, 2, 4, 2] * 4 + [2]
 
 
 def test_one_shape_is_measured_at_once(measured, gpu_s):
-    assert copying(gpu_s, CASE, PLAN, 4096, 4096)() == 2.0
-    assert measured == [(4096, 1, Rule().max_samples)]
+    assert prepare_copy(gpu_s, CASE, PLAN, 4096, 4096)() == 2.0
+    assert measured == [(4096, 1, StoppingCriterion().max_samples)]

@@ -9,7 +9,7 @@ import torch
 from kvexp.bench import environment, impl_hash
 from kvexp.errors import Unsupported
 from kvexp.measurement import ENVIRONMENT
-from kvexp.results.rows import IDENTITY
+from kvexp.results.point_identity import IDENTITY
 
 
 @pytest.mark.parametrize("device", ["cpu", None])
@@ -76,17 +76,17 @@ class TestTheCommit:
 
     def test_of_a_checkout_is_its_head(self, checkout):
         _, git = checkout
-        assert environment._commit() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": False}
+        assert environment._read_commit() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": False}
 
     def test_with_changes_or_files_that_git_does_not_know_is_dirty(self, checkout):
         file, git = checkout
         git("config", "status.showUntrackedFiles", "no")
         file.with_name("new.py").touch()
-        assert environment._commit() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": True}
+        assert environment._read_commit() == {"git_commit": git("rev-parse", "HEAD"), "git_dirty": True}
         file.with_name("new.py").unlink()
-        assert environment._commit()["git_dirty"] is False
+        assert environment._read_commit()["git_dirty"] is False
         file.write_text("a = 2000\n")
-        assert environment._commit()["git_dirty"] is True
+        assert environment._read_commit()["git_dirty"] is True
 
     def test_under_a_copied_git_folder_is_dirty_where_a_file_only_looks_the_same(self, checkout):
         """Other content of the same size, with the time that the copy kept."""
@@ -99,23 +99,23 @@ class TestTheCommit:
         os.utime(other, (1e9, 1e9))
         other.rename(file)
         assert git("status", "--porcelain") == ""
-        assert environment._commit()["git_dirty"] is True
+        assert environment._read_commit()["git_dirty"] is True
 
     def test_of_a_copy_without_its_git_folder_is_not_known(self, checkout):
         file, _ = checkout
         shutil.rmtree(file.parents[3] / ".git")
-        assert environment._commit() == {"git_commit": None, "git_dirty": None}
+        assert environment._read_commit() == {"git_commit": None, "git_dirty": None}
 
     def test_of_a_copy_with_half_of_its_git_folder_is_not_known(self, checkout):
         file, _ = checkout
         shutil.rmtree(file.parents[3] / ".git" / "objects")
-        assert environment._commit() == {"git_commit": None, "git_dirty": None}
+        assert environment._read_commit() == {"git_commit": None, "git_dirty": None}
 
     def test_of_another_repository_around_it_is_not_known(self, checkout):
         _, git = checkout
         git("rm", "--quiet", "-r", "--cached", ".")
         git("commit", "--quiet", "--allow-empty", "--message=two")
-        assert environment._commit() == {"git_commit": None, "git_dirty": None}
+        assert environment._read_commit() == {"git_commit": None, "git_dirty": None}
 
 
 def test_the_hash_of_the_sources_is_read_and_is_no_part_of_a_points_identity():

@@ -5,9 +5,9 @@ from kvexp.bench import equal_copy
 from kvexp.bench.mode import prepare
 from kvexp.bench.verify import poison
 from kvexp.errors import IncorrectResult
-from kvexp.gpu.scan import first_unpoisoned
+from kvexp.gpu.scan import find_unpoisoned
 from kvexp.impl import make
-from kvexp.timer import Replay
+from kvexp.timer.replay import Replay
 from kvexp.timer.replay_plan import Plan
 from kvexp.workload import GUARD_BYTES, allocate
 from tests.helpers import compose
@@ -16,7 +16,7 @@ from tests.helpers.strides import all_poison
 
 @pytest.fixture
 def memory():
-    made = compose.experiment("workload=tiny", "impl=torch").resolved("cpu")
+    made = compose.experiment("workload=tiny", "impl=torch").resolve("cpu")
     case = max(made.cases(), key=lambda case: case.num_tokens)
     with allocate(case, make(made.layout), torch.bfloat16) as held:
         poison(held.cache)
@@ -29,7 +29,7 @@ def walking(mappings, windows=1, calls=16):
 
 
 def calls(moves):
-    return [move.call(1) for move in moves]
+    return [move.make_call(1) for move in moves]
 
 
 def places(memory, calls):
@@ -49,13 +49,13 @@ def test_copies_write_their_bytes_each_to_the_next_place(memory):
     poison_there = zip(*(storage[at : at + 40].tolist() for at in (0, 48, 96)), strict=True)
     others = [next(byte for byte in range(4) if byte not in there) for there in poison_there]
     memory.inputs.view(torch.uint8).view(-1)[:40] = torch.tensor(others, dtype=torch.uint8)
-    moves = equal_copy.moves(memory, 1, 40 + 8, 40, walking(3))
+    moves = equal_copy.plan_moves(memory, 1, 40 + 8, 40, walking(3))
     # A place begins at an address of sixteen bytes.
     assert places(memory, calls(moves)) == [list(range(at, at + 40)) for at in (0, 48, 96)]
 
 
 def test_copies_copy_the_inputs(memory):
-    (call,) = calls(equal_copy.moves(memory, 0, 1000, 1000, walking(1)))
+    (call,) = calls(equal_copy.plan_moves(memory, 0, 1000, 1000, walking(1)))
     call()
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
     assert torch.equal(storage[:1000], memory.inputs.view(torch.uint8).flatten()[:1000])
@@ -63,17 +63,17 @@ def test_copies_copy_the_inputs(memory):
 
 def test_copies_are_as_many_as_fit_the_cache(memory):
     size = memory.cache.storage.numel() - 2 * GUARD_BYTES
-    assert len(equal_copy.moves(memory, 0, size // 3, size // 3, walking(16))) == 2
-    assert equal_copy.moves(memory, 0, 2 * size, 2 * size, walking(16)) == []
+    assert len(equal_copy.plan_moves(memory, 0, size // 3, size // 3, walking(16))) == 2
+    assert equal_copy.plan_moves(memory, 0, 2 * size, 2 * size, walking(16)) == []
 
 
 def test_a_cpu_has_no_copy_that_reads_more_than_it_writes(memory):
-    assert equal_copy.moves(memory, 0, 2000, 1000, walking(1)) == []
+    assert equal_copy.plan_moves(memory, 0, 2000, 1000, walking(1)) == []
 
 
 @pytest.mark.parametrize("written", [16, 1000, 1008])
 def test_what_copies_wrote_is_poison_again_and_nothing_between(memory, written):
-    moves = equal_copy.moves(memory, 0, written, written, walking(5))
+    moves = equal_copy.plan_moves(memory, 0, written, written, walking(5))
     for call in calls(moves):
         call()
     equal_copy.restore(memory, moves)
@@ -82,22 +82,22 @@ def test_what_copies_wrote_is_poison_again_and_nothing_between(memory, written):
     for at in {GUARD_BYTES - 1, GUARD_BYTES + 5 * -(-written // 16) * 16} | between:
         memory.cache.storage[at] ^= 1
         equal_copy.restore(memory, moves)
-        assert first_unpoisoned(memory.cache.storage)() == at
+        assert find_unpoisoned(memory.cache.storage)() == at
         memory.cache.storage[at] ^= 1
 
 
 def test_copies_are_checked_with_all_that_they_might_have_changed(memory):
-    moves = equal_copy.moves(memory, 0, 1000, 1000, walking(5))
+    moves = equal_copy.plan_moves(memory, 0, 1000, 1000, walking(5))
     replay = Replay([prepare("no_graph", calls(moves))], 5, lambda turn: 0.0)
     for _ in range(2):
-        equal_copy.check(memory, moves, replay)
+        equal_copy.check_copies(memory, moves, replay)
         assert all_poison(memory.cache)
     for at in (0, GUARD_BYTES + 1000, -1):
         memory.cache.storage[at] ^= 1
         with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
-            equal_copy.check(memory, moves, replay)
+            equal_copy.check_copies(memory, moves, replay)
         assert all_poison(memory.cache)
 
 
 def test_a_cpu_has_one_shape_of_copy():
-    assert equal_copy.unrolls("cpu", 1 << 30) == (1,)
+    assert equal_copy.list_unrolls("cpu", 1 << 30) == (1,)

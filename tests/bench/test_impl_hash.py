@@ -20,17 +20,17 @@ def package(tmp_path, monkeypatch):
     (folder / "fast.cu").write_text("// a kernel\n")
     (tmp_path / "alone.py").write_text("class Alone: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    impl_hash.impl_hash.cache_clear()
+    impl_hash.hash_impl.cache_clear()
     yield folder
-    impl_hash.impl_hash.cache_clear()
+    impl_hash.hash_impl.cache_clear()
     for name in ("theirs", "theirs.fast", "alone"):
         sys.modules.pop(name, None)
 
 
 def again(target):
     """The hash that a new process would find."""
-    impl_hash.impl_hash.cache_clear()
-    return impl_hash.impl_hash(target)
+    impl_hash.hash_impl.cache_clear()
+    return impl_hash.hash_impl(target)
 
 
 def test_a_changed_kernel_beside_the_module_is_another_implementation(package):
@@ -69,7 +69,7 @@ def test_a_module_without_a_package_is_its_file_alone(package):
 def test_an_edit_after_the_import_changes_nothing_in_this_process(package):
     before = again("alone.Alone")
     (package.parent / "alone.py").write_text("class Alone: fast = True\n")
-    assert impl_hash.impl_hash("alone.Alone") == before
+    assert impl_hash.hash_impl("alone.Alone") == before
 
 
 def test_our_implementations_differ_and_have_their_kernels_in_their_hash():

@@ -35,8 +35,8 @@ def test_memory_is_given_back_after_each_point_on_a_gpu_whatever_happened(monkey
     monkeypatch.setattr(device_memory, "trim", lambda: given.append(1))
     curve = SimpleNamespace(impl=None, memory=SimpleNamespace(cache=None, fill=lambda: None))
     for measured in (lambda curve, case: "right", lambda curve, case: 1 / 0):
-        monkeypatch.setattr(run_curve.run_point, "measured", measured)
-        run_curve._tried(curve, SimpleNamespace(device=device))
+        monkeypatch.setattr(run_curve.run_point, "measure_point", measured)
+        run_curve._measure_point(curve, SimpleNamespace(device=device))
     assert len(given) == 2 * trimmed
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from kvexp.bench.run_point import _statistics
+from kvexp.bench.run_point import _summarise
 from kvexp.errors import KvexpError
 from kvexp.timer import Timing
 
 
 def statistics(latency_us, empty_kernel_us):
-    return _statistics(Timing((latency_us,) * 20), empty_kernel_us)
+    return _summarise(Timing((latency_us,) * 20), empty_kernel_us)
 
 
 @pytest.mark.parametrize("empty_kernel_us", [0.9, 1.3, None])

@@ -6,7 +6,7 @@ import pytest
 
 from kvexp import timer
 from kvexp.bench import run_curve
-from kvexp.bench.run_point import KEPT
+from kvexp.bench.run_point import STALE
 from tests.helpers import tiny_curve
 from tests.helpers.stale_impls import READS, Skipping
 
@@ -39,7 +39,7 @@ class TestThatKeepsWhatItRead:
     @pytest.mark.parametrize("slots", ["random", "contiguous", "prefill"])
     def test_when_it_was_bound_is_incorrect(self, what, slots, clock):
         chosen = {"slots": slots, "kv_cache_dtype": "fp8"}
-        assert reason("Stale", options={"what": what}, timer=clock, **chosen).startswith(f"{KEPT}: ")
+        assert reason("Stale", options={"what": what}, timer=clock, **chosen).startswith(f"{STALE}: ")
 
     @pytest.mark.parametrize("what", READS)
     @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
@@ -54,7 +54,7 @@ class TestThatKeepsWhatItRead:
     @pytest.mark.parametrize(("op", "layout"), [("reshape_and_cache_flash_diffkv", "HND_packed")])
     def test_is_incorrect_in_another_op(self, what, op, layout, clock):
         chosen = {"op": op, "layout": layout, "padding": 0.3, "padding_at": "scattered"}
-        assert reason("Stale", options={"what": what}, timer=clock, **chosen).startswith(f"{KEPT}: ")
+        assert reason("Stale", options={"what": what}, timer=clock, **chosen).startswith(f"{STALE}: ")
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 16, 50])

@@ -128,8 +128,8 @@ def test_a_byte_beside_the_cache_is_found(before):
 @pytest.mark.parametrize(
     ("step", "trouble", "status"),
     [
-        ("timer.timing", Unsupported("the call waits for the GPU"), "skipped"),
-        ("ceiling.moves", CompileError("the copy does not compile"), "failed"),
+        ("timer.time_replay", Unsupported("the call waits for the GPU"), "skipped"),
+        ("bench.equal_copy.plan_moves", CompileError("the copy does not compile"), "failed"),
     ],
 )
 def test_a_byte_beside_the_cache_is_found_though_a_later_step_cannot_be(monkeypatch, step, trouble, status):

@@ -1,4 +1,4 @@
-"""A real sweep, MLflow's own UI over it, and a browser; what it shows is kept in build/browser/."""
+"""A real sweep, MLflow's UI over it, and a browser; screenshots go to build/browser/."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.results import rows
+from kvexp.results import row_file
 from tests.helpers import browser
 
 SHOTS = Path(__file__).parents[2] / "build" / "browser"
@@ -17,7 +17,7 @@ SMALL = ("workload=tiny", "workload.num_tokens=[1,8,64]", "device=cpu", "timer.m
 
 @pytest.fixture(scope="session")
 def context():
-    """A browser whose tabs share what was loaded once."""
+    """A browser context, whose tabs share one cache."""
     with browser.browser() as chromium:
         if chromium is None:
             pytest.skip("there is no chromium: apt-get install chromium, or playwright install chromium")
@@ -30,9 +30,9 @@ def context():
 def place(context, tmp_path_factory):
     """A folder in which a sweep of 2 x 2 x 2 curves was measured and tracked."""
     folder = tmp_path_factory.mktemp("place")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))}
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))}
     command = [sys.executable, "-m", "kvexp", *SWEEP, *SMALL]
-    done = subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -40,19 +40,19 @@ def place(context, tmp_path_factory):
 @pytest.fixture(scope="session")
 def measured(place):
     """The sweep's rows."""
-    return rows.read(place / "multirun")
+    return row_file.read(place / "multirun")
 
 
 @pytest.fixture(scope="session")
 def address(place):
-    """Of the newest sweep's page."""
+    """The address of the newest sweep's page."""
     with browser.ui(place) as found:
         yield found
 
 
 @pytest.fixture
 def page(context, address):
-    """A tab of a browser in which nobody has set anything."""
+    """A new tab with empty local storage."""
     tab = context.new_page()
     yield tab
     tab.evaluate("localStorage.clear()")
@@ -61,5 +61,5 @@ def page(context, address):
 
 @pytest.fixture
 def shot(page):
-    """Keeps what the page shows."""
+    """Saves a screenshot of the page."""
     return lambda name: browser.picture(page, SHOTS / f"{name}.png")

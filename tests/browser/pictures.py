@@ -1,4 +1,4 @@
-"""The pictures in docs/pictures/, of a sweep that was measured: python -m tests.browser.pictures SWEEP."""
+"""Take the pictures in docs/pictures/ of a measured sweep: python -m tests.browser.pictures SWEEP."""
 
 import subprocess
 import sys
@@ -11,11 +11,11 @@ PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 
 
 def take(sweep: Path, folder: Path) -> None:
-    """mlflow_runs.png, mlflow_compare.png and report.png are in the folder.
+    """Write mlflow_runs.png, mlflow_compare.png and report.png into the folder.
 
     Args:
-        sweep: Its folder, .../<date>/<time>.
-        folder: Where to.
+        sweep: The sweep's folder, .../<date>/<time>.
+        folder: The folder of the pictures.
     """
     with tempfile.TemporaryDirectory() as made, browser() as chromium:
         assert chromium, "there is no chromium on this machine"

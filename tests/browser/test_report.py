@@ -31,7 +31,7 @@ def file(place):
 
 @pytest.fixture
 def report(context, file):
-    """A tab that shows it, and what went wrong in it."""
+    """A tab that shows the page; fails if the page had errors or failed requests."""
     tab, wrong = context.new_page(), []
     for event in ("pageerror", "requestfailed"):
         tab.on(event, lambda what: wrong.append(str(what)))

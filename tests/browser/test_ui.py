@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from playwright.sync_api import expect
 
-from kvexp.results.rows import curves
+from kvexp.results.labels import group_by_curve
 from tests.helpers.browser import lines, open_charts, open_runs
 
 CURVES, POINTS = 8, 24
@@ -25,21 +25,21 @@ NAMED = {
 
 @pytest.fixture
 def table(page, address):
-    """The page that `make ui` names, when its runs are there."""
+    """The page that `make ui` names, with all runs loaded."""
     open_runs(page, address)
     expect(lines(page)).to_have_count(CURVES)
     return page
 
 
 def titles(page):
-    """Those of the columns, from the left."""
+    """The titles of the columns, from the left."""
     found = page.locator(".ag-header-cell").all()
     in_order = sorted(found, key=lambda cell: cell.bounding_box()["x"])
     return [title for cell in in_order if (title := cell.inner_text())]
 
 
 def cells(page, column):
-    """What the column shows, from the top down."""
+    """The texts of the column's cells, from the top down."""
     found = page.locator(f".ag-cell[col-id='{column}']")
     expect(found).to_have_count(lines(page).count())
     by_line = {int(cell.locator("xpath=..").get_attribute("row-index")): cell for cell in found.all()}
@@ -47,14 +47,14 @@ def cells(page, column):
 
 
 def compare(table):
-    """MLflow's comparison of all the runs is shown."""
+    """Open MLflow's comparison of all the runs."""
     table.locator(".ag-header input[type=checkbox]").first.check()
     table.get_by_role("button", name="Compare", exact=True).click()
     expect(table.get_by_text(f"Comparing {CURVES} Runs")).to_be_visible()
 
 
 def open_artifact(page, file):
-    """The file is chosen among the run's."""
+    """Choose the file among the run's artifacts."""
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text(file, exact=True).click()
 
@@ -77,7 +77,7 @@ def test_the_table_names_every_curve_and_shows_its_numbers_the_fastest_first(tab
         tuple(rows[0][choice] for choice in choices): pytest.approx(
             (rows[0]["latency_us"], rows[-1]["latency_us"]), rel=1e-4
         )
-        for rows in curves(measured)
+        for rows in group_by_curve(measured)
     }
 
 
@@ -105,7 +105,7 @@ def test_compare_leads_to_curves_of_latency_against_tokens(table, measured, shot
     expect(curve.nth(CURVES - 1)).to_be_attached()
     expect(table.get_by_role("radio", name="Step")).to_be_checked()
     # The table below has each curve's latest, and its extremes, which on a busy machine are of any step.
-    by_latency = [sorted(rows, key=lambda row: row["latency_us"]) for rows in curves(measured)]
+    by_latency = [sorted(rows, key=lambda row: row["latency_us"]) for rows in group_by_curve(measured)]
     steps = Counter(row["num_tokens"] for rows in by_latency for row in (rows[0], rows[-1]))
     steps[64] += CURVES
     for step, count in steps.items():

@@ -1,4 +1,4 @@
-"""What is typed wrong is exit 2: one sentence on stderr that says what is possible, and nothing on disk."""
+"""Wrong input exits with 2: one sentence on stderr that says what is possible, and nothing on disk."""
 
 import pytest
 
@@ -146,15 +146,15 @@ BAD = {
     "resume=nowhere": "resume=nowhere is not the folder of a sweep",
     "resume=5": "resume must be true, false or a sweep's folder, not 5",
     "resume=[a]": "resume must be true, false or a sweep's folder, not ['a']",
-    "resume=true,false": "resume is one for a whole sweep",
+    "resume=true,false": "resume has one value for a whole sweep",
     "timeout_s=0": "timeout_s must be a positive number, not 0",
     "timeout_s=nan": "timeout_s must be a positive number",
     "timeout_s=soon": "timeout_s must be a positive number, not 'soon'",
-    "timeout_s=1,2": "timeout_s is one for a whole sweep",
+    "timeout_s=1,2": "timeout_s has one value for a whole sweep",
     "fail_fast=1": "fail_fast must be true or false, not 1",
-    "fail_fast=true,false": "fail_fast is one for a whole sweep",
+    "fail_fast=true,false": "fail_fast has one value for a whole sweep",
     "isolation=thread": "isolation must be process or inline, not 'thread'",
-    "isolation=process,inline": "isolation is one for a whole sweep",
+    "isolation=process,inline": "isolation has one value for a whole sweep",
     "timeot_s=5": "did you mean timeout_s?",
     "device=gpu": "auto, cuda, cuda:N or cpu, not 'gpu'",
     "device=cuda:x": "not 'cuda:x'",

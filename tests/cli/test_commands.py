@@ -10,7 +10,7 @@ from kvexp.errors import ConfigError
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
+def command_file(tmp_path, monkeypatch):
     """A subcommand `greet`, in a folder that Python looks for modules of the package in."""
     file = tmp_path / "greet.py"
     file.write_text('"""Says who was named.\n\nMore.\n"""\n\nsaid = []\n\n\ndef main(argv):\n'
@@ -22,18 +22,18 @@ def made(tmp_path, monkeypatch):
         sys.modules.pop(f"kvexp.cli.commands.{name}", None)
 
 
-def test_a_file_is_a_command_with_its_exit_code(made):
+def test_a_file_is_a_command_with_its_exit_code(command_file):
     assert cli.dispatch(["greet", "a", "--help"]) == 7
 
 
-def test_its_first_line_is_in_the_help(made):
+def test_its_first_line_is_in_the_help(command_file):
     assert commands.names() == {"greet": "Says who was named."}
     out = help.text([help.conf_dir()])
     assert "Commands (python -m kvexp COMMAND --help says more)\n  greet  Says who was named.\n" in out
 
 
-def test_what_it_refuses_is_exit_code_2(made, capsys):
-    made.with_name("refuse.py").write_text(
+def test_what_it_refuses_is_exit_code_2(command_file, capsys):
+    command_file.with_name("refuse.py").write_text(
         '"""Refuses."""\n\nfrom kvexp.errors import ConfigError\n\n\n'
         'def main(argv):\n    raise ConfigError("no")\n'
     )
@@ -43,7 +43,7 @@ def test_what_it_refuses_is_exit_code_2(made, capsys):
 
 def test_a_word_that_is_no_command_is_refused():
     with pytest.raises(ConfigError, match="unknown command 'greet'"):
-        cli._command(["greet"])
+        cli._run(["greet"])
 
 
 def test_every_command_has_a_line_and_a_main():

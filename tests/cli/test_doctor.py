@@ -79,7 +79,7 @@ def test_a_sweep_that_is_at_work_is_a_line(doctor, tmp_path, name):
 
 def test_a_gpu_that_is_measured_on_is_a_line(doctor, tmp_path, monkeypatch):
     monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
-    with lock.turn("GPU-1"):
+    with lock.gpu_lock("GPU-1"):
         _, lines = doctor(KVEXP_LOCK_DIR=str(tmp_path / "locks"))
     assert f"process {os.getpid()} measures on GPU-1; a sweep there waits for its turn" in lines["turn"]
     _, lines = doctor(KVEXP_LOCK_DIR=str(tmp_path / "locks"))

@@ -10,8 +10,10 @@ import pytest
 from kvexp import cli
 from kvexp.cli import gate_rules
 from kvexp.cli.commands import gate
+from kvexp.measurement import is_right
 from kvexp.results import baselines, load
-from kvexp.results.rows import RIGHT, RowFile, repetition
+from kvexp.results.point_identity import get_repetition
+from kvexp.results.row_file import RowFile
 from kvexp.sweep import runner
 from tests.helpers.recorded_rows import curve, refused
 
@@ -37,32 +39,32 @@ def measured(tmp_path_factory):
 
 
 @pytest.fixture
-def there(measured, monkeypatch):
+def gate_dir(measured, monkeypatch):
     _go(monkeypatch, measured)
     return measured
 
 
 def _go(patched, folder):
     patched.chdir(folder)
-    patched.setattr(gate_rules, "LEAST", 2)
+    patched.setattr(gate_rules, "MIN_PROCESSES", 2)
     patched.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     patched.delenv("KERNEL", raising=False)
 
 
-def test_a_baseline_holds_the_right_rows_of_every_process(there):
-    (file,) = there.glob("baselines/*/rows.jsonl")
-    rows = load.read([file], there)
-    assert [(row["layout"], repetition(row)) for row in rows] == [
+def test_a_baseline_holds_the_right_rows_of_every_process(gate_dir):
+    (file,) = gate_dir.glob("baselines/*/rows.jsonl")
+    rows = load.read([file], gate_dir)
+    assert [(row["layout"], get_repetition(row)) for row in rows] == [
         ("NHD", 1), ("NHD", 2), ("HND", 1), ("HND", 2),
     ]  # fmt: skip
-    assert {row["status"] for row in rows} <= set(RIGHT)
+    assert all(is_right(row["status"]) for row in rows)
     assert file.parent.name == file.parent.name.lower().replace(" ", "-")
     assert rows[0]["host"] == os.uname().nodename
 
 
-def test_a_baseline_that_could_not_be_written_is_not_measured(there, monkeypatch, tmp_path, capfd):
+def test_a_baseline_that_could_not_be_written_is_not_measured(gate_dir, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("measured"))
-    monkeypatch.setattr(gate_rules, "check", lambda jobs: None)
+    monkeypatch.setattr(gate_rules, "check_jobs", lambda jobs: None)
     monkeypatch.setattr(baselines, "ROOT", tmp_path / "file")
     (tmp_path / "file").write_text("no folder")
     assert cli.dispatch(["baseline", *CURVE]) == 2
@@ -70,17 +72,17 @@ def test_a_baseline_that_could_not_be_written_is_not_measured(there, monkeypatch
     assert capfd.readouterr().err.endswith(said)
 
 
-def test_a_baseline_of_other_curves_is_told_before_anything_is_measured(there, monkeypatch, capfd):
+def test_a_baseline_of_other_curves_is_told_before_anything_is_measured(gate_dir, monkeypatch, capfd):
     monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("measured"))
-    before = list(there.rglob("*"))
+    before = list(gate_dir.rglob("*"))
     for other in ("workload.num_tokens=[8]", "dtype=half"):
         words = [word for word in CURVE if word.partition("=")[0] != other.partition("=")[0]]
         assert cli.dispatch(["gate", *words, other]) == 2
         assert "the two share no case" in capfd.readouterr().err
-    assert list(there.rglob("*")) == before
+    assert list(gate_dir.rglob("*")) == before
 
 
-def test_a_gate_whose_processes_differ_much_says_that_it_saw_little(there, monkeypatch, capfd):
+def test_a_gate_whose_processes_differ_much_says_that_it_saw_little(gate_dir, monkeypatch, capfd):
     """Latencies that scatter by half, of a kernel that did not change."""
     latencies, append = iter((10.0, 15.0, 15.0, 10.0)), RowFile.append
 
@@ -92,10 +94,10 @@ def test_a_gate_whose_processes_differ_much_says_that_it_saw_little(there, monke
     assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.01"]) == 0
     said = capfd.readouterr()
     assert said.out.splitlines()[-1] == "2 ambiguous"
-    assert "kvexp: 2 of 2 points are ambiguous, so this gate saw little: " in said.err
+    assert "kvexp: 2 of 2 points are ambiguous: " in said.err
 
 
-def test_a_point_that_one_process_skipped_is_missing(there, monkeypatch, capfd):
+def test_a_point_that_one_process_skipped_is_missing(gate_dir, monkeypatch, capfd):
     last, append = [], RowFile.append
 
     def skipped(self, row, *others):
@@ -111,10 +113,10 @@ def test_a_point_that_one_process_skipped_is_missing(there, monkeypatch, capfd):
 
 
 def test_a_baseline_of_a_disturbed_machine_or_of_fewer_processes_is_written_with_a_word(
-    there, monkeypatch, capfd, tmp_path
+    gate_dir, monkeypatch, capfd, tmp_path
 ):
     _go(monkeypatch, tmp_path)
-    (tmp_path / "my_conf").symlink_to(there / "my_conf")
+    (tmp_path / "my_conf").symlink_to(gate_dir / "my_conf")
     last, append = [], RowFile.append
 
     def disturbed(self, row, *others):
@@ -132,7 +134,7 @@ def test_a_baseline_of_a_disturbed_machine_or_of_fewer_processes_is_written_with
     assert doubts[1] == "kvexp: 1 of the baseline's 2 points were timed by fewer than 2 processes"
 
 
-def test_the_same_kernel_passes(there, capfd):
+def test_the_same_kernel_passes(gate_dir, capfd):
     assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 0
     out = capfd.readouterr().out
     assert "baseline (µs)" in out
@@ -140,13 +142,13 @@ def test_the_same_kernel_passes(there, capfd):
 
 
 @pytest.mark.parametrize(("change", "verdict"), [("slower", "slower"), ("wrong", "broken")])
-def test_a_kernel_that_got_worse_does_not(there, monkeypatch, capfd, change, verdict):
+def test_a_kernel_that_got_worse_does_not(gate_dir, monkeypatch, capfd, change, verdict):
     monkeypatch.setenv("KERNEL", change)
     assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 1
     assert capfd.readouterr().out.splitlines()[-1] == f"2 {verdict}"
 
 
-def test_a_sweep_whose_rows_cannot_all_be_written_does_not_pass(there, monkeypatch, capfd):
+def test_a_sweep_whose_rows_cannot_all_be_written_does_not_pass(gate_dir, monkeypatch, capfd):
     """The disk is full before the last of the four rows: of each curve something right is there."""
     written, append = [], RowFile.append
 
@@ -162,26 +164,26 @@ def test_a_sweep_whose_rows_cannot_all_be_written_does_not_pass(there, monkeypat
 
 
 @pytest.mark.parametrize("command", ["gate", "baseline"])
-def test_a_kernel_that_was_edited_between_two_processes_is_two(there, monkeypatch, capfd, command):
+def test_a_kernel_that_was_edited_between_two_processes_is_two(gate_dir, monkeypatch, capfd, command):
     hashes, append = iter("aabb"), RowFile.append
     monkeypatch.setattr(
         RowFile, "append", lambda self, row, *others: append(self, row | {"impl_hash": next(hashes)}, *others)
     )
-    before = [file.read_bytes() for file in there.glob("baselines/*/*")]
+    before = [file.read_bytes() for file in gate_dir.glob("baselines/*/*")]
     assert cli.dispatch([command, *CURVE]) == 2
     assert "impl=changing were changed while they were measured; measure again" in capfd.readouterr().err
-    assert [file.read_bytes() for file in there.glob("baselines/*/*")] == before
+    assert [file.read_bytes() for file in gate_dir.glob("baselines/*/*")] == before
 
 
-def test_of_what_is_wrong_no_baseline_is_written(there, monkeypatch, capfd):
-    before = [file.read_bytes() for file in there.glob("baselines/*/*")]
+def test_of_what_is_wrong_no_baseline_is_written(gate_dir, monkeypatch, capfd):
+    before = [file.read_bytes() for file in gate_dir.glob("baselines/*/*")]
     monkeypatch.setenv("KERNEL", "wrong")
     assert cli.dispatch(["baseline", *CURVE]) == 1
-    assert "no baseline is written of a sweep in which not everything is right" in capfd.readouterr().err
-    assert [file.read_bytes() for file in there.glob("baselines/*/*")] == before
+    assert "no baseline is written, since not every point of the sweep is right" in capfd.readouterr().err
+    assert [file.read_bytes() for file in gate_dir.glob("baselines/*/*")] == before
 
 
-def test_of_what_was_only_verified_no_baseline_is_written(there, capfd):
+def test_of_what_was_only_verified_no_baseline_is_written(gate_dir, capfd):
     assert cli.dispatch(["baseline", *CURVE, "timer=none"]) == 2
     assert "nothing was timed, so there is no baseline to write" in capfd.readouterr().err
 
@@ -210,8 +212,8 @@ def test_a_baseline_under_another_driver_is_refused_before_anything_is_measured(
     elsewhere_unmeasured, monkeypatch, capfd
 ):
     machine = {"device_name": "NVIDIA H200", "driver": "590.1"}
-    monkeypatch.setattr(gate_rules, "machine", lambda device: machine)
-    monkeypatch.setattr(gate.results, "read", lambda *_: curve({64: 1.0}))
+    monkeypatch.setattr(gate_rules, "describe_machine", lambda device: machine)
+    monkeypatch.setattr(gate.load, "read", lambda *_: curve({64: 1.0}))
     Path("baselines/nvidia-h200").mkdir(parents=True)
     assert cli.dispatch(["gate", *TORCH]) == 2
     assert "the baseline's driver is 580.1 and the candidate's 590.1" in capfd.readouterr().err
@@ -222,7 +224,7 @@ def test_a_baseline_of_nothing_timed_is_told_before_anything_is_measured(
     elsewhere_unmeasured, monkeypatch, capfd, rows
 ):
     machine = {"device_name": "NVIDIA H200", "driver": "580.1"}
-    monkeypatch.setattr(gate_rules, "machine", lambda device: machine)
+    monkeypatch.setattr(gate_rules, "describe_machine", lambda device: machine)
     Path("baselines/nvidia-h200").mkdir(parents=True)
     Path("baselines/nvidia-h200/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cli.dispatch(["gate", *TORCH]) == 2
@@ -257,5 +259,5 @@ def test_what_only_prints_measures_nothing(elsewhere_unmeasured, capfd):
 
 
 def test_the_preset_and_five_processes_are_what_is_not_typed():
-    assert gate_rules.completed(["impl=mine"]) == ["experiment=gate", "repeat=5", "impl=mine"]
-    assert gate_rules.completed(["repeat=7", "experiment=x"]) == ["repeat=7", "experiment=x"]
+    assert gate_rules.add_defaults(["impl=mine"]) == ["experiment=gate", "repeat=5", "impl=mine"]
+    assert gate_rules.add_defaults(["repeat=7", "experiment=x"]) == ["repeat=7", "experiment=x"]

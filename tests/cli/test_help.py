@@ -1,4 +1,4 @@
-"""The catalogue: everything that can be chosen, with the line that its file begins with."""
+"""`--help` lists every option with the first line of its file."""
 
 import re
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""The real command in a process of its own: how fast it answers, and what it imports for that."""
+"""The command in its own process: how fast it answers, what it imports, and where its output cannot go."""
 
 import json
 import os
@@ -12,8 +12,10 @@ import pytest
 from tests.helpers.recorded_rows import row
 
 AT_ONCE = 4
-"""Times as long as Hydra takes to be imported, which they need, beside what they begin ahead."""
-HYDRA = "import sys; from kvexp import ahead\nwith ahead.of(sys.argv[1:]): import hydra.main"
+"""How many times the import of Hydra an answer may take, with the same processes prestarted."""
+HYDRA = (
+    "import sys; from kvexp.sweep import prestart\nwith prestart.start_for(sys.argv[1:]): import hydra.main"
+)
 ANSWERS = {
     "--help": 0,
     "impl=tornch": 2,
@@ -65,7 +67,7 @@ def test_what_cannot_be_written_out_is_a_sentence(tmp_path, words):
             stderr=subprocess.PIPE,
             text=True,
         )
-    said = "kvexp: cannot write what there is to say (No space left on device)\n"
+    said = "kvexp: cannot write the output (No space left on device)\n"
     assert (process.returncode, process.stderr) == (1, said)
 
 
@@ -76,10 +78,8 @@ def test_a_disk_that_is_full_for_both_outputs_is_an_exit_code(tmp_path):
 
 
 def test_a_reader_that_left_is_no_error(tmp_path):
-    rows = "".join(
-        json.dumps(row(num_tokens=size)) + "\n" for size in range(1, 1000)
-    )  # more than a pipe takes
-    (tmp_path / "rows.jsonl").write_text(rows)
+    rows = [json.dumps(row(num_tokens=size)) + "\n" for size in range(1, 1000)]  # more than a pipe holds
+    (tmp_path / "rows.jsonl").write_text("".join(rows))
     command = f"{shlex.quote(sys.executable)} -m kvexp export rows.jsonl | true; exit ${{PIPESTATUS[0]}}"
     process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (0, "")
@@ -93,17 +93,17 @@ from kvexp.cli import main
 from kvexp.measurement import Measurement
 
 class MadeUp:
-    minds_the_host = True
-    there = ()
+    is_host_sensitive = True
+    already_done = ()
 
     def __init__(self, experiment, *_):
         self.experiment = experiment
 
-    def points(self):
+    def measure(self):
         yield Measurement(next(self.experiment.cases()), "verified", "made up").row(), ()
 
-measuring.begin = MadeUp
-measuring.Workers.start = lambda *_: None
+curve_run.begin = MadeUp
+curve_run.WorkerSupervisor.start = lambda *_: None
 sys.argv = ["kvexp", "tracking=none", *sys.argv[1:]]
 main()
 """

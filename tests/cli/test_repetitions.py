@@ -55,8 +55,8 @@ def test_one_round_is_in_the_order_in_which_it_was_typed(typed):
         (["repeat=0"], "repeat must be at least 1, not 0"),
         (["repeat=1001"], "repeat must be at most 1000, not 1001"),
         (["repeat=two"], "repeat must be a whole number, not 'two'"),
-        (["repeat=1,2"], "repeat is one for a whole sweep; choose one value"),
-        (["repeat=2", "isolation=inline"], "repeat wants a fresh process each time"),
+        (["repeat=1,2"], "repeat has one value for a whole sweep; choose one"),
+        (["repeat=2", "isolation=inline"], "repeat needs a new process each time"),
     ],
 )
 def test_what_is_no_number_of_rounds_is_one_sentence(typed, words, said):

@@ -1,12 +1,12 @@
-"""`resume=` composes into an earlier sweep's folder: whose, with what, and under which numbers."""
+"""`resume=` composes into an earlier sweep's folder: which one, with which overrides and curve numbers."""
 
 import json
 from pathlib import Path
 
 import pytest
-from tests.test_rows import row
 
-from kvexp.results.rows import RowFile
+from kvexp.results.row_file import RowFile
+from tests.results.test_row_file import row
 
 
 @pytest.fixture
@@ -29,10 +29,8 @@ def test_alone_it_repeats_what_the_last_sweep_was_typed_with(typed, sweep):
     home = sweep("impl=torch", "layout=NHD,HND", "workload=tiny")
     outcome = typed("resume=true")
     assert (outcome.code, outcome.err) == (0, "")
-    assert [(job.experiment.impl.name, job.experiment.layout.name) for job in outcome.jobs] == [
-        ("torch", "NHD"),
-        ("torch", "HND"),
-    ]
+    found = [(job.experiment.impl.name, job.experiment.layout.name) for job in outcome.jobs]
+    assert found == [("torch", "NHD"), ("torch", "HND")]
     assert outcome.settings.resumes
     assert {job.folder.parent for job in outcome.jobs} == {home}
 
@@ -56,7 +54,7 @@ def test_a_sweep_that_was_killed_before_its_first_row_is_resumed_too(typed, swee
 def test_where_there_is_nothing_to_resume_it_is_a_fresh_sweep_and_a_word(typed):
     outcome = typed("resume=true", "impl=torch")
     assert outcome.code == 0
-    assert outcome.err == "kvexp: there is no sweep below multirun/ to resume, so this is a fresh one\n"
+    assert outcome.err == "kvexp: there is no sweep below multirun/ to resume, so this is a new one\n"
     assert not outcome.settings.resumes
     assert [job.folder.name for job in outcome.jobs] == ["0"]
 
@@ -71,10 +69,8 @@ def test_false_resumes_nothing(typed, sweep, value):
 
 def test_what_a_curve_is_repeated_with_says_nothing_of_resuming(typed, sweep):
     sweep("impl=torch", "layout=NHD,HND", "hydra.sweep.dir=elsewhere", "resume=true")
-    assert [job.words for job in typed("resume=true").jobs] == [
-        ("impl=torch", "layout=NHD"),
-        ("impl=torch", "layout=HND"),
-    ]
+    found = [job.words for job in typed("resume=true").jobs]
+    assert found == [("impl=torch", "layout=NHD"), ("impl=torch", "layout=HND")]
 
 
 def test_a_curve_of_a_preset_is_repeated_by_the_preset_and_its_own_choices(typed):
@@ -100,12 +96,8 @@ def test_a_folder_with_a_quote_and_a_blank_is_a_folder(typed, sweep):
 
 def test_how_a_sweep_is_run_is_typed_and_has_defaults(typed):
     usual = typed("impl=torch").settings
-    assert (usual.timeout_s, usual.fail_fast, usual.isolation, usual.resumes) == (
-        600.0,
-        False,
-        "process",
-        False,
-    )
+    found = (usual.timeout_s, usual.fail_fast, usual.isolation, usual.resumes)
+    assert found == (600.0, False, "process", False)
     other = typed("impl=torch", "timeout_s=2.5", "fail_fast=true", "isolation=inline").settings
     assert (other.timeout_s, other.fail_fast, other.isolation) == (2.5, True, "inline")
     assert typed("impl=torch", "timeout_s=null").settings.timeout_s is None

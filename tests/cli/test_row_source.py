@@ -93,22 +93,22 @@ def run_of(name):
         return database.execute("select run_uuid from runs where name like ?", [f"{name}%"]).fetchone()[0]
 
 
-def kept(rows):
-    """The rows as they are on disk, in no order."""
+def without_added(rows):
+    """The rows as they are on disk, sorted."""
     added = ("sweep", "command")
     return sorted(str({column: row[column] for column in row if column not in added}) for row in rows)
 
 
 def test_a_sweep_is_found_by_its_name_or_its_run(stored):
-    on_disk = kept(load.read([stored / "multirun" / SWEEP], stored))
+    on_disk = without_added(load.read([stored / "multirun" / SWEEP], stored))
     assert len(on_disk) == 4
     for name in (SWEEP, run_of(SWEEP)):
-        assert kept(row_source.read(name)) == on_disk
+        assert without_added(row_source.read(name)) == on_disk
 
 
 def test_a_curve_is_found_by_its_run(stored):
     (one,) = row_source.read(run_of("torch HND"))
-    assert kept([one])[0] in kept(load.read([stored / "multirun" / SWEEP], stored))
+    assert without_added([one])[0] in without_added(load.read([stored / "multirun" / SWEEP], stored))
 
 
 def test_a_run_is_a_side_of_a_comparison(stored, capsys):

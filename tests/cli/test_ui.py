@@ -12,7 +12,7 @@ from tests.helpers import mlflow_server
 
 @pytest.fixture
 def served(monkeypatch):
-    """What would have been started, once something is."""
+    """The calls of os.execve, which start nothing."""
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
     return calls
@@ -70,10 +70,8 @@ def test_a_port_that_is_taken_or_none_is_refused(typed, elsewhere, served):
         taken.listen()
         port = taken.getsockname()[1]
         outcome = typed("ui", "--port", str(port))
-    assert (
-        outcome.err
-        == f"kvexp: port {port} cannot be used (Address already in use); type --port with another\n"
-    )
+    said = f"kvexp: port {port} cannot be used (Address already in use); type --port with another\n"
+    assert outcome.err == said
     for none in ("0", "65536"):
         outcome = typed("ui", "--port", none)
         assert outcome.err == f"kvexp: --port must be a number from 1 to 65535, not {none}\n"

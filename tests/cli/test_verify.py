@@ -1,4 +1,4 @@
-"""kvexp verify: every clause with what it came to, and an exit code that a script can use."""
+"""kvexp verify prints the outcome of every clause, and has an exit code for scripts."""
 
 import subprocess
 import sys
@@ -13,14 +13,14 @@ from tests.helpers.contract_breakers import BROKEN
 
 CONF = """\
 # Breaks the contract in one way.
-_target_: tests.{}
+_target_: tests.helpers.{}
 {}
 """
 
 
 @pytest.fixture
 def verified(tmp_path, monkeypatch):
-    """Runs `kvexp verify` with impl=mine, and gives its exit code, its output and what it left."""
+    """Runs `kvexp verify` with impl=mine, and returns the finished process."""
     folder = tmp_path / "conf" / "impl"
     folder.mkdir(parents=True)
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
@@ -44,7 +44,7 @@ def test_all_that_holds_is_zero(verified):
     heading, *lines, last = done.stdout.splitlines()
     assert heading.startswith("op=reshape_and_cache_flash impl=mine layout=NHD dtype=bfloat16")
     assert [line.split() for line in lines] == [[clause, "holds"] for clause in CLAUSES]
-    assert last == "  posed with 7 tokens and with 1, 3, 16, 50"
+    assert last == "  tested with 7 tokens and with 1, 3, 16, 50"
 
 
 def test_a_broken_clause_is_one_with_its_first_wrong_element(verified):
@@ -65,9 +65,8 @@ def test_one_that_is_only_told_in_tables_is_one_as_well(verified):
 def test_a_clause_whose_process_dies_is_broken(verified):
     done = verified(how="contract_breakers.Mortal", options="by: exit")
     assert done.returncode == 1
-    assert (
-        "past_end        broken   died with exit code 7 (trap: slot past the end) (7 tokens)" in done.stdout
-    )
+    line = "past_end        broken   died with exit code 7 (trap: slot past the end) (7 tokens)"
+    assert line in done.stdout
 
 
 def test_what_refuses_everything_is_three(verified):
@@ -76,7 +75,10 @@ def test_what_refuses_everything_is_three(verified):
     assert "plain  refused  impl=refusing takes no call of everything (7 tokens)" in done.stdout
     done = verified("op=reshape_and_cache")
     assert done.returncode == 3
-    assert "refused: op=reshape_and_cache writes head-major planes, which layout=NHD has not" in done.stdout
+    assert (
+        "refused: op=reshape_and_cache writes head-major planes, which layout=NHD does not have"
+        in done.stdout
+    )
 
 
 def test_what_is_wrong_in_plain_calls_is_one(verified):

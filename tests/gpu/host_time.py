@@ -1,6 +1,6 @@
-"""The host's time of an eager library call, in parts: `python -m tests.gpu.host_time`.
+"""Measure the host's time of an eager library call, in parts: `python -m tests.gpu.host_time`.
 
-Hosts differ, and most of a call is the driver's own time for a launch, so that time is measured as well.
+Hosts differ, and most of a call is the driver's own time for a launch, so that is measured as well.
 """
 
 import statistics
@@ -11,18 +11,18 @@ import torch
 from cuda.bindings import driver
 
 import kvexp
-from kvexp.api.launch_cache import Known
+from kvexp.api.launch_cache import LaunchCache
 from kvexp.gpu import launch
 from tests.helpers import oracle
 
 CALLS = 400
-"""So few that the launch queue of some 1,000 never fills."""
+"""Few enough that the launch queue of about 1,000 never fills."""
 
 ROUNDS = 30
 
 
-def bare(posed):
-    """The driver's function for the launch that impl=cuda makes, with everything ready."""
+def bind_driver(posed):
+    """Return the driver's launch that impl=cuda makes, with everything prepared."""
     impl = oracle.implementation("cuda", str(posed.key.device))
     num_tokens = posed.slot_mapping.shape[0]
     (x, y), cta_threads, kernel, sizes = impl.launcher(posed.op, *posed.arguments).plan(num_tokens)
@@ -35,7 +35,7 @@ def bare(posed):
         posed.k_scale,
         posed.v_scale,
     )
-    parameters = words, pointers, _ = launch._parameters(sizes)
+    parameters = words, pointers, _ = launch._pack_parameters(sizes)
     launch.ADDRESSES.pack_into(words, 0, *(0 if item is None else item.data_ptr() for item in tensors))
     posed.bind(impl)()
     error, function = driver.cuKernelGetFunction(driver.CUkernel(int(kernel.handle)))
@@ -51,8 +51,8 @@ def bare(posed):
 def rounds_us(*calls):
     """Return the microseconds of one call of each on the host, round by round.
 
-    The calls take turns, and the GPU is waited for in between. What slows the host for a while so slows all
-    of them.
+    The calls alternate, with the GPU idle in between, so that what slows the host for a while slows all of
+    them.
     """
     found = []
     for _ in range(ROUNDS):
@@ -71,8 +71,8 @@ def medians_us(*calls):
     return [statistics.median(times) for times in zip(*rounds_us(*calls), strict=True)]
 
 
-def looking(posed):
-    """Look at a call's tensors as Python does: the address, sizes, strides, type and device of each."""
+def bind_look(posed):
+    """Return a call that reads address, sizes, strides, dtype and device of each tensor in Python."""
     tensors = [argument for argument in posed.arguments if isinstance(argument, torch.Tensor)]
 
     def call():
@@ -85,8 +85,8 @@ def looking(posed):
 def beside_the_driver(impl, posed):
     """Return two ratios, medians over rounds, each of which compares calls of the same moment.
 
-    The bound call's time as a part of the driver's launch, and what a whole call takes more than that launch
-    as a part of a look at its tensors.
+    The bound call's time over that of the driver's launch, and what a whole call takes more than that launch,
+    over the time to read its tensors' attributes.
     """
     function, arguments = getattr(kvexp, posed.op), posed.arguments
 
@@ -96,14 +96,13 @@ def beside_the_driver(impl, posed):
     call()
     bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
     bound()
-    rounds = rounds_us(bare(posed), call, bound, looking(posed))
+    rounds = rounds_us(bind_driver(posed), call, bound, bind_look(posed))
     part = statistics.median(alone / driver for driver, _, alone, _ in rounds)
     return part, statistics.median((whole - driver) / look for driver, whole, _, look in rounds)
 
 
-def measured(impl, posed):
-    """Microseconds of the driver's function for a launch, of a whole call, of its launch alone, which is the
-    bound call's, and of the rest."""
+def measure(impl, posed):
+    """Return microseconds of the driver's launch, a whole call, its launch (the bound call), and the rest."""
     function = getattr(kvexp, posed.op)
     arguments = posed.arguments
 
@@ -113,16 +112,18 @@ def measured(impl, posed):
     call()
     bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
     bound()
-    parts = dict(zip(("driver_us", "call_us", "bound_us"), medians_us(bare(posed), call, bound), strict=True))
-    (known,) = (c.cell_contents for c in function.__closure__ if isinstance(c.cell_contents, Known))
-    there = [(kind, kind.launch) for alike in known.values() for kind in alike]
+    parts = dict(
+        zip(("driver_us", "call_us", "bound_us"), medians_us(bind_driver(posed), call, bound), strict=True)
+    )
+    (cache,) = (c.cell_contents for c in function.__closure__ if isinstance(c.cell_contents, LaunchCache))
+    launches = [(guarded, guarded.launch) for entries in cache.values() for guarded in entries]
     try:
-        for kind, _ in there:
-            kind.launch = lambda *_: None
+        for guarded, _ in launches:
+            guarded.launch = lambda *_: None
         (parts["validation_us"],) = medians_us(call)
     finally:
-        for kind, launch in there:
-            kind.launch = launch
+        for guarded, launch in launches:
+            guarded.launch = launch
     return parts
 
 
@@ -130,5 +131,5 @@ if __name__ == "__main__":
     for op in (oracle.FLASH, oracle.DIFFKV, oracle.PAGED):
         for impl in ("cuda", "triton"):
             posed = oracle.problem("cuda:0", oracle.shuffled(32, 128), op=op, kv_cache_dtype="fp8")
-            parts = measured(impl, posed)
+            parts = measure(impl, posed)
             sys.stdout.write(f"{op} {impl} {' '.join(f'{k}={v:.2f}' for k, v in parts.items())}\n")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from kvexp.results import rows
+from kvexp.results import row_file
 
 PROCESSES = 5
 MANY_TOKENS = 512
@@ -32,7 +32,7 @@ def medians(overrides: Sequence[str], folder: Path) -> dict[int, list[float]]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"process {number} ended with {done.returncode}: {done.stderr}{done.stdout}")
-        for row in rows.read(sweep):
+        for row in row_file.read(sweep):
             if row["status"] != "ok":
                 raise RuntimeError(f"num_tokens {row['num_tokens']} is {row['status']}: {row['reason']}")
             found[row["num_tokens"]].append(row["latency_us"])

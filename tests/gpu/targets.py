@@ -56,7 +56,7 @@ class Measured:
         """
         overrides = tuple(f"{key}={value}" for key, value in values.items())
         if overrides not in self._known:
-            experiment = compose.experiment(*overrides).resolved("cuda:0")
+            experiment = compose.experiment(*overrides).resolve("cuda:0")
             rows = [row for row, _ in self._worker.run(experiment)]
             for row in rows:
                 if row["status"] != "ok":

@@ -19,7 +19,7 @@ PATTERNS = [
 
 
 def verify(*overrides):
-    made = compose.experiment(*SIZES, *overrides).resolved("cuda:0")
+    made = compose.experiment(*SIZES, *overrides).resolve("cuda:0")
     for point in run_curve.run(made, {}):
         assert point.status == "verified", point.reason
 

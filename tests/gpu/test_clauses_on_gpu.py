@@ -8,7 +8,7 @@ import torch
 from kvexp.bench import run_curve
 from kvexp.bench.contract import FULL, NEEDED
 from kvexp.bench.contract.ask import Asker
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, tiny_curve
 from tests.helpers.contract_breakers import BROKEN, ON_THE_HOST, SMALL_ALONE
@@ -31,11 +31,11 @@ def curve(mode, **chosen):
 
 def found(made):
     case = next(made.cases())
-    asked = Asked(
+    asked = Subject(
         make(made.impl, device="cuda:0"), make(made.op), make(made.layout), tiny_curve.source(made), case
     )
     with torch.cuda.stream(torch.cuda.Stream()):
-        return find(asked, SIZES)
+        return pose_clauses(asked, SIZES)
 
 
 def broken(contract):
@@ -62,7 +62,7 @@ def test_a_curve_of_whoever_breaks_what_engines_need_is_incorrect_at_every_point
     wrong = {*BROKEN[kind]} & {*NEEDED}
     clock = {"timer": "cuda_event"} if wrong else {}
     made = curve(mode, how="contract_breakers.Breaking", options={"kind": kind}, **clock)
-    points = list(run_curve.run(made, {}, asks=lambda: found(made)))
+    points = list(run_curve.run(made, {}, ask_contract=lambda: found(made)))
     assert {point.status for point in points} == {"incorrect" if wrong else "verified"}, points[0].reason
     assert {point.contract for point in points} == {", ".join(BROKEN[kind]) or FULL}
 
@@ -75,7 +75,7 @@ def test_a_curve_of_whoever_keeps_what_engines_need_is_timed_and_told_the_rest(k
     made = curve(
         mode, how="contract_breakers.Breaking", options={"kind": kind}, timer="cuda_event", rule=rule
     )
-    for point in run_curve.run(made, {}, asks=lambda: found(made)):
+    for point in run_curve.run(made, {}, ask_contract=lambda: found(made)):
         assert (point.status, point.contract) == ("ok", ", ".join(BROKEN[kind]) or FULL), point.reason
 
 

@@ -1,4 +1,4 @@
-"""impl=copy on a GPU: the ceiling's kernel is checked byte for byte, and is as fast as it says of itself."""
+"""impl=copy on a GPU: the equal copy's kernel is checked byte for byte, and is as fast as beside an op."""
 
 import pytest
 
@@ -12,7 +12,7 @@ TOKENS = "workload.num_tokens=[1,3,64,1024]"
 
 def measured(*overrides, workload="quickstart", tokens=TOKENS):
     made = compose.experiment("timer.max_seconds=0.3", f"workload={workload}", tokens, *overrides)
-    return list(run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0")))
+    return list(run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0")))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_every_byte_that_is_to_be_copied_arrives_and_no_other(chosen):
         assert point.copy_fraction == 1
 
 
-def test_it_is_the_ceiling_of_an_implementation_beside_it():
+def test_it_is_the_copy_beside_an_implementation():
     """The same kernel in two curves of one process; what they differ by is what two curves differ by."""
     sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=[512,32768]"}
     for alone, beside in zip(measured("impl=copy", **sizes), measured("impl=cuda", **sizes), strict=True):

@@ -15,7 +15,7 @@ INSTALLED = importlib.util.find_spec("cupti") is not None
 def measured(*overrides):
     sizes = ("workload=llama3_8b", "workload.num_tokens=[1,4096]", "timer.max_seconds=0.3")
     made = compose.experiment("impl=cuda", *sizes, *overrides)
-    return list(run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0")))
+    return list(run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0")))
 
 
 @pytest.mark.skipif(INSTALLED, reason="cupti-python is installed")

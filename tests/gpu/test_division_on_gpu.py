@@ -58,7 +58,7 @@ def count(tmp_path):
         )
         wrong = torch.zeros(1, dtype=torch.int64, device="cuda")
         stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
-        kernel = nvrtc.kernel(tmp_path / "division.cu", name, macros, f"sm_{major}{minor}")
+        kernel = nvrtc.load_kernel(tmp_path / "division.cu", name, macros, f"sm_{major}{minor}")
         launch(
             stream, LaunchConfig(grid=threads // THREADS, block=THREADS), kernel, wrong.data_ptr(), *arguments
         )

@@ -186,11 +186,11 @@ def test_a_later_call_of_no_tensors_or_of_too_few_rows_is_still_refused(impl):
         called(replace(posed, slot_mapping=posed.slot_mapping.int()), impl)
 
 
-def test_a_call_of_a_known_kind_is_not_validated_anew(impl, monkeypatch):
+def test_a_call_that_a_guard_accepts_is_not_validated_again(impl, monkeypatch):
     if impl == "torch":
         pytest.skip("indexing has no launcher")
     called(oracle.problem(DEVICE, [5, 1, 9], num_heads=7), impl)
-    monkeypatch.setattr("kvexp.api.checks.valid", None)
+    monkeypatch.setattr("kvexp.api.checks.validate", None)
     other = oracle.problem(DEVICE, [127, 4, -1], num_heads=7)
     expected = other.expected()
     called(other, impl)

@@ -27,7 +27,7 @@ def test_calls_are_captured_and_not_run_until_they_are_replayed_in_order():
     assert float(total) == 21
 
 
-def test_what_torch_keeps_for_later_is_there_for_a_call_that_allocates():
+def test_a_call_can_allocate_the_memory_that_torch_has_cached():
     """While it captures, torch gives nothing back to the driver; nor what a failed capture had allocated."""
     held = torch.empty(torch.cuda.mem_get_info()[0] - 3 * GIB, dtype=torch.uint8, device="cuda")
     kept = torch.empty(2 * GIB, dtype=torch.uint8, device="cuda")
@@ -45,7 +45,7 @@ def test_what_torch_keeps_for_later_is_there_for_a_call_that_allocates():
     assert [int(tensor.sum(dtype=torch.int64)) for tensor in made] == list(sizes)
 
 
-def test_more_memory_than_there_is_is_an_error_that_says_so():
+def test_running_out_of_memory_is_an_error_that_says_so():
     with pytest.raises(torch.OutOfMemoryError):
         prepare("cudagraph", [lambda: torch.empty(1 << 50, dtype=torch.uint8, device="cuda")])
     test_calls_are_captured_and_not_run_until_they_are_replayed_in_order()

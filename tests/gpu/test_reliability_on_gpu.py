@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.results import rows
+from kvexp.results import row_file
 from kvexp.sweep import runner
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
@@ -44,7 +44,7 @@ def outcome(tmp_path):
         curves = (before, bad, after)
         jobs = [runner.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
         assert runner.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
-        return [rows.read(job.folder) for job in jobs]
+        return [row_file.read(job.folder) for job in jobs]
 
     return swept
 
@@ -70,7 +70,7 @@ def test_a_device_assert_fails_its_curve_and_the_next_has_a_fresh_process(outcom
     assert "assert" in bad[1]["reason"]
 
 
-def test_memory_that_the_gpu_has_not_fails_its_points_and_no_others(outcome):
+def test_running_out_of_memory_fails_only_the_points_that_need_it(outcome):
     before, bad, after = outcome("Greedy")
     check_others(before, after)
     assert [row["status"] for row in bad] == ["verified", "failed", "failed"]

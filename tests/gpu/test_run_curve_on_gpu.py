@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvexp.bench import environment, run_curve
-from kvexp.bench.run_point import KEPT
+from kvexp.bench.run_point import STALE
 from kvexp.errors import WorkerDied
 from kvexp.impl.cuda import launcher
 from kvexp.impl.cuda.spec import SOURCES
@@ -29,7 +29,7 @@ def experiment(*overrides, workload="quickstart", tokens=TOKENS, seconds=0.05):
 
 
 def measured(*overrides, **sizes):
-    resolved = experiment(*overrides, **sizes).resolved("cuda:0")
+    resolved = experiment(*overrides, **sizes).resolve("cuda:0")
     return list(run_curve.run(resolved, environment.read("cuda:0")))
 
 
@@ -113,7 +113,7 @@ def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypat
 
 
 def test_the_copy_reaches_most_of_the_memory_s_speed():
-    """The ceiling is a ceiling: on a Hopper at least 85 % of what its memory is sold for."""
+    """The equal copy is fast: on a Hopper at least 85 % of what its memory is sold for."""
     sizes = {"workload": "llama3_8b", "tokens": "workload.num_tokens=32768", "seconds": 0.3}
     point = measured("impl=cuda", **sizes)[0]
     sold = {"NVIDIA H200": 4800, "NVIDIA H100 80GB HBM3": 3350}.get(torch.cuda.get_device_name())
@@ -127,7 +127,7 @@ def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
     wrong = replace(torch_s, impl=replace(torch_s.impl, name="wild", target="tests.helpers.wrong_impls.Wild"))
     with Worker("cuda:0") as worker:
         worker.wait()
-        points = worker.run(wrong.resolved("cuda:0"))
+        points = worker.run(wrong.resolve("cuda:0"))
         row, _ = next(points)
         assert row["status"] == "failed"
         assert "illegal memory access" in row["reason"]
@@ -135,7 +135,7 @@ def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
             list(points)
     with Worker("cuda:0") as worker:
         worker.wait()
-        rows = [row for row, _ in worker.run(good.resolved("cuda:0"))]
+        rows = [row for row, _ in worker.run(good.resolve("cuda:0"))]
     assert [row["status"] for row in rows] == ["ok", "ok", "ok"]
     json.dumps(rows, allow_nan=False)
 
@@ -159,7 +159,7 @@ def test_fp8_heads_of_any_size_are_verified_and_timed(impl, head_size, scale):
 
 @pytest.mark.parametrize("tokens", [1, 3, 4, 64])
 def test_a_copy_reads_no_more_than_there_is(tokens):
-    """Rows so small that the slots weigh as much: the ceiling counts each once, or there is none."""
+    """Rows so small that the slots weigh as much: the equal copy counts each once, or there is none."""
     (point,) = measured(
         "impl=cuda", "workload.num_heads=1", "workload.head_size=1", tokens=f"workload.num_tokens={tokens}"
     )
@@ -170,7 +170,7 @@ def test_a_copy_reads_no_more_than_there_is(tokens):
 def test_a_call_that_is_right_once_is_not_timed():
     made = experiment("impl=torch", "mode=no_graph", tokens="workload.num_tokens=[1,64]")
     lazy = replace(made, impl=replace(made.impl, name="lazy", target="tests.helpers.wrong_impls.Lazy"))
-    for point in run_curve.run(lazy.resolved("cuda:0"), environment.read("cuda:0")):
+    for point in run_curve.run(lazy.resolve("cuda:0"), environment.read("cuda:0")):
         assert point.status == "incorrect"
         assert point.statistics is None
 
@@ -183,9 +183,9 @@ def test_a_call_that_keeps_what_it_read_when_it_was_bound_is_incorrect(what, mod
     made = experiment("impl=torch", *chosen, tokens="workload.num_tokens=[1,64]")
     target = {"name": "stale", "target": "tests.helpers.stale_impls.Stale", "options": {"what": what}}
     stale = replace(made, impl=replace(made.impl, **target))
-    for point in run_curve.run(stale.resolved("cuda:0"), environment.read("cuda:0")):
+    for point in run_curve.run(stale.resolve("cuda:0"), environment.read("cuda:0")):
         assert (point.status, point.statistics) == ("incorrect", None)
-        assert point.reason.startswith(f"{KEPT}: ")
+        assert point.reason.startswith(f"{STALE}: ")
 
 
 @pytest.mark.parametrize("first", [1, 4, 10])
@@ -194,7 +194,7 @@ def test_a_call_that_skips_work_while_it_is_timed_is_incorrect(first):
     made = experiment("impl=torch", "mode=no_graph", "timer=wall_clock", tokens="workload.num_tokens=64")
     target = {"name": "resting", "target": "tests.helpers.stale_impls.Resting", "options": {"first": first}}
     resting = replace(made, impl=replace(made.impl, **target))
-    for point in run_curve.run(resting.resolved("cuda:0"), environment.read("cuda:0")):
+    for point in run_curve.run(resting.resolve("cuda:0"), environment.read("cuda:0")):
         assert (point.status, point.statistics) == ("incorrect", None)
         assert point.reason.startswith("right at first, but not while it was timed: ")
 
@@ -204,7 +204,7 @@ def test_a_call_on_another_stream_has_no_latency():
     other = replace(
         made, impl=replace(made.impl, name="elsewhere", target="tests.helpers.wrong_impls.Elsewhere")
     )
-    for point in run_curve.run(other.resolved("cuda:0"), environment.read("cuda:0")):
+    for point in run_curve.run(other.resolve("cuda:0"), environment.read("cuda:0")):
         # What is looked at before it has run is incorrect.
         assert point.status in ("failed", "incorrect"), point
         assert point.statistics is None

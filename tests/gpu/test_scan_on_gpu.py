@@ -56,19 +56,19 @@ def test_one_other_bit_anywhere_is_found(bytes_there):
     tensor = bytes_there
     scan.poison(tensor)
     size = tensor.numel()
-    assert scan.first_unpoisoned(tensor)() is None
+    assert scan.find_unpoisoned(tensor)() is None
     for at in {0, 1, size // 3, size // 2, size - 17, size - 1} & set(range(size)):
         tensor[at] ^= 0x10
-        assert scan.first_unpoisoned(tensor)() == at
+        assert scan.find_unpoisoned(tensor)() == at
         tensor[at] ^= 0x10
-    assert scan.first_unpoisoned(tensor)() is None
+    assert scan.find_unpoisoned(tensor)() is None
 
 
-def test_the_first_of_many_other_bytes_is_told_as_it_was_when_it_was_asked(bytes_there):
+def test_the_first_other_byte_at_the_time_of_the_call_is_returned(bytes_there):
     size = bytes_there.numel()
     for first in (size // 3, max(0, size - 17), max(0, size - 1)):
         scan.poison(bytes_there)
         bytes_there[first:] ^= 0xFF
-        answer = scan.first_unpoisoned(bytes_there)
+        answer = scan.find_unpoisoned(bytes_there)
         scan.poison(bytes_there)
         assert answer() == (first if size else None)

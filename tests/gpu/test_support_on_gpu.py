@@ -12,7 +12,7 @@ DEVICE = "cuda:0"
 
 
 def expected(impl, kind):
-    if sentence := support.refusal(kind):
+    if sentence := support.find_refusal(kind):
         return "skipped", sentence
     capability = torch.cuda.get_device_capability()
     if impl == "triton" and kind.converts and capability < (9, 0):
@@ -24,10 +24,10 @@ def expected(impl, kind):
 @pytest.mark.parametrize("op", compose.options("op"))
 @pytest.mark.parametrize("impl", support.IMPLS)
 def test_every_combination_comes_to_what_the_page_says(impl, op, layout):
-    kinds = [kind for kind in support.kinds(op) if kind.layout == layout]
+    kinds = [kind for kind in support.list_kinds(op) if kind.layout == layout]
     for kind in kinds:
         made = tiny_curve.curve(impl=impl, num_tokens=19, mode="auto", **asdict(kind))
-        made = replace(made, device=DEVICE, mode=compose.choice("mode", "auto")).resolved(DEVICE)
+        made = replace(made, device=DEVICE, mode=compose.choice("mode", "auto")).resolve(DEVICE)
         (point,) = run_curve.run(made, {})
         assert (point.status, point.reason) == expected(impl, kind), (impl, kind)
     assert kinds

@@ -11,7 +11,8 @@ from kvexp import timer
 from kvexp.bench import environment, equal_copy, mode, run_curve
 from kvexp.gpu import nvrtc
 from kvexp.statistics import summarise
-from kvexp.timer import Rule
+from kvexp.timer import cuda_event
+from kvexp.timer.stopping_criterion import StoppingCriterion
 from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
@@ -24,7 +25,7 @@ def spinning(ns):
     from cuda.core import LaunchConfig, Stream, launch
 
     major, minor = torch.cuda.get_device_capability()
-    kernel = nvrtc.kernel(SOURCE, "spin", (), f"sm_{major}{minor}")
+    kernel = nvrtc.load_kernel(SOURCE, "spin", (), f"sm_{major}{minor}")
     config = LaunchConfig(grid=1, block=1)
 
     def call():
@@ -43,13 +44,13 @@ def latency_us(call, how, calls=10, sooner=lambda: None):
         torch.cuda.synchronize()
         prepare = functools.partial(mode.prepare, how)
         turns = [[call] * calls]
-        replay = timer.cuda_event(prepare, turns, calls // 5, None, eager=how == "no_graph")
+        replay = cuda_event.make_replay(prepare, turns, calls // 5, None, eager=how == "no_graph")
 
         def sample(turn):
             sooner()
             return replay.sample(turn)
 
-        timing = timer.timing(replace(replay, sample=sample), Rule())
+        timing = timer.time_replay(replace(replay, sample=sample), StoppingCriterion())
     return summarise(timing.samples_us).latency_us
 
 
@@ -65,7 +66,7 @@ def test_a_kernel_of_known_length_reads_as_long_as_it_is(how):
 @pytest.mark.parametrize("calls", [500, 2500])
 def test_a_graph_reads_the_same_when_all_of_it_is_queued_before_it_begins(calls):
     """The host's pace is not in it: a graph is one launch, of as many nodes as there may be."""
-    empty = equal_copy.empty_call()
+    empty = equal_copy.make_empty_call()
     bare = latency_us(empty, "cudagraph", calls)
     queued = latency_us(empty, "cudagraph", calls, sooner=lambda: torch.cuda._sleep(2_000_000))
     assert bare == pytest.approx(queued, rel=0.03)
@@ -73,6 +74,6 @@ def test_a_graph_reads_the_same_when_all_of_it_is_queued_before_it_begins(calls)
 
 def test_an_empty_kernel_reads_below_a_microsecond():
     made = compose.experiment("impl=cuda", "workload=quickstart", "workload.num_tokens=[1]")
-    (point,) = run_curve.run(made.resolved("cuda:0"), environment.read("cuda:0"))
+    (point,) = run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0"))
     assert point.status == "ok", point.reason
     assert 0 < point.empty_kernel_us < 1.0

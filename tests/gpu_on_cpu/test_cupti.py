@@ -11,10 +11,11 @@ from kvexp import timer
 from kvexp.bench import curve_setup
 from kvexp.errors import KvexpError, Unsupported
 from kvexp.gpu import cupti as activity
-from kvexp.timer import Rule
+from kvexp.timer import cupti as timer_cupti
+from kvexp.timer.stopping_criterion import StoppingCriterion
 from tests.helpers import tiny_curve
 
-RULE = Rule(warmup=1, min_samples=5, max_samples=5)
+RULE = StoppingCriterion(warmup=1, min_samples=5, max_samples=5)
 
 
 class cuptiError(Exception):  # its name there
@@ -79,27 +80,27 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupti", package)
         return cupti
 
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
     yield put
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
 
 
 @pytest.fixture
 def missing(monkeypatch):
-    activity._cupti.cache_clear()
+    activity._load_cupti.cache_clear()
     monkeypatch.setitem(sys.modules, "cupti", None)
 
 
-def timed(call, calls=4, evict=None):
+def timed(call, calls=4, flush_l2=None):
     """The samples of a replay of that many calls."""
 
     def run():
         for _ in range(calls):
             call()
 
-    with activity.recording() as records:
-        replay = timer.cupti([run], calls, evict, records, wait=lambda: None)
-        return timer.timing(replay, RULE).samples_us
+    with activity.record() as records:
+        replay = timer_cupti.make_replay([run], calls, flush_l2, records, wait=lambda: None)
+        return timer.time_replay(replay, RULE).samples_us
 
 
 class TestALatency:
@@ -120,9 +121,9 @@ class TestALatency:
             [1.25, 1.45, 1.65, 1.85, 2.05]
         )
 
-    def test_is_without_the_sweep_before_it(self, installed):
+    def test_leaves_out_the_l2_flush_before_it(self, installed):
         cupti = installed(Cupti())
-        assert timed(lambda: cupti.run(1000), evict=lambda: cupti.run(90_000)) == pytest.approx([1.0] * 5)
+        assert timed(lambda: cupti.run(1000), flush_l2=lambda: cupti.run(90_000)) == pytest.approx([1.0] * 5)
 
     def test_of_lost_records_is_none(self, installed):
         cupti = installed(Cupti())
@@ -137,31 +138,31 @@ class TestALatency:
 
     def test_of_records_without_times_is_none(self, installed):
         cupti = installed(Cupti())
-        with pytest.raises(KvexpError, match="without the time that they took"):
+        with pytest.raises(KvexpError, match="without their durations"):
             timed(lambda: cupti.run(0))
 
 
 def test_nothing_is_recorded_afterwards(installed):
     cupti = installed(Cupti())
-    with activity.recording():
+    with activity.record():
         assert {kind.name for kind in cupti.enabled} == set(activity.KINDS)
     assert not cupti.enabled
 
 
 def test_a_profiler_that_is_at_work_is_a_refusal(installed):
     installed(Cupti(refuses="CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED"))
-    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.recording():
+    with pytest.raises(Unsupported, match="CUPTI refuses: CUPTI_ERROR_MULTIPLE"), activity.record():
         pass
 
 
-def test_without_the_package_it_is_refused_with_what_would_help(missing):
+def test_without_the_package_it_is_refused_with_the_fix(missing):
     with pytest.raises(
         Unsupported, match=r"needs the package cupti-python, .*; pip install 'kvexp\[cupti\]'"
     ):
         timer.check_timer("cupti", "cuda:0")
 
 
-def test_a_cpu_has_no_such_clock(installed):
+def test_a_cpu_is_refused(installed):
     installed(Cupti())
     timer.check_timer("cupti", "cuda:0")
     with pytest.raises(Unsupported, match="timer=cupti needs a GPU"):
@@ -172,7 +173,7 @@ def test_a_cpu_has_no_such_clock(installed):
 def test_its_calls_find_the_l2_as_those_of_cuda_events_do(mode):
     case = replace(tiny_curve.case(num_tokens=16), device="cuda:0", mode=mode)
     one, other = (
-        curve_setup._timed_plan(
+        curve_setup._plan_timed(
             replace(case, timer=clock), 8192, 8192, 10_000, curve_setup.L2State("cold", "cold")
         )
         for clock in ("cuda_event", "cupti")
@@ -180,4 +181,4 @@ def test_its_calls_find_the_l2_as_those_of_cuda_events_do(mode):
     assert other == one.without_short_calls()
     assert other.short_calls == 0
     assert (other.windows, other.inputs_state) == (one.windows, one.inputs_state)
-    assert (other.cache_state, other.inputs_state, other.evict) == ("cold", "cold", True)
+    assert (other.cache_state, other.inputs_state, other.flush_l2) == ("cold", "cold", True)

@@ -43,7 +43,7 @@ def compiled(monkeypatch):
 
 @pytest.mark.parametrize("arch", ARCHES)
 def test_a_source_becomes_machine_code_without_a_gpu(source, arch):
-    code = nvrtc.cubin(source, {"VALUE": 1}, arch)
+    code = nvrtc.compile_cubin(source, {"VALUE": 1}, arch)
     assert code[:4] == b"\x7fELF"
     assert b"\0.text.fill\0" in code
 
@@ -51,30 +51,30 @@ def test_a_source_becomes_machine_code_without_a_gpu(source, arch):
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("unroll", [1, 4])
 @pytest.mark.parametrize("reads", [1, 2, 4])
-def test_the_ceilings_compile_for_every_architecture(arch, unroll, reads):
+def test_the_equal_copies_compile_for_every_architecture(arch, unroll, reads):
     macros = {"THREADS": equal_copy.THREADS, "UNROLL": unroll, "READS": reads}
-    code = nvrtc.cubin(equal_copy.SOURCE, macros, arch)
+    code = nvrtc.compile_cubin(equal_copy.SOURCE, macros, arch)
     assert b"\0.text.copy\0" in code
     assert b"\0.text.empty\0" in code
 
 
 class TestTheCache:
     def test_gives_the_same_code_without_compiling_again(self, source, compiled):
-        first = nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") == first
+        first = nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") == first
         assert compiled == [([("VALUE", "1")], "sm_90")]
 
-    def test_does_not_care_for_the_order_of_the_macros(self, source, compiled):
-        nvrtc.cubin(source, {"VALUE": 1, "OTHER": 2}, "sm_90")
-        nvrtc.cubin(source, {"OTHER": 2, "VALUE": 1}, "sm_90")
+    def test_ignores_the_order_of_the_macros(self, source, compiled):
+        nvrtc.compile_cubin(source, {"VALUE": 1, "OTHER": 2}, "sm_90")
+        nvrtc.compile_cubin(source, {"OTHER": 2, "VALUE": 1}, "sm_90")
         assert len(compiled) == 1
 
     def test_knows_a_file_by_its_text(self, source, compiled, tmp_path):
-        nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         moved = tmp_path / "elsewhere" / "fill.cu"
         moved.parent.mkdir()
         moved.write_text(SOURCE)
-        nvrtc.cubin(moved, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(moved, {"VALUE": 1}, "sm_90")
         assert len(compiled) == 1
 
     @pytest.mark.parametrize(
@@ -87,23 +87,23 @@ class TestTheCache:
         ],
     )
     def test_tells_other_constants_and_architectures_apart(self, source, compiled, macros, arch):
-        first = nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
-        other = nvrtc.cubin(source, macros, arch)
+        first = nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
+        other = nvrtc.compile_cubin(source, macros, arch)
         assert len(compiled) == 2
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") == first
-        assert nvrtc.cubin(source, macros, arch) == other
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") == first
+        assert nvrtc.compile_cubin(source, macros, arch) == other
         assert len(compiled) == 2
 
     def test_builds_an_edited_source_anew(self, source, compiled):
-        first = nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        first = nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         source.write_text(SOURCE.replace("VALUE", "VALUE + 41"))
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") != first
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") != first
         assert len(compiled) == 2
 
     def test_builds_anew_for_another_compiler(self, source, compiled, monkeypatch):
-        nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         monkeypatch.setattr(nvrtc, "_compiler_version", lambda: [99, 0])
-        nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         assert len(compiled) == 2
 
     @pytest.mark.parametrize(
@@ -120,33 +120,33 @@ class TestTheCache:
         ids=["short", "cut", "cut in the digest", "empty", "a bit of the code", "of the digest", "long"],
     )
     def test_builds_a_damaged_entry_anew(self, source, compiled, cache, damage):
-        first = nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        first = nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         (entry,) = cache.iterdir()
         whole = entry.read_bytes()
         entry.write_bytes(damage(whole))
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") == first
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") == first
         assert len(compiled) == 2
         assert entry.read_bytes() == whole
 
     def test_is_its_owner_s_alone(self, source, cache):
-        nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         (entry,) = cache.iterdir()
         assert stat.S_IMODE(cache.stat().st_mode) == 0o700
         assert stat.S_IMODE(entry.stat().st_mode) == 0o600
 
     def test_holds_nothing_but_whole_entries(self, source, cache):
         with ThreadPoolExecutor(4) as threads:
-            jobs = [threads.submit(nvrtc.cubin, source, {"VALUE": n % 2}, "sm_90") for n in range(8)]
+            jobs = [threads.submit(nvrtc.compile_cubin, source, {"VALUE": n % 2}, "sm_90") for n in range(8)]
         codes = [job.result() for job in jobs]
         assert len(set(codes)) == 2
         assert {file.suffix for file in cache.iterdir()} == {".cubin"}
         assert len(list(cache.iterdir())) == 2
 
-    def test_that_cannot_be_made_costs_time_alone(self, source, compiled, monkeypatch, tmp_path):
+    def test_that_cannot_be_created_only_costs_time(self, source, compiled, monkeypatch, tmp_path):
         (tmp_path / "file").write_text("no folder")
         monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "file" / "kvexp"))
-        first = nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") == first
+        first = nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") == first
         assert len(compiled) == 2
 
     def test_on_a_full_disk_leaves_nothing_behind(self, source, cache, monkeypatch):
@@ -154,7 +154,7 @@ class TestTheCache:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
         assert list(cache.iterdir()) == []
 
     def test_is_where_the_user_s_caches_are(self, monkeypatch, tmp_path):
@@ -164,6 +164,8 @@ class TestTheCache:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         assert nvrtc.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
+        monkeypatch.setenv("KVEXP_CACHE_DIR", "~/kc")
+        assert nvrtc.cache_dir() == tmp_path / "home" / "kc"
 
 
 class TestAnIncludedFile:
@@ -180,85 +182,85 @@ class TestAnIncludedFile:
     def test_is_found_from_any_working_folder(self, source, number, tmp_path, monkeypatch):
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        assert b"\0.text.fill\0" in nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        assert b"\0.text.fill\0" in nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
 
-    def test_is_part_of_what_the_cache_knows_the_source_by(self, source, number, compiled):
-        first = nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") == first
+    def test_is_part_of_the_cache_key(self, source, number, compiled):
+        first = nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") == first
         number.write_text(number.read_text().replace("7", "8"))
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90") != first
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90") != first
         assert len(compiled) == 2
 
     def test_is_known_by_its_text_too(self, source, number, compiled, tmp_path):
-        nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         (tmp_path / "copy").mkdir()
         for file in (source, number, number.with_name("value.cuh")):
             (tmp_path / "copy" / file.name).write_text(file.read_text())
-        nvrtc.cubin(tmp_path / "copy" / source.name, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(tmp_path / "copy" / source.name, {"VALUE": 1}, "sm_90")
         assert len(compiled) == 1
 
     def test_may_be_included_by_two_that_include_one_another(self, source, number):
         number.write_text(number.read_text() + '#include "value.cuh"\n')
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
 
     def test_that_is_broken_is_an_error_with_its_own_name_and_line(self, source, number):
         number.write_text(number.read_text().replace("7;", "7"))
         with pytest.raises(CompileError) as raised:
-            nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+            nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         message = str(raised.value)
         assert message.startswith("fill.cu does not compile for sm_90: ")
         # The parser misses the semicolon at the next token, which is in the source.
         assert f'{source}(2): error: expected a ";"' in message
         number.write_text("#pragma once\n\nconstexpr int OF_THE_HEADER = seven;\n")
         with pytest.raises(CompileError) as raised:
-            nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+            nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         assert f'{number}(3): error: identifier "seven" is undefined' in str(raised.value)
 
     def test_does_not_shift_the_source_s_own_lines(self, source, number):
         with pytest.raises(CompileError) as raised:
-            nvrtc.cubin(source, {}, "sm_90")
+            nvrtc.compile_cubin(source, {}, "sm_90")
         assert f'{source}(2): error: identifier "VALUE" is undefined' in str(raised.value)
 
     def test_that_is_missing_is_named_with_the_line_that_asks_for_it(self, source, number):
         number.unlink()
         with pytest.raises(CompileError) as raised:
-            nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+            nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         assert f"{number.with_name('value.cuh')}(2): " in str(raised.value)
         assert 'source file "number.cuh"' in str(raised.value)
 
-    def test_that_is_missing_is_not_missed_once_it_is_there(self, source, number):
+    def test_that_was_missing_is_found_once_it_exists(self, source, number):
         text = number.read_text()
         number.unlink()
         with pytest.raises(CompileError):
-            nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+            nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         number.write_text(text)
-        assert nvrtc.cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
+        assert nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")[:4] == b"\x7fELF"
 
 
 class TestABrokenSource:
     def test_is_an_error_with_the_compiler_s_words_the_file_and_the_line(self, source):
         source.write_text("// one\n// two\n" + SOURCE.replace("VALUE;", "VALUE"))
         with pytest.raises(CompileError) as raised:
-            nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+            nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")
         message = str(raised.value)
         assert message.startswith("fill.cu does not compile for sm_90: ")
         assert f'{source}(3): error: expected a ";"' in message
 
     def test_is_named_for_a_constant_that_is_missing(self, source):
         with pytest.raises(CompileError, match=r'fill\.cu\(1\): error: identifier "VALUE" is undefined'):
-            nvrtc.cubin(source, {}, "sm_90")
+            nvrtc.compile_cubin(source, {}, "sm_90")
 
     def test_leaves_no_entry(self, source, cache):
         with pytest.raises(CompileError):
-            nvrtc.cubin(source, {}, "sm_90")
+            nvrtc.compile_cubin(source, {}, "sm_90")
         assert not cache.exists()
 
     def test_for_an_unknown_architecture_names_it(self, source):
         with pytest.raises(CompileError, match="sm_1"):
-            nvrtc.cubin(source, {"VALUE": 1}, "sm_1")
+            nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_1")
 
 
 def test_nothing_is_warned_of_while_compiling(source):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nvrtc.cubin(source, {"VALUE": 1}, "sm_90")
+        nvrtc.compile_cubin(source, {"VALUE": 1}, "sm_90")

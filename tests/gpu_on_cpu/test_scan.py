@@ -26,7 +26,7 @@ def poisoned(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_poison_is_what_its_definition_says(size):
+def test_poison_follows_its_definition(size):
     assert bytes(poisoned(size).tolist()) == poison_of(size)
 
 
@@ -44,23 +44,23 @@ def test_poison_from_elsewhere_is_found():
     for distance in (8, 16, 512, 2048, 65536):
         tensor = poisoned(4 * distance)
         tensor[distance : 2 * distance] = poisoned(4 * distance)[2 * distance : 3 * distance]
-        assert distance <= scan.first_unpoisoned(tensor)() < distance + 8
+        assert distance <= scan.find_unpoisoned(tensor)() < distance + 8
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_one_other_bit_anywhere_is_found(size):
     tensor = poisoned(size)
-    assert scan.first_unpoisoned(tensor)() is None
+    assert scan.find_unpoisoned(tensor)() is None
     for at in {0, size // 2, size - 1} if size else ():
         tensor[at] ^= 1
-        assert scan.first_unpoisoned(tensor)() == at
+        assert scan.find_unpoisoned(tensor)() == at
         tensor[at] ^= 1
 
 
-def test_the_first_of_many_other_bytes_is_told_as_it_was_when_it_was_asked():
+def test_the_first_other_byte_at_the_time_of_the_call_is_returned():
     tensor = poisoned(4096)
     tensor[700:] ^= 0xFF
-    answer = scan.first_unpoisoned(tensor)
+    answer = scan.find_unpoisoned(tensor)
     scan.poison(tensor)
     assert answer() == 700
 
@@ -112,4 +112,4 @@ def test_a_checksum_is_of_bytes_whatever_they_mean():
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("word", [1, 2, 4, 8])
 def test_the_kernels_compile(arch, word):
-    assert nvrtc.cubin(scan.SOURCE, {"THREADS": scan.THREADS, "WORD": word}, arch)
+    assert nvrtc.compile_cubin(scan.SOURCE, {"THREADS": scan.THREADS, "WORD": word}, arch)

@@ -1,4 +1,4 @@
-"""What the tests and the docs' pictures share: a browser, and MLflow's own UI as `kvexp ui` starts it."""
+"""Start a browser and `kvexp ui` for the browser tests and the pictures of the docs."""
 
 import os
 import re
@@ -19,7 +19,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 @contextmanager
 def browser() -> Iterator[Browser | None]:
-    """The machine's chromium, else the one that playwright has installed; None where there is neither."""
+    """Start the machine's chromium, else the one that playwright has installed; yield None without either."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     with sync_playwright() as playwright:
         path = found or playwright.chromium.executable_path
@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser | None]:
             yield None
             return
         expect.set_options(timeout=1000 * PATIENCE_S)
-        # As root, chromium starts only without its sandbox; what it opens are pages of this machine.
+        # As root, chromium starts only without its sandbox; it opens pages of this machine alone.
         arguments = ["--no-proxy-server", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         started = playwright.chromium.launch(executable_path=path, args=arguments, timeout=1000 * PATIENCE_S)
         yield started
@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser | None]:
 
 @contextmanager
 def ui(folder: Path) -> Iterator[str]:
-    """The address of the newest sweep's page, as `kvexp ui` says it, and a server that answers there.
+    """Start `kvexp ui`, and yield the address of the newest sweep's page that it prints.
 
     Args:
         folder: Holds mlruns/.
@@ -57,12 +57,12 @@ def ui(folder: Path) -> Iterator[str]:
 
 
 def lines(page: Page) -> Locator:
-    """The lines of the table of runs."""
+    """Return the lines of the table of runs."""
     return page.locator(".ag-center-cols-container .ag-row")
 
 
 def open_runs(page: Page, address: str) -> None:
-    """The table of runs is there, and nothing covers its last columns."""
+    """Open the table of runs, and close the panel that covers its last columns."""
     page.goto(address)
     expect(lines(page).first).to_be_visible()
     assistant = page.locator("[data-component-id='mlflow.assistant.chat_panel.close']")
@@ -72,7 +72,7 @@ def open_runs(page: Page, address: str) -> None:
 
 
 def open_charts(page: Page) -> Locator:
-    """The charts are shown in the table's place; the first of them, drawn."""
+    """Switch from the table to the charts; return the first of them once it is drawn."""
     page.locator("label", has=page.locator("input[value=CHART]")).click()
     chart = page.locator(".js-plotly-plot").first
     expect(chart.locator(".scatterlayer .points path").first).to_be_attached()
@@ -80,7 +80,7 @@ def open_charts(page: Page) -> Locator:
 
 
 def picture(page: Page, file: Path) -> None:
-    """What the page shows when what moves has come to rest."""
+    """Save a screenshot of the page after its animations."""
     file.parent.mkdir(parents=True, exist_ok=True)
     page.wait_for_timeout(1000)
     page.screenshot(path=file)

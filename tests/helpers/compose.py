@@ -7,33 +7,33 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from kvexp.cli import options as layouts
-from kvexp.cli import schema
 from kvexp.cli.help import conf_dir
+from kvexp.cli.options import resolve_layout
+from kvexp.cli.schema import build_experiment
 from kvexp.errors import Unsupported
 from kvexp.experiment import Choice, Experiment
 from kvexp.impl import make
 
 PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
-"""Implementations that are others', measured where they are installed."""
+"""Implementations of other projects, measured where they are installed."""
 
-CEILING = "copy"
-"""What stands among the implementations and writes no cache."""
+EQUAL_COPY = "copy"
+"""The option of `impl` that copies as many bytes and writes no cache."""
 
 
 def options(group: str) -> list[str]:
-    """The names of a group's options; of layouts without `auto`, which is one of the others."""
+    """The names of a group's options, without `layout=auto`, which stands for one of the others."""
     names = sorted(path.stem for path in (Path(conf_dir()) / group).glob("*.yaml"))
     return [name for name in names if (group, name) != ("layout", "auto")]
 
 
 def implementations() -> list[str]:
-    """Our own: those that hold the whole contract; a peer may refuse or be wrong."""
-    return [name for name in options("impl") if name not in (*PEERS, CEILING)]
+    """Our own implementations, which hold the whole contract; a peer may refuse or be wrong."""
+    return [name for name in options("impl") if name not in (*PEERS, EQUAL_COPY)]
 
 
 def formats() -> list[str]:
-    """What `kv_cache_dtype` resolves to, each once."""
+    """The formats that `kv_cache_dtype` resolves to, each once."""
     chosen = (choice("kv_cache_dtype", name) for name in options("kv_cache_dtype"))
     return sorted({str(one.options["format"]) for one in chosen})
 
@@ -51,14 +51,14 @@ def layout_of(op: str) -> str:
 
 
 def experiment(*overrides: str) -> Experiment:
-    """The experiment that these overrides make, with an empty environment."""
+    """Compose the experiment of these overrides, with an empty environment."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", list(overrides), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
     container = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]))
     values = OmegaConf.to_container(OmegaConf.create(container), resolve=True)
-    resolved, chosen, reason = layouts.resolve(values, choices, [conf_dir()], {})
-    return schema.experiment(resolved, chosen, overrides, reason)
+    resolved, chosen, reason = resolve_layout(values, choices, [conf_dir()], {})
+    return build_experiment(resolved, chosen, overrides, reason)
 
 
 @cache
@@ -70,7 +70,7 @@ def choice(group: str, name: str) -> Choice:
 
 @cache
 def _tiny() -> Experiment:
-    return experiment("workload=tiny", "impl=torch").resolved("cpu")
+    return experiment("workload=tiny", "impl=torch").resolve("cpu")
 
 
 def _writes(op: str, layout: str) -> bool:

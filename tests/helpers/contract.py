@@ -1,9 +1,8 @@
-"""The contract of docs/semantics.md as tests, for whatever implementation and device a module asks for.
+"""The contract of docs/semantics.md as tests, for the implementation and device that a module chooses.
 
-A test module subclasses `Contract` and gives the fixtures `impl` and `device`. What is crossed with what:
-each op with each of its layouts, and those with one other list at a time: types (all that the op takes),
-sizes (each number of the contract's list at least once), slots. On a GPU the numbers and sizes of heads are
-crossed in full (tests/gpu).
+A test module subclasses `Contract` and gives the fixtures `impl` and `device`. The parameters are each op
+with each of its layouts, and one other list at a time: types (all that the op takes), sizes (each number of
+the contract's list at least once), slots. On a GPU tests/gpu crosses all numbers and sizes of heads.
 """
 
 from dataclasses import replace
@@ -59,9 +58,19 @@ TYPES = [
 ]  # fmt: skip
 
 
-def skip_what_the_op_refuses(op, sizes):
+def skip_refused_sizes(op, sizes):
     if op == PAGED and sizes[2] % 8:
-        pytest.skip("reshape_and_cache wants whole pieces of 16 bytes; the op refuses others before this")
+        pytest.skip("reshape_and_cache takes only heads of a multiple of 16 bytes")
+
+
+def assert_writes(impl, device, posed, dtype):
+    """The call writes right bytes, or refuses where only Triton's interpreter would convert."""
+    converts = posed.kv_cache_dtype != "auto" and dtype in oracle.WIDE
+    if impl == "triton" and device == "cpu" and converts:
+        with pytest.raises(Unsupported, match="interpreter"):
+            posed.bind(oracle.implementation(impl, device))
+        return
+    oracle.assert_writes(impl, posed if converts else oracle.without_scales(posed))
 
 
 class Contract:
@@ -73,17 +82,12 @@ class Contract:
             device, oracle.shuffled(19, 8 * 16), op=op, layout=layout, dtype=dtype,
             kv_cache_dtype=kv_cache_dtype, scale=scale, num_heads=3,
         )  # fmt: skip
-        converts = kv_cache_dtype != "auto" and dtype in oracle.WIDE
-        if impl == "triton" and device == "cpu" and converts:
-            with pytest.raises(Unsupported, match="interpreter"):
-                posed.bind(oracle.implementation(impl, device))
-            return
-        oracle.assert_writes(impl, posed if converts else oracle.without_scales(posed))
+        assert_writes(impl, device, posed, dtype)
 
     @pytest.mark.parametrize("sizes", SIZES, ids=str)
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     def test_every_size_holds_the_law(self, impl, device, op, layout, sizes):
-        skip_what_the_op_refuses(op, sizes)
+        skip_refused_sizes(op, sizes)
         num_tokens, num_heads, head_size, block_size = sizes
         num_blocks = -(-num_tokens // block_size) + 2
         posed = oracle.problem(
@@ -101,11 +105,7 @@ class Contract:
             device, oracle.shuffled(19, 8 * 16), op=op, layout=layout, dtype=dtype, scale=scale, num_heads=3,
             kv_cache_dtype=kv_cache_dtype, head_size=head_size, head_size_v=head_size_v,
         )  # fmt: skip
-        if impl == "triton" and device == "cpu" and dtype in oracle.WIDE:
-            with pytest.raises(Unsupported, match="interpreter"):
-                posed.bind(oracle.implementation(impl, device))
-            return
-        oracle.assert_writes(impl, posed if dtype in oracle.WIDE else oracle.without_scales(posed))
+        assert_writes(impl, device, posed, dtype)
 
     @pytest.mark.parametrize("head_sizes", [(192, 128), (64, 128), (46, 33), (16, 256)], ids=str)
     @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == DIFFKV])
@@ -190,7 +190,7 @@ class Contract:
     @pytest.mark.parametrize("op", compose.options("op"))
     @pytest.mark.parametrize("head_size", [46, 64])
     def test_rows_may_be_views_of_a_fused_qkv_tensor(self, impl, device, op, head_size):
-        skip_what_the_op_refuses(op, (5, 2, head_size, 16))
+        skip_refused_sizes(op, (5, 2, head_size, 16))
         qkv = torch.randn(5, 4 + 2 + 2, head_size, device=device).bfloat16()
         key, value = qkv[:, 4:6], qkv[:, 6:8]
         posed = oracle.problem(

@@ -52,7 +52,6 @@ SMALL_ALONE = ("ignores_padding_alone", "tires")
 ON_THE_HOST = ("skips_inputs_seen", "tires")
 """Kinds that remember earlier calls on the host: no graph does, nor what is bound anew each time."""
 
-
 ON_ROWS = {
     "adds_zero": lambda row: row + 0.0,
     "drops_nan": lambda row: row.nan_to_num(0.0, torch.inf, -torch.inf),

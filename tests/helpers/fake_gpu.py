@@ -1,6 +1,6 @@
-"""The measuring process on a CPU that passes for a GPU of this UUID, so that there are turns at it.
+"""Run the measuring process on a CPU that passes for a GPU of this UUID, so that it is locked.
 
-No CUDA graph is refused there; to capture one fails.
+CUDA graphs are not refused there, but capturing one fails.
 """
 
 from kvexp.bench import child, environment, mode

@@ -1,7 +1,6 @@
-"""The 8-bit floats by their definition alone: every code as an exact number, every number's nearest code.
+"""Define the 8-bit floats without torch: the number of every code, and the nearest code of every number.
 
-Nothing of torch is in here. A code is sign, exponent, mantissa; all finite ones, and the middles between
-neighbours, are exact in float64.
+A code is sign, exponent, mantissa; all finite ones, and the middles between neighbours, are exact in float64.
 """
 
 from fractions import Fraction
@@ -16,7 +15,7 @@ NAN = 0x7F
 
 
 def value(kind: str, code: int) -> Fraction:
-    """What a finite code of no sign stands for."""
+    """Return the number of a finite code without sign."""
     bits = MANTISSA[kind]
     exponent, mantissa = code >> bits, code & ((1 << bits) - 1)
     if exponent == 0:
@@ -25,12 +24,12 @@ def value(kind: str, code: int) -> Fraction:
 
 
 def values(kind: str) -> list[Fraction]:
-    """The finite codes of no sign, ascending: the code is the place."""
+    """Return the numbers of the finite codes without sign, by code, ascending."""
     return [value(kind, code) for code in range(LARGEST[kind] + 1)]
 
 
 def codes(kind: str, numbers: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The contract's codes: to nearest, ties to even, saturating, one code for NaN."""
+    """Return the contract's codes: to nearest, ties to even, saturating, one code for NaN."""
     finite = np.array([float(number) for number in values(kind)])
     size = np.abs(numbers.astype(np.float64))
     below = np.clip(np.searchsorted(finite, size, side="right") - 1, 0, LARGEST[kind])

@@ -1,6 +1,6 @@
 """What users and files rely on, as data: `python -m tests.helpers.interface > tests/interface.json`.
 
-tests/test_interface.py and tests/tracking/test_mlflow.py hold it: whoever changes it does so on purpose.
+tests/test_interface.py and tests/tracking/test_mlflow.py compare it, so that no change goes unnoticed.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def _options(command):
 
 
 def _composed(overrides):
-    """Return every key with its value, besides those that are Hydra's or name a class."""
+    """Return every key with its value, except those that are Hydra's or name a class."""
     with initialize_config_dir(str(help.conf_dir()), version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
     found = {"params": dict(config.hydra.sweeper.params or {})}

@@ -1,4 +1,4 @@
-"""How the library's functions are called in these tests, and how a refusal looks."""
+"""Call the library's functions in tests, and check their refusals."""
 
 import pytest
 import torch
@@ -7,8 +7,6 @@ import kvexp
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 OPS = (FLASH, DIFFKV, PAGED)
-
-
 SLOTS = [5, 1, 9]
 
 

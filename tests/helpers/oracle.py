@@ -1,4 +1,4 @@
-"""The law by the slowest means: a Python loop over tokens says which bytes the cache must hold."""
+"""Compute the expected bytes of a cache by the slowest means: a Python loop over tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,13 +23,13 @@ DTYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 WIDE = ("half", "bfloat16", "float")
-"""The source types that fp8 is converted from."""
+"""The source types that are converted to fp8."""
 
 FORMATS = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 MANY_TOKENS = 256
 SMALL_BYTES = 1 << 28
 SCALE = 0.37
-"""Neither a power of two nor its own reciprocal: a wrong division shows."""
+"""Neither a power of two nor its own reciprocal, so that a wrong division is noticed."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Problem:
         return (*rows, self.kv_cache_dtype, self.k_scale, self.v_scale)
 
     def bind(self, impl: object) -> Call:
-        """The implementation's call for these tensors."""
+        """Bind the implementation's call to these tensors."""
         call: Call = getattr(impl, self.op)(*self.arguments)
         return call
 
     def expected(self) -> Tensor:
-        """The storage's bytes after a right call on the bytes that it holds now.
+        """Return the storage's bytes after a correct call on its current bytes.
 
-        Of many tokens a GPU's are put there by the CPU, whose steps take less time than launches.
+        For many tokens of a GPU the CPU computes them, whose steps take less time than launches.
         """
         few = len(self.slot_mapping) < MANY_TOKENS or self.storage.numel() > SMALL_BYTES
         device = self.storage.device if few else torch.device("cpu")
@@ -100,8 +100,8 @@ class Problem:
                     row = quantize(rows[token : token + 1], self.kv_cache_dtype, scale)[0].view(twin.dtype)
                     block, offset = slot // block_size, slot % block_size
                     if self.op == PAGED:
-                        there = twin[block, :, :, offset]
-                        there.copy_(row.view(there.shape))
+                        row_in_cache = twin[block, :, :, offset]
+                        row_in_cache.copy_(row.view(row_in_cache.shape))
                     else:
                         twin[block, offset].copy_(row)
         return after.to(self.storage.device)
@@ -124,7 +124,7 @@ def problem(
     value: Tensor | None = None,
     **sizes: int,
 ) -> Problem:
-    """A call that writes `slots`, with random rows unless they are given; further arguments are of Sizes."""
+    """Make a call that writes `slots`, with random rows unless given; further arguments are Sizes."""
     if "head_size" in sizes:
         sizes.setdefault("head_size_v", sizes["head_size"])
     of = Sizes(**sizes)
@@ -176,9 +176,9 @@ def _scales(scale: str, num_heads: int, device: str) -> Tensor:
 
 
 def with_blocks_apart(posed: Problem, key: int, value: int) -> Problem:
-    """The same call on head-major caches with so many blocks of room from one block to the next.
+    """Return the call on head-major caches with strides of so many blocks between blocks.
 
-    Where both are 2, K's and V's blocks take turns; else V's come after K's.
+    Where both are 2, K's and V's blocks alternate; otherwise V's follow K's.
     """
     items = posed.key_cache[0].numel()
     num_blocks = posed.key_cache.shape[0]
@@ -199,7 +199,7 @@ def with_blocks_apart(posed: Problem, key: int, value: int) -> Problem:
 
 
 class Library:
-    """The library's functions as an implementation: each call validates and launches anew."""
+    """The library's functions as an implementation; each call is validated."""
 
     def __init__(self, impl: str) -> None:
         for op in (FLASH, DIFFKV, PAGED):
@@ -208,7 +208,7 @@ class Library:
 
 @cache
 def implementation(name: str, device: str) -> object:
-    """The implementation that conf/impl names so, or the library's of `library/NAME`."""
+    """Return the implementation of that name in conf/impl, or for `library/NAME` the library's."""
     library, slash, impl = name.partition("/")
     if slash:
         assert library == "library"
@@ -218,7 +218,7 @@ def implementation(name: str, device: str) -> object:
 
 
 def assert_writes(name: str, posed: Problem) -> None:
-    """Runs the call and holds every byte of the storage against the loop's."""
+    """Run the call and compare every byte of the storage with the loop's."""
     expected = posed.expected()
     posed.bind(implementation(name, str(posed.key.device)))()
     differs = (posed.storage != expected).nonzero()
@@ -226,11 +226,11 @@ def assert_writes(name: str, posed: Problem) -> None:
 
 
 def shuffled(count: int, num_slots: int, seed: int = 0) -> list[int]:
-    """`count` different slots in random order."""
+    """Return `count` different slots in random order."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(num_slots, generator=generator)[:count].tolist()
 
 
 def without_scales(posed: Problem) -> Problem:
-    """The same call with None for the scales, which it does not read."""
+    """Return the call with None for the scales, which it does not read."""
     return replace(posed, k_scale=None, v_scale=None)

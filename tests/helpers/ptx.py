@@ -1,7 +1,7 @@
-"""PTX of the Triton kernels for an architecture that is not here, as JSON: what a launcher would compile.
+"""Print the PTX that a launcher would compile of the Triton kernels for any architecture, as JSON.
 
-A process of its own: a kernel that was decorated under TRITON_INTERPRET=1, which the tests set, cannot be
-compiled.
+It is a process of its own because a kernel that was decorated under TRITON_INTERPRET=1, which the tests set,
+cannot be compiled.
 """
 
 import json
@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import compile
 
 from kvexp.impl.triton import source
-from kvexp.impl.triton.launch import NUM_WARPS, compiler_options
+from kvexp.impl.triton.launch import NUM_WARPS, make_compiler_options
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -34,7 +34,7 @@ def plan(
     head_size_v: int = 128,
     per_head: bool = False,
 ) -> source.Plan:
-    """The plan for tensors whose bases are `off` items away from an aligned address."""
+    """Return the plan for tensors whose bases are `off` items after an aligned address."""
     item = DTYPES[dtype]
     cache_item = item if kv_cache_dtype == "auto" else torch.uint8
     rows = [_tensor((3, NUM_HEADS, size), item, off) for size in (head_size, head_size_v)]
@@ -43,27 +43,29 @@ def plan(
         x = 16 // cache_item.itemsize
         key_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128 // x, BLOCK_SIZE, x), cache_item, off)
         value_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128, BLOCK_SIZE), cache_item, off)
-        return source.head_major(*rows, key_cache, value_cache, kv_cache_dtype, scale)
+        return source.plan_head_major(*rows, key_cache, value_cache, kv_cache_dtype, scale)
     packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, head_size + head_size_v), cache_item, off)
-    return source.flash(*rows, packed[..., :head_size], packed[..., head_size:], kv_cache_dtype, scale)
+    return source.plan_flash(*rows, packed[..., :head_size], packed[..., head_size:], kv_cache_dtype, scale)
 
 
-def compiled(
+def compile_plan(
     arch: int, large: bool = True, num_stages: int | None = None, **asked: object
 ) -> dict[str, object]:
-    """PTX and the size of the cubin."""
+    """Return the PTX and the size of the cubin."""
     made = plan(**asked)  # type: ignore[arg-type]  # it comes from JSON
     kernel = made.kernel
-    code = source.source(kernel, *source.tile(kernel, made.row_items, large))
-    found = compile(code, target=GPUTarget("cuda", arch, 32), options=compiler_options(NUM_WARPS, num_stages))
+    code = source.make_source(kernel, *source.choose_tile(kernel, made.row_items, large))
+    found = compile(
+        code, target=GPUTarget("cuda", arch, 32), options=make_compiler_options(NUM_WARPS, num_stages)
+    )
     return {"ptx": found.asm["ptx"], "cubin_bytes": len(found.asm["cubin"])}
 
 
 def _tensor(shape: tuple[int, ...], dtype: torch.dtype, off: int) -> Tensor:
-    """Uninitialised; torch's allocations are aligned, so only `off` moves the base."""
+    """Allocate a tensor; torch's allocations are aligned, so only `off` moves the base."""
     items = torch.Size(shape).numel()
     return torch.empty(off + items, dtype=dtype)[off:].view(shape)
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps([compiled(**asked) for asked in json.loads(sys.argv[1])]))
+    sys.stdout.write(json.dumps([compile_plan(**asked) for asked in json.loads(sys.argv[1])]))

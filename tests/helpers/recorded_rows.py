@@ -1,4 +1,4 @@
-"""Rows and sweeps as a GPU would have left them, for what reads them."""
+"""Make rows and sweeps' folders as a measurement on a GPU leaves them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ _MACHINE = {
 
 
 def row(latency_us: float = 10.0, **columns: Any) -> dict[str, Any]:
-    """An `ok` row whose interval is 0.2 % to either side; further columns replace its own."""
+    """Make an `ok` row with an interval of ± 0.2 %; further columns replace its own."""
     made = {
         "status": "ok",
         "reason": "",
@@ -72,18 +72,18 @@ def row(latency_us: float = 10.0, **columns: Any) -> dict[str, Any]:
 
 
 def refused(status: str, reason: str, **columns: Any) -> dict[str, Any]:
-    """A row without a latency."""
+    """Make a row without a latency."""
     numbers = [name for name in row() if name.startswith("latency")]
     return row(status=status, reason=reason) | dict.fromkeys([*numbers, "copy_us", "copy_fraction"]) | columns
 
 
 def curve(latencies: Mapping[int, float], **columns: Any) -> list[dict[str, Any]]:
-    """A row for each num_tokens with its latency in µs."""
+    """Make a row for each num_tokens with its latency in µs."""
     return [row(latency, num_tokens=size, **columns) for size, latency in latencies.items()]
 
 
 def sweep(folder: Path, curves: Sequence[Sequence[Mapping[str, Any]]]) -> Path:
-    """A sweep's folder with a job for each curve, and what Hydra leaves there."""
+    """Make a sweep's folder with a job for each curve, and the overrides that Hydra records."""
     for number, rows in enumerate(curves):
         job = folder / str(number)
         (job / ".hydra").mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""What can be typed and what a row holds, read from conf/ and docstrings: the text of docs/reference.md.
+"""The text of docs/reference.md: what can be typed and what a row holds, read from conf/ and docstrings.
 
-`python -m tests.helpers.reference > docs/reference.md` writes it; tests/test_reference.py holds the file.
+`python -m tests.helpers.reference > docs/reference.md` writes it; tests/test_reference.py compares it.
 """
 
 import ast
@@ -37,26 +37,26 @@ def text() -> str:
 
 def columns() -> dict[str, str]:
     """Each column of a row with what it holds, in the order of a row."""
-    told = [inspect.getdoc(kind) for kind in (Measurement, Statistics, Case)]
-    told += [_below(constant) for constant in ("SECONDS", "MACHINE", "ENVIRONMENT")]
-    said = {name: meaning for docstring in told for name, meaning in _attributes(docstring)}
-    said |= {
+    docstrings = [inspect.getdoc(kind) for kind in (Measurement, Statistics, Case)]
+    docstrings += [_docstring_of(constant) for constant in ("SECONDS", "MACHINE", "ENVIRONMENT")]
+    meanings = {name: meaning for docstring in docstrings for name, meaning in _attributes(docstring)}
+    meanings |= {
         "gb_per_s": inspect.getdoc(Measurement.gb_per_s),
         "copy_fraction": inspect.getdoc(Measurement.copy_fraction),
-        "schema": _below("SCHEMA"),
+        "schema": _docstring_of("SCHEMA"),
     }
     row = Measurement(tiny_curve.case(num_tokens=1), "skipped", "so").row()
-    return {column: said[column] for column in row} | BESIDES
+    return {column: meanings[column] for column in row} | BESIDES
 
 
 def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
-    """The names of a docstring's section of attributes, and what it says of each."""
+    """The names in a docstring's section of attributes, each with its description."""
     section = docstring.partition("Attributes:\n")[2].partition("\n\n")[0]
     for name, said in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
         yield name, re.sub(r"\s+", " ", said)
 
 
-def _below(constant: str) -> str:
+def _docstring_of(constant: str) -> str:
     """The docstring that stands below a constant of `kvexp.measurement`."""
     body = ast.parse(inspect.getsource(measurement)).body
     said = {ast.unparse(node.targets[0]): after.value for node, after in pairwise(body)
@@ -66,7 +66,7 @@ def _below(constant: str) -> str:
 
 def _commands() -> str:
     rows = [(f"`kvexp {name}`", line) for name, line in commands.names().items()]
-    return _section("Commands", _table(("command", "what comes of it"), rows), _COMMANDS)
+    return _section("Commands", _table(("command", "what it does"), rows), _COMMANDS)
 
 
 def _group(group: str) -> str:
@@ -86,7 +86,7 @@ def _sizes(values: Mapping[str, Any]) -> list[str]:
 
 
 def _sweeps(values: Mapping[str, Any]) -> list[str]:
-    """What a preset chooses, as it would be typed."""
+    """The choices of a preset, as they would be typed."""
     groups = [pair for entry in values["defaults"] for pair in entry.items()]
     fixed = [f"{key.removeprefix('override /')}={option}" for key, option in groups]
     swept = [f"{key}={value}" for key, value in values["hydra"]["sweeper"]["params"].items()]
@@ -99,20 +99,21 @@ def _keys() -> str:
 
 
 def _settings() -> Iterator[tuple[str, str, str, str]]:
-    """Group with its point, key, default and meaning of whatever can be set."""
+    """The prefix, name, default and meaning of every key."""
     main = (CONF / "config.yaml").read_text("utf-8")
     chosen = help.defaults()
-    yield from _of("", main)
-    for group in help.NUMBERS:
+    yield from _read_keys("", main)
+    for group in help.GROUPS_WITH_KEYS:
         own = (CONF / group / f"{chosen[group]}.yaml").read_text("utf-8")
-        yield from _of(f"{group}.", own)
-        yield from _of(f"{group}.", help._section(main, group))
+        yield from _read_keys(f"{group}.", own)
+        yield from _read_keys(f"{group}.", help._section(main, group))
     for impl, line in help.options("impl", [CONF]).items():
-        for prefix, key, default, said in _of("impl.", (CONF / "impl" / f"{impl}.yaml").read_text("utf-8")):
+        content = (CONF / "impl" / f"{impl}.yaml").read_text("utf-8")
+        for prefix, key, default, said in _read_keys("impl.", content):
             yield prefix, key, default, f"Of `impl={impl}`: {said.removeprefix(line).strip() or line}"
 
 
-def _of(prefix: str, content: str) -> Iterator[tuple[str, str, str, str]]:
+def _read_keys(prefix: str, content: str) -> Iterator[tuple[str, str, str, str]]:
     values = yaml.safe_load(content) or {}
     for key, said in help._settings(content):
         yield prefix, key, _value(values[key]), said
@@ -147,7 +148,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 _MORE = {"workload": (SIZES, _sizes), "experiment": (("it types",), _sweeps)}
-"""The groups whose options' files say more than a line, and the cells of that."""
+"""The groups whose tables have more columns, and the cells of those."""
 
 _ABOUT = """\
 # Options, keys and columns
@@ -156,7 +157,7 @@ Made from conf/ and from docstrings by `python -m tests.helpers.reference > docs
 when they differ. `python -m kvexp --help` lists the options and keys, too, with those of your `--config-dir`.
 """
 
-_COMMANDS = "Each says more with `--help`. Without a command, what the rest of the line chooses is measured."
+_COMMANDS = "Each has a `--help` of its own. Without a command, kvexp measures what the line chooses."
 
 _KEYS = """\
 Typed as `key=value`. Every option of `workload`, `timer` and `tracking` has the keys of its group; the

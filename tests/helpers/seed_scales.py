@@ -1,6 +1,6 @@
-"""What fp8 costs where each call computes its scales, too: the seed documents' claim, as an implementation.
+"""Measure what fp8 costs where each call also computes its scales, the claim of the seed documents.
 
-docs/seeds.md says how it is typed.
+docs/seeds.md has the command.
 """
 
 from typing import Any
@@ -23,12 +23,12 @@ WRITERS = {
 class ScalesThenWrite:
     """Compute the scales of keys and of values, largest magnitude over 64, by torch, then write.
 
-    What is written is compared with the bytes that the curve's scales give, so the write divides by those;
-    the computed ones go to memory of their own. The work and its order are those of a call that uses them.
+    The write uses the curve's scales, since its bytes are compared with theirs; the computed scales go to
+    separate memory. The work and its order are those of a call that uses them.
 
     Args:
         device: `cuda:N` or `cpu`.
-        writer: Who writes: `cuda`, `triton` or `torch`.
+        writer: The implementation that writes: `cuda`, `triton` or `torch`.
     """
 
     name = "scales_then_write"
@@ -40,14 +40,14 @@ class ScalesThenWrite:
         self.untimed: str = self.writer.untimed
 
     def reshape_and_cache(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache` bound to these arguments, its scales computed by the call."""
-        return self._bound("reshape_and_cache", *arguments)
+        """Bind `op.reshape_and_cache` to these arguments; the call computes its scales."""
+        return self._bind("reshape_and_cache", *arguments)
 
     def reshape_and_cache_flash(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache_flash` bound to these arguments, its scales computed by the call."""
-        return self._bound("reshape_and_cache_flash", *arguments)
+        """Bind `op.reshape_and_cache_flash` to these arguments; the call computes its scales."""
+        return self._bind("reshape_and_cache_flash", *arguments)
 
-    def _bound(self, op: str, key: Tensor, value: Tensor, *others: Any) -> Call:
+    def _bind(self, op: str, key: Tensor, value: Tensor, *others: Any) -> Call:
         *before, slot_mapping, kv_cache_dtype, k_scale, v_scale = others
         if kv_cache_dtype not in FP8 or key.itemsize == 1:
             raise Unsupported("impl=scales_then_write computes scales, and this call reads none")

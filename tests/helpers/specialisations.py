@@ -1,4 +1,4 @@
-"""Specialisations of the CUDA kernels: any two values of two factors meet in one of a kernel's list."""
+"""List specialisations of the CUDA kernels that cover all pairs of values of two factors."""
 
 import random
 from itertools import combinations
@@ -42,8 +42,8 @@ Row = dict[str, object]
 Pair = tuple[tuple[str, object], tuple[str, object]]
 
 
-def possible(row: Row) -> bool:
-    """Whether a call leads to it: no piece crosses a head or passes an access's width."""
+def is_possible(row: Row) -> bool:
+    """Return whether a call leads to it: no piece crosses a head or exceeds an access's width."""
     source, cache = row.get("source", ""), row.get("cache", "")
     if source.startswith("float8") and cache.startswith("E"):
         return False
@@ -59,7 +59,7 @@ def possible(row: Row) -> bool:
 
 
 def covering(kernel: str) -> list[Row]:
-    """The rows of `flash` or of `head_major`, the same ones each time."""
+    """Return the rows of `flash` or of `head_major`, the same each time."""
     drawn = random.Random(0)
     factors = FACTORS[kernel]
     missing = [
@@ -67,11 +67,11 @@ def covering(kernel: str) -> list[Row]:
         for a, b in combinations(factors, 2)
         for x in factors[a]
         for y in factors[b]
-        if possible({a: x, b: y}) and _completed({a: x, b: y}, factors, drawn)
+        if is_possible({a: x, b: y}) and _complete({a: x, b: y}, factors, drawn)
     ]
     rows = []
     while missing:
-        candidates = [_completed(dict(missing[0]), factors, drawn) for _ in range(CANDIDATES)]
+        candidates = [_complete(dict(missing[0]), factors, drawn) for _ in range(CANDIDATES)]
         best = max(candidates, key=lambda row: sum(_holds(row, pair) for pair in missing))
         rows.append(best)
         missing = [pair for pair in missing if not _holds(best, pair)]
@@ -79,7 +79,7 @@ def covering(kernel: str) -> list[Row]:
 
 
 def spec(kernel: str, row: Row) -> Spec:
-    """The constants of one row."""
+    """Return the specialisation of one row."""
     return {"flash": _flash, "head_major": _head_major}[kernel](row)
 
 
@@ -131,15 +131,15 @@ def _row_strides(row: Row, key: int, value: int) -> tuple[int, int]:
     return (key, value) if row["rows"] == "packed" else (5 * key + value, 5 * key + value)
 
 
-def _completed(row: Row, factors: dict[str, list[object]], drawn: random.Random) -> Row | None:
-    """The row with a value for each factor; None where there is no possible one."""
+def _complete(row: Row, factors: dict[str, list[object]], drawn: random.Random) -> Row | None:
+    """Return the row with a value for each factor; None where none is possible."""
     open_factors = [factor for factor in factors if factor not in row]
     if not open_factors:
         return row
     factor = drawn.choice(open_factors)
     for value in drawn.sample(factors[factor], len(factors[factor])):
         longer = row | {factor: value}
-        if possible(longer) and (done := _completed(longer, factors, drawn)):
+        if is_possible(longer) and (done := _complete(longer, factors, drawn)):
             return done
     return None
 

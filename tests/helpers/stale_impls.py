@@ -11,7 +11,7 @@ from kvexp.timer.replay_plan import TURNS
 from tests.helpers.wrong_impls import is_poison
 
 READS = {"keys": (0,), "values": (1,), "slots": (4,), "scales": (6, 7), "everything": (0, 1, 4, 6, 7)}
-"""Places of what an op's call reads among its arguments."""
+"""Places, among the arguments of an op's call, of the tensors that it reads."""
 
 
 class Stale(Torch):

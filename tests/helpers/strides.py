@@ -1,4 +1,4 @@
-"""Where an element lies in the cache, by the contract's arithmetic and not by the layouts' own indexing."""
+"""Compute an element's place in the cache by the contract's arithmetic, not by the layouts' indexing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kvexp.bench.verify import poison, verify
 from kvexp.errors import IncorrectResult
-from kvexp.gpu.scan import first_unpoisoned
+from kvexp.gpu.scan import find_unpoisoned
 from kvexp.layout import Sizes
 from kvexp.op.quantize import quantize
 from kvexp.workload import Cache, Tensors, build
@@ -44,14 +44,14 @@ def packed_items(name: str, sizes: Sizes, layer: int) -> Tensor:
 
 @contextmanager
 def point(**chosen: Any) -> Iterator[Tensors]:
-    """The tensors of 16 tokens and three slot mappings, on a poisoned cache."""
+    """Build the tensors of 16 tokens and three slot mappings, on a poisoned cache."""
     with tiny_curve.memory(num_tokens=16, **chosen) as held:
         poison(held.cache)
         yield build(tiny_curve.case(num_tokens=16, **chosen), held, MAPPINGS)
 
 
 def addresses(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
-    """The byte of the storage where each element begins: int64 `[n, num_heads, head_size]`."""
+    """Return the byte of the storage where each element begins, int64 `[n, num_heads, head_size]`."""
     block_size = tensors.case.block_size
     rows = tensors.key if plane is tensors.key_cache else tensors.value
     block, offset = slots.view(-1, 1, 1) // block_size, slots.view(-1, 1, 1) % block_size
@@ -69,7 +69,7 @@ def addresses(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
 
 
 def planes(tensors: Tensors) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """K's and V's rows, plane and scale."""
+    """Return rows, plane and scale of K and of V."""
     return [
         (tensors.key, tensors.key_cache, tensors.k_scale),
         (tensors.value, tensors.value_cache, tensors.v_scale),
@@ -77,7 +77,7 @@ def planes(tensors: Tensors) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def write(tensors: Tensors) -> None:
-    """Every slot mapping's rows are in their places, byte by byte."""
+    """Write every slot mapping's rows to their places, byte by byte."""
     for slots in tensors.slot_mappings:
         tokens = (slots >= 0).nonzero().flatten()
         for rows, plane, scale in planes(tensors):
@@ -90,7 +90,7 @@ def write(tensors: Tensors) -> None:
 def spoilt(
     tensors: Tensors, name: str, slot: int, head: int, element: int, by: int = 1, count: int = 1
 ) -> Callable[[], None]:
-    """A call that writes all rows, and `count` bytes of one element otherwise."""
+    """Return a call that writes all rows, but changes `count` bytes of one element."""
     at = int(addresses(tensors, getattr(tensors, name), torch.tensor([slot]))[0, head, element])
 
     def run() -> None:
@@ -101,18 +101,18 @@ def spoilt(
 
 
 def all_poison(cache: Cache) -> bool:
-    """Whether every byte of the cache and its guards is poison."""
-    return first_unpoisoned(cache.storage)() is None
+    """Return whether every byte of the cache and its guards is poison."""
+    return find_unpoisoned(cache.storage)() is None
 
 
 def free_slot(tensors: Tensors) -> int:
-    """The last slot that no mapping names."""
+    """Return the last slot that is in no mapping."""
     taken = set(tensors.slot_mappings.flatten().tolist())
     return next(slot for slot in reversed(range(tensors.case.num_slots)) if slot not in taken)
 
 
 def reason(tensors: Tensors, run: Callable[[], None], windows: Sequence[int] = FIRST) -> str:
-    """Why the call is incorrect; the cache is all poison again."""
+    """Return why the call is incorrect; check that the cache is all poison again."""
     with pytest.raises(IncorrectResult) as raised:
         verify(run, tensors, windows)
     assert all_poison(tensors.cache)

@@ -1,7 +1,7 @@
-"""What is written and what is refused, asked of the code: the text of docs/support.md.
+"""Write docs/support.md, what is written and what is refused, from the code.
 
 `python -m tests.helpers.support > docs/support.md` writes it; tests/test_support.py compares the file, and
-the outcome of a run on a CPU, with what is said here.
+the outcome of a run on a CPU, with this text.
 """
 
 import os
@@ -31,12 +31,12 @@ HEAD_SIZES = (
     ("bfloat16", "fp8_e4m3", 45, 45),
     ("bfloat16", "auto", 192, 128),
 )
-"""dtype, kv_cache_dtype, head_size and head_size_v on either side of what some op wants."""
+"""dtype, kv_cache_dtype, head_size and head_size_v on both sides of the ops' limits."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One choice of each group that says what is written where."""
+    """One choice of each group that decides what is written where."""
 
     op: str
     layout: str
@@ -46,19 +46,19 @@ class Kind:
 
     @property
     def converts(self) -> bool:
-        """Whether rows become 8-bit floats on their way."""
+        """Whether rows are converted to 8-bit floats."""
         return self.kv_cache_dtype != "auto" and self.dtype not in FP8
 
 
-def kinds(op: str) -> Iterator[Kind]:
-    """Every kind of an op: whatever conf/ has, `fp8` by the name that it stands for."""
+def list_kinds(op: str) -> Iterator[Kind]:
+    """Yield every kind of an op in conf/, with `fp8` resolved."""
     scales = compose.options("scale")
     others = (compose.options("layout"), compose.options("dtype"), compose.formats(), scales)
     return (Kind(op, *chosen) for chosen in product(*others))
 
 
-def refusal(kind: Kind, **sizes: Any) -> str:
-    """Why the op refuses the kind on every machine; empty when it takes it."""
+def find_refusal(kind: Kind, **sizes: Any) -> str:
+    """Return why the op refuses the kind on every machine; empty when it takes it."""
     made = tiny_curve.curve(**{group: getattr(kind, group) for group in GROUPS}, num_tokens=1)
     case = replace(next(made.cases()), **sizes)
     return _sentence(lambda: make(made.op).check(case, make(made.layout), tiny_curve.source(made).itemsize))
@@ -66,13 +66,13 @@ def refusal(kind: Kind, **sizes: Any) -> str:
 
 @cache
 def without_gpu() -> str:
-    """Why cuda refuses everything on a CPU."""
+    """Return why cuda refuses everything on a CPU."""
     return _sentence(lambda: make(compose.choice("impl", "cuda"), device="cpu"))
 
 
 @cache
 def triton_refuses(capability: tuple[int, int] | None) -> str:
-    """Why triton refuses to convert on a GPU of this capability; on a CPU, when there is none."""
+    """Return why triton refuses to convert on a GPU of this capability, or for None on a CPU."""
     posed = oracle.problem("cpu", [0], kv_cache_dtype="fp8", layout="NHD")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(os.environ, "TRITON_INTERPRET", "1")
@@ -81,11 +81,11 @@ def triton_refuses(capability: tuple[int, int] | None) -> str:
         return _sentence(lambda: posed.bind(triton))
 
 
-def on_cpu(impl: str, kind: Kind) -> tuple[str, str]:
-    """Status and reason of a point that is verified and not timed."""
+def expect_on_cpu(impl: str, kind: Kind) -> tuple[str, str]:
+    """Return status and reason of a point that is verified and not timed."""
     if impl == "cuda":
         return "skipped", without_gpu()
-    if sentence := refusal(kind):
+    if sentence := find_refusal(kind):
         return "skipped", sentence
     if impl == "triton" and kind.converts:
         return "skipped", triton_refuses(None)
@@ -94,26 +94,26 @@ def on_cpu(impl: str, kind: Kind) -> tuple[str, str]:
 
 
 def text() -> str:
-    """The page."""
+    """Return the page."""
     said = Refusals()
     parts = [_ABOUT, _layouts(said), _types(said), _sizes(said), _machines(said), said.text()]
     return "\n".join(parts)
 
 
 class Refusals:
-    """The sentences in the order in which they come up, each once and by its number."""
+    """The sentences in order of their first use, each once, with numbers."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
     def number(self, sentence: str) -> str:
-        """The sentence as a link to where it stands."""
+        """Return the sentence's number in brackets."""
         if sentence not in self.sentences:
             self.sentences.append(sentence)
         return f"[{self.sentences.index(sentence) + 1}]"
 
     def text(self) -> str:
-        """The section that holds them all."""
+        """Return the section of all sentences."""
         lines = [f"{number}. {sentence}" for number, sentence in enumerate(self.sentences, start=1)]
         return "\n".join(["## What is refused, and why", "", *lines, ""])
 
@@ -123,12 +123,12 @@ def _layouts(said: Refusals) -> str:
     rows = []
     for op in compose.options("op"):
         plain = (Kind(op, layout, "bfloat16", "auto", "per_tensor") for layout in layouts)
-        rows.append([f"`{op}`", *(_mark(refusal(kind), said) for kind in plain)])
+        rows.append([f"`{op}`", *(_mark(find_refusal(kind), said) for kind in plain)])
     return "\n".join(["## Layouts", "", _table(["op", *(f"`{name}`" for name in layouts)], rows), ""])
 
 
 def _types(said: Refusals) -> str:
-    """One table for all ops and layouts that are alike in it."""
+    """Return one table for all ops and layouts that share it."""
     found: dict[str, list[str]] = {}
     for op, layout in compose.pairs():
         found.setdefault(_types_of(op, layout, said), []).append(op)
@@ -155,8 +155,8 @@ def _types_of(op: str, layout: str, said: Refusals) -> str:
 
 
 def _cell(kind: Kind, said: Refusals) -> str:
-    """What becomes of a type: copied, converted by which scales, or refused."""
-    refused = {scale: refusal(replace(kind, scale=scale)) for scale in compose.options("scale")}
+    """Describe a type: copied, converted by which scales, or refused."""
+    refused = {scale: find_refusal(replace(kind, scale=scale)) for scale in compose.options("scale")}
     scales = sorted((scale for scale in refused if not refused[scale]), reverse=True)
     numbers = " ".join(dict.fromkeys(said.number(sentence) for sentence in refused.values() if sentence))
     if not scales:
@@ -173,7 +173,7 @@ def _sizes(said: Refusals) -> str:
         row += [f"`{dtype}`", f"`{kv_cache_dtype}`"]
         for op in compose.options("op"):
             kind = Kind(op, compose.layout_of(op), dtype, kv_cache_dtype, "per_tensor")
-            row.append(_mark(refusal(kind, head_size=head_size, head_size_v=head_size_v), said))
+            row.append(_mark(find_refusal(kind, head_size=head_size, head_size_v=head_size_v), said))
         rows.append(row)
     ops = (f"`{op}`" for op in compose.options("op"))
     table = _table(["head_size", "dtype", "kv_cache_dtype", *ops], rows)
@@ -181,7 +181,7 @@ def _sizes(said: Refusals) -> str:
 
 
 def _machines(said: Refusals) -> str:
-    # What follows the sentence's first part is about the machine at hand.
+    # The rest of the sentence is about this machine.
     no_gpu = said.number(without_gpu().partition(" and ")[0])
     older = said.number(triton_refuses((8, 9)).partition("; ")[0])
     interpreted = said.number(triton_refuses(None))
@@ -217,10 +217,10 @@ _ABOUT = """\
 
 Made from the code by `python -m tests.helpers.support > docs/support.md`; a test fails when they differ.
 Another test runs every combination of op, layout, types and scale on a CPU and compares each outcome with
-this page. What the written bytes are says [semantics.md](semantics.md).
+this page. [semantics.md](semantics.md) defines the written bytes.
 
-A refusal is a `skipped` row whose reason is the sentence of that number, at the end; the names and sizes in a
-sentence are those that were asked for.
+A number refers to a sentence at the end: the reason in the `skipped` row of a refusal. Names and sizes in a
+sentence are examples of those that were asked for.
 """
 
 _SCALES = """\

@@ -1,4 +1,4 @@
-"""The curve of workload=tiny on a CPU, with other choices and sizes: Hydra composes it once a process."""
+"""Make variants of the curve of workload=tiny on a CPU; Hydra composes it once a process."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -21,13 +21,13 @@ def curve(
     *, how: str = "", options: Mapping[str, Scalar] | None = None, rule: Mapping[str, Scalar] | None = None,
     **chosen: Any,
 ) -> Experiment:  # fmt: skip
-    """The experiment, verified only and written by torch unless something else is chosen.
+    """Return the experiment; by default torch writes, and nothing is timed.
 
     Args:
-        how: The class that writes, for example `wrong_impls.Idle`; none by default.
+        how: The class of the implementation, for example `wrong_impls.Idle`; by default torch's.
         options: Its options.
-        rule: Options of the timer that are not the usual ones.
-        **chosen: Options of groups by name, and values of the workload. An op brings its own layout.
+        rule: Options of the timer that differ from the usual ones.
+        **chosen: Options of groups by name, and values of the workload. An op sets its own layout.
     """
     made = _composed()
     if "layout" not in chosen:
@@ -45,23 +45,23 @@ def curve(
         made = replace(made, impl=Choice(how.rpartition(".")[2], f"tests.helpers.{how}", options or {}))
     if rule:
         made = replace(made, timer=replace(made.timer, options={**made.timer.options, **rule}))
-    return made.resolved("cpu")
+    return made.resolve("cpu")
 
 
 def case(**chosen: Any) -> Case:
-    """The last point of the curve."""
+    """Return the last point of the curve."""
     return list(curve(**chosen).cases())[-1]
 
 
 def memory(*, least_rows: int = 0, **chosen: Any) -> AbstractContextManager[Memory]:
-    """The memory of the curve, with as many rows of keys and of values at least."""
+    """Allocate the memory of the curve, with at least so many rows of keys and of values."""
     made = curve(**chosen)
     largest = max(made.cases(), key=lambda case: case.num_tokens)
     return allocate(largest, make(made.layout), source(made), least_rows)
 
 
 def source(made: Experiment) -> torch.dtype:
-    """The type of the experiment's keys and values."""
+    """Return the type of the experiment's keys and values."""
     dtype: torch.dtype = getattr(torch, str(made.dtype.options["torch_dtype"]))
     return dtype
 

@@ -15,7 +15,7 @@ from kvexp.impl.torch import Torch
 
 
 def is_poison(plane, slot):
-    """Whether nobody has written the slot: what whoever knows how points are verified can find out."""
+    """Whether the slot still holds poison, which an implementation that knows the checks could find out."""
     storage = torch.empty(0, dtype=torch.uint8, device=plane.device).set_(plane.untyped_storage())
     poisoned = torch.empty_like(storage)
     scan.poison(poisoned)

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvexp.gpu import nvrtc as jit
+from kvexp.gpu import nvrtc
 from kvexp.impl.cuda import fit
-from kvexp.impl.cuda.fit import widest_vector
+from kvexp.impl.cuda.fit import choose_vector
 from kvexp.impl.cuda.spec import SECTOR_BYTES, SOURCES, VECTOR_BYTES, Flash, HeadMajor, Items
 from tests.helpers import oracle, specialisations
 
@@ -55,15 +55,15 @@ def head_major(**changed):
     return HeadMajor(**sizes | changed)
 
 
-def compiled(spec, arch):
-    return jit.cubin(SOURCES / f"{spec.kernel}.cu", dict(spec.macros), arch)
+def compile_spec(spec, arch):
+    return nvrtc.compile_cubin(SOURCES / f"{spec.kernel}.cu", dict(spec.macros), arch)
 
 
 @pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize(("kernel", "row"), ROWS)
 def test_every_specialisation_of_the_covering_lists_compiles_without_a_gpu(kernel, row, arch):
     spec = specialisations.spec(kernel, row)
-    code = compiled(spec, arch)
+    code = compile_spec(spec, arch)
     assert code[:4] == b"\x7fELF"
     assert b"\0.text." + spec.kernel.encode() + b"\0" in code
 
@@ -73,7 +73,7 @@ def test_every_specialisation_of_the_covering_lists_compiles_without_a_gpu(kerne
     "spec", [flash(vec=16), head_major(source_vec=16, key_vec=16)], ids=lambda s: s.kernel
 )
 def test_conversion_compiles_for_the_oldest_gpus_of_cuda_13(spec, items):
-    assert compiled(replace(spec, items=items), "sm_75")
+    assert compile_spec(replace(spec, items=items), "sm_75")
 
 
 def test_the_covering_lists_hold_every_value_and_are_short():
@@ -90,14 +90,14 @@ def test_the_covering_lists_hold_every_value_and_are_short():
 def test_conversion_without_the_instruction_is_other_code_where_there_is_the_instruction(spec, items):
     spec = replace(spec, items=items)
     software = replace(spec, items=replace(items, software_fp8=True))
-    assert compiled(software, "sm_90") != compiled(spec, "sm_90")
+    assert compile_spec(software, "sm_90") != compile_spec(spec, "sm_90")
 
 
 def test_heads_farther_apart_than_blocks_and_than_32_bits_compile():
     """As in LHBNC, whose heads are all blocks apart."""
     spec = flash(cache_strides=(4096, 256, 2**33))
     assert dict(spec.macros)["HEAD_STRIDE"] == "8589934592ll"
-    assert compiled(spec, "sm_90") != compiled(flash(cache_strides=(4096, 256, 2**32)), "sm_90")
+    assert compile_spec(spec, "sm_90") != compile_spec(flash(cache_strides=(4096, 256, 2**32)), "sm_90")
 
 
 def ptx(spec, arch):
@@ -237,7 +237,7 @@ class TestWidestVector:
         for source_align in (a * source for a in self.ALIGNED):
             for cache_align in (a * cache for a in self.ALIGNED):
                 sides = (source, source_align), (cache, cache_align)
-                found = widest_vector(VECTOR_BYTES // cache, run, *sides)
+                found = choose_vector(VECTOR_BYTES // cache, run, *sides)
                 assert found.bit_count() == 1
                 assert fits(found, source_align, cache_align)
                 assert not fits(2 * found, source_align, cache_align)
@@ -257,26 +257,26 @@ class TestWidestVector:
         ],
     )
     def test_of_these_sizes_is_known(self, arguments, vec):
-        assert widest_vector(*arguments) == vec
+        assert choose_vector(*arguments) == vec
 
 
 class TestItems:
     @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3", "fp8_e5m2"])
     def test_of_an_fp8_source_are_copied_bytes(self, dtype, kv_cache_dtype):
-        found = fit.items(torch.zeros(1, 1, 16, dtype=dtype), kv_cache_dtype, torch.ones(8), True)
+        found = fit.fit_items(torch.zeros(1, 1, 16, dtype=dtype), kv_cache_dtype, torch.ones(8), True)
         assert (found.cache, found.source_bytes, found.cache_bytes) == ("COPIED", 1, 1)
         assert (found.scale_per_head, found.software_fp8) == (False, False)
 
     @pytest.mark.parametrize("dtype", oracle.WIDE)
     def test_of_a_wider_source_are_what_kv_cache_dtype_says(self, dtype):
         key = torch.zeros(1, 1, 16, dtype=oracle.DTYPES[dtype])
-        found = [fit.items(key, word, torch.ones(1), False) for word in ("auto", "fp8_e4m3", "fp8_e5m2")]
+        found = [fit.fit_items(key, word, torch.ones(1), False) for word in ("auto", "fp8_e4m3", "fp8_e5m2")]
         assert [items.cache for items in found] == ["COPIED", "E4M3", "E5M2"]
         assert [items.cache_bytes for items in found] == [key.element_size(), 1, 1]
 
     def test_have_a_scale_per_head_where_there_is_more_than_one(self):
         key = torch.zeros(1, 8, 16)
         for scale, per_head in ((torch.ones([]), False), (torch.ones(1), False), (torch.ones(8), True)):
-            assert fit.items(key, "fp8_e4m3", scale, False).scale_per_head == per_head
-        assert fit.items(key, "auto", torch.ones(8), False) == fit.items(key, "auto", None, False)
+            assert fit.fit_items(key, "fp8_e4m3", scale, False).scale_per_head == per_head
+        assert fit.fit_items(key, "auto", torch.ones(8), False) == fit.fit_items(key, "auto", None, False)

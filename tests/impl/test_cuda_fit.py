@@ -113,14 +113,8 @@ class TestDiffkv:
         ("head_size", "head_size_v", "vec"), [(64, 60, 4), (64, 62, 2), (63, 64, 1), (46, 33, 1), (8, 4, 4)]
     )
     def test_splits_neither_half_s_heads(self, specialised, head_size, head_size_v, vec, kv_cache_dtype):
-        posed = oracle.problem(
-            "cpu",
-            [5],
-            op=oracle.DIFFKV,
-            head_size=head_size,
-            head_size_v=head_size_v,
-            kv_cache_dtype=kv_cache_dtype,
-        )
+        sizes = {"head_size": head_size, "head_size_v": head_size_v}
+        posed = oracle.problem("cpu", [5], op=oracle.DIFFKV, kv_cache_dtype=kv_cache_dtype, **sizes)
         assert specialised(posed)[0].vec == vec
 
     @pytest.mark.parametrize("kv_cache_dtype", compose.formats())

@@ -12,7 +12,7 @@ from cuda.bindings import driver
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.gpu import launch, nvrtc
 from kvexp.impl.cuda import Cuda
-from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, grid
+from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, compute_grid
 from kvexp.impl.cuda.spec import THREADS, Options
 from kvexp.impl.cuda.tuning import MOST_THREADS
 from tests.helpers import oracle
@@ -43,7 +43,7 @@ def loaded(monkeypatch):
         seen.append(dict(macros))
         return SimpleNamespace(handle=HANDLES[name])
 
-    monkeypatch.setattr(nvrtc, "kernel", kernel)
+    monkeypatch.setattr(nvrtc, "load_kernel", kernel)
     monkeypatch.setattr(driver, "cuKernelGetFunction", lambda kernel: (driver.CUresult(0), int(kernel)))
     return seen
 
@@ -208,7 +208,7 @@ def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
         ("exchange", 2, "true, false or null"),
     ],
 )
-def test_options_that_will_not_do_are_refused(name, value, words):
+def test_invalid_options_are_refused(name, value, words):
     with pytest.raises(ConfigError, match=f"impl.{name} must be {words}, not {value}"):
         Cuda("cuda:0", **{name: value})
 
@@ -238,13 +238,13 @@ def test_the_software_conversion_is_an_option(impl, loaded):
 class TestTheGrid:
     @pytest.mark.parametrize("threads", [1, THREADS - 1, THREADS, THREADS + 1, 12345, MOST_THREADS])
     def test_rounds_up_to_whole_ctas(self, threads):
-        x, y = grid(threads, THREADS)
+        x, y = compute_grid(threads, THREADS)
         assert y == 1
         assert 0 <= x * THREADS - threads < THREADS
 
     @pytest.mark.parametrize("ctas", [MOST_CTAS, MOST_CTAS + 1, 3 * MOST_CTAS - 5, 2**46 + 1])
     def test_has_rows_beyond_what_x_counts(self, ctas):
-        x, y = grid(ctas * THREADS, THREADS)
+        x, y = compute_grid(ctas * THREADS, THREADS)
         assert x <= MOST_CTAS
         assert y <= 65535
         assert 0 <= x * y - ctas < y

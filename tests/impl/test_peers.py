@@ -1,4 +1,4 @@
-"""Peers, played by stand-ins with the signatures that they publish: what they get wrong is said."""
+"""Peers, replaced by fakes with their published signatures: their errors are reported."""
 
 import sys
 from types import ModuleType
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvexp.bench import run_curve
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
@@ -16,7 +16,7 @@ FEW = (3, 16)
 
 
 def module(monkeypatch, name, **contents):
-    """A module of that name, and its parents, are there to be imported."""
+    """Put a module of that name and its parents into sys.modules."""
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
         made = ModuleType(".".join(parts[:end]))
@@ -28,7 +28,7 @@ def module(monkeypatch, name, **contents):
 
 
 def outcomes(impl, **chosen):
-    """Status and reason of each point, timed by nobody."""
+    """Return status and reason of each point, without timing."""
     made = tiny_curve.curve(impl=impl, num_tokens=FEW, **chosen)
     return [(point.status, point.reason) for point in run_curve.run(made, {})]
 
@@ -66,12 +66,8 @@ def as_contiguous(cache):
 
 @pytest.fixture
 def vllm(monkeypatch):
-    module(
-        monkeypatch,
-        "vllm._custom_ops",
-        reshape_and_cache=few_chunks,
-        reshape_and_cache_flash=right(FLASH),
-    )
+    ops = {"reshape_and_cache": few_chunks, "reshape_and_cache_flash": right(FLASH)}
+    module(monkeypatch, "vllm._custom_ops", **ops)
 
 
 @pytest.fixture
@@ -90,16 +86,9 @@ def flashinfer(monkeypatch):
 
 
 def append_paged_kv_cache(
-    append_key,
-    append_value,
-    batch_indices,
-    positions,
-    paged_kv_cache,
-    kv_indices,
-    kv_indptr,
-    kv_last_page_len,
-    kv_layout="NHD",
-):
+    append_key, append_value, batch_indices, positions, paged_kv_cache, kv_indices, kv_indptr,
+    kv_last_page_len, kv_layout="NHD",
+):  # fmt: skip
     """FlashInfer's, token by token, from what its documentation says of each argument."""
     ints = (batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
     assert {tensor.dtype for tensor in ints} == {torch.int32}
@@ -189,13 +178,13 @@ class TestFlashInfer:
     def test_that_is_right_is_said_to_be(self, layout):
         assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
 
-    def test_is_told_of_slots_that_change_and_refuses_those_that_it_cannot_have(self):
+    def test_follows_changed_slots_and_refuses_invalid_ones(self):
         made = tiny_curve.curve(impl="flashinfer", head_size=64)
         case = next(made.cases())
-        asked = Asked(
+        asked = Subject(
             make(made.impl, device="cpu"), make(made.op), make(made.layout), tiny_curve.source(made), case
         )
-        assert find(asked, [16]).column(16) == (
+        assert pose_clauses(asked, [16]).column(16) == (
             "refuses padding, refuses negatives, refuses past_end, needs refresh()"
         )
 
@@ -232,12 +221,12 @@ def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(impl, monkeypat
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-def test_torch_compile_is_verified_as_everyone_is(kv_cache_dtype):
+def test_torch_compile_is_verified(kv_cache_dtype):
     assert outcomes("torch_compile", kv_cache_dtype=kv_cache_dtype) == VERIFIED
 
 
-def test_the_peers_are_those_that_say_so():
-    ours = {name for name in compose.options("impl") if name not in (*compose.PEERS, compose.CEILING)}
+def test_the_peers_are_listed():
+    ours = {name for name in compose.options("impl") if name not in (*compose.PEERS, compose.EQUAL_COPY)}
     assert ours == set(compose.implementations()) == {"cuda", "torch", "triton"}
 
 

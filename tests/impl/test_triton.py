@@ -206,10 +206,10 @@ class TestInterpreted:
         with pytest.raises(Unsupported, match="interpreter takes no addresses"):
             Triton("cpu").launcher(posed.op, *posed.arguments)
 
-    def test_it_is_no_measure(self):
+    def test_it_is_not_timed(self):
         assert Triton("cpu").untimed == "interpreted: Triton's interpreter is no measure of the kernel"
 
-    def test_it_wants_the_variable_that_triton_reads(self, monkeypatch):
+    def test_it_needs_triton_s_environment_variable(self, monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET")
         with pytest.raises(Unsupported, match="needs TRITON_INTERPRET=1"):
             Triton("cpu")

@@ -6,7 +6,7 @@ import triton
 
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import source
-from kvexp.impl.triton.launch import compiler_options
+from kvexp.impl.triton.launch import make_compiler_options
 from tests.helpers import oracle
 
 KERNELS = ("flash", "head_major")
@@ -17,7 +17,7 @@ def plan(op=oracle.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **aske
     posed = oracle.problem("cpu", [0] * num_tokens, op=op, num_heads=8, head_size=128, **asked)
     key, value = (moved(t, at) for t, at in ((posed.key, key_at), (posed.value, value_at)))
     caches = (moved(cache, cache_at) for cache in (posed.key_cache, posed.value_cache))
-    make = source.head_major if op == oracle.PAGED else source.flash
+    make = source.plan_head_major if op == oracle.PAGED else source.plan_flash
     return make(key, value, *caches, posed.kv_cache_dtype, posed.k_scale)
 
 
@@ -60,7 +60,7 @@ class TestWhatALauncherCompiles:
         narrow = plan(layout="NHD").kernel.divisors[9:]
         assert narrow == (16,) * 5
         posed = oracle.problem("cpu", [0, 1], num_heads=3, head_size=46)
-        odd = source.flash(posed.key, posed.value, posed.key_cache, posed.value_cache, "auto", None)
+        odd = source.plan_flash(posed.key, posed.value, posed.key_cache, posed.value_cache, "auto", None)
         assert odd.sizes[1:] == (138, 138, 2 * 16 * 138, 138, 46)
         assert odd.kernel.divisors[9:] == (2, 2, 16, 2, 2)
 
@@ -69,7 +69,7 @@ class TestWhatALauncherCompiles:
         row = 128 + 128
         assert apart.sizes[-3:] == (16 * row, row, 9 * 16 * row)
         assert apart.kernel == plan(layout="LHBNC").kernel
-        assert source.source(apart.kernel, 1, 1024).signature["head_stride"] == "i64"
+        assert source.make_source(apart.kernel, 1, 1024).signature["head_stride"] == "i64"
 
     def test_the_stride_of_a_dim_of_one_says_nothing(self):
         posed = oracle.problem("cpu", [0, 1], num_heads=1, head_size=64)
@@ -78,7 +78,7 @@ class TestWhatALauncherCompiles:
             for cache in (posed.key_cache, posed.value_cache)
         ]
         plans = [
-            source.flash(posed.key, posed.value, *caches, "auto", None)
+            source.plan_flash(posed.key, posed.value, *caches, "auto", None)
             for caches in (strange, (posed.key_cache, posed.value_cache))
         ]
         assert plans[0] == plans[1]
@@ -102,10 +102,10 @@ class TestWhatALauncherCompiles:
     @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
     def test_each_parameter_of_the_kernel_gets_a_type_and_each_constant_a_value(self, op):
         made = plan(op).kernel
-        code = source.source(made, 32, 128)
+        code = source.make_source(made, 32, 128)
         assert list(code.signature) == code.fn.arg_names
         constant = [name for name, word in code.signature.items() if word == "constexpr"]
-        assert constant == list(source.constants(made, 32, 128))
+        assert constant == list(source.make_constants(made, 32, 128))
         assert len(code.signature) == len(made.divisors) + len(constant)
         assert code.attrs[(0,)] == [["tt.divisibility", 16]]
 
@@ -118,7 +118,7 @@ def kernel(name):
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("row_items", [16, 45, 92, 1024, 1920, 16384])
 def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, large):
-    tokens, columns = source.tile(kernel(name), row_items, large)
+    tokens, columns = source.choose_tile(kernel(name), row_items, large)
     assert tokens.bit_count() == columns.bit_count() == 1
     assert columns < 2 * row_items
     items = {"flash": 2048, "head_major": 4096}[name] if large else 1024
@@ -130,13 +130,13 @@ def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, large):
 )
 def test_a_thread_of_flash_has_sixteen_bytes_or_eight_items_that_become_fp8(pointer, fp8, items):
     made = source.Kernel("flash", (pointer,), (), (("FP8", fp8),))
-    tokens, columns = source.tile(made, 128, large=False)
+    tokens, columns = source.choose_tile(made, 128, large=False)
     assert (tokens * columns, columns) == (items, 128)
 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_tile_of_head_major_holds_whole_accesses_both_ways(large):
-    tokens, columns = source.tile(kernel("head_major"), 1024, large)
+    tokens, columns = source.choose_tile(kernel("head_major"), 1024, large)
     assert tokens % 16 == columns % 16 == 0
 
 
@@ -162,7 +162,7 @@ def test_what_becomes_fp8_has_large_tiles_from_a_quarter_of_a_filling_on():
     first = 132 * 2048 * 8 // 4 // 1024
     found = [source.is_large(to_fp8, 1024, n, gpu) for n in (first - 1, first, 1 << 20)]
     assert found == [False, True, True]
-    assert source.tile(to_fp8, 1024, large=True) == (2, 1024)
+    assert source.choose_tile(to_fp8, 1024, large=True) == (2, 1024)
 
 
 def test_rows_wait_for_their_slots_where_accesses_fill_the_gpu_three_times():
@@ -177,13 +177,13 @@ def test_small_tiles_make_more_programs_than_the_gpu_has_multiprocessors():
     gpu = source.Gpu(132, 60 << 20)
     for name in KERNELS:
         assert not source.is_large(kernel(name), 1024, 512, gpu)
-        tokens, columns = source.tile(kernel(name), 1024, large=False)
+        tokens, columns = source.choose_tile(kernel(name), 1024, large=False)
         assert triton.cdiv(512, tokens) * triton.cdiv(1024, columns) > 132
 
 
 class TestOptions:
     def test_say_the_tile_or_a_part_of_it(self):
-        tile = functools.partial(source.tile, kernel("flash"), 1024, False)
+        tile = functools.partial(source.choose_tile, kernel("flash"), 1024, False)
         assert tile(source.Options(tile_tokens=2, tile_columns=64)) == (2, 64)
         assert tile(source.Options(tile_columns=64)) == (1024 // 64, 64)
         assert tile(source.Options(tile_tokens=8)) == (8, 1024)
@@ -191,14 +191,14 @@ class TestOptions:
 
     @pytest.mark.parametrize("name", ["num_warps", "tile_tokens", "tile_columns"])
     @pytest.mark.parametrize("value", [0, -1, 3, 8192, 1.0, True, "4"])
-    def test_that_are_no_powers_of_two_are_refused(self, name, value):
+    def test_that_are_not_powers_of_two_are_refused(self, name, value):
         with pytest.raises(
             ConfigError, match=rf"impl\.{name} must be a power of two up to .*, not {value!r}"
         ):
             source.Options(**{name: value})
 
     @pytest.mark.parametrize("value", [0, 1, "true"])
-    def test_that_is_no_truth_value_is_refused(self, value):
+    def test_that_is_not_a_boolean_is_refused(self, value):
         with pytest.raises(
             ConfigError, match=rf"impl\.slot_first must be true, false or null, not {value!r}"
         ):
@@ -214,10 +214,10 @@ class TestOptions:
     @pytest.mark.parametrize("value", [1, 3, 10])
     def test_of_any_other_number_of_stages_reach_triton(self, value):
         assert source.Options(num_stages=value).num_stages == value
-        assert compiler_options(4, value) == {"num_warps": 4, "num_stages": value}
+        assert make_compiler_options(4, value) == {"num_warps": 4, "num_stages": value}
 
     def test_of_no_number_of_stages_leave_it_to_triton(self):
-        assert compiler_options(8, source.Options().num_stages) == {"num_warps": 8}
+        assert make_compiler_options(8, source.Options().num_stages) == {"num_warps": 8}
 
     def test_that_make_too_large_a_tile_are_refused(self):
         with pytest.raises(ConfigError, match=r"tile_tokens times impl\.tile_columns must be at most 65536"):
@@ -225,8 +225,8 @@ class TestOptions:
 
     def test_that_make_too_large_a_tile_of_the_kernel_s_own_columns_are_refused(self):
         with pytest.raises(Unsupported, match="a tile of 128 x 1024 items is more than 65536"):
-            source.tile(kernel("flash"), 1024, True, source.Options(tile_tokens=128))
+            source.choose_tile(kernel("flash"), 1024, True, source.Options(tile_tokens=128))
 
     def test_that_split_a_run_are_refused(self):
         with pytest.raises(Unsupported, match="must hold whole runs of 8 items, and 4 do not"):
-            source.tile(kernel("head_major"), 1024, True, source.Options(tile_columns=4))
+            source.choose_tile(kernel("head_major"), 1024, True, source.Options(tile_columns=4))

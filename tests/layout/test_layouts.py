@@ -48,7 +48,7 @@ def rows_of(layout, plane):
     return pieces.permute(0, 3, 1, 2, 4).reshape(BLOCKS * SIZE, HEADS, -1)
 
 
-def test_a_layout_goes_by_its_yaml_s_name():
+def test_a_layout_has_the_name_of_its_yaml():
     assert {name: layout.name for name, layout in LAYOUTS.items()} == {name: name for name in LAYOUTS}
 
 
@@ -186,7 +186,7 @@ def test_every_packed_layout_has_a_name_of_vllm_s():
     assert sorted(PACKED_ORDERS) == sorted(PACKED)
 
 
-def test_layers_inside_heads_are_nothing_new_where_there_is_one():
+def test_with_one_layer_bhlnc_is_hnd_packed():
     one, three = (replace(SIZES, num_layers=layers) for layers in (1, 3))
     assert LAYOUTS["BHLNC"].planes(one, 2) == LAYOUTS["HND_packed"].planes(one, 2)
     assert LAYOUTS["BHLNC"].planes(three, 2) != LAYOUTS["HND_packed"].planes(three, 2)

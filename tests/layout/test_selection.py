@@ -26,7 +26,7 @@ def test_the_names_are_those_of_the_layouts_in_conf():
     assert sorted(NAMES) == compose.options("layout")
 
 
-def test_nobody_s_wish_is_nhd():
+def test_without_a_wish_nhd_is_selected():
     assert select(FLASH, {}) == Selection("NHD", NOBODY)
 
 

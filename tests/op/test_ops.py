@@ -1,4 +1,4 @@
-"""What every op of conf/ owes: which cases it takes, which bytes it moves, what it hands over."""
+"""What every op of conf/ must do: take its cases, count its bytes, bind its call."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -20,25 +20,23 @@ def op(request):
     return OPS[request.param]
 
 
-def checked(op, item_bytes=2, layout=None, **changed):
-    """The sentence of a refusal, or nothing."""
+def refusal(op, item_bytes=2, layout=None, **changed):
+    """Return the sentence of the refusal, or an empty one."""
     layout = layout or compose.layout_of(op.name)
     case = replace(tiny_curve.case(op=op.name, layout=layout, num_tokens=16), **changed)
     try:
         op.check(case, LAYOUTS[layout], item_bytes)
-    except Unsupported as refusal:
-        return str(refusal)
+    except Unsupported as refused:
+        return str(refused)
     return ""
 
 
-def test_an_op_goes_by_its_yaml_s_name():
+def test_an_op_has_the_name_of_its_yaml():
     assert {name: op.name for name, op in OPS.items()} == {name: name for name in OPS}
 
 
 def test_ops_write_the_layouts_that_have_their_planes():
-    written = {
-        name: {layout for layout in LAYOUTS if not checked(op, layout=layout)} for name, op in OPS.items()
-    }
+    written = {name: {word for word in LAYOUTS if not refusal(op, layout=word)} for name, op in OPS.items()}
     assert written == {
         FLASH: {"NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC"},
         DIFFKV: {"NHD_packed", "HND_packed", "BHLNC", "LHBNC"},
@@ -52,7 +50,7 @@ def test_ops_write_the_layouts_that_have_their_planes():
         (
             FLASH, "head_major",
             "op=reshape_and_cache_flash writes planes of [num_blocks, block_size, num_heads, head_size], "
-            "which layout=head_major has not; try layout=NHD",
+            "which layout=head_major does not have; try layout=NHD",
         ),
         *(
             (DIFFKV, layout,
@@ -62,15 +60,15 @@ def test_ops_write_the_layouts_that_have_their_planes():
         ),
         *(
             (PAGED, layout,
-             f"op=reshape_and_cache writes head-major planes, which layout={layout} has not; "
+             f"op=reshape_and_cache writes head-major planes, which layout={layout} does not have; "
              "try layout=head_major")
             for layout in ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC")
         ),
     ],
 )  # fmt: skip
-def test_a_layout_of_other_planes_is_refused_with_one_that_would_do(op, layout, sentence):
-    assert checked(OPS[op], layout=layout) == sentence
-    assert not checked(OPS[op], layout=sentence.rpartition("layout=")[2])
+def test_a_layout_of_other_planes_is_refused_with_a_suitable_one(op, layout, sentence):
+    assert refusal(OPS[op], layout=layout) == sentence
+    assert not refusal(OPS[op], layout=sentence.rpartition("layout=")[2])
 
 
 @pytest.mark.parametrize("kv_cache_dtype", compose.formats())
@@ -78,39 +76,39 @@ def test_a_layout_of_other_planes_is_refused_with_one_that_would_do(op, layout, 
 def test_wide_rows_go_into_every_cache(op, dtype, kv_cache_dtype):
     item_bytes = oracle.DTYPES[dtype].itemsize
     for scale in ["per_tensor"] if kv_cache_dtype == "auto" else compose.options("scale"):
-        assert not checked(op, item_bytes, dtype=dtype, kv_cache_dtype=kv_cache_dtype, scale=scale)
+        assert not refusal(op, item_bytes, dtype=dtype, kv_cache_dtype=kv_cache_dtype, scale=scale)
 
 
 @pytest.mark.parametrize("dtype", FP8)
 def test_eight_bit_rows_go_into_a_cache_of_their_kind_alone(op, dtype):
-    assert not checked(op, 1, dtype=dtype, kv_cache_dtype=dtype)
+    assert not refusal(op, 1, dtype=dtype, kv_cache_dtype=dtype)
     for kv_cache_dtype in {"auto", *FP8} - {dtype}:
-        assert checked(op, 1, dtype=dtype, kv_cache_dtype=kv_cache_dtype) == (
+        assert refusal(op, 1, dtype=dtype, kv_cache_dtype=kv_cache_dtype) == (
             f"dtype={dtype} goes into a cache of its own kind, kv_cache_dtype={dtype}, not {kv_cache_dtype}"
         )
 
 
 def test_a_scale_that_nothing_reads_has_no_meaning(op):
-    assert checked(op, scale="per_head") == (
+    assert refusal(op, scale="per_head") == (
         "kv_cache_dtype=auto reads no scale, so scale=per_head has no meaning"
     )
     for dtype in FP8:
-        assert checked(op, 1, dtype=dtype, kv_cache_dtype=dtype, scale="per_head") == (
+        assert refusal(op, 1, dtype=dtype, kv_cache_dtype=dtype, scale="per_head") == (
             f"dtype={dtype} is stored unscaled, so scale=per_head has no meaning"
         )
 
 
 @pytest.mark.parametrize("name", [FLASH, PAGED])
 def test_heads_of_two_sizes_are_diffkv_s_alone(name):
-    assert checked(OPS[name], head_size_v=16) == f"op={name} writes K and V of one head size, not 32 and 16"
-    assert not checked(OPS[DIFFKV], head_size_v=16)
+    assert refusal(OPS[name], head_size_v=16) == f"op={name} writes K and V of one head size, not 32 and 16"
+    assert not refusal(OPS[DIFFKV], head_size_v=16)
 
 
 @pytest.mark.parametrize("kv_cache_dtype", compose.formats())
 @pytest.mark.parametrize("name", [FLASH, DIFFKV])
 def test_any_head_size_is_written_into_flash_planes(name, kv_cache_dtype):
     for head_size in range(1, 65):
-        assert not checked(
+        assert not refusal(
             OPS[name], kv_cache_dtype=kv_cache_dtype, head_size=head_size, head_size_v=head_size
         )
 
@@ -118,7 +116,7 @@ def test_any_head_size_is_written_into_flash_planes(name, kv_cache_dtype):
 @pytest.mark.parametrize("kv_cache_dtype", compose.formats())
 def test_diffkv_takes_any_two_head_sizes(kv_cache_dtype):
     for head_size, head_size_v in ((192, 128), (46, 33), (1, 7), (16, 40)):
-        assert not checked(
+        assert not refusal(
             OPS[DIFFKV], kv_cache_dtype=kv_cache_dtype, head_size=head_size, head_size_v=head_size_v
         )
 
@@ -131,7 +129,7 @@ def test_reshape_and_cache_takes_whole_pieces_of_sixteen_bytes(item_bytes, kv_ca
     op = OPS[PAGED]
     for head_size in range(1, 65):
         sizes = {"head_size": head_size, "head_size_v": head_size}
-        found = checked(op, item_bytes, kv_cache_dtype=kv_cache_dtype, **sizes)
+        found = refusal(op, item_bytes, kv_cache_dtype=kv_cache_dtype, **sizes)
         assert found == (head_size % x > 0) * (
             f"head_size {head_size} is not a multiple of {x}, the cache items of 16 bytes, which "
             "op=reshape_and_cache needs"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.results import rows
+from kvexp.results import row_file
 
 ROOT = Path(__file__).parents[2]
 FAULTY = {
@@ -56,7 +56,7 @@ class Place:
 
     def rows(self):
         """Every row of every sweep, whole lines only."""
-        return [row for sweep in self.sweeps for row in rows.read(sweep, lambda _: None)]
+        return [row for sweep in self.sweeps for row in row_file.read(sweep, lambda _: None)]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kvexp import disk_cache
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
-from kvexp.results import jsonl, rows
+from kvexp.results import jsonl, labels, point_identity, row_file
 from kvexp.results import sweep_dir as sweep_folder
 from tests.reliability.conftest import ROOT
 
@@ -25,7 +25,7 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8
 )
 changed = st.builds(
-    lambda column, value: WHOLE | {column: value}, st.sampled_from([*rows.CURVE, *WHOLE]), values
+    lambda column, value: WHOLE | {column: value}, st.sampled_from([*labels.CURVE, *WHOLE]), values
 )
 lines = st.one_of(
     st.binary(max_size=200),
@@ -50,13 +50,13 @@ def attempt(work):
 def test_a_file_of_rows_is_read_or_refused_in_one_sentence(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "fuzzed.jsonl"
     file.write_bytes(content)
-    found, complaint = attempt(lambda: rows.read(file, lambda _: None))
+    found, complaint = attempt(lambda: row_file.read(file, lambda _: None))
     assert "\n" not in complaint
     assert (str(file) in complaint) == (found is None)
     for row in found or ():
         assert row["schema"] == SCHEMA
-        hash(rows.identity(row))
-    rows.curves(found or [])
+        hash(point_identity.identify(row))
+    labels.group_by_curve(found or [])
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -75,11 +75,11 @@ def test_brackets_without_end_and_lines_without_end_are_refused(tmp_path, monkey
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"[" * 200_000 + b"\n{}\n")
     with pytest.raises(KvexpError, match=r"line 1: not JSON .nested too deeply"):
-        rows.read(file)
+        row_file.read(file)
     monkeypatch.setattr(jsonl, "LONGEST_BYTES", 1000)
     file.write_bytes(b'{"reason": "' + b"x" * 2000)
     with pytest.raises(KvexpError, match="line 1: longer than the 1000 bytes"):
-        rows.read(file)
+        row_file.read(file)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_changed_kernel_is_measured_again(place, half):
     done = place.run("resume=true", "--config-dir", "my_conf")
     assert done.returncode == 0, done.stderr
     assert "there already" not in done.stderr
-    found = [row["impl_hash"] for row in rows.read(place.sweeps[-1])]
+    found = [row["impl_hash"] for row in row_file.read(place.sweeps[-1])]
     assert found == [found[0]] * 4 + [found[-1]] * 4
     assert found[0] != found[-1]
     assert len(list(place.sweeps[-1].glob("*/rows.jsonl"))) == 2
@@ -184,6 +184,6 @@ def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path):
 
     entry = tmp_path / "x.cubin"
     entry.write_bytes(hashlib.sha256(b"code").digest() + b"code")
-    assert nvrtc._read(entry) == b"code"
+    assert nvrtc._read_entry(entry) == b"code"
     entry.write_bytes(entry.read_bytes()[:-1] + b"!")
-    assert nvrtc._read(entry) is None
+    assert nvrtc._read_entry(entry) is None

@@ -3,7 +3,7 @@
 import subprocess
 from dataclasses import replace
 
-from kvexp.results.rows import identity
+from kvexp.results.point_identity import identify
 from tests.helpers import limits
 
 TOKENS = "workload.num_tokens=[" + ",".join(str(number) for number in range(1, 41)) + "]"
@@ -25,7 +25,7 @@ def check_resumed(place):
     """The rest is measured, and nothing twice."""
     done = place.run("resume=true")
     assert done.returncode == 0, done.stderr
-    assert len(place.rows()) == len({identity(row) for row in place.rows()}) == 40
+    assert len(place.rows()) == len({identify(row) for row in place.rows()}) == 40
 
 
 def test_a_write_that_is_cut_short_leaves_no_piece_of_a_row(place):

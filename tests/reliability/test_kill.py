@@ -10,7 +10,8 @@ from collections import Counter
 import psutil
 import pytest
 
-from kvexp.results.rows import RIGHT, identity
+from kvexp.measurement import is_right
+from kvexp.results.point_identity import identify
 from kvexp.results.sweep_dir import is_sweep
 from tests.helpers.processes import ended
 
@@ -53,7 +54,7 @@ def survives(place, kills, seed):
     assert place.run(*SWEEP).returncode == 0
     seconds = time.monotonic() - begin
     (reference,) = place.sweeps
-    wanted = {identity(row) for row in place.rows() if row["status"] in RIGHT}
+    wanted = {identify(row) for row in place.rows() if is_right(row["status"])}
     assert len(wanted) == POINTS
     reference.rename(place.folder / "reference")
     words = SWEEP
@@ -67,8 +68,8 @@ def survives(place, kills, seed):
     last = place.run("resume=true") if any(map(is_sweep, place.sweeps)) else place.run(*SWEEP)
     assert last.returncode == 0, last.stderr
     newest = [sweep for sweep in place.sweeps if is_sweep(sweep)][-1]
-    rows = [row for row in place.rows() if row["status"] in RIGHT]
-    found = Counter(identity(json.loads(line)) for line in _lines(newest))
+    rows = [row for row in place.rows() if is_right(row["status"])]
+    found = Counter(identify(json.loads(line)) for line in _lines(newest))
     assert set(found) == wanted
     assert set(found.values()) == {1}
     assert len(rows) % len(wanted) == 0
@@ -100,7 +101,7 @@ def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code
     assert f"rows: {place.sweeps[0]}" in err
     assert 4 <= len(place.rows()) < POINTS
     assert place.run("resume=true").returncode == 0
-    assert len(place.rows()) == len({identity(row) for row in place.rows()}) == POINTS
+    assert len(place.rows()) == len({identify(row) for row in place.rows()}) == POINTS
 
 
 def test_a_second_sweep_in_the_folder_of_one_at_work_is_refused_and_writes_nothing(place):

@@ -13,7 +13,7 @@ import pytest
 
 from kvexp.errors import TrackingError
 from kvexp.tracking import connect, settings
-from kvexp.tracking.best_effort import Guarded
+from kvexp.tracking.best_effort import BestEffort
 from tests.helpers import limits
 
 SWEEP = ("impl=torch", "layout=NHD,HND", "workload=tiny", "timer=none", "device=cpu")
@@ -164,7 +164,7 @@ def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
         def end_sweep(self, _):
             asked.append("end")
 
-    guarded = Guarded(Lost, tmp_path, "", False, said.append)
+    guarded = BestEffort(Lost, tmp_path, "", False, said.append)
     guarded.start()
     for _ in range(3):
         guarded.log_curve(tmp_path, "", [])
@@ -186,7 +186,7 @@ def test_a_store_that_was_not_waited_for_has_the_sweep_before_its_first_curve(tm
         def log_curve(self, *_):
             asked.append("curve")
 
-    guarded = Guarded(Late, tmp_path, "", False, asked.append)
+    guarded = BestEffort(Late, tmp_path, "", False, asked.append)
     for _ in range(2):
         guarded.log_curve(tmp_path, "", [])
     assert asked == ["start", "curve", "curve"]
@@ -212,7 +212,7 @@ def test_a_store_whose_wait_was_interrupted_is_asked_again_at_the_end(tmp_path):
         def end_sweep(self, status):
             asked.append(status)
 
-    guarded = Guarded(Slow, tmp_path, "", False, lambda _: None)
+    guarded = BestEffort(Slow, tmp_path, "", False, lambda _: None)
     with pytest.raises(KeyboardInterrupt):
         guarded.log_curve(tmp_path, "", [])
     guarded.start()
@@ -236,21 +236,21 @@ def test_nobody_waits_for_a_store_that_is_not_ready_and_it_gets_every_curve_in_o
             asked.append("settle")
 
     def late(home):
-        return Guarded(Late, home, "", False, asked.append, ready=lambda: bool(ready))
+        return BestEffort(Late, home, "", False, asked.append, ready=lambda: bool(ready))
 
     guarded = late(tmp_path)
     for name in "ab":
         guarded.log_curve(tmp_path / name, "", [])
-        guarded.go_on()
+        guarded.poll()
     assert asked == []
     ready.append(True)
-    guarded.go_on()
+    guarded.poll()
     assert asked == ["start", "a", "b"]
     guarded.log_curve(tmp_path / "c", "", [])
     assert asked == ["start", "a", "b", "c"]
     ready.clear()
     guarded.log_curve(tmp_path / "d", "", [])
-    guarded.go_on()
+    guarded.poll()
     assert asked == ["start", "a", "b", "c"]
     guarded.start()
     assert asked == ["start", "a", "b", "c", "d"]
@@ -264,7 +264,7 @@ def test_nobody_waits_for_a_store_that_is_not_ready_and_it_gets_every_curve_in_o
 
 def test_a_sweep_that_ends_before_its_store_was_asked_says_where_its_rows_are(tmp_path):
     said = []
-    guarded = Guarded(lambda: pytest.fail("it is asked"), tmp_path, "", False, said.append)
+    guarded = BestEffort(lambda: pytest.fail("it is asked"), tmp_path, "", False, said.append)
     guarded.end("KILLED")
     guarded.send_report()
     (line,) = said

@@ -5,40 +5,25 @@ import sys
 import pytest
 from rich.console import Console
 
-from kvexp.report import number, summary
+from kvexp.report import number, print_summary
+from tests.helpers import recorded_rows
 
 
 def row(**columns):
-    return {
-        "status": "ok",
-        "reason": "",
-        "impl": "cuda",
-        "layout": "HND",
-        "dtype": "bfloat16",
-        "op": "reshape_and_cache_flash",
-        "mode": "cudagraph",
-        "timer": "cuda_event",
-        "device": "cuda:0",
-        "device_name": "NVIDIA H200",
-        "num_tokens": 2,
-        "latency_us": 1.2567,
-        "latency_us_p20": 1.2501,
-        "latency_us_p80": 1.2712,
-        "gb_per_s": 104.3,
-        "copy_fraction": 0.9812,
-    } | columns
+    latency = {"latency_us": 1.2567, "latency_us_p20": 1.2501, "latency_us_p80": 1.2712}
+    others = {"layout": "HND", "num_tokens": 2, "gb_per_s": 104.3, "copy_fraction": 0.9812}
+    return recorded_rows.row(**latency | others | columns)
 
 
 def refused(status, reason, **columns):
-    numbers = ("latency_us", "latency_us_p20", "latency_us_p80", "gb_per_s", "copy_fraction")
-    return row(status=status, reason=reason) | dict.fromkeys(numbers) | columns
+    return recorded_rows.refused(status, reason, **{"layout": "HND", "num_tokens": 2} | columns)
 
 
 def printed(rows, width=80, terminal=False):
     console = Console(
         file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, _environ={}
     )
-    summary(rows, console)
+    print_summary(rows, console)
     return console.file.getvalue()
 
 
@@ -86,7 +71,7 @@ def test_a_verified_row_shows_dashes_and_its_reason():
     assert "verified   triton HND bfloat16: 1 point: interpreted" in text
 
 
-def test_a_reason_stands_once_with_its_curves_and_points():
+def test_a_reason_is_printed_once_with_its_curves_and_points():
     reason = "impl=cuda needs an NVIDIA GPU; type impl=torch instead"
     rows = [
         refused("skipped", reason, layout=layout, num_tokens=n)
@@ -98,7 +83,7 @@ def test_a_reason_stands_once_with_its_curves_and_points():
     assert text.count(reason) == 1
 
 
-def test_different_reasons_of_one_curve_all_stand():
+def test_different_reasons_of_one_curve_are_all_printed():
     text = printed([refused("skipped", f"num_tokens {n} is too much", num_tokens=n) for n in (2, 4)])
     assert "num_tokens 2 is too much" in text
     assert "num_tokens 4 is too much" in text
@@ -116,7 +101,7 @@ def test_a_compilers_message_is_whole_and_indented():
     assert "\n      1 error\n" in text
 
 
-def test_what_disturbed_points_stands_below_the_table_once_with_their_curves():
+def test_disturbances_are_printed_below_the_table_once_with_their_curves():
     rows = [
         row(num_tokens=n, layout=layout, throttled=held, other_processes=others)
         for layout, n, held, others in [
@@ -140,9 +125,9 @@ def test_points_that_nothing_disturbed_have_no_line_about_it():
     assert "shared" not in text
 
 
-def test_the_ceiling_as_a_curve_is_said_to_be_no_cache_write():
+def test_the_equal_copy_as_a_curve_is_said_to_be_no_cache_write():
     text = printed([row(impl="copy"), row(impl="copy", num_tokens=4), row()])
-    assert "ceiling    copy: 2 points: a plain copy of as many bytes, no cache write\n" in text
+    assert "equal copy copy: 2 points: a plain copy of as many bytes, no cache write\n" in text
 
 
 def test_brackets_are_no_markup():
@@ -177,7 +162,7 @@ def test_a_sweep_without_rows_prints_nothing():
     assert printed([]) == ""
 
 
-@pytest.mark.parametrize("room", ["results.rows", "report", "sweep.progress", "tracking"])
+@pytest.mark.parametrize("room", ["results.row_file", "report", "sweep.progress", "tracking"])
 def test_results_are_readable_without_torch_mlflow_and_pandas(room):
     code = f"import sys, kvexp.{room}; print({{'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

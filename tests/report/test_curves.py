@@ -1,36 +1,36 @@
 """Rows become lines, lines panels and heat maps."""
 
-from kvexp.report.curves import machines, varied
-from kvexp.report.panels import panels
-from kvexp.report.speedups import axes, contrasts
+from kvexp.report.curves import find_varied, group_by_machine
+from kvexp.report.panels import make_panels
+from kvexp.report.speedups import find_axes, make_contrasts
 from tests.helpers.recorded_rows import curve, refused, row
 
 
 def test_only_what_is_timed_makes_a_machine():
-    assert machines([refused("skipped", "no", device_name=None)]) == []
+    assert group_by_machine([refused("skipped", "no", device_name=None)]) == []
 
 
 def test_a_machine_is_named_by_what_is_known_of_it():
-    (machine,) = machines([row()])
+    (machine,) = group_by_machine([row()])
     assert machine.name == "NVIDIA H200, host h, driver 580.1"
-    (machine,) = machines([row(driver=None, device_name=None, host=None)])
+    (machine,) = group_by_machine([row(driver=None, device_name=None, host=None)])
     assert machine.name == "cuda:0"
 
 
 def test_the_same_curve_of_two_sweeps_is_two_lines():
-    (machine,) = machines([row(1.0, sweep="a"), row(2.0, sweep="b")])
+    (machine,) = group_by_machine([row(1.0, sweep="a"), row(2.0, sweep="b")])
     assert [line.label for line in machine.lines] == ["a", "b"]
 
 
 def test_two_sweeps_without_a_common_curve_are_compared():
-    (machine,) = machines([row(1.0, sweep="a"), row(2.0, sweep="b", impl="triton")])
-    (axis,) = axes(machine.lines)
+    (machine,) = group_by_machine([row(1.0, sweep="a"), row(2.0, sweep="b", impl="triton")])
+    (axis,) = find_axes(machine.lines)
     assert (axis.column, axis.values) == ("impl", ["cuda", "triton"])
 
 
 def test_options_that_do_not_differ_are_in_no_name():
     rows = [row(impl_options=f'{{"tile":1,"warps":{warps}}}') for warps in (4, 8)]
-    (machine,) = machines(rows)
+    (machine,) = group_by_machine(rows)
     assert [line.label for line in machine.lines] == ["warps=4", "warps=8"]
 
 
@@ -40,9 +40,9 @@ def test_rows_of_an_older_file_may_lack_columns():
         for column, value in row().items()
         if column in ("status", "impl", "num_tokens", "latency_us", "device_name")
     }
-    (machine,) = machines([old, {**old, "impl": "triton"}])
+    (machine,) = group_by_machine([old, {**old, "impl": "triton"}])
     assert [line.label for line in machine.lines] == ["cuda", "triton"]
-    assert varied(machine.lines) == ["impl"]
+    assert find_varied(machine.lines) == ["impl"]
 
 
 def test_colours_are_one_axis_dashes_a_second_and_panels_the_rest():
@@ -52,8 +52,8 @@ def test_colours_are_one_axis_dashes_a_second_and_panels_the_rest():
         for layout in ("NHD", "HND")
         for dtype in ("half", "bfloat16")
     ]
-    (machine,) = machines(rows)
-    half, bfloat16 = panels(machine.lines)
+    (machine,) = group_by_machine(rows)
+    half, bfloat16 = make_panels(machine.lines)
     assert (half.title, bfloat16.title) == ("half", "bfloat16")
     assert [(one.name, one.colour, one.dash) for one in half.series] == [
         ("a NHD", 0, 0), ("a HND", 0, 1), ("b NHD", 1, 0), ("b HND", 1, 1),
@@ -61,23 +61,23 @@ def test_colours_are_one_axis_dashes_a_second_and_panels_the_rest():
 
 
 def test_more_lines_than_colours_take_more_panels():
-    (machine,) = machines([row(impl=f"i{number}") for number in range(20)])
-    found = panels(machine.lines)
+    (machine,) = group_by_machine([row(impl=f"i{number}") for number in range(20)])
+    found = make_panels(machine.lines)
     assert [len(panel.series) for panel in found] == [8, 8, 4]
     assert all(len({one.colour for one in panel.series}) == len(panel.series) for panel in found)
 
 
 def test_a_heat_map_has_a_line_for_each_context_that_has_both():
     rows = [*curve({1: 1.0, 2: 2.0}), *curve({2: 4.0}, impl="triton"), *curve({1: 1.0}, layout="HND")]
-    (machine,) = machines(rows)
-    impl, layout = axes(machine.lines)
-    (contrast,) = contrasts(impl)
+    (machine,) = group_by_machine(rows)
+    impl, layout = find_axes(machine.lines)
+    (contrast,) = make_contrasts(impl)
     assert (contrast.candidate, contrast.baseline, contrast.num_tokens) == ("cuda", "triton", (2,))
     assert contrast.cells["NHD"][2].speedup == 2
     assert list(layout.groups) == ["cuda"]
 
 
 def test_every_pair_of_values_has_a_heat_map():
-    (machine,) = machines([row(impl=impl) for impl in "abc"])
-    (axis,) = axes(machine.lines)
-    assert [(c.candidate, c.baseline) for c in contrasts(axis)] == [("a", "b"), ("a", "c"), ("b", "c")]
+    (machine,) = group_by_machine([row(impl=impl) for impl in "abc"])
+    (axis,) = find_axes(machine.lines)
+    assert [(c.candidate, c.baseline) for c in make_contrasts(axis)] == [("a", "b"), ("a", "c"), ("b", "c")]

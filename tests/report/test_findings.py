@@ -1,9 +1,9 @@
-"""The headline says who is fastest where the intervals bear it, and nothing more."""
+"""The findings name who is fastest only where the intervals are far enough apart."""
 
 from kvexp.report import findings
-from kvexp.report.content import content
-from kvexp.report.curves import machines
-from kvexp.report.speedups import axes
+from kvexp.report.content import build_content
+from kvexp.report.curves import group_by_machine
+from kvexp.report.speedups import find_axes
 from kvexp.results import compare
 from tests.helpers.recorded_rows import curve, row
 
@@ -12,22 +12,22 @@ def said(*curves):
     rows = [row for rows in curves for row in rows]
     return [
         f"{finding.between}: {finding.sentence}"
-        for machine in machines(rows)
-        for finding in findings.findings(axes(machine.ranked))
+        for machine in group_by_machine(rows)
+        for finding in findings.list_findings(find_axes(machine.ranked))
     ]
 
 
 def section(*curves, processes=1):
-    """The one section of a report on curves that so many processes measured."""
+    """The one section of a report on curves that this many processes measured."""
     rows = [row for rows in curves for row in rows]
     if processes > 1:
         rows = [row | {"repetition": number} for number in range(1, processes + 1) for row in rows]
-    (only,) = content([row | {"sweep": "s", "command": ""} for row in rows]).sections
+    (only,) = build_content([row | {"sweep": "s", "command": ""} for row in rows]).sections
     return only
 
 
 def bold(section):
-    """The names of the curves that some table calls the fastest at some size."""
+    """The names of the curves that are bold in some table."""
     return {
         name
         for _, tables in section.panels
@@ -38,7 +38,7 @@ def bold(section):
     }
 
 
-def test_each_is_fastest_where_it_is_and_nobody_elsewhere():
+def test_each_is_fastest_at_its_sizes_and_none_elsewhere():
     cuda = curve({2: 1.00, 4: 1.0, 256: 8.0, 512: 10.0, 1024: 20.0}, impl="cuda")
     triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.3, 1024: 21.0}, impl="triton")
     assert said(cuda, triton) == [
@@ -85,7 +85,7 @@ def test_of_many_contexts_the_count_comes_first():
     assert said(*curves)[0] == "cuda or triton, over all: Of 8 points, cuda is fastest at 8."
 
 
-def test_the_count_says_where_no_fastest_one_can_be_told():
+def test_the_count_includes_points_without_a_fastest_one():
     def curves(first):
         return [
             curve({8: us, 9: 3.0}, impl=impl, num_heads=heads)
@@ -97,14 +97,14 @@ def test_the_count_says_where_no_fastest_one_can_be_told():
     assert said(*curves(3.0))[0].endswith("At none of 8 points can a fastest one be told.")
 
 
-def test_what_held_the_gpu_back_is_told():
+def test_disturbances_of_the_gpu_are_named():
     rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
-    (machine,) = machines(rows)
-    assert findings.disturbances(machine) == [
+    (machine,) = group_by_machine(rows)
+    assert findings.describe_disturbances(machine) == [
         "At 1 of 2 points the GPU's clocks were held down: sw_power_cap.",
         "At 1 of 2 points other processes were on the GPU.",
     ]
-    assert findings.disturbances(machines([row()])[0]) == []
+    assert findings.describe_disturbances(group_by_machine([row()])[0]) == []
 
 
 def test_those_that_differ_in_more_than_one_choice_are_not_compared():
@@ -128,31 +128,31 @@ def test_options_tell_implementations_apart():
     ]
 
 
-def test_the_ceiling_names_who_comes_nearest():
-    (machine,) = machines(
+def test_the_equal_copy_names_what_comes_nearest():
+    (machine,) = group_by_machine(
         [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
     )
-    assert findings.ceiling(machine) == (
+    assert findings.compare_with_copy(machine) == (
         "Of a plain copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
     )
 
 
-def test_without_a_copy_there_is_no_ceiling():
-    (machine,) = machines([row(copy_fraction=None)])
-    assert findings.ceiling(machine) == ""
+def test_without_a_copy_nothing_is_compared_with_it():
+    (machine,) = group_by_machine([row(copy_fraction=None)])
+    assert findings.compare_with_copy(machine) == ""
 
 
-def test_the_rule_is_told_with_its_figures():
-    (machine,) = machines([row()])
-    assert "2 % (5 % below 512 tokens)" in findings.certainty(machine)
-    assert "Each point is that of one process. " in findings.certainty(machine)
-    (machine,) = machines([row(device="cpu", processes=2)])
-    said = findings.certainty(machine)
+def test_the_rule_names_its_percentages():
+    (machine,) = group_by_machine([row()])
+    assert "2 % (5 % below 512 tokens)" in findings.describe_rule(machine)
+    assert "Each point is from one process. " in findings.describe_rule(machine)
+    (machine,) = group_by_machine([row(device="cpu", processes=2)])
+    said = findings.describe_rule(machine)
     assert "20 %" in said
-    assert "the middle one of up to 2 processes" in said
+    assert "from the median one of up to 2 processes" in said
 
 
-def test_the_ceiling_is_shown_and_never_ranked():
+def test_the_equal_copy_is_shown_and_never_ranked():
     copy = curve({8: 1.0}, impl="copy", copy_fraction=1.0)
     cuda, triton = curve({8: 10.0}, impl="cuda"), curve({8: 20.0}, impl="triton")
     said = section(copy, cuda, triton)
@@ -167,12 +167,12 @@ def test_the_ceiling_is_shown_and_never_ranked():
     assert [one.name for panel, _ in said.panels for one in panel.series] == ["copy", "cuda", "triton"]
 
 
-def test_beside_the_ceiling_alone_nothing_is_the_fastest():
+def test_beside_the_equal_copy_alone_nothing_is_the_fastest():
     said = section(curve({8: 1.0}, impl="copy"), curve({8: 10.0}, impl="cuda"))
     assert (said.findings, said.contrasts, bold(said)) == ((), (), set())
 
 
-def test_on_a_cpu_one_process_finds_nothing():
+def test_on_a_cpu_one_process_has_no_findings():
     curves = [curve({8: us, 64: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 5.11))]
     said = section(*curves)
     assert said.findings == ()
@@ -185,7 +185,7 @@ def test_on_a_cpu_one_process_finds_nothing():
     assert [verdict.word for verdict in contrast.cells[""].values()] == ["ambiguous"] * 2
 
 
-def test_on_a_cpu_several_processes_find_what_they_find():
+def test_on_a_cpu_several_processes_have_findings():
     curves = [curve({8: us}, layout=name, device="cpu") for name, us in (("NHD", 1.0), ("HND", 2.0))]
     said = section(*curves, processes=3)
     (finding,) = said.findings
@@ -195,13 +195,13 @@ def test_on_a_cpu_several_processes_find_what_they_find():
     assert said.contrasts[0].cells[""][8].word == "faster"
 
 
-def test_on_a_cpu_a_curve_of_one_process_is_told_from_none():
+def test_on_a_cpu_nothing_differs_from_a_curve_of_one_process():
     several = [curve({8: 1.0}, device="cpu", repetition=number) for number in (1, 2, 3)]
     said = section(*several, curve({8: 2.0}, layout="HND", device="cpu"))
     assert [finding.sentence for finding in said.findings] == ["No difference can be told at 8 tokens."]
 
 
-def test_on_a_cpu_a_sweep_with_nothing_to_compare_needs_no_word_of_it():
+def test_on_a_cpu_a_sweep_with_nothing_to_compare_has_no_note_on_it():
     assert not any("On a CPU" in note for note in section(curve({8: 1.0}, device="cpu")).notes)
 
 
@@ -212,16 +212,16 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
         for layout, latencies in scattered.items()
         for number, us in enumerate(latencies, 1)
     ]
-    sides = [compare.one_of(rows, "layout", layout) for layout in ("HND", "NHD")]
-    (point,) = compare.compare(*sides, apart=["layout"])
+    sides = [compare.select_value(rows, "layout", layout) for layout in ("HND", "NHD")]
+    (point,) = compare.compare(*sides, ignored=["layout"])
     said = section(rows)
     (contrast,) = said.contrasts
     assert contrast.cells[""][512] == point.verdict
     assert point.word == "ambiguous"
     assert [finding.sentence for finding in said.findings] == ["No difference can be told at 512 tokens."]
     assert bold(said) == set()
-    assert "the middle one of up to 5 processes" in said.notes[0]
-    assert "what all of them scatter" in said.notes[0]
+    assert "from the median one of up to 5 processes" in said.notes[0]
+    assert "the scatter of all processes" in said.notes[0]
 
 
 def test_how_many_times_as_fast_is_what_a_comparison_says():
@@ -232,5 +232,6 @@ def test_how_many_times_as_fast_is_what_a_comparison_says():
         for number, us in enumerate(latencies, 1)
     ]
     (finding,) = section(rows).findings
-    (point,) = compare.compare(*(compare.one_of(rows, "layout", name) for name in found), apart=["layout"])
+    sides = (compare.select_value(rows, "layout", name) for name in found)
+    (point,) = compare.compare(*sides, ignored=["layout"])
     assert f"NHD is fastest at 512 tokens, {point.verdict.ratio:.2f} times as fast" in finding.sentence

@@ -1,4 +1,4 @@
-"""The page and its twin are whole: they need nothing else, and nothing measured is left out."""
+"""The HTML page and the Markdown are complete: they need no other file and leave no point out."""
 
 import json
 import re
@@ -8,14 +8,14 @@ from xml.etree import ElementTree
 import pytest
 
 from kvexp import cli
-from kvexp.report.content import content
-from kvexp.report.embed import drawn
-from kvexp.report.render import html
+from kvexp.report.content import build_content
+from kvexp.report.embed import draw_figures
+from kvexp.report.render import render_html
 from tests.helpers.recorded_rows import curve, refused, sweep
 
 
 class Read(HTMLParser):
-    """What a browser would make of a page: its tags, ids, attributes and text."""
+    """Parses a page as a browser would: its tags, ids, attributes and text."""
 
     def __init__(self, text):
         super().__init__()
@@ -39,6 +39,12 @@ class Read(HTMLParser):
         self.words.append(data)
 
 
+def report(*curves):
+    """The content of a report on the curves of one sweep, and its page."""
+    content = build_content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
+    return content, render_html(content, draw_figures(content))
+
+
 CURVES = [
     curve({1: 2.0, 64: 3.0, 512: 10.0}, impl="cuda"),
     curve({1: 2.0, 64: 4.0, 512: 11.0}, impl="triton"),
@@ -59,20 +65,20 @@ def page(folder):
     return (folder / "report.html").read_text("utf-8")
 
 
-def test_the_page_is_whole_and_no_id_stands_twice(page):
+def test_the_page_is_well_formed_and_every_id_is_unique(page):
     read = Read(page)
     assert len(read.ids) == len(set(read.ids))
     assert len(re.findall("<svg", page)) == 2
 
 
-def test_the_page_asks_nothing_of_a_network(page):
+def test_the_page_loads_nothing_over_a_network(page):
     addresses = [value for name, value in Read(page).attributes if name in ("src", "href", "xlink:href")]
     assert all(address.startswith("#") for address in addresses)
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
 
 
-def test_every_reference_of_a_figure_has_its_end(page):
+def test_every_reference_in_a_figure_has_its_target(page):
     read = Read(page)
     used = [value[1:] for name, value in read.attributes if name == "xlink:href"]
     used += re.findall(r"url\(#([^)]+)\)", page)
@@ -86,7 +92,7 @@ def test_the_page_takes_the_colours_of_its_theme(page):
     assert "prefers-color-scheme: dark" in page
 
 
-def test_what_was_found_refused_and_wrong_all_stands_there(page):
+def test_the_page_has_the_findings_refusals_and_wrong_points(page):
     text = " ".join(" ".join(Read(page).words).split())
     assert "NVIDIA H200, host h, driver 580.1" in text
     assert "cuda is fastest from 64 to 512 tokens, 1.10 to 1.33 times as fast as triton" in text
@@ -104,7 +110,7 @@ def test_pointing_at_a_figure_names_every_line_fastest_first(page):
     assert latency[0]["x"] < latency[1]["x"] < latency[2]["x"]
 
 
-def test_the_twin_says_the_same_in_tables_that_hold(page, folder):
+def test_the_markdown_has_the_same_points_in_well_formed_tables(page, folder):
     text = (folder / "report.md").read_text("utf-8")
     assert "**incorrect**: bad" in text
     assert "| 64 | **3.00** (2.99–3.01, 167 %) | 4.00 (3.99–4.01, 125 %) |" in text
@@ -118,32 +124,28 @@ def test_the_twin_says_the_same_in_tables_that_hold(page, folder):
 
 def test_two_machines_have_a_section_each_and_share_no_figure():
     curves = [curve({8: 1.0}), curve({8: 2.0}, device_name="NVIDIA H100", impl="triton")]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    assert [section.name.partition(",")[0] for section in said.sections] == ["NVIDIA H200", "NVIDIA H100"]
-    assert [len(panel.series) for section in said.sections for panel, _ in section.panels] == [1, 1]
-    assert said.sections[0].findings == ()
-    Read(html(said, drawn(said)))
+    content, page = report(*curves)
+    assert [section.name.partition(",")[0] for section in content.sections] == ["NVIDIA H200", "NVIDIA H100"]
+    assert [len(panel.series) for section in content.sections for panel, _ in section.panels] == [1, 1]
+    assert content.sections[0].findings == ()
+    Read(page)
 
 
 def test_a_sweep_without_a_latency_still_has_a_page():
-    rows = [refused("skipped", "no GPU") | {"sweep": "s", "command": ""}]
-    text = html(content(rows), [])
+    _, text = report([refused("skipped", "no GPU")])
     Read(text)
     assert "Nothing was timed" in text
     assert "no GPU" in text
 
 
-def test_numbers_of_the_machines_state_are_told_from_least_to_most():
-    rows = [
-        row | {"sweep": "s", "command": "", "sm_clock_mhz": clock}
-        for clock, row in zip((1980, 1755), curve({1: 1.0, 2: 2.0}), strict=True)
-    ]
-    (section,) = content(rows).sections
+def test_the_machines_state_is_given_from_least_to_most():
+    content, _ = report(curve({1: 1.0}, sm_clock_mhz=1980), curve({2: 2.0}, sm_clock_mhz=1755))
+    (section,) = content.sections
     assert section.facts["sm_clock_mhz"] == "1755 to 1980"
     assert "latency_us" not in section.facts
 
 
-def test_figures_are_files_and_the_twin_shows_them(folder, tmp_path, capsys):
+def test_figures_are_files_that_the_markdown_shows(folder, tmp_path, capsys):
     assert cli.dispatch(["report", str(folder), "--output", "out", "--figures", "out/figures"]) == 0
     assert capsys.readouterr().out == "out/report.html\nout/report.md\n"
     names = sorted(file.name for file in (tmp_path / "out" / "figures").iterdir())
@@ -165,32 +167,29 @@ def test_what_cannot_be_written_is_one_sentence(folder, tmp_path, capsys):
     assert "report: unrecognized arguments: --nonsense" in capsys.readouterr().err
 
 
-def test_a_name_is_a_name_whatever_it_looks_like():
+def test_names_are_escaped_in_the_page_and_in_figures():
     curves = [curve({8: 1.0, 9: 1.0}, impl=impl) for impl in ("$x$<b>", "a|b")]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    text = html(said, drawn(said))
+    _, text = report(*curves)
     assert "<b>" not in text[text.index("<svg") : text.rindex("</svg>")]
     assert "".join(Read(text).words).count("$x$<b>") > 2
 
 
 def test_twenty_lines_and_single_points_are_drawn():
     curves = [curve({8: 1.0 + number}, impl=f"i{number}") for number in range(20)]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    assert len(re.findall("<svg", html(said, drawn(said)))) == 6
+    assert len(re.findall("<svg", report(*curves)[1])) == 6
 
 
 @pytest.mark.parametrize(
     ("other", "drawn_too"), [({"impl": "triton"}, True), ({"timer": "wall_clock"}, False)]
 )
 def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, drawn_too):
-    curves = [curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other)]
-    said = content([row | {"sweep": "s", "command": ""} for rows in curves for row in rows])
-    figure = html(said, drawn(said)).partition("Share of a plain copy")[0]
+    _, page = report(curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other))
+    figure = page.partition("Share of a plain copy")[0]
     assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
 
 
 @pytest.mark.parametrize("told", ["verified", "ok"])
-def test_what_of_the_contract_is_not_kept_is_told_of_points_timed_or_not(tmp_path, told):
+def test_a_broken_clause_is_named_for_points_timed_or_not(tmp_path, told):
     verified = refused("verified", "timer=none: not timed", impl="triton", contract="past_end")
     timed = [dict(row, contract="past_end") for row in curve({1: 2.0}, impl="triton")]
     sweep(tmp_path / "sweep", [[verified] if told == "verified" else timed])

@@ -18,10 +18,10 @@ from tests.helpers.recorded_rows import curve, refused, row
     ],
 )
 def test_each_device_has_a_folder(device, folder):
-    assert baselines.place(device).as_posix() == f"baselines/{folder}"
+    assert baselines.get_folder(device).as_posix() == f"baselines/{folder}"
 
 
-def test_what_is_written_is_read_as_any_sweep(tmp_path):
+def test_a_baseline_is_read_like_a_sweep(tmp_path):
     processes = [one for number in (2, 1) for one in curve({64: 2.0, 8: 1.0}, repetition=number)]
     (file,) = baselines.write([*processes, refused("skipped", "no", seed=1)], tmp_path)
     assert file == tmp_path / "nvidia-h200" / "rows.jsonl"
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_as_any_sweep(tmp_path):
     assert [column for column in found[0] if column not in ("sweep", "command")] == list(processes[0])
 
 
-def test_it_replaces_the_one_before_and_no_other_devices(tmp_path):
+def test_a_baseline_replaces_that_of_its_device_alone(tmp_path):
     baselines.write([row(1.0), row(2.0, device_name="NVIDIA H100")], tmp_path)
     baselines.write([row(3.0)], tmp_path)
     found = {row["device_name"]: row["latency_us"] for row in load.read([tmp_path], tmp_path)}
@@ -38,13 +38,13 @@ def test_it_replaces_the_one_before_and_no_other_devices(tmp_path):
     assert len(list(tmp_path.rglob("*.*"))) == 2
 
 
-def test_of_nothing_timed_there_is_none(tmp_path):
+def test_rows_without_a_latency_make_no_baseline(tmp_path):
     with pytest.raises(ConfigError, match="nothing was timed"):
         baselines.write([refused("verified", "interpreted")], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_row_that_knows_no_device_is_in_none(tmp_path):
+def test_a_row_without_a_device_is_in_no_baseline(tmp_path):
     nameless = refused("skipped", "no GPU")
     del nameless["device_name"]
     (file,) = baselines.write([row(1.0), nameless], tmp_path)
@@ -83,7 +83,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def latencies(name, folder):
-    assert baselines.checked_out(name, folder)
+    assert baselines.check_out(name, folder)
     return sorted(row["latency_us"] for row in load.read([folder], folder))
 
 
@@ -104,7 +104,7 @@ def test_paths_are_those_of_the_current_folder(repository, tmp_path, monkeypatch
     monkeypatch.chdir(repository / "baselines" / "nvidia-h100")
     assert latencies("main:../nvidia-h200", tmp_path / "out") == [5.0]
     with pytest.raises(ConfigError, match=r"git revision main has no baselines/<gpu>/rows\.jsonl"):
-        baselines.checked_out("main", tmp_path / "other")
+        baselines.check_out("main", tmp_path / "other")
 
 
 def test_what_git_lists_and_cannot_read_is_one_sentence(repository, tmp_path):
@@ -117,7 +117,7 @@ def test_what_git_lists_and_cannot_read_is_one_sentence(repository, tmp_path):
     ).stdout.strip()
     (repository / ".git" / "objects" / listed[:2] / listed[2:]).unlink()
     with pytest.raises(ConfigError, match=r"git lists baselines/nvidia-h200/rows\.jsonl in main"):
-        baselines.checked_out("main", tmp_path / "out")
+        baselines.check_out("main", tmp_path / "out")
 
 
 def test_a_hooks_variables_name_no_other_repository(repository, tmp_path, monkeypatch):
@@ -126,10 +126,10 @@ def test_a_hooks_variables_name_no_other_repository(repository, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["gone", "--all", "", "main~7", "2026-11-21/10-00"])
-def test_what_is_no_revision_is_left_to_others(repository, tmp_path, name):
-    assert not baselines.checked_out(name, tmp_path)
+def test_a_name_that_is_no_revision_checks_nothing_out(repository, tmp_path, name):
+    assert not baselines.check_out(name, tmp_path)
 
 
 def test_outside_of_a_repository_there_are_no_revisions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert not baselines.checked_out("main", tmp_path)
+    assert not baselines.check_out("main", tmp_path)

@@ -1,10 +1,10 @@
-"""Two sweeps, or two values of one, joined on what was measured."""
+"""Two sweeps, or two values of an axis, compared point by point."""
 
 import pytest
 
 from kvexp import cli
 from kvexp.errors import ConfigError
-from kvexp.results.compare import compare, one_of
+from kvexp.results.compare import compare, select_value
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 
@@ -50,7 +50,7 @@ def test_a_point_that_not_every_process_timed_is_missing_and_no_verdict_on_the_o
     assert point.note == "in 2 of 5 processes skipped: no room"
 
 
-def test_a_side_of_fewer_processes_is_told():
+def test_a_note_gives_unequal_numbers_of_processes():
     assert [point.note for point in compare([row()] * 3, [row()] * 5)] == ["3 and 5 processes"]
     assert [point.note for point in compare([row()] * 5, [row()] * 5)] == [""]
 
@@ -59,7 +59,7 @@ def test_the_workloads_name_is_no_part_of_the_case():
     assert words([row(workload="seed")], [row(workload="mine")]) == [("same", 64)]
 
 
-def test_rows_of_one_case_are_processes():
+def test_rows_of_one_case_count_as_processes():
     before = [row(us, num_tokens=512) for us in (10.0, 10.02, 10.04, 9.98, 9.96)]
     after = [row(1.02 * one["latency_us"], num_tokens=512) for one in before]
     (point,) = compare(before, after)
@@ -98,18 +98,18 @@ def test_which_of_equal_gpus_it_was_does_not_matter():
     assert words([row()], [row(device="cuda:3")]) == [("same", 64)]
 
 
-def test_what_equal_gpus_differ_by_is_no_difference_of_what_they_measured():
+def test_a_difference_within_that_of_equal_gpus_is_ambiguous():
     before, now = [row()] * 5, [row(10.5, device_uuid="GPU-2", device="cuda:1")] * 4
     (point,) = compare(before, now)
     assert (point.word, point.note) == ("ambiguous", "5 and 4 processes, another GPU")
-    (point,) = compare(before, now, apart=["device"])
+    (point,) = compare(before, now, ignored=["device"])
     assert (point.word, point.note) == ("slower", "5 and 4 processes")
 
 
-def test_equal_gpus_of_one_sweep_are_no_processes_of_one():
+def test_equal_gpus_of_one_sweep_are_compared_separately():
     both = [row(), row(20.0, device="cuda:1")]
     assert words(both, both) == [("same", 64), ("same", 64)]
-    assert words([both[0]], [both[1]], apart=["device"]) == [("slower", 64)]
+    assert words([both[0]], [both[1]], ignored=["device"]) == [("slower", 64)]
 
 
 def test_two_that_share_no_case_are_refused_with_what_they_differ_in():
@@ -132,17 +132,17 @@ def test_two_that_measured_nothing_are_refused():
 
 def test_a_value_of_an_axis_is_picked_by_its_word():
     rows = [row(), row(impl="triton")]
-    assert one_of(rows, "impl", "triton") == rows[1:]
+    assert select_value(rows, "impl", "triton") == rows[1:]
     with pytest.raises(ConfigError, match="impl=torch was not measured; there is cuda, triton"):
-        one_of(rows, "impl", "torch")
+        select_value(rows, "impl", "torch")
     with pytest.raises(ConfigError, match="--axis speed is no choice of a curve"):
-        one_of(rows, "speed", "1")
+        select_value(rows, "speed", "1")
 
 
 def test_a_value_that_stands_for_several_is_refused():
     rows = [row(impl_options=f'{{"warps":{warps}}}') for warps in (4, 8)]
     with pytest.raises(ConfigError, match="measured with several values of impl_options"):
-        one_of(rows, "impl", "cuda")
+        select_value(rows, "impl", "cuda")
 
 
 @pytest.fixture
@@ -192,10 +192,10 @@ def test_an_exported_file_is_a_baseline(sweeps, capsys):
         (["base"], "name two sweeps, or one and --axis"),
         (["base", "now", "--fail-on", "slow"], "--fail-on slow is no verdict; one of broken, missing"),
         (["base", "now", "--fail-on", ","], "--fail-on names no verdict, so nothing could fail"),
-        (["base", "--axis", "impl"], "--axis impl wants two values, --baseline and --candidate"),
+        (["base", "--axis", "impl"], "--axis impl needs two values, --baseline and --candidate"),
         (["base", "gone"], "gone does not exist; give a sweep's folder"),
-        (["base", "now", "--tolerance", "x"], "--tolerance must be a part of 1 such as 0.02, not 'x'"),
-        (["base", "now", "--tolerance", "-1"], "--tolerance must be a part of 1 such as 0.02, not '-1'"),
+        (["base", "now", "--tolerance", "x"], "--tolerance must be a fraction such as 0.02, not 'x'"),
+        (["base", "now", "--tolerance", "-1"], "--tolerance must be a fraction such as 0.02, not '-1'"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(sweeps, capsys, typed, message):

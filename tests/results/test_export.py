@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch):
     return sweep(tmp_path / "multirun" / "2026-11-21" / "10-00", [one, two])
 
 
-def test_a_row_is_a_point_and_a_column_is_a_column(folder):
+def test_a_frame_has_a_row_for_each_point_and_the_columns_of_a_row(folder):
     frame = kvexp.load(folder)
     assert list(frame.columns[:2]) == ["sweep", "command"]
     assert frame.latency_us[:2].tolist() == [2.0, 3.0]
@@ -71,9 +71,9 @@ def test_options_of_two_kinds_become_words(tmp_path):
 
 def test_a_format_that_is_not_clear_is_refused(folder, capsys):
     assert cli.dispatch(["export", "--output", "points.xls"]) == 2
-    assert "points.xls says no format" in capsys.readouterr().err
+    assert "points.xls names no format" in capsys.readouterr().err
     assert cli.dispatch(["export", "--format", "parquet"]) == 2
-    assert "is no text; name a file with --output" in capsys.readouterr().err
+    assert "is binary; name a file with --output" in capsys.readouterr().err
 
 
 def test_loading_imports_neither_torch_nor_mlflow(folder):

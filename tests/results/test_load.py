@@ -1,13 +1,14 @@
-"""Sweeps found by path, with what repeats each curve."""
+"""Sweeps read by path, each curve with the command that repeats it."""
 
 import json
 
 import pytest
 
 from kvexp.errors import ConfigError
-from kvexp.report.content import content
+from kvexp.report.content import build_content
 from kvexp.results import load
 from kvexp.results.compare import compare
+from kvexp.results.merge import PROCESSES, merge_repetitions
 from tests.helpers.compose import conf_dir, options
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
@@ -50,18 +51,18 @@ def test_jobs_come_in_their_numbers_order(tmp_path):
     assert [row["seed"] for row in load.read([folder], tmp_path)] == list(range(11))
 
 
-def test_of_a_point_that_was_tried_again_the_last_try_counts(tmp_path):
+def test_the_last_attempt_at_a_point_counts(tmp_path):
     folder = sweep(tmp_path / "s" / "1", [[refused("failed", "boom"), row(7.0)]])
     assert [row["latency_us"] for row in load.read([folder], tmp_path)] == [7.0]
 
 
-def test_a_try_in_a_later_folder_of_the_sweep_counts_too_with_whatever_kernel(tmp_path):
+def test_an_attempt_in_a_later_folder_of_the_sweep_counts_whatever_its_kernel(tmp_path):
     tries = [refused("failed", "boom", impl_hash="a"), row(7.0, impl_hash="b")]
     folder = sweep(tmp_path / "s" / "1", [[one] for one in tries])
     assert [row["latency_us"] for row in load.read([folder], tmp_path)] == [7.0]
 
 
-def test_repetitions_other_sweeps_and_other_workloads_are_no_tries(tmp_path):
+def test_repetitions_other_sweeps_and_other_workloads_are_no_further_attempts(tmp_path):
     apart = [row(workload="mine"), *(row(repetition=number) for number in (1, 2))]
     for name in ("1", "2"):
         sweep(tmp_path / "s" / name, [[one] for one in apart])
@@ -78,32 +79,32 @@ def test_repetitions_other_sweeps_and_other_workloads_are_no_tries(tmp_path):
         ([refused("verified", "interpreted")] * 3, "interpreted"),
     ],
 )
-def test_across_repetitions_the_wrong_one_or_the_middle_one_is_shown(tries, shown):
+def test_merged_repetitions_give_a_wrong_row_or_the_median(tries, shown):
     repeated = [one | {"repetition": number} for number, one in enumerate(tries, 1)]
-    (found,) = load.across([*repeated])
+    (found,) = merge_repetitions([*repeated])
     assert shown in (found["latency_us"], found["reason"])
     assert "repetition" not in found
-    assert found[load.PROCESSES] == sum(one["status"] == "ok" for one in tries)
+    assert found[PROCESSES] == sum(one["status"] == "ok" for one in tries)
 
 
-def test_what_disturbed_any_of_the_processes_is_told_of_the_point():
+def test_a_merged_row_has_the_disturbances_of_all_processes():
     repeated = [
         row(3.0, repetition=1, throttled="sw_power_cap, hw_slowdown", other_processes=1),
         row(2.0, repetition=2, throttled="", other_processes=None),
         row(1.0, repetition=3, throttled="hw_slowdown", other_processes=2),
     ]
-    (found,) = load.across(repeated)
+    (found,) = merge_repetitions(repeated)
     assert (found["latency_us"], found["throttled"]) == (2.0, "sw_power_cap, hw_slowdown")
     assert found["other_processes"] == 2
-    (quiet,) = load.across([repeated[1]])
+    (quiet,) = merge_repetitions([repeated[1]])
     assert (quiet["throttled"], quiet["other_processes"]) == ("", None)
 
 
-def test_points_of_two_sweeps_are_no_repetitions():
-    assert len(load.across([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
+def test_points_of_two_sweeps_are_not_merged():
+    assert len(merge_repetitions([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
 
 
-def test_what_is_no_sweep_is_one_sentence(tmp_path):
+def test_a_path_without_a_sweep_is_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match="does not exist; give a sweep's folder"):
         load.read([tmp_path / "gone"], tmp_path)
     with pytest.raises(ConfigError, match=r"holds no rows\.jsonl; give a sweep's folder"):
@@ -141,12 +142,12 @@ def test_a_password_is_in_no_command(tmp_path):
     )
 
 
-def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_state():
+def test_of_a_kernel_changed_between_repetitions_the_last_state_counts():
     states = [(1.0, "a"), (2.0, "a"), (5.0, "b"), (7.0, "b"), (6.0, "b")]
     repeated = [
         row(us, repetition=number, impl_hash=sources) for number, (us, sources) in enumerate(states, 1)
     ]
-    (found,) = load.across(repeated)
+    (found,) = merge_repetitions(repeated)
     assert (found["latency_us"], found["processes"]) == (6.0, 3)
 
 
@@ -156,7 +157,7 @@ def test_across_repetitions_a_kernel_that_was_changed_is_shown_once_in_its_last_
 def test_the_documents_rows_are_read_and_reported_whatever_their_layout_is_called_today(file, tmp_path):
     found = load.read([file], tmp_path)
     assert {point.word for point in compare(found, found)} == {"same"}
-    commands = [command for _, command in content(found).commands]
+    commands = [command for _, command in build_content(found).commands]
     for layout in {one["layout"] for one in found}:
         assert any(f"layout={layout} " in command for command in commands)
 

@@ -22,24 +22,24 @@ def dated(tmp_path):
 
 
 def test_before_the_first_sweep_there_is_no_last_one(tmp_path):
-    assert sweep_dir.last(tmp_path / "multirun") is None
+    assert sweep_dir.find_last(tmp_path / "multirun") is None
 
 
-def test_of_dated_ones_without_a_record_the_name_decides(dated):
-    assert sweep_dir.last(dated) == dated / LATER
+def test_dated_sweeps_without_a_record_are_ordered_by_name(dated):
+    assert sweep_dir.find_last(dated) == dated / LATER
 
 
-def test_one_that_was_given_a_name_is_the_last_when_it_began_last(dated):
+def test_a_named_sweep_is_the_last_when_it_began_last(dated):
     sweep_dir.write_command(dated / LATER, ["impl=torch"], [])
     named = sweep(dated / "a_name", [[row()], [row()]])
     sweep_dir.write_command(named, ["impl=torch"], [])
-    assert sweep_dir.last(dated) == sweep_dir.last(dated, with_rows=True) == named
+    assert sweep_dir.find_last(dated) == sweep_dir.find_last(dated, with_rows=True) == named
     newer = sweep(dated / "2026-01-04" / "10-00-00-0", [[row()]])
     sweep_dir.write_command(newer, ["impl=torch"], [])
-    assert sweep_dir.last(dated) == newer
+    assert sweep_dir.find_last(dated) == newer
 
 
-def test_what_was_copied_or_written_to_since_began_no_later(dated):
+def test_copying_or_writing_to_a_sweep_does_not_change_when_it_began(dated):
     named = sweep(dated / "zz", [[row()]])
     sweep_dir.write_command(named, ["impl=torch"], [])
     sweep_dir.write_command(dated / LATER, ["impl=torch"], [])
@@ -47,7 +47,7 @@ def test_what_was_copied_or_written_to_since_began_no_later(dated):
     (named / "report.html").write_text("")
     for path in (named / sweep_dir.COMMAND, named):
         os.utime(path, (4e9, 4e9))
-    assert sweep_dir.last(dated) == dated / LATER
+    assert sweep_dir.find_last(dated) == dated / LATER
 
 
 @pytest.mark.parametrize(
@@ -59,17 +59,17 @@ def test_without_a_record_a_named_one_is_as_old_as_its_folder(dated, record):
         (named / sweep_dir.COMMAND).write_text(record)
     file = named / sweep_dir.COMMAND if record else named
     os.utime(file, (4e9, 4e9))
-    assert sweep_dir.last(dated) == named
+    assert sweep_dir.find_last(dated) == named
     os.utime(file, (1, 1))
-    assert sweep_dir.last(dated) == dated / LATER
+    assert sweep_dir.find_last(dated) == dated / LATER
 
 
-def test_one_without_rows_is_the_last_unless_rows_are_asked_for(dated):
+def test_a_sweep_without_rows_is_the_last_unless_rows_are_required(dated):
     begun = dated / "begun"
     begun.mkdir()
     sweep_dir.write_command(begun, ["impl=torch"], [])
-    assert sweep_dir.last(dated) == begun
-    assert sweep_dir.last(dated, with_rows=True) == dated / LATER
+    assert sweep_dir.find_last(dated) == begun
+    assert sweep_dir.find_last(dated, with_rows=True) == dated / LATER
 
 
 def test_the_command_that_is_read_back_is_the_one_that_was_typed(tmp_path):
@@ -97,15 +97,15 @@ def test_two_sweeps_of_one_name_have_ids_of_their_own_and_keep_them(tmp_path):
 def test_a_folder_is_held_once_whatever_its_path(tmp_path):
     (tmp_path / "here").mkdir()
     with sweep_dir.hold(tmp_path / "here"), sweep_dir.hold(tmp_path / "here" / ".." / "here"):
-        assert file_lock.holder(tmp_path / "here" / ".lock") == f"process {os.getpid()}"
-    assert file_lock.holder(tmp_path / "here" / ".lock") is None
+        assert file_lock.find_holder(tmp_path / "here" / ".lock") == f"process {os.getpid()}"
+    assert file_lock.find_holder(tmp_path / "here" / ".lock") is None
 
 
-def test_done_is_what_was_right_when_it_was_tried_last(tmp_path):
+def test_a_right_row_counts_when_it_is_of_the_last_attempt(tmp_path):
     right, other = row(impl_hash="a"), row(impl_hash="a", num_tokens=4)
     again = other | {"status": "failed", "impl_hash": None}  # its process died while it was looked for
     sweep(tmp_path, [[right, other], [again]])
-    assert list(sweep_dir.done(tmp_path)[1].values()) == [right]
+    assert list(sweep_dir.read_right_rows(tmp_path)[1].values()) == [right]
 
 
 @pytest.mark.parametrize("record", [None, "{}", "[]", '{"id": 5}', """{"id": "' or 1"}"""])
@@ -126,4 +126,4 @@ def test_a_sweep_that_began_without_an_id_has_its_name_for_one_even_when_resumed
     ],
 )
 def test_the_password_of_an_address_is_masked_and_nothing_else(typed, shown):
-    assert sweep_dir.shown(typed) == shown
+    assert sweep_dir.mask_passwords(typed) == shown

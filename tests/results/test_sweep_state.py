@@ -12,7 +12,7 @@ from rich.console import Console
 from kvexp.errors import ConfigError
 from kvexp.report import live
 from kvexp.results import sweep_dir
-from kvexp.results.sweep_state import State, Watched
+from kvexp.results.sweep_state import State, SweepWatcher
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 START = datetime.fromisoformat("2026-11-21T10:00:00+00:00")
@@ -38,12 +38,12 @@ def at(seconds, **columns):
 
 
 def look(home, seconds=0.0):
-    return Watched(home).look(lambda: START.timestamp() + seconds)
+    return SweepWatcher(home).read(lambda: START.timestamp() + seconds)
 
 
 def text(state, now=START, **size):
     console = Console(file=io.StringIO(), width=120, **size)
-    console.print(live.drawn(state, now, console))
+    console.print(live.render_state(state, now, console))
     return console.file.getvalue()
 
 
@@ -72,14 +72,14 @@ def test_every_repetition_is_planned_and_counted(home):
     assert [point["latency_us"] for (point,) in state.curves] == [3.0]
 
 
-def test_without_hydras_files_it_is_not_known_how_many_there_will_be(home):
+def test_without_hydras_files_the_number_of_points_is_unknown(home):
     sweep(home, [curve({1: 2.0})])
     state = look(home)
     assert (state.points, state.seconds_left) == (None, None)
-    assert live.line(state, START) == "2026-11-21/10-00-00-000001  points: 1  ended"
+    assert live.describe_progress(state, START) == "2026-11-21/10-00-00-000001  points: 1  ended"
 
 
-def test_the_estimate_takes_what_was_tried_in_this_run(home):
+def test_the_estimate_uses_the_points_of_this_run(home):
     rows = [at(-500, num_tokens=1), *(at(10 * n, num_tokens=2**n) for n in range(1, 4))]
     sweep(home, [[*rows, at(31, num_tokens=16, status="skipped")]])
     plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16, 32, 64])
@@ -89,7 +89,7 @@ def test_the_estimate_takes_what_was_tried_in_this_run(home):
     # Every 10 s one is begun, the last at 30: it ends at 40, and the two that are left at 60.
     assert state.seconds_left == pytest.approx(26)
     assert state.worker == f"process {os.getpid()}"
-    assert "5/7 points  about 0:26 left, until 10:00:26" in live.line(state, START)
+    assert "5/7 points  about 0:26 left, until 10:00:26" in live.describe_progress(state, START)
 
 
 def test_two_points_are_too_few_for_an_estimate(home):
@@ -99,17 +99,17 @@ def test_two_points_are_too_few_for_an_estimate(home):
         os.utime(home / sweep_dir.LOCK, times=(START.timestamp(), START.timestamp()))
         state = look(home)
     assert state.seconds_left is None
-    assert live.line(state, START).endswith(f"2/3 points  at work: process {os.getpid()}")
+    assert live.describe_progress(state, START).endswith(f"2/3 points  at work: process {os.getpid()}")
 
 
 def test_a_line_that_is_being_written_is_left_for_the_next_look(home):
     file = sweep(home, [curve({1: 2.0})]) / "0" / "rows.jsonl"
-    watched, line = Watched(home), json.dumps(row(3.0, num_tokens=2)) + "\n"
+    watched, line = SweepWatcher(home), json.dumps(row(3.0, num_tokens=2)) + "\n"
     seen = []
     for part in ("", line[:100], line[100:]):
         with file.open("a") as rows:
             rows.write(part)
-        seen.append(len(watched.look(lambda: 0.0).rows))
+        seen.append(len(watched.read(lambda: 0.0).rows))
     assert seen == [1, 1, 2]
 
 
@@ -119,7 +119,7 @@ def test_a_file_that_holds_no_rows_is_one_sentence(home):
         look(home)
 
 
-def test_a_curve_is_drawn_as_far_as_it_is_and_the_last_rows_with_their_reasons(home):
+def test_the_curves_so_far_and_the_last_rows_with_their_reasons_are_drawn(home):
     none = refused("skipped", "it needs\na GPU", impl="triton", num_tokens=1)
     sweep(home, [curve({1: 1.0, 2: 10.0, 4: 100.0}), [none]])
     plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16])

@@ -164,7 +164,7 @@ def words_of_rounds(change, tolerance, shared):
 
 @pytest.mark.parametrize("shared", [0.5, 1.0])
 @pytest.mark.parametrize(("change", "tolerance"), [(1.03, 0.02), (1.08, 0.05)])
-def test_both_hold_where_the_two_are_measured_in_rounds(change, tolerance, shared):
+def test_both_error_rates_hold_for_interleaved_rounds(change, tolerance, shared):
     equal = words_of_rounds(1.0, tolerance, shared)
     assert equal["faster"] + equal["slower"] <= 10
     assert words_of_rounds(change, tolerance, shared)["slower"] >= 950

@@ -6,7 +6,7 @@ import pytest
 
 from kvexp.errors import WorkerDied
 from kvexp.sweep import prestart
-from kvexp.sweep.prestart import Ahead
+from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.subprocess_worker import Worker
 from tests.helpers.processes import ended
 from tests.reliability.conftest import Place
@@ -33,48 +33,48 @@ from tests.reliability.conftest import Place
     ],
 )
 def test_what_is_started_follows_from_what_is_typed(monkeypatch, typed, measures, tracks):
-    monkeypatch.setattr(prestart, "Ahead", lambda *asked: asked)
-    assert prestart.of(shlex.split(typed)) == (measures, tracks)
+    monkeypatch.setattr(prestart, "Prestart", lambda *asked: asked)
+    assert prestart.start_for(shlex.split(typed)) == (measures, tracks)
 
 
 def test_both_processes_end_with_the_block_whether_they_are_ready_or_not():
-    with Ahead(True, True) as begun:
-        pids = [begun._started.process.pid, begun.store()._process.pid]
+    with Prestart(True, True) as started:
+        pids = [started._child.process.pid, started.get_tracker()._process.pid]
         assert all(psutil.pid_exists(pid) for pid in pids)
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
 @pytest.mark.parametrize(("measures", "tracks"), [(True, False), (False, True), (True, True)])
 def test_what_is_not_needed_after_all_ends_before_anything_is_measured(measures, tracks):
-    with Ahead(True, True) as begun:
-        pids = [begun._started.process.pid, begun.store()._process.pid]
-        begun.keep(measures, tracks)
+    with Prestart(True, True) as started:
+        pids = [started._child.process.pid, started.get_tracker()._process.pid]
+        started.keep(measures, tracks)
         assert [psutil.pid_exists(pid) for pid in pids] == [measures, tracks]
 
 
 def test_a_store_that_was_not_expected_is_begun_when_it_is_wanted():
-    with Ahead(False, False) as begun:
-        pid = begun.store()._process.pid
-        assert begun.store()._process.pid == pid
+    with Prestart(False, False) as started:
+        pid = started.get_tracker()._process.pid
+        assert started.get_tracker()._process.pid == pid
     assert not psutil.pid_exists(pid)
 
 
 def test_the_measuring_process_is_given_away_once_and_told_its_device_then():
-    with Ahead(True, False) as begun:
-        started = begun.started()
-        assert begun.started() is None
-    with Worker("cpu", started=started) as worker:
+    with Prestart(True, False) as started:
+        child = started.take_child()
+        assert started.take_child() is None
+    with Worker("cpu", child=child) as worker:
         worker.wait()
         assert worker.device == "cpu"
-        assert worker._process is started.process
+        assert worker._process is child.process
 
 
 def test_a_device_may_be_told_to_a_process_that_has_died():
-    with Ahead(True, False) as begun:
-        started = begun.started()
-    started.process.kill()
-    started.process.wait()
-    with Worker("cpu", started=started) as worker, pytest.raises(WorkerDied, match="SIGKILL"):
+    with Prestart(True, False) as started:
+        child = started.take_child()
+    child.process.kill()
+    child.process.wait()
+    with Worker("cpu", child=child) as worker, pytest.raises(WorkerDied, match="SIGKILL"):
         worker.wait()
 
 

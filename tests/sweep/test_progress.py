@@ -38,11 +38,11 @@ def terminal():
 def test_a_pipe_gets_one_plain_line_for_each_finished_curve(clock):
     console = pipe()
     with Progress(4, console, clock) as progress:
-        progress.curve("cuda HND [half]")
+        progress.start_curve("cuda HND [half]")
         progress.advance(ok(2))
         clock.now += 7
         progress.advance(ok(4))
-        progress.curve("cuda NHD")
+        progress.start_curve("cuda NHD")
         progress.advance(ok(2))
         progress.advance(skipped(4))
     assert console.file.getvalue().splitlines() == [
@@ -55,7 +55,7 @@ def test_a_pipe_gets_one_plain_line_for_each_finished_curve(clock):
 def test_a_terminal_sees_points_curve_and_last_latency(clock):
     console = terminal()
     with Progress(16, console, clock) as progress:
-        progress.curve("cuda HND")
+        progress.start_curve("cuda HND")
         clock.now += 61
         progress.advance(ok(2))
         drawn = console.file.getvalue()
@@ -66,14 +66,14 @@ def test_a_terminal_sees_points_curve_and_last_latency(clock):
 def test_the_terminals_line_never_wraps(clock):
     console = terminal()
     with Progress(16, console, clock) as progress:
-        progress.curve("x" * 200)
+        progress.start_curve("x" * 200)
         assert "\n" not in console.file.getvalue()
 
 
 def test_nothing_is_drawn_between_updates(clock):
     console = terminal()
     with Progress(16, console, clock) as progress:
-        progress.curve("cuda HND")
+        progress.start_curve("cuda HND")
         assert progress._live is not None
         assert progress._live._refresh_thread is None
 
@@ -109,7 +109,7 @@ def test_an_error_inside_leaves_the_count_of_what_was_done(clock):
 
     def interrupted():
         with Progress(4, console, clock) as progress:
-            progress.curve("cuda HND")
+            progress.start_curve("cuda HND")
             progress.advance(ok(2))
             raise KeyboardInterrupt
 

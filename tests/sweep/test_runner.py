@@ -11,11 +11,11 @@ import torch
 
 from kvexp import file_lock, report
 from kvexp.errors import ConfigError, Terminated, TrackingError
-from kvexp.results import rows, sweep_dir
+from kvexp.results import row_file, sweep_dir
 from kvexp.sweep import prestart, runner
-from kvexp.sweep.curve_run import Begun
+from kvexp.sweep.curve_run import CurveRun
 from kvexp.sweep.progress import Progress
-from kvexp.sweep.repetitions import rounds
+from kvexp.sweep.repetitions import plan_rounds
 from kvexp.sweep.runner import Job, exit_code
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
@@ -61,35 +61,29 @@ class Tracker:
 
 
 @dataclass
-class Remote:
+class SubprocessTracker:
     """A store in this very process, which may say of itself that it is not ready yet."""
 
     tracker: Tracker
     is_ready: bool = True
 
-    def begin(self, settings):
+    def connect(self, settings):
         assert settings == TRACKED.tracking
 
     def ready(self):
         return self.is_ready
 
-    def connected(self):
+    def wait(self):
         return self.tracker
 
     def close(self):
         pass
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """The measuring process finds tests.helpers.wrong_impls."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
-
-
 @pytest.fixture(params=["waited for", "asked later"])
 def store(request, monkeypatch):
     """Whether curves mind what else runs: then the store is ready before the first of them."""
-    monkeypatch.setattr(Begun, "minds_the_host", request.param == "waited for")
+    monkeypatch.setattr(CurveRun, "is_host_sensitive", request.param == "waited for")
 
 
 @pytest.fixture
@@ -120,14 +114,14 @@ def tracked(monkeypatch):
     """Has the sweep track to a given store."""
 
     def to(tracker, is_ready=True):
-        monkeypatch.setattr(prestart, "Remote", lambda: Remote(tracker, is_ready))
+        monkeypatch.setattr(prestart, "SubprocessTracker", lambda: SubprocessTracker(tracker, is_ready))
         return tracker
 
     return to
 
 
 def statuses(job):
-    return [row["status"] for row in rows.read(job.folder)]
+    return [row["status"] for row in row_file.read(job.folder)]
 
 
 class TestExitCode:
@@ -194,11 +188,11 @@ class TestASweep:
         (one,) = jobs("torch", overrides=("workload.num_tokens=[1,3]",))
         assert runner.run([one], UNTRACKED, COMMAND) == 0
         file = one.folder / "rows.jsonl"
-        there = [row | other for row in rows.read(one.folder)[:1]] + rows.read(one.folder)[1:]
+        there = [row | other for row in row_file.read(one.folder)[:1]] + row_file.read(one.folder)[1:]
         file.write_text("".join(json.dumps(row) + "\n" for row in there))
         again = replace(one, folder=one.folder.with_name("1"))
         assert runner.run([again], replace(UNTRACKED, resumes=True), COMMAND) == 0
-        assert [row["num_tokens"] for row in rows.read(again.folder)] == [1]
+        assert [row["num_tokens"] for row in row_file.read(again.folder)] == [1]
 
     def test_has_each_row_on_the_disk_before_the_next_point_begins(self, jobs, monkeypatch):
         (one,) = jobs("torch")
@@ -238,7 +232,7 @@ class TestASweep:
         three = jobs("Numbered", "torch", "Numbered")
         runner.run(three, UNTRACKED, COMMAND)
         found = {
-            row["reason"] for job in three for row in rows.read(job.folder) if row["status"] == "skipped"
+            row["reason"] for job in three for row in row_file.read(job.folder) if row["status"] == "skipped"
         }
         assert len(found) == 1
         assert found.pop().startswith("process ")
@@ -247,14 +241,14 @@ class TestASweep:
         three = jobs("Numbered", ("Deadly", {"by": "kill"}), "Numbered")
         assert runner.run(three, UNTRACKED, COMMAND) == 1
         assert statuses(three[1]) == ["verified", "verified", "failed", "failed"]
-        before, after = (rows.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
+        before, after = (row_file.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
         assert before != after
         assert statuses(three[2]) == ["verified", "verified", "skipped", "skipped"]
 
     def test_knows_as_much_of_the_points_that_a_dead_process_left_as_of_the_others(self, jobs):
         (one,) = jobs(("Deadly", {"by": "exit"}))
         runner.run([one], UNTRACKED, COMMAND)
-        measured, _, dead, left = rows.read(one.folder)
+        measured, _, dead, left = row_file.read(one.folder)
         assert list(dead) == list(left) == list(measured)
         assert dead["reason"] == left["reason"]
         assert dead["reason"].startswith("the measuring process exited with 7; its last words:\n")
@@ -268,7 +262,7 @@ class TestASweep:
         assert runner.run(two, UNTRACKED, COMMAND) == 3
         for job in two:
             assert statuses(job) == ["skipped"] * 4
-            assert rows.read(job.folder)[0]["reason"].startswith(
+            assert row_file.read(job.folder)[0]["reason"].startswith(
                 "device=cuda:7 was asked for and this machine"
             )
 
@@ -283,14 +277,14 @@ class TestASweep:
         three = jobs("torch", ("Deadly", {"by": "exit", "threads": 3}), "torch")
         assert runner.run(three, UNTRACKED, COMMAND) == 1
         assert [statuses(job) for job in three] == [["verified"] * 4, ["failed"] * 4, ["verified"] * 4]
-        assert "takes no option 'threads'" in rows.read(three[1].folder)[0]["reason"]
+        assert "takes no option 'threads'" in row_file.read(three[1].folder)[0]["reason"]
 
     def test_stops_when_rows_cannot_be_written(self, jobs, monkeypatch, capfd):
         def full(self, row, samples_us=()):
             raise OSError(28, "No space left on device")
 
         two = jobs("torch", "torch")
-        monkeypatch.setattr(rows.RowFile, "append", full)
+        monkeypatch.setattr(row_file.RowFile, "append", full)
         assert runner.run(two, UNTRACKED, COMMAND) == 1
         said = capfd.readouterr().err
         assert "rows.jsonl (No space left on device), so the sweep stops; the 0 rows before it" in said
@@ -314,7 +308,7 @@ class TestASweep:
         assert raised.value.number == number
         assert [asked[0] for asked in tracker.asked] == ["start", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
-        assert len(rows.read(one[0].folder)) == 1
+        assert len(row_file.read(one[0].folder)) == 1
         assert not any(psutil.pid_exists(pid) for pid in pids)
 
     def test_goes_on_where_a_signal_is_ignored(self, jobs, monkeypatch):
@@ -338,13 +332,13 @@ class TestASweep:
         home, advance, holders = one.folder.parent, Progress.advance, []
 
         def looked(progress, row):
-            holders.append(file_lock.holder(home / sweep_dir.LOCK))
+            holders.append(file_lock.find_holder(home / sweep_dir.LOCK))
             advance(progress, row)
 
         monkeypatch.setattr(Progress, "advance", looked)
         assert runner.run([one], UNTRACKED, COMMAND) == 0
         assert holders == [f"process {os.getpid()}"] * 4
-        assert file_lock.holder(home / sweep_dir.LOCK) is None
+        assert file_lock.find_holder(home / sweep_dir.LOCK) is None
 
     def test_whose_folder_cannot_be_locked_does_not_begin(self, jobs):
         one = jobs("torch")
@@ -365,7 +359,7 @@ class TestASweep:
         monkeypatch.setattr(Progress, "advance", advance)
         with pytest.raises(KeyboardInterrupt):
             runner.run(two, TRACKED, COMMAND)
-        assert [len(rows.read(job.folder)) for job in two] == [4, 2]
+        assert [len(row_file.read(job.folder)) for job in two] == [4, 2]
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
         assert f"rows: {two[0].folder.parent}" in capfd.readouterr().err
@@ -373,45 +367,45 @@ class TestASweep:
 
 class TestARepeatedSweep:
     def test_measures_every_round_in_a_fresh_process(self, jobs):
-        in_rounds = rounds(jobs("Numbered", "torch"), 3)
+        in_rounds = plan_rounds(jobs("Numbered", "torch"), 3)
         assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
-        found = [(job.repetition, row) for job in in_rounds for row in rows.read(job.folder)]
+        found = [(job.repetition, row) for job in in_rounds for row in row_file.read(job.folder)]
         assert all(row["repetition"] == repetition for repetition, row in found)
         processes = {row["repetition"]: row["reason"] for _, row in found if row["status"] == "skipped"}
         assert len(set(processes.values())) == len(processes) == 3
 
     def test_shows_each_point_once_and_says_that_it_is_the_middle_one(self, jobs, capfd):
         timed = ("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5")
-        in_rounds = rounds(jobs("torch", overrides=timed), 3)
+        in_rounds = plan_rounds(jobs("torch", overrides=timed), 3)
         assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
         out, err = capfd.readouterr()
         assert len(out.splitlines()) == 1 + 4 + 1
-        first = sorted(rows.read(job.folder)[0]["latency_us"] for job in in_rounds)
+        first = sorted(row_file.read(job.folder)[0]["latency_us"] for job in in_rounds)
         assert report.number(first[1]) in out.splitlines()[1]
         assert "each line is the process in the middle of 3" in err
         assert "torch NHD bfloat16 (2 of 3): 4 ok" in err
 
     def test_lists_a_curve_that_went_wrong_once(self, jobs, capfd):
-        assert runner.run(rounds(jobs("Idle", "torch"), 2), replace(UNTRACKED, repeat=2), COMMAND) == 1
+        assert runner.run(plan_rounds(jobs("Idle", "torch"), 2), replace(UNTRACKED, repeat=2), COMMAND) == 1
         out, err = capfd.readouterr()
         assert "1 of 2 curves went wrong" in err
         assert "4 incorrect (num_tokens 1, 3, 16, 50)" in err
         assert "4 points" in out
 
     def test_is_resumed_round_by_round(self, jobs):
-        first = rounds(jobs("torch"), 2)
+        first = plan_rounds(jobs("torch"), 2)
         runner.run(first, replace(UNTRACKED, repeat=2), COMMAND)
         file = first[1].folder / "rows.jsonl"
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
         later = [
             replace(job, folder=job.folder.with_name(str(int(job.folder.name) + 2)))
-            for job in rounds(jobs("torch"), 3)
+            for job in plan_rounds(jobs("torch"), 3)
         ]
         assert runner.run(later, replace(UNTRACKED, repeat=3, resumes=True), COMMAND) == 0
         new = [
             (row["repetition"], row["num_tokens"])
             for job in later if job.folder.exists()
-            for row in rows.read(job.folder)
+            for row in row_file.read(job.folder)
         ]  # fmt: skip
         assert new == [(2, 50), (3, 1), (3, 3), (3, 16), (3, 50)]
 
@@ -420,7 +414,7 @@ class TestARepeatedSweep:
         runner.run([once], UNTRACKED, COMMAND)
         later = [
             replace(job, folder=job.folder.with_name(str(int(job.folder.name) + 1)))
-            for job in rounds([once], 2)
+            for job in plan_rounds([once], 2)
         ]
         assert runner.run(later, replace(UNTRACKED, repeat=2, resumes=True), COMMAND) == 0
         assert [job.folder.exists() for job in later] == [False, True]
@@ -451,27 +445,27 @@ class TestTracking:
     def test_is_waited_for_before_a_curve_that_minds_the_host_alone(
         self, jobs, tracked, monkeypatch, minded, is_ready, seen
     ):
-        tracker, found, measured = tracked(Tracker(), is_ready), [], Begun.points
+        tracker, found, measured = tracked(Tracker(), is_ready), [], CurveRun.measure
 
         def points(begun):
             found.append((len(tracker.asked), tracker.on_its_way))
             return measured(begun)
 
-        monkeypatch.setattr(Begun, "minds_the_host", minded)
-        monkeypatch.setattr(Begun, "points", points)
+        monkeypatch.setattr(CurveRun, "is_host_sensitive", minded)
+        monkeypatch.setattr(CurveRun, "measure", points)
         assert runner.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
         assert found == seen
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
 
     def test_is_not_waited_for_before_the_outcome_is_told(self, jobs, tracked, monkeypatch):
-        tracker, seen, told = tracked(Tracker(), is_ready=False), [], runner.tell
+        tracker, seen, told = tracked(Tracker(), is_ready=False), [], runner.print_summary
 
         def tell(*arguments):
             seen.extend(what for what, *_ in tracker.asked)
             told(*arguments)
 
-        monkeypatch.setattr(Begun, "minds_the_host", False)
-        monkeypatch.setattr(runner, "tell", tell)
+        monkeypatch.setattr(CurveRun, "is_host_sensitive", False)
+        monkeypatch.setattr(runner, "print_summary", tell)
         assert runner.run(jobs("torch", "torch"), TRACKED, COMMAND) == 0
         assert seen == []
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
@@ -483,7 +477,7 @@ class TestTracking:
             seen.append([what for what, *_ in tracker.asked])
             advance(progress, row)
 
-        monkeypatch.setattr(Begun, "minds_the_host", False)
+        monkeypatch.setattr(CurveRun, "is_host_sensitive", False)
         monkeypatch.setattr(Progress, "advance", advanced)
         runner.run(jobs("torch"), TRACKED, COMMAND)
         assert seen == [[], ["start"], ["start"], ["start"]]
@@ -504,13 +498,13 @@ class TestTracking:
         assert "the sweep goes on untracked, its rows are on disk" in err
 
     def test_draws_its_report_while_the_last_curve_is_on_its_way(self, jobs, tracked, monkeypatch):
-        tracker, found, draw = tracked(Tracker()), [], artifacts.report
+        tracker, found, draw = tracked(Tracker()), [], artifacts.draw_report
 
         def drawing(*arguments):
             found.append([what for what, *_ in tracker.asked])
             draw(*arguments)
 
-        monkeypatch.setattr(artifacts, "report", drawing)
+        monkeypatch.setattr(artifacts, "draw_report", drawing)
         runner.run(jobs("torch"), TRACKED, COMMAND)
         assert found == [["start", "curve"]]
 
@@ -521,7 +515,7 @@ class TestTracking:
             raise KeyboardInterrupt
 
         tracker = tracked(Tracker())
-        monkeypatch.setattr(artifacts, "report", interrupted)
+        monkeypatch.setattr(artifacts, "draw_report", interrupted)
         with pytest.raises(KeyboardInterrupt):
             runner.run(jobs("torch"), TRACKED, COMMAND)
         assert tracker.asked[-1] == ("end", "FINISHED")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +14,11 @@ from kvexp.bench import environment
 from kvexp.bench.curve_setup import UNTIMED
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.measurement import Measurement
-from kvexp.results.rows import identity
-from kvexp.sweep.inline_worker import Inline
+from kvexp.results.point_identity import identify
+from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
 from tests.helpers import compose
 from tests.helpers.processes import ended
-
-ROOT = str(Path(__file__).parents[2])
 
 
 def curve(*overrides, how=None, **options):
@@ -32,27 +29,19 @@ def curve(*overrides, how=None, **options):
             made,
             impl=replace(made.impl, name=how, target=f"tests.helpers.wrong_impls.{how}", options=options),
         )
-    return made.resolved("cpu")
+    return made.resolve("cpu")
 
 
 def statuses(worker, experiment):
     return [row["status"] for row, _ in worker.run(experiment)]
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """The measuring process finds tests.helpers.wrong_impls."""
-    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
-
-
 @pytest.fixture(scope="module")
 def shared():
     """A process for the tests that leave it as it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
-        with Worker("cpu") as worker:
-            worker.wait()
-            yield worker
+    with Worker("cpu") as worker:
+        worker.wait()
+        yield worker
 
 
 @pytest.fixture
@@ -120,16 +109,16 @@ class TestAProcess:
     def test_names_the_sources_of_the_implementation_before_it_measures(self, shared):
         shared.open(curve())
         assert len(shared.impl_hash) == 16
-        assert [row["impl_hash"] for row, _ in shared.points([3])] == [shared.impl_hash]
+        assert [row["impl_hash"] for row, _ in shared.measure([3])] == [shared.impl_hash]
         before = shared.impl_hash
         shared.open(curve(how="Idle"))
-        assert list(shared.points([])) == []
+        assert list(shared.measure([])) == []
         assert shared.impl_hash != before
 
     def test_measures_only_the_points_that_are_wanted(self, shared):
         for wanted in ([16, 3], [], [50]):
             shared.open(curve())
-            assert [row["num_tokens"] for row, _ in shared.points(wanted)] == wanted
+            assert [row["num_tokens"] for row, _ in shared.measure(wanted)] == wanted
         assert statuses(shared, curve()) == ["verified"] * 4
 
     def test_that_does_not_start_in_time_is_given_up(self, monkeypatch):
@@ -142,21 +131,21 @@ class TestAProcess:
 
 class TestThisVeryProcess:
     def test_gives_the_rows_that_a_process_of_its_own_gives(self, shared):
-        inline = Inline("cpu")
+        inline = InlineWorker("cpu")
         inline.wait()
         inline.open(curve())
-        found = [row for row, _ in inline.points([1, 50])]
+        found = [row for row, _ in inline.measure([1, 50])]
         shared.open(curve())
-        for here, there in zip(found, [row for row, _ in shared.points([1, 50])], strict=True):
-            assert identity(here) == identity(there)
+        for here, there in zip(found, [row for row, _ in shared.measure([1, 50])], strict=True):
+            assert identify(here) == identify(there)
             assert list(here) == list(there)
 
     def test_raises_what_is_wrong_on_every_machine(self):
-        inline = Inline("cpu")
+        inline = InlineWorker("cpu")
         inline.wait()
         inline.open(curve(how="Deadly", by="exit", threads=3))
         with pytest.raises(ConfigError, match="takes no option 'threads'"):
-            list(inline.points([1]))
+            list(inline.measure([1]))
 
 
 class TestADeadProcess:
@@ -200,8 +189,8 @@ def test_the_process_ends_with_its_parent():
     parent = """
 import os, signal, sys
 from kvexp.experiment import Experiment
-from kvexp.results.rows import identity
-from kvexp.sweep.inline_worker import Inline
+from kvexp.results.point_identity import identify
+from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
 
 worker = Worker("cpu")
@@ -254,7 +243,7 @@ list(worker.run(Experiment.from_json(sys.argv[1])))
 
 
 def test_one_that_was_closed_takes_nothing_more_even_where_nobody_can_end_it(monkeypatch):
-    monkeypatch.setattr("kvexp.sweep.subprocess_worker.END_SECONDS", 0.1)
+    monkeypatch.setattr("kvexp.process.END_SECONDS", 0.1)
     with Worker("cpu") as one, monkeypatch.context() as unkillable:
         unkillable.setattr(one._process, "kill", lambda: None)
         one.close()

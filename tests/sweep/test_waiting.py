@@ -2,9 +2,8 @@
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +11,9 @@ from kvexp import file_lock
 from kvexp.bench import run_curve
 from kvexp.errors import WorkerDied
 from kvexp.gpu import lock
-from kvexp.results import rows
+from kvexp.results import row_file
 from kvexp.sweep import curve_run, runner, subprocess_worker
-from kvexp.sweep.inline_worker import Inline
+from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.runner import Job
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
@@ -22,7 +21,6 @@ from kvexp.tracking import TrackingSettings
 from tests.helpers import compose
 from tests.helpers.fake_gpu import UUID
 
-ROOT = str(Path(__file__).parents[2])
 ME = f"process {os.getpid()}"
 TIMEOUT_S = 2.0
 
@@ -31,13 +29,12 @@ TIMEOUT_S = 2.0
 def played(monkeypatch, tmp_path):
     """The measuring process passes its CPU for a GPU."""
     monkeypatch.setattr(subprocess_worker, "CHILD", "tests.helpers.fake_gpu")
-    monkeypatch.setenv("PYTHONPATH", ROOT, prepend=os.pathsep)
     monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
 
 
 def curve(target=None, mode="no_graph"):
     made = compose.experiment("workload=tiny", "impl=torch", "timer=none", "device=cpu", f"mode={mode}")
-    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolved("cpu")
+    return (replace(made, impl=replace(made.impl, target=target)) if target else made).resolve("cpu")
 
 
 def statuses(points):
@@ -48,7 +45,7 @@ def statuses(points):
 def taken():
     """This process has the turn; gives the function that ends it, late enough that a hang would be seen."""
     with ExitStack() as stack:
-        stack.enter_context(lock.turn(UUID))
+        stack.enter_context(lock.gpu_lock(UUID))
         timer = threading.Timer(1.5 * TIMEOUT_S, stack.close)
         stack.callback(timer.cancel)
         yield timer.start
@@ -106,7 +103,7 @@ class TestAProcessThatWaits:
             one.wait()
             found = [row for row, _ in one.run(curve())]
         assert statuses((row, ()) for row in found) == ["skipped"] * 4
-        assert f"turns at {UUID} need files in {tmp_path / 'locks'}" in found[0]["reason"]
+        assert f"locking {UUID} needs files in {tmp_path / 'locks'}" in found[0]["reason"]
 
     def test_inline_is_told_as_well(self):
         told = []
@@ -114,62 +111,62 @@ class TestAProcessThatWaits:
             first.wait()
             points = first.run(curve())
             next(points)
-            inline = Inline("cpu", lambda holder: (told.append(holder), list(points)))
+            inline = InlineWorker("cpu", lambda holder: (told.append(holder), list(points)))
             inline.wait()
             inline.environment["device_uuid"] = UUID
             inline.open(curve())
-            assert statuses(inline.points([1, 3])) == ["verified"] * 2
+            assert statuses(inline.measure([1, 3])) == ["verified"] * 2
             assert told == [f"process {first._process.pid}", None]
 
 
 def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
     allocate, held = run_curve.allocate, []
-    file = lock.folder() / f"{UUID}.lock"
+    file = lock.lock_dir() / f"{UUID}.lock"
 
     @contextmanager
     def watched(*arguments):
         with allocate(*arguments) as memory:
             yield memory
             del memory
-        held.append(file_lock.holder(file))
+        held.append(file_lock.find_holder(file))
 
     monkeypatch.setattr(run_curve, "allocate", watched)
     for point in run_curve.run(curve(), {"device_uuid": UUID}):
         assert point.status == "verified"
-        assert file_lock.holder(file) == ME
+        assert file_lock.find_holder(file) == ME
     assert held == [ME]
-    assert file_lock.holder(file) is None
+    assert file_lock.find_holder(file) is None
 
 
 def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(subprocess_worker, "END_SECONDS", 0.1)
+    monkeypatch.setattr("kvexp.process.END_SECONDS", 0.1)
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
-    with curve_run.Workers(settings, lambda _: None) as workers:
-        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), workers, ())
+    with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
+        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), supervisor, ())
         stuck = hanging.worker._process
         with monkeypatch.context() as unkillable:
             for how in ("kill", "send_signal"):
                 unkillable.setattr(stuck, how, lambda *_: None)
-            assert statuses(hanging.points()) == ["verified", "verified", "failed", "failed"]
-            for row, _ in curve_run.begin(curve(), workers, ()).points():
+            assert statuses(hanging.measure()) == ["verified", "verified", "failed", "failed"]
+            for row, _ in curve_run.begin(curve(), supervisor, ()).measure():
                 assert row["status"] == "failed"
                 assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
         stuck.kill()
         stuck.wait()
-        assert statuses(curve_run.begin(curve(), workers, ()).points()) == ["verified"] * 4
+        assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
 
 
 def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
     """torch may keep the GPU's memory then, which whoever is next would miss."""
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"))
-    with curve_run.Workers(settings, lambda _: None) as workers:
-        failing = curve_run.begin(curve(mode="cudagraph"), workers, ())
-        assert statuses(failing.points()) == ["failed"] * 4
+    with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
+        failing = curve_run.begin(curve(mode="cudagraph"), supervisor, ())
+        assert statuses(failing.measure()) == ["failed"] * 4
         assert not failing.worker.alive
         process = failing.worker._process
         assert process.wait() == 0
-        assert (lock.folder() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
-        assert statuses(curve_run.begin(curve(), workers, ()).points()) == ["verified"] * 4
+        assert (lock.lock_dir() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
+        assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
 
 
 class Hogging(threading.Thread):
@@ -181,11 +178,11 @@ class Hogging(threading.Thread):
         self.turns = 0
 
     def run(self):
-        queue = lock.folder() / f"{UUID}.next"
+        queue = lock.lock_dir() / f"{UUID}.next"
         while not self.over.is_set():
-            with lock.turn(UUID):
+            with lock.gpu_lock(UUID):
                 self.turns += 1
-                while file_lock.holder(queue) is None and not self.over.is_set():
+                while file_lock.find_holder(queue) is None and not self.over.is_set():
                     self.over.wait(0.001)
                 self.over.wait(0.05)  # who waits is about to ask for whom
 
@@ -202,7 +199,7 @@ def test_a_sweep_says_once_that_it_waits_and_goes_on(tmp_path, capfd):
     finally:
         other.over.set()
         other.join()
-    assert [row["status"] for row in rows.read(home)] == ["verified"] * 8
+    assert [row["status"] for row in row_file.read(home)] == ["verified"] * 8
     assert other.turns >= 2
     said = f"kvexp: waiting for {ME}, which measures a curve on this GPU; sweeps take turns\n"
     assert capfd.readouterr().err.count(said) == 1

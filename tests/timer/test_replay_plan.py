@@ -14,8 +14,8 @@ from kvexp.timer.replay_plan import (
     ONCE,
     TURNS,
     Plan,
-    cpu_plan,
-    gpu_plan,
+    plan_on_cpu,
+    plan_on_gpu,
 )
 
 L2 = [0, 50 << 20, 60 << 20, 126 << 20]
@@ -28,7 +28,7 @@ def cases():
     for tokens, slots, row, l2, graph in product(TOKENS, SLOTS, ROW_BYTES, L2, (True, False)):
         if tokens <= slots:
             written = tokens * row
-            plan = gpu_plan(slots // tokens, 2 * written + 8 * tokens, written, l2, graph)
+            plan = plan_on_gpu(slots // tokens, 2 * written + 8 * tokens, written, l2, graph)
             yield tokens, slots, written, l2, graph, plan
 
 
@@ -43,7 +43,7 @@ def states():
     chosen = product(DISTINCT, WRITTEN, READ, (L2[1], L2[3]), (True, False), ("auto", "hot"), ("hot", "cold"))
     for distinct, written, reads, l2, graph, cache, inputs in chosen:
         read = reads * written + 8
-        plan = gpu_plan(distinct, read + written, written, l2, graph, cache, inputs)
+        plan = plan_on_gpu(distinct, read + written, written, l2, graph, cache, inputs)
         for each in (plan, plan.without_short_calls()):
             yield written, read, l2, each
 
@@ -94,7 +94,7 @@ class TestEveryCallFindsOtherBytesThanItsOwn:
 
     def test_on_a_cpu(self):
         for distinct, moved in product(DISTINCT, (0, 1000, 10**6, 10**12)):
-            assert_takes_turns(cpu_plan(distinct, moved))
+            assert_takes_turns(plan_on_cpu(distinct, moved))
 
     @pytest.mark.parametrize("windows", [2, 4, 6, 76])
     @pytest.mark.parametrize("mappings", [1, 2, 3, 4, 6, 76])
@@ -104,7 +104,7 @@ class TestEveryCallFindsOtherBytesThanItsOwn:
 
 
 def test_verifying_takes_one_call():
-    assert (ONCE.calls, ONCE.short_calls, ONCE.mappings, ONCE.evict) == (1, 0, 1, False)
+    assert (ONCE.calls, ONCE.short_calls, ONCE.mappings, ONCE.flush_l2) == (1, 0, 1, False)
 
 
 class TestOnAGpu:
@@ -113,18 +113,18 @@ class TestOnAGpu:
             assert tokens <= plan.mappings * tokens <= slots
 
     def test_each_call_has_slots_of_its_own_where_the_cache_has_them_for_more_than_are_wanted(self):
-        plan = gpu_plan(2501, 8200, 4096, 60 << 20, graph=True)
+        plan = plan_on_gpu(2501, 8200, 4096, 60 << 20, graph=True)
         assert (plan.all_calls, plan.mappings, plan.cache_state) == (2500, 2500, "cold")
 
     @pytest.mark.parametrize("distinct", [5, 16, 1000, 2500])
     def test_not_all_slots_are_written(self, distinct):
         """What each call writes past its own the next one would hide, and the last one's nobody would see."""
-        plan = gpu_plan(distinct, 8200, 4096, 60 << 20, graph=True)
+        plan = plan_on_gpu(distinct, 8200, 4096, 60 << 20, graph=True)
         assert (plan.all_calls, plan.mappings, plan.cache_state) == (distinct - 1, distinct - 1, "cold")
 
     def test_all_slots_are_written_where_the_state_of_the_l2_takes_all_of_them_alone(self):
         for distinct, written, l2, graph in product(DISTINCT, WRITTEN, L2[1:], (True, False)):
-            plan = gpu_plan(distinct, 2 * written, written, l2, graph)
+            plan = plan_on_gpu(distinct, 2 * written, written, l2, graph)
             assert plan.mappings <= distinct
             if plan.mappings == distinct > 1:
                 assert distinct <= max(FEWEST_CALLS, COLD_FACTOR * l2 // written + 1)
@@ -138,7 +138,7 @@ class TestOnAGpu:
 
     def test_cold_slots_are_evicted_before_each_series(self):
         for *_, plan in cases():
-            assert plan.evict == (plan.cache_state == "cold")
+            assert plan.flush_l2 == (plan.cache_state == "cold")
 
     def test_a_cold_slot_occurs_again_only_after_more_than_twice_the_l2(self):
         for _, _, written, l2, _, plan in cases():
@@ -164,21 +164,21 @@ class TestOnAGpu:
 
     def test_cold_slots_that_cannot_be_are_refused_when_they_are_asked_for(self):
         with pytest.raises(Unsupported) as raised:
-            gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="cold")
+            plan_on_gpu(1, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="cold")
         assert str(raised.value) == (
             "timer.cache=cold needs slots for 4 calls that share none, and the cache has them for 1; "
             "take more workload.num_blocks or timer.cache=hot"
         )
-        assert gpu_plan(4, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="cold").cache_state == "cold"
+        assert plan_on_gpu(4, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="cold").cache_state == "cold"
 
     def test_hot_slots_are_the_same_in_every_call_and_stay_in_the_l2(self):
-        plan = gpu_plan(1000, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="hot")
-        assert (plan.cache_state, plan.mappings, plan.evict) == ("hot", 1, False)
+        plan = plan_on_gpu(1000, 2 << 20, 1 << 20, 60 << 20, graph=True, cache="hot")
+        assert (plan.cache_state, plan.mappings, plan.flush_l2) == ("hot", 1, False)
         assert plan.calls >= FEWEST_CALLS
 
     def test_cold_inputs_are_evicted_before_each_series(self):
         for *_, plan in states():
-            assert plan.evict == ("cold" in (plan.cache_state, plan.inputs_state))
+            assert plan.flush_l2 == ("cold" in (plan.cache_state, plan.inputs_state))
 
     def test_windows_are_two_at_least_and_even_in_number(self):
         for *_, plan in states():
@@ -208,12 +208,12 @@ class TestOnAGpu:
         assert plan.walk(1) == replace(plan, calls=9, short_calls=0).walk(1)
 
     def test_a_cache_of_too_few_slots_says_that_it_is_warm(self):
-        plan = gpu_plan(1, 2 << 20, 1 << 20, 60 << 20, graph=True)
-        assert (plan.cache_state, plan.mappings, plan.evict) == ("warm", 1, False)
+        plan = plan_on_gpu(1, 2 << 20, 1 << 20, 60 << 20, graph=True)
+        assert (plan.cache_state, plan.mappings, plan.flush_l2) == ("warm", 1, False)
 
     def test_many_tokens_walk_through_the_whole_seed_cache_or_past_the_l2(self):
         written = 65536 * 128 * 128 * 2 * 2
-        plan = gpu_plan(16, 2 * written, written, 60 << 20, graph=True)
+        plan = plan_on_gpu(16, 2 * written, written, 60 << 20, graph=True)
         assert (plan.calls, plan.short_calls, plan.mappings, plan.cache_state) == (2, 1, 3, "cold")
 
     def test_only_calls_that_are_long_themselves_are_few(self):
@@ -222,11 +222,11 @@ class TestOnAGpu:
                 assert plan.all_calls * (1.0 + 2 * written / 3e6) >= 0.9 * GPU_REPLAY_US
 
     def test_one_token_makes_as_many_calls_as_a_series_of_a_graph_may_hold(self):
-        plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True)
+        plan = plan_on_gpu(131072, 8200, 4096, 60 << 20, graph=True)
         assert (plan.calls, plan.short_calls, plan.mappings) == (2000, 500, 2500)
 
     def test_the_long_series_alone_has_as_many_mappings_as_it_walks_through(self):
-        plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=True).without_short_calls()
+        plan = plan_on_gpu(131072, 8200, 4096, 60 << 20, graph=True).without_short_calls()
         assert (plan.calls, plan.all_calls, plan.mappings) == (2000, 2000, 2000)
 
     def test_the_long_series_alone_is_never_one_call(self):
@@ -234,7 +234,7 @@ class TestOnAGpu:
             assert plan.calls >= FEWEST_LONG_CALLS
 
     def test_an_eager_replay_fits_the_launch_queue(self):
-        plan = gpu_plan(131072, 8200, 4096, 60 << 20, graph=False)
+        plan = plan_on_gpu(131072, 8200, 4096, 60 << 20, graph=False)
         assert (plan.calls, plan.short_calls, plan.mappings) == (16, 4, 20)
 
 
@@ -242,21 +242,21 @@ class TestOnACpu:
     @pytest.mark.parametrize(("num_tokens", "num_slots"), [(t, s) for t in TOKENS for s in SLOTS if t <= s])
     @pytest.mark.parametrize("bytes_moved", [0, 1000, 10**6, 10**12])
     def test_calls_are_few_and_their_slots_fit_the_cache(self, num_tokens, num_slots, bytes_moved):
-        plan = cpu_plan(num_slots // num_tokens, bytes_moved)
+        plan = plan_on_cpu(num_slots // num_tokens, bytes_moved)
         assert 1 <= plan.mappings <= plan.calls <= MOST_EAGER_CALLS
         assert plan.mappings * num_tokens <= num_slots
-        assert (plan.short_calls, plan.cache_state, plan.evict) == (0, None, False)
+        assert (plan.short_calls, plan.cache_state, plan.flush_l2) == (0, None, False)
 
     def test_a_long_call_is_timed_alone(self):
-        assert cpu_plan(128, 10**9).calls == 1
+        assert plan_on_cpu(128, 10**9).calls == 1
 
     def test_short_calls_are_timed_together(self):
-        assert cpu_plan(65536, 0).calls == 16
+        assert plan_on_cpu(65536, 0).calls == 16
 
     def test_slots_are_visited_an_odd_number_of_times(self):
         """Visited twice, a mapping would hold the same rows after either turn."""
-        assert (cpu_plan(7, 0).calls, cpu_plan(7, 0).mappings) == (6, 6)
-        assert (cpu_plan(6, 0).calls, cpu_plan(6, 0).mappings) == (15, 5)
+        assert (plan_on_cpu(7, 0).calls, plan_on_cpu(7, 0).mappings) == (6, 6)
+        assert (plan_on_cpu(6, 0).calls, plan_on_cpu(6, 0).mappings) == (15, 5)
 
 
 MIB = 1 << 20
@@ -266,11 +266,11 @@ class TestColdIsMoreThanTwiceTheL2:
     """docs/measuring.md, with an L2 so large that it alone says how many calls there are."""
 
     def test_written_in_a_series(self):
-        plan = gpu_plan(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True)
+        plan = plan_on_gpu(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True)
         assert plan.cache_state == "cold"
         assert plan.calls * 4 > 2 * 1000 >= (plan.calls - 1) * 4
 
     def test_read_before_inputs_come_again(self):
-        plan = gpu_plan(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True, inputs="cold")
+        plan = plan_on_gpu(10_000, 8 * MIB, 4 * MIB, 1000 * MIB, graph=True, inputs="cold")
         assert plan.inputs_state == "cold"
         assert plan.windows * 4 > 2 * 1000 >= (plan.windows - 2) * 4

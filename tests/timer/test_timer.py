@@ -1,6 +1,7 @@
 import math
 import random
 import statistics
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from types import SimpleNamespace
@@ -8,14 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kvexp import timer
 from kvexp.bench.mode import prepare
 from kvexp.errors import ConfigError, IncorrectResult, Unsupported
 from kvexp.statistics import median_standard_error
-from kvexp.timer import Replay, Rule, check_timer, collect, cuda_event, timing, wall_clock
+from kvexp.timer import check_timer, cuda_event, time_replay, wall_clock
+from kvexp.timer.replay import Replay
+from kvexp.timer.stopping_criterion import StoppingCriterion, collect_samples
 
-NEVER = Rule(warmup=0, min_samples=20, max_samples=1000, relative_error=0.0, max_seconds=math.inf)
-NOISE = (1.0, 9.0, 5.0, 2.0, 8.0, 4.0, 7.0, 3.0, 6.0)
+NEVER = StoppingCriterion(warmup=0, relative_error=0.0, max_seconds=math.inf)
+FIVE = StoppingCriterion(warmup=2, min_samples=5, max_samples=5)
+EAGERLY = partial(prepare, "no_graph")
 
 
 class Bench:
@@ -36,7 +39,7 @@ class Bench:
         return self.now
 
     def collected(self, rule):
-        return collect(self.sample, rule, self.clock)
+        return collect_samples(self.sample, rule, self.clock)
 
 
 def noisy():
@@ -48,17 +51,17 @@ class TestTheStoppingRule:
         assert len(Bench(noisy()).collected(NEVER)) == 1000
 
     def test_stops_as_soon_as_the_median_is_known(self):
-        rule = Rule(warmup=0, min_samples=20, max_samples=1000, relative_error=0.005, max_seconds=math.inf)
+        rule = replace(NEVER, relative_error=0.005)
         assert Bench(repeat(3.0)).collected(rule) == (3.0,) * 20
 
     def test_takes_the_fewest_samples_even_when_the_median_is_known_before(self):
-        rule = Rule(warmup=0, min_samples=23, max_samples=1000, relative_error=0.5, max_seconds=math.inf)
+        rule = replace(NEVER, min_samples=23, relative_error=0.5)
         found = Bench(repeat(3.0)).collected(rule)
         # Looked at with every fifth sample.
         assert len(found) == 25
 
     def test_stops_when_the_error_is_small_enough_and_not_before(self):
-        rule = Rule(warmup=0, min_samples=5, max_samples=1000, relative_error=0.1, max_seconds=math.inf)
+        rule = replace(NEVER, min_samples=5, relative_error=0.1)
         found = Bench(noisy()).collected(rule)
         assert 5 < len(found) < 1000
         assert median_standard_error(found) <= 0.1 * statistics.median(found)
@@ -67,42 +70,41 @@ class TestTheStoppingRule:
             assert median_standard_error(earlier) > 0.1 * statistics.median(earlier)
 
     def test_honours_the_time_limit(self):
-        rule = Rule(warmup=0, min_samples=20, max_samples=1000, relative_error=0.0, max_seconds=30.0)
+        rule = replace(NEVER, max_seconds=30.0)
         assert len(Bench(noisy()).collected(rule)) == 30
 
     def test_takes_the_fewest_samples_though_the_time_is_up(self):
-        rule = Rule(warmup=0, min_samples=20, max_samples=1000, relative_error=0.0, max_seconds=2.0)
+        rule = replace(NEVER, max_seconds=2.0)
         assert len(Bench(noisy()).collected(rule)) == 20
 
     def test_counts_no_time_for_the_warm_up(self):
-        rule = Rule(warmup=50, min_samples=20, max_samples=1000, relative_error=0.0, max_seconds=30.0)
+        rule = replace(NEVER, warmup=50, max_seconds=30.0)
         assert len(Bench(noisy()).collected(rule)) == 30
 
     def test_throws_the_warm_up_away_and_keeps_every_other_sample(self):
         bench = Bench(noisy())
-        rule = Rule(warmup=3, min_samples=20, max_samples=40, relative_error=0.0, max_seconds=math.inf)
+        rule = replace(NEVER, warmup=3, max_samples=40)
         found = bench.collected(rule)
         assert len(bench.taken) == 43
         assert found == tuple(bench.taken[3:])
 
     def test_removes_no_outlier(self):
-        found = Bench(chain([3.0, 1e6], repeat(3.0))).collected(Rule(warmup=0, max_seconds=math.inf))
+        found = Bench(chain([3.0, 1e6], repeat(3.0))).collected(replace(NEVER, relative_error=0.005))
         assert 1e6 in found
 
     def test_takes_no_more_than_the_most(self):
-        rule = Rule(warmup=0, min_samples=2, max_samples=2, relative_error=0.0, max_seconds=math.inf)
+        rule = replace(NEVER, min_samples=2, max_samples=2)
         assert len(Bench(noisy()).collected(rule)) == 2
 
 
 class TestItsOptions:
     def test_are_the_rule_s_fields(self):
-        assert Rule.from_options({"max_samples": 7, "max_seconds": 0.5}) == Rule(
-            max_samples=7, max_seconds=0.5
-        )
+        options = {"max_samples": 7, "max_seconds": 0.5}
+        assert StoppingCriterion.from_options(options) == StoppingCriterion(**options)
 
     def test_that_it_does_not_have_are_named_with_those_that_it_has(self):
         with pytest.raises(ConfigError) as raised:
-            Rule.from_options({"min_sample": 7})
+            StoppingCriterion.from_options({"min_sample": 7})
         assert str(raised.value) == (
             "timer has no min_sample; it has max_samples, max_seconds, min_samples, relative_error, warmup"
         )
@@ -111,9 +113,9 @@ class TestItsOptions:
 class Numbered:
     """A replay whose samples are numbered, of runs that take turns."""
 
-    def __init__(self, runs=2, sweeps=False):
+    def __init__(self, runs=2, flushes_l2=False):
         self.turns, self.host_us = [], []
-        self.replay = Replay([lambda: None] * runs, 1, self.sample, self.host_us, sweeps)
+        self.replay = Replay([lambda: None] * runs, 1, self.sample, self.host_us, flushes_l2)
 
     def sample(self, turn):
         self.turns.append(turn)
@@ -123,12 +125,10 @@ class Numbered:
 
 
 class TestTurns:
-    RULE = Rule(warmup=2, min_samples=5, max_samples=5)
-
     @pytest.mark.parametrize(("runs", "turns", "last"), [(1, [0] * 7, 0), (2, [1, 0, 1, 0, 1, 0, 1], 1)])
     def test_are_taken_by_the_runs_of_a_replay_after_the_first_of_them(self, runs, turns, last):
         bench = Numbered(runs)
-        found = timing(bench.replay, self.RULE)
+        found = time_replay(bench.replay, FIVE)
         assert bench.turns == turns
         assert found.samples_us == (2, 3, 4, 5, 6)
         assert found.last_run == last
@@ -136,36 +136,35 @@ class TestTurns:
     def test_say_which_run_was_last(self):
         for max_samples in (5, 6, 7, 8):
             bench = Numbered()
-            found = timing(bench.replay, Rule(1, 5, max_samples, 0.0, math.inf), lambda run: None)
+            criterion = replace(NEVER, min_samples=5, max_samples=max_samples)
+            found = time_replay(bench.replay, criterion, lambda run: None)
             assert found.last_run == bench.turns[-1]
 
 
 class TestAnAudit:
-    RULE = Rule(warmup=2, min_samples=5, max_samples=5)
-
-    def audited(self, rule, sweeps=False):
+    def audited(self, rule, flushes_l2=False):
         """The number of the sample that was audited before the one behind it was, and what was measured."""
-        bench, seen = Numbered(sweeps=sweeps), []
+        bench, seen = Numbered(flushes_l2=flushes_l2), []
 
         def audit(run):
             seen.append(len(bench.turns) - 1)
             assert run == bench.turns[-1]
 
-        found = timing(bench.replay, rule, audit)
+        found = time_replay(bench.replay, rule, audit)
         assert bench.turns == [1 - number % 2 for number in range(len(bench.turns))]
         number, behind = seen
         assert behind == number + 1
         return number, found
 
     def test_is_of_any_sample_that_counts(self):
-        assert {self.audited(self.RULE)[0] for _ in range(300)} == {2, 3, 4, 5, 6}
+        assert {self.audited(FIVE)[0] for _ in range(300)} == {2, 3, 4, 5, 6}
 
     def test_is_of_one_that_is_taken_even_if_few_are(self):
-        few = Rule(warmup=1, min_samples=20, max_samples=3)
+        few = StoppingCriterion(warmup=1, min_samples=20, max_samples=3)
         assert {self.audited(few)[0] for _ in range(200)} == {1, 2, 3}
 
     def test_is_drawn_anew_for_each_point_by_no_seed(self):
-        many = Rule(warmup=0, min_samples=1000, max_samples=1000)
+        many = StoppingCriterion(warmup=0, min_samples=1000, max_samples=1000)
         drawn = []
         for _ in range(8):
             np.random.seed(0)
@@ -175,14 +174,14 @@ class TestAnAudit:
 
     def test_costs_each_sample_that_comes_after_one(self):
         for _ in range(30):
-            number, found = self.audited(self.RULE)
+            number, found = self.audited(FIVE)
             assert found.samples_us == tuple(n for n in range(2, 9) if n not in (number + 1, number + 2))[:5]
             assert found.host_us == 10 * statistics.median(found.samples_us)
 
     def test_costs_none_where_a_sweep_comes_before_each(self):
-        more = Rule(warmup=2, min_samples=5, max_samples=6, relative_error=0.0)
+        more = StoppingCriterion(warmup=2, min_samples=5, max_samples=6, relative_error=0.0)
         for _ in range(30):
-            number, found = self.audited(more, sweeps=True)
+            number, found = self.audited(more, flushes_l2=True)
             assert number in range(2, 7)
             assert found.samples_us == (2, 3, 4, 5, 6, 7)
             assert found.host_us == 45
@@ -193,17 +192,17 @@ class TestAnAudit:
 
         bench = Numbered()
         with pytest.raises(IncorrectResult, match="the rows are not there"):
-            timing(bench.replay, self.RULE, audit)
+            time_replay(bench.replay, FIVE, audit)
         assert 3 <= len(bench.turns) <= 7
 
 
 class TestWallClock:
     def test_is_the_host_s_time_of_one_call(self, monkeypatch):
         now = iter(range(1000))
-        monkeypatch.setattr(timer.time, "perf_counter", lambda: next(now) * 0.5)
+        monkeypatch.setattr(wall_clock.time, "perf_counter", lambda: next(now) * 0.5)
         ran = []
-        rule = Rule(warmup=2, min_samples=3, max_samples=3)
-        found = timing(wall_clock([lambda: ran.append(1)], 10, on_gpu=False), rule)
+        rule = StoppingCriterion(warmup=2, min_samples=3, max_samples=3)
+        found = time_replay(wall_clock.make_replay([lambda: ran.append(1)], 10, on_gpu=False), rule)
         # One step of the clock, half a second, for ten calls.
         assert found.samples_us == (50_000.0,) * 3
         assert found.host_us is None
@@ -211,8 +210,8 @@ class TestWallClock:
 
     def test_of_more_work_is_longer(self):
         def busy(steps):
-            rule = Rule(warmup=1, min_samples=5, max_samples=5)
-            return timing(wall_clock([lambda: sum(range(steps))], 1, on_gpu=False), rule)
+            rule = StoppingCriterion(warmup=1, min_samples=5, max_samples=5)
+            return time_replay(wall_clock.make_replay([lambda: sum(range(steps))], 1, on_gpu=False), rule)
 
         few, many = busy(1000), busy(1_000_000)
         assert len(few.samples_us) == 5
@@ -270,22 +269,22 @@ def played(monkeypatch):
     """Puts a GPU that is played where torch's would be."""
 
     def put(gpu):
-        monkeypatch.setattr(timer, "torch", SimpleNamespace(cuda=gpu))
-        monkeypatch.setattr(timer.time, "perf_counter", lambda: gpu.host_s)
+        monkeypatch.setattr(cuda_event, "torch", SimpleNamespace(cuda=gpu))
+        monkeypatch.setattr(cuda_event.time, "perf_counter", lambda: gpu.host_s)
         return gpu
 
     return put
 
 
 class TestCudaEvents:
-    RULE = Rule(warmup=2, min_samples=3, max_samples=3)
+    RULE = StoppingCriterion(warmup=2, min_samples=3, max_samples=3)
 
     def test_are_around_the_calls_of_each_series_and_not_around_sweeps(self, played):
         gpu = played(Gpu())
         calls = [gpu.call(us) for us in (4, 2, 3, 3, 8)]
-        replay = cuda_event(partial(prepare, "no_graph"), [calls], 1, gpu.call(90), eager=False)
+        replay = cuda_event.make_replay(EAGERLY, [calls], 1, gpu.call(90), eager=False)
         # Four calls take 12 us, the one of the short series 8.
-        assert timing(replay, self.RULE).samples_us == pytest.approx([(12 - 8) / 3] * 3)
+        assert time_replay(replay, self.RULE).samples_us == pytest.approx([(12 - 8) / 3] * 3)
         assert replay.calls == 5
         assert not gpu.slept
 
@@ -293,7 +292,7 @@ class TestCudaEvents:
         gpu, made = played(Gpu()), []
         calls = [lambda number=number: made.append(number) for number in range(10)]
         turns, sweep = [calls[:5], calls[5:]], lambda: made.append("sweep")
-        replay = cuda_event(partial(prepare, "no_graph"), turns, 2, sweep, eager=False)
+        replay = cuda_event.make_replay(EAGERLY, turns, 2, sweep, eager=False)
         for turn, first in ((0, 0), (1, 5)):
             whole = ["sweep", first, first + 1, first + 2, "sweep", first + 3, first + 4]
             made.clear()
@@ -306,7 +305,7 @@ class TestCudaEvents:
     def test_are_nodes_of_a_graph_that_each_of_its_replays_records(self, played):
         gpu = played(Gpu())
         sequence = []
-        cuda_event(
+        cuda_event.make_replay(
             lambda calls: sequence.extend(calls) or gpu.call(0), [[gpu.call(1)] * 5], 1, None, eager=False
         )
         events = [
@@ -318,14 +317,12 @@ class TestCudaEvents:
 
     def test_of_eager_calls_come_with_the_host_s_time_for_one(self, played):
         gpu = played(Gpu())
-        replay = cuda_event(
-            partial(prepare, "no_graph"), [[gpu.call(3, 7)] * 10], 2, gpu.call(90, 50), eager=True
-        )
+        replay = cuda_event.make_replay(EAGERLY, [[gpu.call(3, 7)] * 10], 2, gpu.call(90, 50), eager=True)
         replay.runs[0]()  # as verifying does
-        found = timing(replay, self.RULE)
+        found = time_replay(replay, self.RULE)
         assert found.samples_us == pytest.approx([3] * 3)
         assert found.host_us == pytest.approx(7)
-        assert gpu.slept == [timer.FIRST_SPIN_CYCLES] * 5
+        assert gpu.slept == [cuda_event.FIRST_SPIN_CYCLES] * 5
 
     def test_of_calls_that_were_not_queued_in_time_are_taken_again_behind_a_longer_spin(self, played):
         gpu, made = played(Gpu(early=2)), []
@@ -334,21 +331,21 @@ class TestCudaEvents:
             return lambda: (made.append(turn), gpu.call(3, 7)())
 
         turns = [[call(turn)] * 10 for turn in (0, 1)]
-        replay = cuda_event(partial(prepare, "no_graph"), turns, 2, None, eager=True)
+        replay = cuda_event.make_replay(EAGERLY, turns, 2, None, eager=True)
         assert replay.sample(1) == pytest.approx(3)
         # The other run comes between: the calls are to find in their slots what that one has written.
         assert made[::10] == [1, 0, 1, 0, 1]
         assert replay.host_us == pytest.approx([7])
-        assert gpu.slept == [timer.FIRST_SPIN_CYCLES * factor for factor in (1, 2, 4)]
+        assert gpu.slept == [cuda_event.FIRST_SPIN_CYCLES * factor for factor in (1, 2, 4)]
 
     def test_refuse_a_call_that_can_never_be_queued(self, played):
         gpu = played(Gpu(early=math.inf))
-        replay = cuda_event(partial(prepare, "no_graph"), [[gpu.call(3)] * 10], 2, None, eager=True)
+        replay = cuda_event.make_replay(EAGERLY, [[gpu.call(3)] * 10], 2, None, eager=True)
         with pytest.raises(
             Unsupported, match="the call waits for the GPU, so timer=cuda_event cannot queue it"
         ):
             replay.sample(0)
-        assert max(gpu.slept) <= timer.LAST_SPIN_CYCLES
+        assert max(gpu.slept) <= cuda_event.LAST_SPIN_CYCLES
 
 
 @pytest.mark.parametrize("name", ["wall_clock", "none"])

@@ -4,7 +4,7 @@ import pytest
 
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from kvexp.measurement import Measurement, Statistics
-from kvexp.results.rows import RowFile
+from kvexp.results.row_file import RowFile
 from kvexp.tracking import connect, settings
 
 TOKENS = tuple(2**n for n in range(1, 17))
@@ -59,9 +59,8 @@ def measure(experiment):
 
     def rows(*statuses, **columns):
         found = []
-        for case, status in zip(
-            experiment.cases(), [*statuses, *["ok"] * (len(TOKENS) - len(statuses))], strict=True
-        ):
+        every = [*statuses, *["ok"] * (len(TOKENS) - len(statuses))]
+        for case, status in zip(experiment.cases(), every, strict=True):
             at = case.num_tokens / 10
             ok = status == "ok"
             measurement = Measurement(

@@ -69,17 +69,10 @@ def test_the_run_begins_when_its_first_point_did(logged):
 def test_rows_samples_configuration_and_the_figure_are_artifacts(logged, client, store):
     _, child = logged
     run_id = child.info.run_id
-    assert [file.path for file in client.list_artifacts(run_id)] == [
-        "config",
-        "latency.png",
-        "latency.svg",
-        "rows.jsonl",
-        "samples.jsonl",
-    ]
-    assert [file.path for file in client.list_artifacts(run_id, "config")] == [
-        "config/config.yaml",
-        "config/overrides.yaml",
-    ]
+    files = "config latency.png latency.svg rows.jsonl samples.jsonl"
+    assert [file.path for file in client.list_artifacts(run_id)] == files.split()
+    config = ["config/config.yaml", "config/overrides.yaml"]
+    assert [file.path for file in client.list_artifacts(run_id, "config")] == config
     mlruns = Path(store.uri.removeprefix("sqlite:///")).parent
     assert child.info.artifact_uri.startswith((mlruns / "artifacts").as_uri())
 
@@ -176,7 +169,7 @@ def homes(tmp_path, job, measure):
 
 def test_two_sweeps_of_one_name_are_both_sent_and_apart(homes, store, sweep):
     assert [sync.sync(home, store, lambda _: None).sent for home in homes] == [1, 1]
-    assert [sync.sync(home, store, lambda _: None).there for home in homes] == [1, 1]
+    assert [sync.sync(home, store, lambda _: None).already_sent for home in homes] == [1, 1]
     runs = sweep(sweep_folder.name_of(homes[0]))
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert {run.info.run_name for run in parents} == {sweep_folder.name_of(homes[0])}
@@ -193,9 +186,9 @@ def test_a_name_of_several_sweeps_is_read_as_none_of_them(homes, store, sweep, t
     name = sweep_folder.name_of(homes[0])
     ids = [run.info.run_id for run in sweep(name) if "mlflow.parentRunId" not in run.data.tags]
     with pytest.raises(ConfigError, match=f"{name} is the name of 2 sweeps there; give the id of one's run"):
-        fetch.fetch(store.uri, name, tmp_path / "by name")
+        fetch.download_rows(store.uri, name, tmp_path / "by name")
     assert not (tmp_path / "by name").exists()
-    assert fetch.fetch(store.uri, ids[0], tmp_path / "by id")
+    assert fetch.download_rows(store.uri, ids[0], tmp_path / "by id")
     assert [file.name for file in (tmp_path / "by id").rglob("*.jsonl")] == ["rows.jsonl"]
 
 
@@ -203,7 +196,7 @@ def test_a_sweep_without_an_id_is_told_from_one_of_its_name_that_has_one(homes, 
     (homes[0] / sweep_folder.COMMAND).unlink()
     for home in (*homes, *homes):
         sync.sync(home, store, lambda _: None)
-    assert [sync.sync(home, store, lambda _: None).there for home in homes] == [1, 1]
+    assert [sync.sync(home, store, lambda _: None).already_sent for home in homes] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["it's", "a\"b'c", "50%_", "back\\"])
@@ -212,7 +205,7 @@ def test_a_sweep_of_whatever_name_is_sent_once(tmp_path, store, job, measure, sw
     home.mkdir(parents=True)
     shutil.move(job(measure(surprise=1)), home / "0")
     first, second = (sync.sync(home, store, lambda _: None) for _ in range(2))
-    assert (first.sent, first.there, second.sent, second.there) == (1, 0, 0, 1)
+    assert (first.sent, first.already_sent, second.sent, second.already_sent) == (1, 0, 0, 1)
 
 
 def test_a_run_whose_process_died_is_killed_at_the_next_start(store, tracker, sweep):

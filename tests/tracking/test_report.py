@@ -15,9 +15,8 @@ def home(tmp_path, job, measure, request):
     """A sweep's folder: a curve that was timed, and one that was skipped."""
     made = tmp_path / "2026-11-21" / request.node.name
     made.mkdir(parents=True)
-    for number, rows in enumerate(
-        (measure(surprise=1), measure(*["skipped"] * 16, layout="NHD", surprise=1))
-    ):
+    curves = (measure(surprise=1), measure(*["skipped"] * 16, layout="NHD", surprise=1))
+    for number, rows in enumerate(curves):
         shutil.move(job(rows, number), made / str(number))
     return made
 
@@ -61,13 +60,13 @@ def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, 
     client.delete_tag(parent.info.run_id, "kvexp.reported")
     shutil.rmtree(parent.info.artifact_uri.removeprefix("file://"))
     again = sync.sync(home, store, lambda _: None)
-    assert (again.sent, again.there) == (0, 2)
+    assert (again.sent, again.already_sent) == (0, 2)
     assert files(client, parent) == {"report.html", "report.md"}
     assert len(sweep(sweep_folder.id_of(home))) == 1 + len(curves)
 
 
 def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
-    monkeypatch.setattr(artifacts, "report", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(artifacts, "draw_report", lambda *_: pytest.fail("drawn again"))
     sync.sync(home, store, lambda line: pytest.fail(line))
 
 
@@ -106,10 +105,8 @@ def test_of_two_sweeps_of_one_name_the_newer_one_gets_its_own_report(
         tracker.log_curve(folder, experiment.impl.target, rows)
         parents.append(tracker._parent_id)
     tracker.log_report(sweep_id, tmp_path / "drawn")
-    assert [files(client, client.get_run(parent)) for parent in parents] == [
-        set(),
-        {"report.html", "report.md"},
-    ]
+    found = [files(client, client.get_run(parent)) for parent in parents]
+    assert found == [set(), {"report.html", "report.md"}]
 
 
 def test_a_figure_is_there_as_soon_as_its_curve_is(tracker, client, sweep, job, measure, experiment, request):
@@ -137,7 +134,7 @@ def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeyp
     def broken(*_):
         raise RuntimeError("no font was found")
 
-    monkeypatch.setattr(artifacts, "report", broken)
+    monkeypatch.setattr(artifacts, "draw_report", broken)
     said = []
     done = sync.sync(home, store, said.append)
     assert (done.sent, done.refused) == (2, 0)

@@ -11,21 +11,21 @@ import pytest
 
 from kvexp.errors import TrackingError
 from kvexp.tracking import settings
-from kvexp.tracking.subprocess_tracker import Remote
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from tests.helpers.processes import ended
 
 
 @pytest.fixture
 def remote():
-    made = Remote()
+    made = SubprocessTracker()
     yield made
     made.close()
 
 
 @pytest.fixture
 def connected(remote, store):
-    remote.begin(store)
-    return remote.connected()
+    remote.connect(store)
+    return remote.wait()
 
 
 def test_another_process_sends_a_sweep_as_this_one_would(
@@ -87,10 +87,10 @@ def test_after_trouble_nothing_more_is_asked_than_to_end(connected, sweep, job, 
 def test_it_is_ready_when_it_has_answered_what_it_was_asked(remote, store, request):
     assert remote.ready()
     os.kill(remote._process.pid, signal.SIGSTOP)
-    remote.begin(store)
+    remote.connect(store)
     assert not remote.ready()
     os.kill(remote._process.pid, signal.SIGCONT)
-    connected = remote.connected()
+    connected = remote.wait()
     assert connected.ready()
     os.kill(remote._process.pid, signal.SIGSTOP)
     connected.start_sweep(request.node.name, "python -m kvexp")
@@ -108,7 +108,7 @@ def test_a_curve_is_not_stored_of_a_sweep_that_could_not_begin(
     connected.start_sweep("another one", "python -m kvexp")
     connected.settle()
     connected.start_sweep(name, "python -m kvexp", began_ms=[1])  # which the database refuses
-    connected._ask("log_curve", job(rows), experiment.impl.target, rows)
+    connected._send("log_curve", job(rows), experiment.impl.target, rows)
     with pytest.raises(TrackingError, match="cannot be used"):
         connected.settle()
     assert sweep(name) == []
@@ -117,7 +117,7 @@ def test_a_curve_is_not_stored_of_a_sweep_that_could_not_begin(
 
 def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, sweep, request):
     name = request.node.name
-    connected._ask("start_sweep", name, "")
+    connected._send("start_sweep", name, "")
     assert connected.missing(name, []) == []
     connected.end_sweep("KILLED")
     (parent,) = sweep(name)
@@ -125,11 +125,11 @@ def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, s
 
 
 def test_trouble_crosses_whole(remote):
-    remote.begin(settings("server", "http://me:secret@127.0.0.1:9", None, "kvexp", {}))
+    remote.connect(settings("server", "http://me:secret@127.0.0.1:9", None, "kvexp", {}))
     with pytest.raises(
         TrackingError, match=r"the tracking store http://me:\*\*\*@127\.0\.0\.1:9 cannot"
     ) as raised:
-        remote.connected()
+        remote.wait()
     assert raised.value.unreachable
 
 
@@ -139,18 +139,18 @@ def test_a_process_that_was_killed_is_a_store_out_of_reach(remote, when):
     if when == "before":
         remote._process.kill()
         remote._process.wait()
-    remote.begin(found)
+    remote.connect(found)
     remote._process.kill()
     with pytest.raises(
         TrackingError, match=r"sqlite:////nowhere/mlflow\.db cannot be used: its process"
     ) as raised:
-        remote.connected()
+        remote.wait()
     assert raised.value.unreachable
 
 
 def test_it_ends_at_once_where_nothing_was_asked(monkeypatch):
     monkeypatch.setattr("kvexp.tracking.subprocess_tracker.END_SECONDS", 600)  # no patience is spent
-    made = Remote()
+    made = SubprocessTracker()
     begin = time.monotonic()
     made.close()
     assert time.monotonic() - begin < 60
@@ -162,8 +162,8 @@ def test_it_ends_soon_where_a_server_never_answers(monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
-        made = Remote()
-        made.begin(settings("server", f"http://127.0.0.1:{silent.getsockname()[1]}", None, "kvexp", {}))
+        made = SubprocessTracker()
+        made.connect(settings("server", f"http://127.0.0.1:{silent.getsockname()[1]}", None, "kvexp", {}))
         begin = time.monotonic()
         made.close()
     assert time.monotonic() - begin < 5  # MLflow's own patience is longer
@@ -173,9 +173,9 @@ def test_it_ends_soon_where_a_server_never_answers(monkeypatch):
 def test_it_ends_with_its_parent():
     parent = """
 import os, signal
-from kvexp.tracking.subprocess_tracker import Remote
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 
-made = Remote()
+made = SubprocessTracker()
 print(made._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -195,8 +195,8 @@ def test_signals_to_all_processes_of_a_sweep_leave_the_store_to_its_parent(conne
 def test_a_database_that_a_dead_process_made_in_part_is_made_anew(remote, tmp_path):
     for name in ("mlflow.db.new", "mlflow.db.new-journal"):
         (tmp_path / name).write_text("a part")
-    remote.begin(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
-    connected = remote.connected()
+    remote.connect(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
+    connected = remote.wait()
     connected.start_sweep("a", "python -m kvexp")
     connected.settle()
     assert [file.name for file in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]

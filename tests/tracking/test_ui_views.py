@@ -31,7 +31,7 @@ def test_an_experiment_has_its_views_and_is_none_of_genai(tracker, tags):
 
 
 def test_no_view_is_longer_than_a_tag_may_be():
-    assert max(map(len, ui_views.tags(0).values())) < 5000
+    assert max(map(len, ui_views.make_tags(0).values())) < 5000
 
 
 def test_the_columns_are_params_tags_and_metrics_that_curves_have(
@@ -63,10 +63,10 @@ def test_what_a_person_wrote_and_chose_stays(store, client, tags):
     assert tags("described")["mlflow.note.content"] == "Mine."
     assert "'kept'" in state(tags("described")[ui_views.TAG + ui_views.LAST])["searchFilter"]
     file = store.uri.removeprefix("sqlite:///")
-    assert sqlite.experiments(sqlite.Path(file), ui_views.TAG + ui_views.LAST)["described"] == made
+    assert sqlite.find_experiments(sqlite.Path(file), ui_views.TAG + ui_views.LAST)["described"] == made
 
 
 def test_a_page_names_the_experiment_the_view_and_the_kind_of_work():
-    assert ui_views.page("7") == (
+    assert ui_views.page_path("7") == (
         "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=kvexp-last"
     )

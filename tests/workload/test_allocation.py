@@ -16,7 +16,7 @@ class TestSlotMappings:
     def test_that_are_contiguous_follow_one_another(self):
         with tiny_curve.memory(slots="contiguous") as held:
             tensors = build(tiny_curve.case(slots="contiguous", num_tokens=3), held, 3)
-            tensors.renew(TIMED)
+            tensors.redraw(TIMED)
             assert tensors.slot_mappings.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
 
     @pytest.mark.parametrize("padding", [0.0, 0.3])
@@ -43,7 +43,7 @@ class TestPaddedMappings:
         with tiny_curve.memory() as held:
             tensors = self.padded(held, padding_at)
             bare = build(tiny_curve.case(num_tokens=10), held, 2)
-            kept = tensors.kept.tolist()
+            kept = tensors.unpadded.tolist()
             others = [token for token in range(10) if token not in kept]
             assert len(kept) == 6
             assert (tensors.slot_mappings[:, others] == NO_SLOT).all()
@@ -51,7 +51,7 @@ class TestPaddedMappings:
             assert torch.equal(tensors.written_slots(2), tensors.slot_mappings[:, kept])
             assert tensors.written_slots(1).shape == (1, 6)
 
-    def test_that_are_changed_are_seen_wherever(self, padding_at):
+    def test_changes_anywhere_are_noticed(self, padding_at):
         with tiny_curve.memory() as held:
             tensors = self.padded(held, padding_at)
             assert tensors.unchanged()

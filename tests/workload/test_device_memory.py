@@ -21,7 +21,7 @@ def refusal(monkeypatch, free, **chosen):
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("layout", compose.options("layout"))
-def test_what_is_needed_is_cache_inputs_slots_and_work(monkeypatch, layout, num_layers):
+def test_cache_inputs_slots_and_working_memory_are_needed(monkeypatch, layout, num_layers):
     rows = num_layers * 1000 * 16 * 2 * (32 + 32) * 2
     slots = 1000 * 16 * 32
     # One row more than tokens: the second set of inputs begins there.
@@ -37,7 +37,7 @@ def test_what_is_needed_is_cache_inputs_slots_and_work(monkeypatch, layout, num_
 
 
 @pytest.mark.parametrize("rows", inputs.KINDS)
-def test_what_the_inputs_need_is_what_they_take(monkeypatch, rows):
+def test_the_inputs_take_the_bytes_that_were_checked(monkeypatch, rows):
     chosen = {"rows": rows, "num_query_heads": 7, "extra_tokens": 9}
     with tiny_curve.memory(**chosen) as held:
         input_bytes = held.inputs.numel() * held.inputs.itemsize
@@ -45,16 +45,16 @@ def test_what_the_inputs_need_is_what_they_take(monkeypatch, rows):
     assert f"need {needed} bytes" in refusal(monkeypatch, 0, **chosen)
 
 
-def test_nothing_is_advised_where_not_one_block_fits(monkeypatch):
+def test_no_number_is_advised_if_not_even_one_block_fits(monkeypatch):
     assert refusal(monkeypatch, device_memory.WORKING_BYTES).endswith(": no number of blocks would fit")
 
 
-def test_what_is_free_is_what_the_machine_can_give():
+def test_free_bytes_are_those_that_the_machine_has():
     assert 0 < device_memory.free_bytes("cpu") <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("more", "asked"), [(0, 0), (1, 1)])
-def test_what_torch_keeps_for_later_goes_back_where_it_is_more_than_work_takes(monkeypatch, more, asked):
+def test_unused_memory_of_torch_is_returned_beyond_the_working_memory(monkeypatch, more, asked):
     given = []
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 7 + device_memory.WORKING_BYTES + more)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 7)

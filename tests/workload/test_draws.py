@@ -33,7 +33,7 @@ def test_a_draw_is_always_the_same_and_unlike_the_others(slots, dtype, padding, 
         tensors = build(tiny_curve.case(**chosen), memory, 2)
         drawn = {}
         for draw in (*DRAWS, *reversed(DRAWS), LAST, TIMED):
-            tensors.renew(draw)
+            tensors.redraw(draw)
             assert alike(drawn.setdefault(draw, seen(tensors)), seen(tensors)) == [True] * 4
         # Rows of eight bits are stored as they are, whatever their scales: those stay one.
         rescaled = not dtype.startswith("fp8")
@@ -51,13 +51,13 @@ def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks,
     with tiny_curve.memory(**chosen) as memory:
         tensors = build(tiny_curve.case(**chosen), memory, 1)
         for draw in DRAWS:
-            tensors.renew(draw)
+            tensors.redraw(draw)
             found = tensors.slot_mappings[0]
             assert len(found.unique()) == chosen["num_tokens"]
-        tensors.renew(TIMED)
+        tensors.redraw(TIMED)
         timed = tensors.slot_mappings.clone()
         for draw in (BOUND, LAST):
-            tensors.renew(draw)
+            tensors.redraw(draw)
             assert not torch.equal(tensors.slot_mappings, timed)
 
 
@@ -66,10 +66,10 @@ def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks,
 def test_slots_in_a_row_begin_at_another_block_and_stay_in_a_row(slots, draw):
     with tiny_curve.memory(slots=slots, num_tokens=128) as memory:
         tensors = build(tiny_curve.case(slots=slots, num_tokens=128), memory, 1)
-        tensors.renew(TIMED)
+        tensors.redraw(TIMED)
         first = tensors.slot_mappings[0].tolist()
         assert first == (list(range(128)) if slots == "contiguous" else list(range(127, -1, -1)))
-        tensors.renew(draw)
+        tensors.redraw(draw)
         found = tensors.slot_mappings[0].tolist()
         moved = (found[0] - first[0]) % 128
         assert moved % 16 == 0
@@ -82,7 +82,7 @@ def test_slots_in_a_row_of_one_block_begin_at_another_slot():
     with tiny_curve.memory(**chosen) as memory:
         tensors = build(tiny_curve.case(**chosen), memory, 1)
         for draw in (BOUND, LAST):
-            tensors.renew(draw)
+            tensors.redraw(draw)
             begin = int(tensors.slot_mappings[0, 0])
             assert begin != 0
             assert tensors.slot_mappings[0].tolist() == [(begin + i) % 64 for i in range(8)]
@@ -96,14 +96,14 @@ def test_padding_stays_where_it_was(padding_at):
         padded = tensors.slot_mappings == NO_SLOT
         assert int(padded.sum()) == 3 * 4
         for draw in DRAWS:
-            tensors.renew(draw)
+            tensors.redraw(draw)
             assert torch.equal(tensors.slot_mappings == NO_SLOT, padded)
             assert (tensors.written_slots(3) >= 0).all()
             assert len(tensors.written_slots(3).unique()) == 3 * 6
 
 
 @pytest.mark.parametrize("padding", [0.0, 0.4])
-def test_data_change_in_place_and_nothing_tells_that_they_did(padding):
+def test_data_change_in_place_and_no_version_counter_does(padding):
     """Tensors stay where they are, and of the same version: as if a kernel had written them."""
     chosen = {"num_tokens": 10, "padding": padding, "kv_cache_dtype": "fp8", "scale": "per_head"}
     with tiny_curve.memory(**chosen) as memory:
@@ -112,22 +112,22 @@ def test_data_change_in_place_and_nothing_tells_that_they_did(padding):
         given = (tensors.key, tensors.value, window.key, window.value)
         given += (tensors.slot_mappings[0], tensors.slot_mappings[1], tensors.k_scale, tensors.v_scale)
         before = [(t.data_ptr(), t._version, t.clone()) for t in given]
-        tensors.renew(TIMED)
+        tensors.redraw(TIMED)
         for tensor, (address, version, held) in zip(given, before, strict=True):
             assert (tensor.data_ptr(), tensor._version) == (address, version)
             assert not torch.equal(tensor, held)
 
 
-def test_what_is_drawn_is_what_the_inputs_are_meant_to_be():
+def test_a_draw_seals_the_inputs():
     with tiny_curve.memory(kv_cache_dtype="fp8") as memory:
         tensors = build(tiny_curve.case(num_tokens=3, kv_cache_dtype="fp8"), memory, 2)
         for draw in DRAWS:
-            tensors.renew(draw)
+            tensors.redraw(draw)
             assert tensors.unchanged(others=True)
         memory.inputs[-1] = 7
         assert tensors.unchanged()
         assert not tensors.unchanged(others=True)
-        tensors.renew(TIMED)
+        tensors.redraw(TIMED)
         assert not tensors.unchanged(others=True)
 
 
@@ -137,7 +137,7 @@ def test_scales_follow_the_point_s_own_rows(dtype, scale):
     chosen = {"dtype": dtype, "kv_cache_dtype": "fp8", "scale": scale}
     with tiny_curve.memory(**chosen) as memory:
         tensors = build(tiny_curve.case(**chosen, num_tokens=3), memory, 1, 2, 1)
-        tensors.renew(LAST)
+        tensors.redraw(LAST)
         over = (0, 2) if scale == "per_head" else (0, 1, 2)
         for rows, found in ((tensors.rows.key, tensors.k_scale), (tensors.rows.value, tensors.v_scale)):
             assert len(rows) == 4
@@ -146,7 +146,7 @@ def test_scales_follow_the_point_s_own_rows(dtype, scale):
 
 @pytest.mark.parametrize("rows", inputs.KINDS)
 @pytest.mark.parametrize("dtype", compose.options("dtype"))
-def test_what_is_timed_depends_on_the_point_alone(rows, dtype):
+def test_timed_data_depend_only_on_the_point(rows, dtype):
     """Not on the curve's other points, nor on what was drawn before."""
     kv_cache_dtype = dtype if dtype.startswith("fp8") else "fp8"
     chosen = {"rows": rows, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "num_query_heads": 3}
@@ -158,7 +158,7 @@ def test_what_is_timed_depends_on_the_point_alone(rows, dtype):
                 case = tiny_curve.case(**sizes, num_tokens=tokens)
                 tensors = build(case, memory, 1, 2, inputs.window_step(case, memory.inputs.itemsize))
                 if len(curve) > 1:
-                    build(tiny_curve.case(**sizes, num_tokens=others[-1]), memory, 1).renew(LAST)
-                tensors.renew(TIMED)
+                    build(tiny_curve.case(**sizes, num_tokens=others[-1]), memory, 1).redraw(LAST)
+                tensors.redraw(TIMED)
                 found.append(seen(tensors))
         assert alike(*found) == [True] * 4

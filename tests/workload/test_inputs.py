@@ -28,7 +28,7 @@ def test_all_elements_have_places_of_their_own(rows, dtype):
         step = inputs.window_step(held.largest, held.inputs.itemsize)
         assert held.rows.key.shape == (52 + step, 2, 32)
         assert held.rows.value.shape == (52 + step, 2, 48)
-        assert held.inputs.numel() == inputs.items(held.largest, held.inputs.itemsize)
+        assert held.inputs.numel() == inputs.count_items(held.largest, held.inputs.itemsize)
         every = torch.cat([places(held, plane).flatten() for plane in (held.rows.key, held.rows.value)])
         assert len(every.unique()) == held.rows.key.numel() + held.rows.value.numel()
         for plane in (held.rows.key, held.rows.value):

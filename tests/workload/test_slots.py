@@ -36,7 +36,7 @@ def test_every_slot_is_there_once(slots, num_blocks, block_size):
 
 
 @pytest.mark.parametrize("slots", ["random", "decode", "prefill"])
-def test_a_seed_draws_one_order(slots):
+def test_a_seed_determines_the_order(slots):
     assert torch.equal(order(slots, seed=3), order(slots, seed=3))
     assert not torch.equal(order(slots, seed=3), order(slots, seed=4))
 
@@ -46,7 +46,7 @@ def test_contiguous_ascends_and_reversed_descends():
     assert order("reversed").tolist() == list(range(2047, -1, -1))
 
 
-def test_random_has_no_stretches_to_speak_of():
+def test_random_has_hardly_any_runs():
     assert len(runs(order("random"))) > 2000
 
 
@@ -109,7 +109,7 @@ class TestTooFewSlots:
 class TestPadding:
     def kept(self, num_tokens, padding, padding_at="end", seed=0):
         chosen = {"num_tokens": num_tokens, "padding": padding, "padding_at": padding_at, "seed": seed}
-        found = patterns.kept(tiny_curve.case(**chosen), CPU)
+        found = patterns.draw_unpadded(tiny_curve.case(**chosen), CPU)
         return None if found is None else found.tolist()
 
     def test_there_is_none_unless_it_is_asked_for(self):

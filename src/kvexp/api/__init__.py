@@ -1,16 +1,18 @@
-"""The ops as library functions: validated, then launched as the pipeline launches them.
+"""Offer the ops as library functions that validate a call and launch it as the pipeline does.
 
-An eager call validates what can be known without looking into memory, and launches on torch's current
-stream. What was valid once is valid again for tensors of the same types, sizes and strides, so that a later
-call of a kind costs little more than its launch. Under torch.compile, and wherever torch's operators are
-traced, the registered op `torch.ops.kvexp` takes its place.
+Imports nothing of kvexp but bench, impl, op, layout and experiment and the modules below them.
 
-All three raise TypeError for an argument of the wrong type, and ValueError for one whose shape, strides,
-device or word will not do, or where the implementation cannot; the message names the argument.
+An eager call validates what can be checked without reading memory, and launches on torch's current stream. A
+later call with tensors of the same dtypes, sizes and strides is not validated again and costs little more
+than its launch. Under torch.compile, and wherever torch's operators are traced, the registered op
+`torch.ops.kvexp` takes its place.
+
+All three raise TypeError for an argument of the wrong type, and ValueError for one of a wrong shape, stride,
+device or name, or where the implementation cannot do the call; the message names the argument.
 """
 
 from kvexp.api.caches import KVCache, allocate, allocate_layers, select_layout, stride_order
-from kvexp.api.dispatch import one_cache, two_caches
+from kvexp.api.dispatch import make_one_cache_function, make_two_cache_function
 from kvexp.api.torch_library import ONE_CACHE, TWO_CACHES, register
 from kvexp.api.verification import verify
 
@@ -36,39 +38,39 @@ _OTHERS = """
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An argument will not do, or the implementation cannot.
+        ValueError: An argument is invalid, or the implementation cannot do the call.
     """
 
-reshape_and_cache = two_caches(
+reshape_and_cache = make_two_cache_function(
     "reshape_and_cache",
-    """Each token's key and value are in its slot of a head-major cache.
+    """Write each token's key and value into its slot of a head-major cache.
 
     Args:
         key: `[>= num_tokens, num_heads, head_size]`; rows may be any distance apart.
         value: The same.
-        key_cache: `[num_blocks, num_heads, head_size / x, block_size, x]`, x the items of 16 bytes; written.
+        key_cache: `[num_blocks, num_heads, head_size / x, block_size, x]`, x the items in 16 bytes; written.
         value_cache: `[num_blocks, num_heads, head_size, block_size]`; written."""
     + _OTHERS,
 )
 
-reshape_and_cache_flash = two_caches(
+reshape_and_cache_flash = make_two_cache_function(
     "reshape_and_cache_flash",
     """Write each token's key and value into its slot of two caches of FlashAttention's shape.
 
-    A key cache of five dims is a head-major one: the call is then that of `reshape_and_cache`.
+    With a key cache of five dims, which is head-major, the call is one of `reshape_and_cache`.
 
     Args:
         key: `[>= num_tokens, num_heads, head_size]`; rows may be any distance apart.
         value: The same.
         key_cache: `[num_blocks, block_size, num_heads, head_size]`, the last dim contiguous, or head-major as
             `reshape_and_cache` takes it; written.
-        value_cache: The same, of equal strides, or head-major with its key cache; written."""
+        value_cache: The same with equal strides, or head-major as the key cache is; written."""
     + _OTHERS,
 )
 
-reshape_and_cache_flash_diffkv = one_cache(
+reshape_and_cache_flash_diffkv = make_one_cache_function(
     "reshape_and_cache_flash_diffkv",
-    """Each token's key and value are in its slot of one cache, K then V in the last dim.
+    """Write each token's key and value into its slot of one cache, K then V in the last dim.
 
     Args:
         key: `[>= num_tokens, num_heads, head_size]`; rows may be any distance apart.

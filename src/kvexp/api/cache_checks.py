@@ -1,4 +1,4 @@
-"""What the caches of a call must be; each function returns the cache's slots or raises ValueError."""
+"""Check the caches of a call; each check returns the number of slots or raises ValueError."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,26 +9,26 @@ from torch import Tensor
 from kvexp.layout.head_major import PIECE_BYTES
 
 
-def lies(tensor: Tensor, strides: Sequence[int | None]) -> bool:
-    """Whether it has these strides; None is any, and so is the stride of a dim of one element, or of none."""
+def has_strides(tensor: Tensor, strides: Sequence[int | None]) -> bool:
+    """Return whether the tensor has these strides; None, and any dim of one element or none, matches all."""
     return not tensor.numel() or all(
         size == 1 or wanted is None or stride == wanted
         for size, stride, wanted in zip(tensor.shape, tensor.stride(), strides, strict=True)
     )
 
 
-def sizes(tensor: Tensor) -> str:
-    """Its shape as it is written."""
+def format_shape(tensor: Tensor) -> str:
+    """Return the shape as an error shows it."""
     return str(list(tensor.shape))
 
 
-def short(dtype: torch.dtype) -> str:
-    """Its name as people say it."""
+def format_dtype(dtype: torch.dtype) -> str:
+    """Return the dtype's name without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
-def op_of_caches(op: str, key_cache: Any) -> str:
-    """Return the op that writes such a key cache: one of five dims is head-major, whatever was called.
+def find_op(op: str, key_cache: Any) -> str:
+    """Return the op that writes such a key cache: a cache of five dims is head-major.
 
     The launcher of vLLM's Triton kernel for the flash op decides by the same dims.
     """
@@ -36,19 +36,21 @@ def op_of_caches(op: str, key_cache: Any) -> str:
     return "reshape_and_cache" if op == "reshape_and_cache_flash" and five else op
 
 
-def flash(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
-    """Two caches of FlashAttention's shape fit the rows."""
+def check_flash(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
+    """Check that two caches of FlashAttention's shape fit the rows."""
     if key_cache.dim() != 4:
         _, num_heads, head_size = key.shape
         raise ValueError(
             f"key_cache must be [num_blocks, block_size, {num_heads}, {head_size}], or head-major "
-            f"[num_blocks, {num_heads}, {head_size} / x, block_size, x], not {sizes(key_cache)}"
+            f"[num_blocks, {num_heads}, {head_size} / x, block_size, x], not {format_shape(key_cache)}"
         )
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
         _check_flash_cache(name, cache, key.shape[1], key.shape[2], "head_size")
     if value_cache.shape != key_cache.shape:
-        raise ValueError(f"value_cache must be {sizes(key_cache)} as key_cache is, not {sizes(value_cache)}")
-    if not lies(value_cache, key_cache.stride()):
+        raise ValueError(
+            f"value_cache must be {format_shape(key_cache)} as key_cache is, not {format_shape(value_cache)}"
+        )
+    if not has_strides(value_cache, key_cache.stride()):
         raise ValueError(
             f"value_cache must have the strides of key_cache, {key_cache.stride()}, "
             f"not {value_cache.stride()}"
@@ -56,8 +58,8 @@ def flash(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) ->
     return key_cache.shape[0] * key_cache.shape[1]
 
 
-def diffkv(key: Tensor, value: Tensor, kv_cache: Tensor) -> int:
-    """One cache of K then V fits the rows."""
+def check_diffkv(key: Tensor, value: Tensor, kv_cache: Tensor) -> int:
+    """Check that one cache of K then V fits the rows."""
     width = key.shape[2] + value.shape[2]
     _check_flash_cache("kv_cache", kv_cache, key.shape[1], width, "head_size + head_size_v")
     return kv_cache.shape[0] * kv_cache.shape[1]
@@ -67,15 +69,15 @@ def _check_flash_cache(name: str, cache: Tensor, num_heads: int, width: int, wha
     if cache.dim() != 4 or tuple(cache.shape[2:]) != (num_heads, width):
         raise ValueError(
             f"{name} must be [num_blocks, block_size, {num_heads}, {width}] (num_heads, {what}), "
-            f"not {sizes(cache)}"
+            f"not {format_shape(cache)}"
         )
-    if not lies(cache, (None, None, None, 1)):
+    if not has_strides(cache, (None, None, None, 1)):
         raise ValueError(f"{name} must have a contiguous last dim, not the strides {cache.stride()}")
     _check_own_memory(name, cache)
 
 
-def head_major(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
-    """Two head-major caches fit the rows."""
+def check_head_major(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor) -> int:
+    """Check that two head-major caches fit the rows."""
     _, num_heads, head_size = key.shape
     x = PIECE_BYTES // key_cache.itemsize
     if head_size % x:
@@ -83,18 +85,20 @@ def head_major(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tenso
     if value_cache.dim() != 4 or tuple(value_cache.shape[1:3]) != (num_heads, head_size):
         raise ValueError(
             f"value_cache must be [num_blocks, {num_heads}, {head_size}, block_size], "
-            f"not {sizes(value_cache)}"
+            f"not {format_shape(value_cache)}"
         )
     num_blocks, _, _, block_size = value_cache.shape
     wanted = (num_blocks, num_heads, head_size // x, block_size, x)
     if tuple(key_cache.shape) != wanted:
-        raise ValueError(f"key_cache must be {list(wanted)} to fit value_cache, not {sizes(key_cache)}")
+        raise ValueError(
+            f"key_cache must be {list(wanted)} to fit value_cache, not {format_shape(key_cache)}"
+        )
     inside = (head_size * block_size, block_size * x, x, 1)
     for name, cache, strides in (
         ("key_cache", key_cache, (None, *inside)),
         ("value_cache", value_cache, (None, head_size * block_size, block_size, 1)),
     ):
-        if not lies(cache, strides):
+        if not has_strides(cache, strides):
             raise ValueError(
                 f"{name} must be contiguous inside a block, not have the strides {cache.stride()}"
             )
@@ -103,9 +107,9 @@ def head_major(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tenso
 
 
 CACHES: dict[str, Callable[..., int]] = {
-    "reshape_and_cache": head_major,
-    "reshape_and_cache_flash": flash,
-    "reshape_and_cache_flash_diffkv": diffkv,
+    "reshape_and_cache": check_head_major,
+    "reshape_and_cache_flash": check_flash,
+    "reshape_and_cache_flash_diffkv": check_diffkv,
 }
 
 

@@ -1,4 +1,4 @@
-"""Caches as the layouts lay them out, for those who allocate their own."""
+"""Allocate caches in any layout, and select a layout."""
 
 import functools
 import importlib
@@ -13,21 +13,20 @@ import torch
 from torch import Tensor
 
 from kvexp.api import checks
-from kvexp.api.cache_checks import CACHES, short
+from kvexp.api.cache_checks import CACHES, format_dtype
 from kvexp.errors import ConfigError
 from kvexp.layout import Layout, Plane, selection
 from kvexp.layout.selection import Selection
 
 CLASSES = {
-    "NHD": "kvexp.layout.nhd.NHD",
-    "HND": "kvexp.layout.hnd.HND",
-    "NHD_packed": "kvexp.layout.nhd_packed.NHDPacked",
-    "HND_packed": "kvexp.layout.hnd_packed.HNDPacked",
-    "BHLNC": "kvexp.layout.bhlnc.BHLNC",
-    "LHBNC": "kvexp.layout.lhbnc.LHBNC",
+    "NHD": "kvexp.layout.flash.NHD",
+    "HND": "kvexp.layout.flash.HND",
+    "NHD_packed": "kvexp.layout.flash.NHDPacked",
+    "HND_packed": "kvexp.layout.flash.HNDPacked",
+    "BHLNC": "kvexp.layout.flash.BHLNC",
+    "LHBNC": "kvexp.layout.flash.LHBNC",
     "head_major": "kvexp.layout.head_major.HeadMajor",
 }
-
 
 OPS = tuple(CACHES)
 
@@ -38,7 +37,7 @@ class KVCache(NamedTuple):
     Attributes:
         key_cache: K's plane, in the shape that the ops take.
         value_cache: V's plane.
-        kv_cache: Both as one tensor, K then V in the last dim; None where they are apart.
+        kv_cache: Both as one tensor, K then V in the last dim; None where they are separate.
     """
 
     key_cache: Tensor
@@ -59,14 +58,14 @@ class _Sizes:
 def stride_order(layout: str) -> tuple[int, ...]:
     """Return the dims of a cache's logical shape in the order of its memory, the outermost first.
 
-    The logical shape is `[num_blocks, 2, block_size, num_heads, head_size]`, and of the packed layouts
-    `[num_blocks, block_size, num_heads, head_size + head_size_v]`. It is that of one layer, so that the order
-    of `BHLNC` is that of `HND_packed`.
+    The logical shape is `[num_blocks, 2, block_size, num_heads, head_size]`, or for packed layouts
+    `[num_blocks, block_size, num_heads, head_size + head_size_v]`. It is that of one layer, so the order of
+    `BHLNC` is that of `HND_packed`.
 
     Raises:
         ValueError: There is no such layout, or it has no such shape.
     """
-    order = layout_of(layout).stride_order
+    order = load_layout(layout).stride_order
     if order is None:
         raise ValueError(
             f"layout {layout!r} holds K and V in tensors of different shapes: it has no stride order"
@@ -85,20 +84,20 @@ def select_layout(
     wish, NHD.
 
     Args:
-        op: Who will write the cache.
+        op: The op that will write the cache.
         wish: The layout that the KV-transfer connector asks for, if any.
-        environ: Taken for the environment.
+        environ: Environment variables; by default the process's.
 
     Raises:
-        ValueError: A variable names a layout that is not there.
+        ValueError: A variable names an unknown layout.
     """
     try:
-        found = os.environ if environ is None else environ
+        variables = os.environ if environ is None else environ
         if op not in OPS:
             raise ValueError(f"op must be one of {', '.join(OPS)}, not {op!r}")
         if wish is not None:
-            layout_of(wish)
-        return selection.select(op, found, "the connector", wish)
+            load_layout(wish)
+        return selection.select(op, variables, "the connector", wish)
     except ConfigError as error:
         raise ValueError(str(error)) from error
 
@@ -115,7 +114,7 @@ def allocate(
     kv_cache_dtype: str = "auto",
     device: torch.device | str = "cuda",
 ) -> KVCache:
-    """A layer's cache in the layout, all zeros; see `allocate_layers`."""
+    """Return a layer's cache in the layout, all zeros; see `allocate_layers`."""
     (cache,) = allocate_layers(
         1,
         layout,
@@ -146,24 +145,24 @@ def allocate_layers(
 ) -> list[KVCache]:
     """Return the caches of several layers, all zeros, in one allocation.
 
-    The layers share each block; in `LHBNC` and `head_major` each layer is whole.
+    The layers share each block; in `LHBNC` and `head_major` each layer has blocks of its own.
 
     Args:
-        num_layers: How many.
+        num_layers: Number of layers.
         layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC` or `head_major`.
-        num_blocks: Blocks.
+        num_blocks: Number of blocks.
         block_size: Slots of a block.
         num_heads: KV heads.
         head_size: Elements of a key head.
-        head_size_v: Elements of a value head; None: as many.
-        dtype: The items for `auto`; fp8 caches are uint8.
+        head_size_v: Elements of a value head; by default `head_size`.
+        dtype: Type of the items for `auto`; fp8 caches are uint8.
         kv_cache_dtype: `auto`, `fp8`, `fp8_e4m3` or `fp8_e5m2`.
-        device: Where.
+        device: The caches' device.
 
     Raises:
-        ValueError: A size is not positive, or a word is unknown.
+        ValueError: A size is not positive, or a name is unknown.
     """
-    made = layout_of(layout)
+    made = load_layout(layout)
     sizes = _sizes(
         num_blocks=num_blocks,
         block_size=block_size,
@@ -173,8 +172,8 @@ def allocate_layers(
         num_layers=num_layers,
     )
     if dtype not in checks.SOURCES:
-        raise TypeError(f"dtype must be one of {', '.join(map(short, checks.SOURCES))}, not {dtype!r}")
-    item = dtype if checks.resolved_format(kv_cache_dtype) == "auto" else torch.uint8
+        raise TypeError(f"dtype must be one of {', '.join(map(format_dtype, checks.SOURCES))}, not {dtype!r}")
+    item = dtype if checks.resolve_format(kv_cache_dtype) == "auto" else torch.uint8
     if made.shape == "head_major" and sizes.head_size % (16 // item.itemsize):
         raise ValueError(
             f"head_size {sizes.head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
@@ -184,18 +183,18 @@ def allocate_layers(
 
 
 def _sizes(**given: SupportsIndex) -> _Sizes:
-    """Return the sizes as ints of Python.
+    """Return the sizes as Python ints.
 
     Raises:
-        ValueError: One is no positive whole number.
+        ValueError: A size is not a positive whole number.
     """
     return _Sizes(**{name: _size(name, size) for name, size in given.items()})
 
 
 def _size(name: str, given: SupportsIndex) -> int:
-    # A bool is an int to Python, and reading a tensor would wait for its device.
+    # To Python a bool is an int, and reading a tensor would wait for its device.
     is_number = hasattr(given, "__index__") and not isinstance(given, bool | Tensor)
-    with suppress(TypeError):  # numpy's arrays of several numbers
+    with suppress(TypeError):  # arrays of several numbers
         if is_number and (size := operator.index(given)) > 0:
             return size
     raise ValueError(f"{name} must be a positive whole number, not {given!r}")
@@ -212,7 +211,7 @@ def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCach
 
 
 @functools.cache
-def layout_of(name: str) -> Layout:
+def load_layout(name: str) -> Layout:
     """Return the layout of that name.
 
     Raises:

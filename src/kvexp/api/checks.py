@@ -1,4 +1,4 @@
-"""What a call's arguments must be; each error names the argument, what it is and what it can be."""
+"""Check the arguments of a call; each error names the argument, what it is and what it can be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 from kvexp.api import cache_checks
-from kvexp.api.cache_checks import lies, short, sizes
+from kvexp.api.cache_checks import format_dtype, format_shape, has_strides
 from kvexp.op.quantize import FORMATS
 
-SOURCES = (torch.float16, torch.bfloat16, torch.float32, *(wanted.dtype for wanted in FORMATS.values()))
+SOURCES = (torch.float16, torch.bfloat16, torch.float32, *(target.dtype for target in FORMATS.values()))
 ALIASES = {"fp8": "fp8_e4m3"}
 
 
 @dataclass(frozen=True)
-class Valid:
-    """A call whose arguments will do.
+class ValidCall:
+    """A call whose arguments are valid.
 
     Attributes:
-        arguments: The op's, with the format instead of its alias.
+        arguments: The op's, with the format's alias resolved.
         num_tokens: Length of `slot_mapping`.
         num_slots: Slots of the cache.
-        device: Where all tensors are.
+        device: The device of all tensors.
     """
 
     arguments: tuple[Any, ...]
@@ -33,27 +33,27 @@ class Valid:
 
     @property
     def slot_mapping(self) -> Tensor:
-        """The argument of that name."""
+        """The argument `slot_mapping`."""
         found: Tensor = self.arguments[-4]
         return found
 
     @property
     def num_caches(self) -> int:
-        """How many of the arguments are caches."""
+        """Number of caches among the arguments."""
         return len(self.arguments) - 6
 
     @property
     def addresses(self) -> tuple[int, ...]:
-        """Of the tensors, in the op's order; 0 for None."""
+        """Addresses of the tensors, in the op's order; 0 for None."""
         tensors = (*self.arguments[:-3], *self.arguments[-2:])
         return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
-def resolved_format(kv_cache_dtype: Any) -> str:
-    """`auto`, `fp8_e4m3` or `fp8_e5m2`.
+def resolve_format(kv_cache_dtype: Any) -> str:
+    """Return `auto`, `fp8_e4m3` or `fp8_e5m2`.
 
     Raises:
-        TypeError: It is no text.
+        TypeError: The argument is not a str.
         ValueError: It is another word.
     """
     if not isinstance(kv_cache_dtype, str):
@@ -65,15 +65,15 @@ def resolved_format(kv_cache_dtype: Any) -> str:
     return resolved
 
 
-def valid(op: str, arguments: Sequence[Any]) -> Valid:
-    """The call, once its arguments are known to be valid.
+def validate(op: str, arguments: Sequence[Any]) -> ValidCall:
+    """Check all arguments and return the call.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An argument's shape, strides or device will not do.
+        ValueError: An argument's shape, strides or device is wrong.
     """
     key, value, *caches, slot_mapping, kv_cache_dtype, k_scale, v_scale = arguments
-    resolved = resolved_format(kv_cache_dtype)
+    resolved = resolve_format(kv_cache_dtype)
     names = ("kv_cache",) if op.endswith("diffkv") else ("key_cache", "value_cache")
     tensors = {
         "key": key,
@@ -94,18 +94,18 @@ def valid(op: str, arguments: Sequence[Any]) -> Valid:
         _check_scales(key, k_scale, v_scale)
         tensors |= {"k_scale": k_scale, "v_scale": v_scale}
     else:
-        k_scale = v_scale = None  # nothing is converted, so they are not read, whatever they are
+        k_scale = v_scale = None  # nothing is converted, so they are not read
     _check_memory(tensors)
-    return Valid(
+    return ValidCall(
         (key, value, *caches, slot_mapping, resolved, k_scale, v_scale), num_tokens, num_slots, key.device
     )
 
 
-def slots(call: Valid) -> None:
-    """Returns when no slot is past the last; waits for the device.
+def check_slot_range(call: ValidCall) -> None:
+    """Check that no slot is past the last; wait for the device.
 
     Raises:
-        ValueError: One is, or a CUDA graph is being captured, where nothing can be waited for.
+        ValueError: A slot is, or a CUDA graph is being captured, which cannot wait.
     """
     if call.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise ValueError("check_slots=True waits for the GPU, which the capture of a CUDA graph forbids")
@@ -130,7 +130,7 @@ def _check_tensors(tensors: dict[str, Any], key: Any) -> None:
 
 def _check_strided(name: str, tensor: Tensor) -> None:
     layout = str(tensor.layout).removeprefix("torch.").removeprefix("_")
-    # torch.nested.nested_tensor's own layout is called strided, too.
+    # The default layout of torch.nested.nested_tensor is torch.strided, too.
     if tensor.is_nested:
         raise TypeError(f"{name} must be a strided tensor, not a nested one (its layout is {layout})")
     if tensor.layout != torch.strided:
@@ -151,9 +151,9 @@ def _check_memory(tensors: dict[str, Tensor]) -> None:
 
 def _check_slot_mapping(slot_mapping: Tensor) -> int:
     if slot_mapping.dtype != torch.int64:
-        raise TypeError(f"slot_mapping must be int64, not {short(slot_mapping.dtype)}")
+        raise TypeError(f"slot_mapping must be int64, not {format_dtype(slot_mapping.dtype)}")
     if slot_mapping.dim() != 1:
-        raise ValueError(f"slot_mapping must be [num_tokens], not {sizes(slot_mapping)}")
+        raise ValueError(f"slot_mapping must be [num_tokens], not {format_shape(slot_mapping)}")
     if not slot_mapping.is_contiguous():
         raise ValueError("slot_mapping must be contiguous")
     return slot_mapping.shape[0]
@@ -162,7 +162,7 @@ def _check_slot_mapping(slot_mapping: Tensor) -> int:
 def _check_rows(key: Tensor, value: Tensor, num_tokens: int) -> None:
     for name, rows in (("key", key), ("value", value)):
         if rows.dim() != 3:
-            raise ValueError(f"{name} must be [num_tokens, num_heads, head_size], not {sizes(rows)}")
+            raise ValueError(f"{name} must be [num_tokens, num_heads, head_size], not {format_shape(rows)}")
         if rows.shape[0] < num_tokens:
             raise ValueError(
                 f"{name} must have a row for each of the {num_tokens} tokens of slot_mapping, "
@@ -170,8 +170,8 @@ def _check_rows(key: Tensor, value: Tensor, num_tokens: int) -> None:
             )
         _, num_heads, head_size = rows.shape
         if not num_heads or not head_size:
-            raise ValueError(f"{name} must have heads with elements, not {sizes(rows)}")
-        if not lies(rows, (None, head_size, 1)):
+            raise ValueError(f"{name} must have heads with elements, not {format_shape(rows)}")
+        if not has_strides(rows, (None, head_size, 1)):
             raise ValueError(
                 f"{name} must have adjacent heads of contiguous elements, not the strides {rows.stride()}"
             )
@@ -181,22 +181,24 @@ def _check_rows(key: Tensor, value: Tensor, num_tokens: int) -> None:
 
 def _check_types(key: Tensor, value: Tensor, caches: dict[str, Tensor], kv_cache_dtype: str) -> None:
     if key.dtype not in SOURCES:
-        raise TypeError(f"key must be one of {', '.join(map(short, SOURCES))}, not {short(key.dtype)}")
+        raise TypeError(
+            f"key must be one of {', '.join(map(format_dtype, SOURCES))}, not {format_dtype(key.dtype)}"
+        )
     if value.dtype != key.dtype:
-        raise TypeError(f"value must be {short(key.dtype)} as key is, not {short(value.dtype)}")
+        raise TypeError(f"value must be {format_dtype(key.dtype)} as key is, not {format_dtype(value.dtype)}")
     allowed: tuple[torch.dtype, ...] = (key.dtype,)
     if kv_cache_dtype != "auto":
         allowed = (torch.uint8, FORMATS[kv_cache_dtype].dtype)
     if key.itemsize == 1 and key.dtype not in allowed[1:]:
         raise TypeError(
-            f"key is {short(key.dtype)}, which goes into an fp8 cache of its own kind alone, "
+            f"key is {format_dtype(key.dtype)}, which goes into an fp8 cache of its own kind alone, "
             f"not kv_cache_dtype={kv_cache_dtype}"
         )
     for name, cache in caches.items():
         if cache.dtype not in allowed:
-            words = " or ".join(map(short, allowed))
+            words = " or ".join(map(format_dtype, allowed))
             raise TypeError(
-                f"{name} must be {words} for kv_cache_dtype={kv_cache_dtype}, not {short(cache.dtype)}"
+                f"{name} must be {words} for kv_cache_dtype={kv_cache_dtype}, not {format_dtype(cache.dtype)}"
             )
 
 
@@ -207,17 +209,20 @@ def _check_scales(key: Tensor, k_scale: Any, v_scale: Any) -> None:
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         _check_not_lazy(name, scale)
         if scale.dtype != torch.float32:
-            raise TypeError(f"{name} must be float32, not {short(scale.dtype)}")
+            raise TypeError(f"{name} must be float32, not {format_dtype(scale.dtype)}")
         if scale.device != key.device:
             raise ValueError(f"{name} must be on {key.device} as key is, not on {scale.device}")
         if tuple(scale.shape) not in ((), (1,), (key.shape[1],)):
             raise ValueError(
-                f"{name} must have one element or [{key.shape[1]}], one for each head, not {sizes(scale)}"
+                f"{name} must have one element or [{key.shape[1]}], one for each head, "
+                f"not {format_shape(scale)}"
             )
         if not scale.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
     if k_scale.shape != v_scale.shape:
-        raise ValueError(f"v_scale must be {sizes(k_scale)} as k_scale is, not {sizes(v_scale)}")
+        raise ValueError(
+            f"v_scale must be {format_shape(k_scale)} as k_scale is, not {format_shape(v_scale)}"
+        )
 
 
 def _check_scale_tensors(**scales: Any) -> None:

@@ -1,9 +1,9 @@
-"""Eager calls: known to be valid, or validated; then launched.
+"""Validate eager calls, or recognise them as valid, and launch them.
 
-A valid call leaves its Kind: torch's own guard over the types, sizes, strides and devices of its tensors,
-which compares all of them in a fraction of a microsecond, and the launcher that the pipeline uses, too. The
-next call of that kind is launched at once. Python reads one attribute of one tensor in some 0.1 us, which is
-why nothing on that way is a loop over tensors or a function of its own, and why two functions are alike.
+A valid call leaves a GuardedLaunch: torch's own guard over the dtypes, sizes, strides and devices of its
+tensors, which compares all of them in a fraction of a microsecond, and the launch that the pipeline uses. The
+next call that passes the guard is launched at once. Python takes about 0.1 us to read one attribute of one
+tensor, so this path is inlined by hand: no loop over tensors, no helper, two similar functions.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
 from kvexp.api import cache_checks, checks
-from kvexp.api.launch_cache import Kind, Known
+from kvexp.api.launch_cache import GuardedLaunch, LaunchCache
 from kvexp.errors import Unsupported
 from kvexp.experiment import Choice
 from kvexp.impl import make
@@ -70,9 +70,9 @@ class OneCache(Protocol):
         """See `kvexp.api`."""
 
 
-def two_caches(op: str, doc: str) -> TwoCaches:
-    """The library's function for an op with a key cache and a value cache."""
-    known = Known()
+def make_two_cache_function(op: str, doc: str) -> TwoCaches:
+    """Return the library's function for an op with a key cache and a value cache."""
+    cache = LaunchCache()
 
     def function(
         key: Tensor,
@@ -89,7 +89,7 @@ def two_caches(op: str, doc: str) -> TwoCaches:
     ) -> None:
         if is_dynamo_compiling():
             arguments = key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-            return _registered(op, arguments, impl, check_slots)
+            return _call_operator(op, arguments, impl, check_slots)
         tensors: tuple[Any, ...]
         if kv_cache_dtype == "auto" or k_scale is None or v_scale is None:
             tensors, count = (key, value, key_cache, value_cache, slot_mapping), 5
@@ -98,33 +98,33 @@ def two_caches(op: str, doc: str) -> TwoCaches:
         else:
             tensors, count = (key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale), 7
         try:
-            same = impl, kv_cache_dtype, slot_mapping.numel(), count
-            alike = () if key.is_nested else known.get(same, ())  # torch's guard aborts on a nested tensor
-        except (AttributeError, TypeError):  # no tensor or no word, as validation will say
-            alike = ()
-        for kind in alike:
-            if kind.check(*tensors) and not check_slots:
+            cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
+            entries = () if key.is_nested else cache.get(cache_key, ())  # the guard aborts on nested tensors
+        except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
+            entries = ()
+        for guarded in entries:
+            if guarded.check(*tensors) and not check_slots:
                 key_at, value_at = key.data_ptr(), value.data_ptr()
                 key_cache_at, value_cache_at = key_cache.data_ptr(), value_cache.data_ptr()
-                if (key_at | value_at) & 15 == kind.rows_at and (
+                if (key_at | value_at) & 15 == guarded.rows_at and (
                     key_cache_at | value_cache_at
-                ) & 15 == kind.caches_at:
+                ) & 15 == guarded.caches_at:
                     k_at = v_at = 0
                     if count > 5 and k_scale is not None and v_scale is not None:
                         k_at, v_at = k_scale.data_ptr(), v_scale.data_ptr()
-                    kind.launch(
+                    guarded.launch(
                         key_at, value_at, key_cache_at, value_cache_at, slot_mapping.data_ptr(), k_at, v_at
                     )
                     return None
         arguments = key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-        return _first(op, arguments, impl, check_slots, known, tensors)
+        return _validate_and_launch(op, arguments, impl, check_slots, cache, tensors)
 
-    return _named(function, op, doc)
+    return _name(function, op, doc)
 
 
-def one_cache(op: str, doc: str) -> OneCache:
-    """The library's function for an op with one cache of K and V."""
-    known = Known()
+def make_one_cache_function(op: str, doc: str) -> OneCache:
+    """Return the library's function for an op with one cache of K and V."""
+    cache = LaunchCache()
 
     def function(
         key: Tensor,
@@ -140,7 +140,7 @@ def one_cache(op: str, doc: str) -> OneCache:
     ) -> None:
         if is_dynamo_compiling():
             arguments = key, value, kv_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-            return _registered(op, arguments, impl, check_slots)
+            return _call_operator(op, arguments, impl, check_slots)
         tensors: tuple[Any, ...]
         if kv_cache_dtype == "auto" or k_scale is None or v_scale is None:
             tensors, count = (key, value, kv_cache, slot_mapping), 4
@@ -149,82 +149,84 @@ def one_cache(op: str, doc: str) -> OneCache:
         else:
             tensors, count = (key, value, kv_cache, slot_mapping, k_scale, v_scale), 6
         try:
-            same = impl, kv_cache_dtype, slot_mapping.numel(), count
-            alike = () if key.is_nested else known.get(same, ())  # torch's guard aborts on a nested tensor
-        except (AttributeError, TypeError):  # no tensor or no word, as validation will say
-            alike = ()
-        for kind in alike:
-            if kind.check(*tensors) and not check_slots:
+            cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
+            entries = () if key.is_nested else cache.get(cache_key, ())  # the guard aborts on nested tensors
+        except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
+            entries = ()
+        for guarded in entries:
+            if guarded.check(*tensors) and not check_slots:
                 key_at, value_at, kv_cache_at = key.data_ptr(), value.data_ptr(), kv_cache.data_ptr()
-                if (key_at | value_at) & 15 == kind.rows_at and kv_cache_at & 15 == kind.caches_at:
+                if (key_at | value_at) & 15 == guarded.rows_at and kv_cache_at & 15 == guarded.caches_at:
                     k_at = v_at = 0
                     if count > 4 and k_scale is not None and v_scale is not None:
                         k_at, v_at = k_scale.data_ptr(), v_scale.data_ptr()
-                    kind.launch(key_at, value_at, kv_cache_at, slot_mapping.data_ptr(), k_at, v_at)
+                    guarded.launch(key_at, value_at, kv_cache_at, slot_mapping.data_ptr(), k_at, v_at)
                     return None
         arguments = key, value, kv_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-        return _first(op, arguments, impl, check_slots, known, tensors)
+        return _validate_and_launch(op, arguments, impl, check_slots, cache, tensors)
 
-    return _named(function, op, doc)
+    return _name(function, op, doc)
 
 
-def _named(function: F, op: str, doc: str) -> F:
+def _name(function: F, op: str, doc: str) -> F:
+    """Give the function the op's name and its docstring."""
     function.__name__ = function.__qualname__ = op
     function.__doc__, function.__module__ = doc, "kvexp"
     return function
 
 
-def _registered(op: str, arguments: tuple[Any, ...], impl: str, check_slots: bool) -> None:
+def _call_operator(op: str, arguments: tuple[Any, ...], impl: str, check_slots: bool) -> None:
+    """Call the registered operator, which torch can trace."""
     getattr(torch.ops.kvexp, op)(*arguments, impl, check_slots)
 
 
-def _first(
+def _validate_and_launch(
     op: str,
     arguments: tuple[Any, ...],
     impl: str,
     check_slots: bool,
-    known: Known,
+    cache: LaunchCache,
     tensors: tuple[Any, ...],
 ) -> None:
-    """The first call of its kind, or one that is none: validated, launched and remembered.
+    """Validate a call that no guard recognises, launch it, and remember it.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: An argument will not do, or the implementation cannot.
+        ValueError: An argument is invalid, or the implementation cannot do the call.
     """
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}, not {impl!r}")
     if _len_torch_dispatch_stack() or any(isinstance(argument, FakeTensor) for argument in arguments):
-        return _registered(op, arguments, impl, check_slots)
-    op = cache_checks.op_of_caches(op, arguments[2])
-    call = checks.valid(op, arguments)
+        return _call_operator(op, arguments, impl, check_slots)
+    op = cache_checks.find_op(op, arguments[2])
+    call = checks.validate(op, arguments)
     if check_slots:
-        checks.slots(call)
+        checks.check_slot_range(call)
     if not call.num_slots:
         return None
     if impl == "cuda" and call.device.type != "cuda":
         raise ValueError(f"impl='cuda' needs tensors on a GPU, and key is on {call.device}")
-    made = implementation(impl, str(call.device))
+    made = make_impl(impl, str(call.device))
     try:
         if call.device.type != "cuda" or not hasattr(made, "launcher"):
-            # Caches may have been made in inference mode or outside it.
+            # The caches may or may not be inference tensors.
             with torch.inference_mode():
                 getattr(made, op)(*call.arguments)()
             return None
         launcher = made.launcher(op, *call.arguments)
     except Unsupported as refusal:
         raise ValueError(f"impl={impl!r} cannot do this call: {refusal}") from refusal
-    kind = Kind(tensors, call, launcher)
-    kind.launch(*call.addresses)
+    guarded = GuardedLaunch(tensors, call, launcher)
+    guarded.launch(*call.addresses)
     if check_slots:
         return None
-    known.remember((impl, arguments[-3], call.num_tokens, len(tensors)), kind, tensors)
+    cache.remember((impl, arguments[-3], call.num_tokens, len(tensors)), guarded, tensors)
     return None
 
 
 @functools.cache
-def implementation(name: str, device: str) -> Any:
-    """The implementation for a device, made once.
+def make_impl(name: str, device: str) -> Any:
+    """Make the implementation for a device once.
 
     Raises:
         ValueError: It cannot run on that device.

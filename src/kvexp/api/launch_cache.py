@@ -1,4 +1,4 @@
-"""Kinds of calls that are known to be valid, and how each is launched."""
+"""Remember valid calls by torch's guards, each with its launch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,67 +6,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvexp.api.checks import Valid
+from kvexp.api.checks import ValidCall
 
-MOST_KINDS = 8192
-"""Keys of `Known`; all kinds are dropped when there are more."""
+MAX_KEYS = 8192
+"""Most keys of a `LaunchCache`; one more clears it."""
 
-MOST_ALIKE = 32
-"""Kinds of one key that are kept; the oldest goes first."""
+MAX_PER_KEY = 32
+"""Most launches under one key; one more drops the oldest."""
 
 Launch = Callable[..., None]
-Same = tuple[str, str, int, int]
-"""What finds the kinds of an op: implementation, format, number of tokens, and tensors that are looked at."""
+Key = tuple[str, str, int, int]
+"""Implementation, format, number of tokens, and number of guarded tensors."""
 
-# What torch.compile guards its graphs with. It is not public: where it is gone, every call is validated.
-# It compares the dispatch keys, too, and so knows lazy views, sparse tensors and subclasses from others. A
-# nested tensor of the strided layout ends the process there (torch 2.13: an exception of C++ that nobody
-# catches), so keys are looked at before; the other tensors are not, since each look costs some 0.05 us.
+# torch.compile's guard for its graphs. It is not public: where it is missing, every call is validated.
+# It compares the dispatch keys, too, and so tells lazy views, sparse tensors and subclasses apart.
+# A nested tensor of the strided layout ends the process there (torch 2.13: an uncaught C++ exception), so
+# `dispatch` checks keys for it first; it does not check the other tensors, since each check costs 0.05 us.
 _guards: Any = getattr(torch._C._dynamo, "guards", None)
 _Guard: Any = getattr(_guards, "TensorGuards", None)
 
 _current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
 
 
-class Kind:
-    """The calls that agree with a valid one, and are therefore valid themselves.
+class GuardedLaunch:
+    """The launch of a valid call, and guards that recognise further valid calls.
 
     Args:
-        tensors: The call's, each once, without scales that it does not read.
+        tensors: The call's tensors, each once, without scales that it does not read.
         call: The call.
-        launcher: The implementation's.
+        launcher: The implementation's launcher of it.
 
     Attributes:
-        check: Whether as many tensors agree in type, sizes, strides and device.
-        rows_at: The last four bits of the addresses of key or value.
-        caches_at: The last four bits of the caches'.
-        launch: Launches such a call, given the addresses of the op's tensors.
+        check: Whether as many tensors agree in dtype, sizes, strides and device.
+        rows_at: The last four bits of the bitwise or of the addresses of key and value.
+        caches_at: The same of the caches.
+        launch: Launches such a call on the addresses of the op's tensors.
     """
 
     __slots__ = ("caches_at", "check", "launch", "rows_at")
 
-    def __init__(self, tensors: Sequence[Tensor], call: Valid, launcher: Any) -> None:
-        self.check: Callable[..., bool] = _guard(tensors) if _Guard else _never
+    def __init__(self, tensors: Sequence[Tensor], call: ValidCall, launcher: Any) -> None:
+        self.check: Callable[..., bool] = _make_guard(tensors) if _Guard else _refuse
         key, value, *caches = call.addresses[: 2 + call.num_caches]
         self.rows_at, self.caches_at = (key | value) & 15, (caches[0] | caches[-1]) & 15
-        self.launch = _launch(call.num_tokens, call.device.index, launcher)
+        self.launch = _make_launch(call.num_tokens, call.device.index, launcher)
 
 
-class Known(dict[Same, list[Kind]]):
-    """The kinds of an op's calls that were valid, under what is cheap to find them by."""
+class LaunchCache(dict[Key, list[GuardedLaunch]]):
+    """The launches of an op's valid calls, under a key that is cheap to make."""
 
-    def remember(self, same: Same, kind: Kind, tensors: Sequence[Tensor]) -> None:
-        """Later calls of the kind find it, if it would find the call that it was made from."""
-        if not kind.check(*tensors):
+    def remember(self, key: Key, guarded: GuardedLaunch, tensors: Sequence[Tensor]) -> None:
+        """Store the launch, if its guards recognise the call that it was made from."""
+        if not guarded.check(*tensors):
             return
-        if len(self) >= MOST_KINDS:
+        if len(self) >= MAX_KEYS:
             self.clear()
-        alike = self.setdefault(same, [])
-        alike.append(kind)
-        del alike[:-MOST_ALIKE]
+        launches = self.setdefault(key, [])
+        launches.append(guarded)
+        del launches[:-MAX_PER_KEY]
 
 
-def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+def _make_guard(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     sizes = [list(tensor.shape) for tensor in tensors]
     strides = [list(tensor.stride()) for tensor in tensors]
     check: Callable[..., bool] = _Guard(
@@ -75,9 +75,9 @@ def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     return check
 
 
-def _launch(num_tokens: int, device: int, launcher: Any) -> Launch:
+def _make_launch(num_tokens: int, device: int, launcher: Any) -> Launch:
     if not num_tokens:
-        return _nothing
+        return _launch_nothing
     with torch.cuda.device(device):
         launch: Launch = launcher.prepare(num_tokens)
     if torch.cuda.device_count() == 1:
@@ -93,9 +93,9 @@ def _launch(num_tokens: int, device: int, launcher: Any) -> Launch:
     return on_device
 
 
-def _never(*_tensors: Tensor) -> bool:
+def _refuse(*_tensors: Tensor) -> bool:
     return False
 
 
-def _nothing(*_addresses: int) -> None:
-    """The launch of no tokens."""
+def _launch_nothing(*_addresses: int) -> None:
+    """Stand in for a launch of no tokens."""

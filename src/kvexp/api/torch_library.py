@@ -1,4 +1,4 @@
-"""The ops in torch's registry, `torch.ops.kvexp`: what torch.compile sees, and the caches they write."""
+"""Register the ops as `torch.ops.kvexp`, with the caches that they write, for torch.compile."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,19 +16,19 @@ TWO_CACHES = (
 ONE_CACHE = f"(Tensor key, Tensor value, Tensor(a!) kv_cache, Tensor slot_mapping, {_LAST})"
 
 
-def _writes_nothing_new(*_arguments: Tensor | str | bool | None) -> None:
-    """The fake: the caches have been there before, and nothing is returned."""
+def _fake(*_arguments: Tensor | str | bool | None) -> None:
+    """Stand in for an op while torch traces: it writes existing caches and returns nothing."""
 
 
 def register(function: Callable[..., None], schema: str) -> None:
-    """The library's function is an operator of torch, by its name."""
+    """Register the library's function as an operator of torch under its name."""
     name = function.__name__
 
-    def called(*arguments: Any) -> None:
+    def call(*arguments: Any) -> None:
         *others, impl, check_slots = arguments
         function(*others, impl=impl, check_slots=check_slots)
 
     _library.define(f"{name}{schema} -> ()")
     for device in ("CPU", "CUDA"):
-        _library.impl(name, called, device)
-    torch.library.register_fake(f"kvexp::{name}", _writes_nothing_new, lib=_library)
+        _library.impl(name, call, device)
+    torch.library.register_fake(f"kvexp::{name}", _fake, lib=_library)

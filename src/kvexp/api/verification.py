@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from kvexp.api.caches import layout_of
+from kvexp.api.caches import load_layout
 from kvexp.bench import environment
 from kvexp.bench.contract import CLAUSES
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.op import Call
@@ -26,7 +26,7 @@ WORDS = {
 }
 FORMATS = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
 SIZES = (1, 64, 300)
-"""Numbers of tokens at which clauses are posed, besides small calls."""
+"""Numbers of tokens of the calls, besides small ones."""
 NUM_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
 
 
@@ -42,9 +42,9 @@ def verify(
 ) -> dict[str, str]:
     """Verify byte for byte that a function keeps the contract of an op, clause by clause.
 
-    The function is called with caches of 8 heads x 128 and blocks of 16 between guarded blocks, with 1, 7, 64
-    and 300 tokens: with padding, slots past the end, rows that are strided or not aligned, keys, values and
-    slots that changed in place, and so on; the clauses are those of docs/semantics.md.
+    The function is called with caches of 8 heads x 128 and blocks of 16 between guard blocks, with 1, 7, 64
+    and 300 tokens: with padding, slots past the end, strided or unaligned rows, keys, values and slots that
+    changed in place, and so on. The clauses are those of docs/semantics.md.
 
         def test_my_kernel_keeps_the_contract():
             kvexp.verify(my_reshape_and_cache_flash, op="reshape_and_cache_flash", layout="HND")
@@ -52,38 +52,38 @@ def verify(
     Args:
         function: Takes the arguments of the library's function of that op, by position.
         op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv` or `reshape_and_cache`.
-        layout: Of the caches, one that the op writes.
-        dtype: Of keys and values.
+        layout: The caches', one that the op writes.
+        dtype: Type of keys and values.
         kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`.
-        device: Where the tensors are.
-        skip: Clauses that are not asked.
+        device: The tensors' device.
+        skip: Clauses to leave out.
 
     Returns:
-        For each clause `holds`, or `refused: ` and why, where the function raised ValueError or
+        For each clause `holds`, or `refused: ` and the reason, where the function raised ValueError or
         NotImplementedError.
 
     Raises:
-        AssertionError: A clause is broken; the message names each with its first wrong token, head, slot and
-            bytes. Or the function refuses a plain call.
-        ValueError: There is no such op, layout, dtype, format, device or clause, or they do not go together.
+        AssertionError: A clause is broken, and the message names each with its first wrong token, head, slot
+            and bytes; or the function refuses a plain call.
+        ValueError: An op, layout, dtype, format, device or clause is unknown, or they do not fit together.
     """
     _check("op", op, OPS)
     _check("dtype", dtype, WORDS)
     _check("kv_cache_dtype", kv_cache_dtype, FORMATS)
     for clause in skip:
         _check("skip", clause, CLAUSES)
-    asked = Asked(
+    asked = Subject(
         impl=_Function(function, op),
         op=OPS[op](),
-        layout=layout_of(layout),
+        layout=load_layout(layout),
         source=dtype,
-        case=_case(op, layout, WORDS[dtype], FORMATS[kv_cache_dtype], _resolved(device)),
+        case=_case(op, layout, WORDS[dtype], FORMATS[kv_cache_dtype], _resolve_device(device)),
     )
     try:
         asked.op.check(asked.case, asked.layout, dtype.itemsize)
     except Unsupported as refusal:
         raise ValueError(str(refusal)) from refusal
-    contract = find(asked, SIZES, skip=skip)
+    contract = pose_clauses(asked, SIZES, skip=skip)
     findings = (*contract.wrong, *contract.findings)
     broken = [finding for finding in findings if finding.outcome in ("broken", "failed")]
     name = getattr(function, "__name__", "the function")
@@ -102,7 +102,7 @@ def _check(name: str, value: object, valid: Collection[object]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, valid))}, not {value!r}")
 
 
-def _resolved(device: str | torch.device) -> str:
+def _resolve_device(device: str | torch.device) -> str:
     """Return `cpu` or `cuda:N`, the current GPU where no number is given.
 
     Raises:
@@ -124,7 +124,7 @@ def _resolved(device: str | torch.device) -> str:
 
 
 class _Function:
-    """The function as an implementation of one op."""
+    """Wraps the function as an implementation of one op."""
 
     name = "function"
     untimed = ""

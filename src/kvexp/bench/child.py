@@ -1,12 +1,14 @@
-"""The measuring process: `python -m kvexp.bench.child` answers experiments until its input closes.
+"""Measure experiments in a process of its own: `python -m kvexp.bench.child` runs until its input closes.
 
 It speaks JSON lines. It imports its libraries, is sent a device, says `ready`, with its device and
-environment, and ends if the machine lacks the device. It is sent each experiment, the first with those that
-will follow it; it says `curve`, with the hash of the implementation's sources, and waits for the `num_tokens`
-to measure. When another process measures on the GPU it says `waiting` with the words for that one, and again
-with none when the turn has come. While a process of its own asks the implementation about the contract, it
-says `asking`, then `asked`. It says `point` for each `num_tokens` and waits for the parent's word to go on:
-nothing that the parent does runs beside a measurement. Then it says `end`, and whether it ends with that.
+environment, and ends if the machine lacks the device. Then, for each curve:
+
+1. It is sent the experiment, the first time with those that will follow.
+2. It says `curve`, with the hash of the implementation's sources, and is sent the `num_tokens` to measure.
+3. While another process measures on the GPU it says `waiting`, with that holder, and at the end with none.
+4. While another process asks the implementation about the contract it says `asking`, then `asked`.
+5. It says `point` for each `num_tokens` and waits for a line, so that the parent does nothing beside it.
+6. It says `end`, and whether the process ends with that.
 """
 
 import contextlib
@@ -24,20 +26,20 @@ from kvexp.bench.contract.ask import Asker
 from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu import lock
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
 from kvexp.measurement import Measurement
-from kvexp.process import die_with_parent, frozen_imports
+from kvexp.process import frozen_imports, start_serving
 
 if TYPE_CHECKING:
-    from kvexp.bench.curve_setup import Shapes
-    from kvexp.bench.run_curve import Asks
+    from kvexp.bench.curve_setup import Unrolls
+    from kvexp.bench.run_curve import AskContract
 
 CUDA_SUCCESS = 0
 """From cuda.h."""
 
 
-def ready(requested: str) -> tuple[str, dict[str, Any], str]:
-    """The device that was meant, the machine's columns, and why it cannot be used; empty when it can."""
+def read_device(requested: str) -> tuple[str, dict[str, Any], str]:
+    """Return the device that was meant, the machine's columns, and why it cannot be used, if so."""
     from kvexp.bench import environment
 
     try:
@@ -50,131 +52,121 @@ def ready(requested: str) -> tuple[str, dict[str, Any], str]:
     return device, environment.read(device), ""
 
 
-def impl_hash(experiment: Experiment) -> str | None:
-    """The hash of the implementation's sources; None where there are none to read."""
-    from kvexp.bench import impl_hash as sources
-    from kvexp.bench import run_curve
+def hash_impl(experiment: Experiment) -> str | None:
+    """Return the hash of the implementation's sources; None where they cannot be read."""
+    from kvexp.bench import impl_hash, run_curve
 
-    # A package that cannot even be imported is an outcome of its points, not of this.
-    found = run_curve.attempt(lambda: sources.impl_hash(experiment.impl.target))
-    return found if isinstance(found, str) else None
+    # A package that cannot be imported fails the curve's points, not this.
+    digest = run_curve.attempt(lambda: impl_hash.hash_impl(experiment.impl.target))
+    return digest if isinstance(digest, str) else None
 
 
-def contract(experiment: Experiment, columns: dict[str, Any], asker: Asker) -> Contract:
-    """Return what is known of the curve's implementation; where it cannot be asked, nothing is."""
+def ask_contract(experiment: Experiment, columns: dict[str, Any], asker: Asker) -> Contract:
+    """Return what is known of the curve's implementation: nothing where it cannot be asked."""
     try:
-        return asker.contract(experiment, columns)
+        return asker.get_contract(experiment, columns)
     except KvexpError as error:
-        # What cannot be asked cannot be measured either, or measuring says more.
+        # Such an implementation cannot be measured either, or measuring says more.
         print(f"the contract could not be asked: {error}", file=sys.stderr)  # noqa: T201
         return UNASKED
 
 
-def measured(
+def measure_points(
     experiment: Experiment,
     num_tokens: list[int],
     columns: dict[str, Any],
-    waits: Waits,
-    shapes: "Shapes | None" = None,
-    asks: "Asks" = lambda: UNASKED,
+    on_wait: OnWait,
+    unrolls: "Unrolls | None" = None,
+    ask_contract: "AskContract" = lambda: UNASKED,
 ) -> Iterator[Measurement]:
-    """Yield those points of the curve, as each is measured.
-
-    Curves that share `shapes` try what copies are the fastest once. `asks` says what is known of the
-    implementation's contract.
-
-    Raises:
-        ConfigError: The experiment is wrong whatever the machine.
-    """
+    """Yield those points of the curve, as each is measured; see `run_curve.run`."""
     from kvexp.bench import run_curve
 
     if num_tokens:
         workload = replace(experiment.workload, num_tokens=tuple(num_tokens))
         curve = replace(experiment, workload=workload)
-        yield from run_curve.run(curve, columns, waits, shapes, asks)
+        yield from run_curve.run(curve, columns, on_wait, unrolls, ask_contract)
 
 
 def serve() -> None:
-    """Every experiment on the standard input is answered."""
-    die_with_parent()
-    # What libraries print must not come between the lines of the protocol.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    asked = _Asked()
-    asked.start()
+    """Answer every experiment on the standard input."""
+    out = start_serving()
+    reader = _DeviceReader()
+    reader.start()
     with frozen_imports():
-        # And with it torch, which takes seconds, in which the device may not be known yet.
-        from kvexp.bench import run_curve  # noqa: F401  # what measures a curve imports it where it is asked for
-    asked.join()  # what it does is not to be done beside what is timed
-    if not asked.device:
+        # Imports torch, which takes seconds; the device may not be known before its end.
+        from kvexp.bench import run_curve  # noqa: F401  # later imports of it are free
+    reader.join()  # nothing may run beside what is timed
+    if not reader.device:
         return
-    device, columns, refusal = ready(asked.device)
+    device, columns, refusal = read_device(reader.device)
     _say(out, event="ready", device=device, environment=columns, refusal=refusal)
     if refusal:
         return
-    shapes: Shapes = {}
+    unrolls: Unrolls = {}
     asker = Asker()
     for line in sys.stdin:
         experiment, *coming = map(Experiment.from_json, json.loads(line))
-        # The first line tells of all curves to come; those of another device are another process's.
-        asker.coming += [other.resolved(device) for other in coming if other.device == asked.device]
-        _answer(out, experiment, columns, shapes, asker)
+        # The first line has all curves to come; another process measures those of another device.
+        asker.coming += [other.resolve(device) for other in coming if other.device == reader.device]
+        _answer(out, experiment, columns, unrolls, asker)
 
 
-class _Asked(threading.Thread):
-    """Hears which device is wanted and makes a GPU's context, which takes no Python, while torch is imported.
+class _DeviceReader(threading.Thread):
+    """Reads which device is wanted and makes a GPU's context, without Python's lock, while torch is imported.
 
     Attributes:
-        device: What was asked for; empty when the parent is gone.
+        device: The device that was asked for; empty when the parent is gone.
     """
 
     device = ""
 
     def run(self) -> None:
-        """The device is known; a GPU has its primary context, unless a process of this host measures."""
+        """Read the device and make a GPU's primary context, unless a process of this host measures."""
         self.device = sys.stdin.readline().strip()
         if self.device in ("", "cpu"):
             return
-        with contextlib.suppress(OSError):  # no driver; what else is wrong torch says later
+        with contextlib.suppress(OSError):  # no driver; torch reports other errors later
             cuda = ctypes.CDLL("libcuda.so.1")
             number, context = ctypes.c_int(), ctypes.c_void_p()
             index = int(self.device.partition(":")[2] or 0)
             known = cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(number), index) == CUDA_SUCCESS
-            # A process that measures would see a context that waits for its turn.
-            if known and not any(lock.holders()):
+            # A process that measures now would see this context as another user of its GPU.
+            if known and not any(lock.list_holders()):
                 cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), number)
 
 
 def _answer(
-    out: IO[str], experiment: Experiment, columns: dict[str, Any], shapes: "Shapes", asker: Asker
+    out: IO[str], experiment: Experiment, columns: dict[str, Any], unrolls: "Unrolls", asker: Asker
 ) -> None:
-    digest = impl_hash(experiment)
+    digest = hash_impl(experiment)
     _say(out, event="curve", impl_hash=digest)
-    asked = json.loads(_heard())
-    wanted: list[int] = asked["num_tokens"]
-    asker.limit(asked["timeout_s"])
+    request = json.loads(_read_line())
+    num_tokens: list[int] = request["num_tokens"]
+    asker.limit(request["timeout_s"])
 
-    def waits(holder: str | None) -> None:
+    def on_wait(holder: str | None) -> None:
         _say(out, event="waiting", holder=holder)
 
-    def asks() -> Contract:
+    def ask() -> Contract:
         _say(out, event="asking")
         try:
-            return contract(experiment, columns, asker)
+            return ask_contract(experiment, columns, asker)
         finally:
             _say(out, event="asked")
 
     try:
-        found, spent = {**columns, "impl_hash": digest}, False
-        for tried, measurement in enumerate(measured(experiment, wanted, found, waits, shapes, asks), 1):
+        columns_of_rows, is_spent = {**columns, "impl_hash": digest}, False
+        points = measure_points(experiment, num_tokens, columns_of_rows, on_wait, unrolls, ask)
+        for count, measurement in enumerate(points, 1):
             _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
-            _heard()
+            _read_line()
             if measurement.status == "failed" and experiment.device != "cpu":
-                _end_if_poisoned()
-            spent |= (measurement.status, measurement.case.mode) == ("failed", "cudagraph")
-            if spent and tried == len(wanted):
-                # Where a graph could not be captured, torch may give no memory back for as long as it runs
-                # (pytorch#180395, #190348): the turn at the GPU ends with the process.
+                _exit_if_cuda_is_unusable()
+            is_spent |= (measurement.status, measurement.case.mode) == ("failed", "cudagraph")
+            if is_spent and count == len(num_tokens):
+                # After a failed capture torch may free no memory until the process ends (pytorch#180395,
+                # #190348): the turn at the GPU ends with the process.
                 _say(out, event="end", ends=True)
                 os._exit(0)
     except ConfigError as error:
@@ -183,16 +175,16 @@ def _answer(
         _say(out, event="end", ends=False)
 
 
-def _heard() -> str:
-    """The parent's next line; the process ends when the parent is gone: nobody is left to measure for."""
+def _read_line() -> str:
+    """Return the parent's next line; end the process when the parent is gone."""
     line = sys.stdin.readline()
     if not line:
         sys.exit()
     return line
 
 
-def _end_if_poisoned() -> None:
-    """A CUDA error that poisons the process ends it: each later call would fail with the first's error."""
+def _exit_if_cuda_is_unusable() -> None:
+    """End the process after a sticky CUDA error, with which each later call would fail."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""The machine and the software, read in the measuring process when it starts."""
+"""Read the columns about the machine and the software, in the measuring process when it starts."""
 
 import importlib.metadata
 import os
@@ -13,11 +13,12 @@ import torch
 import kvexp
 from kvexp.bench import impl_hash
 from kvexp.errors import Unsupported
+from kvexp.gpu import nvml
 from kvexp.measurement import ENVIRONMENT
 
 
 def resolve_device(requested: str) -> str:
-    """The device that `auto`, `cuda`, `cuda:N` or `cpu` means on this machine: `cuda:N` or `cpu`.
+    """Return the device that `auto`, `cuda`, `cuda:N` or `cpu` means on this machine: `cuda:N` or `cpu`.
 
     Raises:
         Unsupported: The machine has no such GPU.
@@ -35,13 +36,12 @@ def resolve_device(requested: str) -> str:
 
 
 def read(device: str | None) -> dict[str, Any]:
-    """The row's columns about the machine; None where something does not apply or is unknown.
+    """Return the row's columns about the machine; None where something does not apply or is unknown.
 
-    Args:
-        device: `cuda:N` or `cpu`; None when the machine lacks the device that was asked for.
+    `device` is None when the machine lacks the one that was asked for.
     """
     return {
-        **_device(device),
+        **_read_device(device),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -49,20 +49,20 @@ def read(device: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "kvexp": kvexp.__version__,
         "source_hash": impl_hash.source_hash(),
-        **_commit(),
+        **_read_commit(),
         "host": socket.gethostname(),
-        "cpu": _cpu_name(),
+        "cpu": _read_cpu_name(),
         "cpu_threads": torch.get_num_threads(),
     }
 
 
-def _device(device: str | None) -> dict[str, Any]:
+def _read_device(device: str | None) -> dict[str, Any]:
     unknown = dict.fromkeys(ENVIRONMENT[: ENVIRONMENT.index("driver") + 1])
     if device is None:
         return unknown
     if device == "cpu":
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return {**unknown, "device_name": _cpu_name(), "device_memory_bytes": memory_bytes}
+        return {**unknown, "device_name": _read_cpu_name(), "device_memory_bytes": memory_bytes}
     properties = torch.cuda.get_device_properties(torch.device(device))
     return {
         "device_name": properties.name,
@@ -71,23 +71,8 @@ def _device(device: str | None) -> dict[str, Any]:
         "sm_count": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "device_memory_bytes": properties.total_memory,
-        "driver": _driver(),
+        "driver": nvml.read_driver_version(),
     }
-
-
-def _driver() -> str | None:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _version(distribution: str) -> str | None:
@@ -97,7 +82,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def _read_cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -106,7 +91,7 @@ def _cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def _commit() -> dict[str, Any]:
+def _read_commit() -> dict[str, Any]:
     """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none.
 
     A repository around a copy or an installation of kvexp, which does not hold its files, is no checkout.
@@ -116,16 +101,16 @@ def _commit() -> dict[str, Any]:
     root = file.parents[3]
     if not (root / ".git").exists():
         return unknown
-    commit = _git(root, "rev-parse", "HEAD")
-    held = _git(root, "ls-tree", "--name-only", "HEAD", file.relative_to(root).as_posix())
-    status = _git(root, "status", "--porcelain", "--untracked-files=normal")
-    if not commit or not held or status is None:
+    commit = _run_git(root, "rev-parse", "HEAD")
+    is_tracked = _run_git(root, "ls-tree", "--name-only", "HEAD", file.relative_to(root).as_posix())
+    status = _run_git(root, "status", "--porcelain", "--untracked-files=normal")
+    if not commit or not is_tracked or status is None:
         return unknown
     return {"git_commit": commit, "git_dirty": bool(status)}
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    # A copied .git remembers other files of that size and time: these settings have git look at the content.
+def _run_git(root: Path, *arguments: str) -> str | None:
+    # A copied .git may hold the sizes and times of other files: these settings make git read the content.
     careful = ("--no-optional-locks", "-c", "core.trustctime=true", "-c", "core.checkStat=default")
     try:
         # A git hook's GIT_DIR would name another repository.

@@ -1,4 +1,4 @@
-// What the machine could do: a copy that reads and writes given numbers of bytes, and a kernel that does nothing.
+// The equal copy, which reads and writes given numbers of bytes, and a kernel that does nothing.
 //
 //   from   READS * writes vectors of 16 bytes; each vector written folds READS of them
 //   extra  extras vectors of 16 bytes that are read besides (the op's slots)

@@ -1,7 +1,7 @@
-"""What the machine could do, measured in the same process, mode and L2 state as the op beside it.
+"""Copy as many bytes as the op reads and writes, in the same process, mode and L2 state as the op beside it.
 
-The copy reads and writes as many bytes as the op must, into the curve's own cache memory; so
-`copy_us / latency_us` says how near the op is to the memory's speed, whatever the machine.
+The copy writes into the curve's own cache memory, so `copy_us / latency_us` compares the op with a plain
+memory copy, whatever the machine.
 """
 
 import math
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from kvexp.bench.verify import ROWS_BYTES, check_untouched
 from kvexp.errors import IncorrectResult
-from kvexp.gpu import nvrtc
-from kvexp.gpu import scan as memories
+from kvexp.gpu import nvrtc, scan
 from kvexp.op import Call
-from kvexp.timer import Replay
+from kvexp.timer.replay import Replay
 from kvexp.timer.replay_plan import Plan
 from kvexp.workload import GUARD_BYTES, Memory
 
@@ -29,9 +28,9 @@ SLOT_BYTES = 8
 
 
 class Copy:
-    """impl=copy: the ceiling as a curve of its own. It writes no slots, so it has no op's method.
+    """impl=copy: the equal copy as a curve of its own. It writes no slots, so it has no op's method.
 
-    The pipeline measures the copies of `moves` in its place, and checks that their bytes arrived.
+    `run_point.measure_copy_point` measures the copies of `plan_moves` and checks the bytes that they wrote.
     """
 
     name = "copy"
@@ -47,7 +46,7 @@ class Move:
 
     Attributes:
         source: Where it begins to read.
-        reads: How many times as many bytes as it writes it reads from there.
+        reads: Bytes that it reads from there for each byte that it writes.
         slots: int64: what it reads besides.
         place: uint8: where it writes, in the cache.
     """
@@ -57,35 +56,35 @@ class Move:
     slots: Tensor
     place: Tensor
 
-    def call(self, unroll: int) -> Call:
-        """The copy with so many vectors a thread, on a GPU; torch's on a CPU."""
+    def make_call(self, unroll: int) -> Call:
+        """Make the copy with so many vectors a thread, on a GPU; torch's on a CPU."""
         if self.place.device.type == "cpu":
-            return _cpu_copy(self.source, self.place)
+            return _make_cpu_copy(self.source, self.place)
         writes = self.place.numel() // VECTOR
         extras = self.slots.numel() * SLOT_BYTES // VECTOR
         grid = -(-writes // (THREADS * unroll))
         tensors = (self.source, self.slots, self.place)
-        macros = _macros(unroll, self.reads)
-        return nvrtc.bound(SOURCE, "copy", macros, grid, THREADS, tensors, writes, extras)
+        macros = _make_macros(unroll, self.reads)
+        return nvrtc.bind(SOURCE, "copy", macros, grid, THREADS, tensors, writes, extras)
 
-    def arrived(self) -> bool:
-        """Whether the place holds what the call writes: the bytes that it reads, folded by exclusive or."""
+    def is_written(self) -> bool:
+        """Return whether the place holds what the call writes: the exclusive or of the bytes it reads."""
         size = self.place.numel()
         slots = self.slots.view(torch.uint8)
         slots = slots[: min(size, slots.numel() // VECTOR * VECTOR)]
         for at in range(0, size, ROWS_BYTES):
-            there = self.place[at : at + ROWS_BYTES].clone()
+            found = self.place[at : at + ROWS_BYTES].clone()
             for read in range(self.reads):
-                there ^= self.source[read * size + at :][: there.numel()]
-            extra = slots[at:][: there.numel()]
-            there[: extra.numel()] ^= extra
-            if there.any():
+                found ^= self.source[read * size + at :][: found.numel()]
+            extra = slots[at:][: found.numel()]
+            found[: extra.numel()] ^= extra
+            if found.any():
                 return False
         return True
 
 
-def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) -> list[Move]:
-    """Copies that read and write these bytes, each to the next place of the cache's memory.
+def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) -> list[Move]:
+    """Plan copies that read and write these bytes, each to the next place of the cache's memory.
 
     Args:
         memory: The curve's memory; the copies read its inputs and slots and write its cache.
@@ -96,8 +95,8 @@ def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) 
             One is read; on a GPU, where inputs are cold, as many as it has windows.
 
     Returns:
-        The copies in order, after the last of which the first comes again; none when one is less than a
-        vector or more than the cache, or on a CPU when it would have to read more than it writes.
+        The copies in order; after the last the first comes again. None when one is less than a vector or more
+        than the cache, or on a CPU when it would have to read more than it writes.
     """
     storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
     source = memory.inputs.view(torch.uint8).view(-1)
@@ -105,7 +104,7 @@ def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) 
     count = min(plan.mappings, storage.numel() // step)
     reads = (read - SLOT_BYTES * num_tokens) // written
     if storage.device.type == "cpu":
-        # torch has no copy that reads more than it writes; the slots' bytes are not worth one.
+        # torch has no copy that reads more than it writes; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
         return [Move(source, 1, memory.slots[:0], place) for place in places] if reads == 1 else []
     size = written // VECTOR * VECTOR
@@ -123,31 +122,28 @@ def moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) 
     ]
 
 
-def check(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:
-    """Runs the replay on the poisoned cache and returns when its bytes arrived; the cache is poison again.
+def check_copies(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:
+    """Run the replay on the poisoned cache, check the bytes that it wrote, and poison the cache again.
 
-    Args:
-        memory: The curve's memory.
-        copies: What the replay's calls do; after the last of them the first comes again.
-        replay: The calls.
+    The replay's calls make `copies`, and after the last the first again.
 
     Raises:
-        IncorrectResult: A place holds other bytes than were to be copied to it, or another byte changed.
+        IncorrectResult: A place holds wrong bytes, or another byte changed.
     """
     (run,) = replay.runs
     run()
     if not memory.unchanged():
         raise IncorrectResult("the copy changed what it reads")
     last = {move.place.data_ptr(): move for move in islice(cycle(copies), replay.calls)}
-    lost = sum(not move.arrived() for move in last.values())
+    lost = sum(not move.is_written() for move in last.values())
     if lost:
         raise IncorrectResult(f"{lost} of {len(last)} copies hold other bytes than were to be copied")
     restore(memory, list(last.values()))
     check_untouched(memory.cache)()
 
 
-def unrolls(device: str, written: int) -> tuple[int, ...]:
-    """Shapes of the copy to try; the fastest is the ceiling. One vector a thread is best for few bytes."""
+def list_unrolls(device: str, written: int) -> tuple[int, ...]:
+    """List the numbers of vectors a thread to try. One is best for few bytes."""
     if device == "cpu":
         return (1,)
     threads = torch.cuda.get_device_properties(torch.device(device)).multi_processor_count * 2048
@@ -155,28 +151,28 @@ def unrolls(device: str, written: int) -> tuple[int, ...]:
 
 
 def restore(memory: Memory, copies: Sequence[Move]) -> None:
-    """Poison what these wrote again, and nothing between."""
+    """Poison again what these wrote, and nothing between."""
     storage = memory.cache.storage
     size = copies[0].place.numel()
     begin = end = -1
     for at in sorted({move.place.data_ptr() - storage.data_ptr() for move in copies}):
         if at != end:
-            memories.poison(storage, max(begin, 0), max(end, 0))
+            scan.poison(storage, max(begin, 0), max(end, 0))
             begin = at
         end = at + size
-    memories.poison(storage, begin, end)
+    scan.poison(storage, begin, end)
 
 
-def empty_call() -> Call:
-    """A kernel that does nothing, on the current device: what a launch costs."""
-    return nvrtc.bound(SOURCE, "empty", _macros(1, 1), 1, THREADS, ())
+def make_empty_call() -> Call:
+    """Make a call of a kernel that does nothing, on the current device: what a launch costs."""
+    return nvrtc.bind(SOURCE, "empty", _make_macros(1, 1), 1, THREADS, ())
 
 
-def _macros(unroll: int, reads: int) -> tuple[tuple[str, int], ...]:
+def _make_macros(unroll: int, reads: int) -> tuple[tuple[str, int], ...]:
     return (("THREADS", THREADS), ("UNROLL", unroll), ("READS", reads))
 
 
-def _cpu_copy(source: Tensor, place: Tensor) -> Call:
+def _make_cpu_copy(source: Tensor, place: Tensor) -> Call:
     source = source[: place.numel()]
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""Hashes of source files: an implementation's, so that a changed kernel is another one; and kvexp's."""
+"""Hash source files: an implementation's, so that a changed kernel is another one, and kvexp's own."""
 
 import functools
 import hashlib
@@ -8,11 +8,11 @@ from pathlib import Path
 
 BUILT_FROM = {".pyx", ".cu", ".c", ".cc", ".cpp"}
 SUFFIXES = BUILT_FROM | {".py", ".cuh", ".h", ".hpp", ".ptx", ".cubin", ".so"}
-STRANGERS = "kvexp.impl"
-"""The package whose modules never import one another: one of its files is an implementation of its own."""
+INDEPENDENT = "kvexp.impl"
+"""The package whose modules never import one another: each file in it is an implementation of its own."""
 
 SHIPPED = SUFFIXES | {".yaml", ".j2", ".css", ".js"}
-"""What the package's files that a measurement or its report can depend on are called."""
+"""Suffixes of the package's files that a measurement or its report depends on."""
 
 
 def conf_dir() -> Path:
@@ -26,7 +26,7 @@ def conf_dir() -> Path:
 def source_hash() -> str | None:
     """Return a hash of kvexp's sources and options; None when they cannot be read.
 
-    It is the same wherever they are installed, from a wheel or a checkout. Computed once a process.
+    It is the same for a wheel and a checkout. Computed once a process.
     """
     package, conf = Path(__file__).resolve().parents[1], conf_dir()
     named = {
@@ -39,13 +39,13 @@ def source_hash() -> str | None:
 
 
 @functools.cache
-def impl_hash(target: str) -> str | None:
-    """A hash of the sources of the class at the dotted path `target`; None when there are none to read.
+def hash_impl(target: str) -> str | None:
+    """Return a hash of the sources of the class at the dotted path `target`; None when it cannot be read.
 
-    A package is hashed whole, with its kernels, and so is the package that a module belongs to, but for the
-    `.so` that a build leaves beside what it is built from: it may appear while a sweep runs. A module of
-    `kvexp.impl`, or one that is in no package, is its file. Read once a process, since what was imported
-    stays the same after an edit.
+    A package is hashed whole, with its kernels. So is the package that a module belongs to. Left out is an
+    `.so` beside the sources it is built from, which may appear while a sweep runs. Of a module of
+    `kvexp.impl`, or one in no package, the file alone is hashed. Computed once a process, since an edit does
+    not change what was imported.
     """
     module = target.rpartition(".")[0]
     try:
@@ -55,7 +55,7 @@ def impl_hash(target: str) -> str | None:
     if spec is None or spec.origin is None:
         return None
     file = Path(spec.origin)
-    alone = spec.submodule_search_locations is None and spec.parent in ("", STRANGERS)
+    alone = spec.submodule_search_locations is None and spec.parent in ("", INDEPENDENT)
     root = file if alone else file.parent
     return _digest((str(source.relative_to(root)), source) for source in _files(root))
 

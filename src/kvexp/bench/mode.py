@@ -9,7 +9,7 @@ from kvexp.op import Call
 
 
 def check_mode(mode: str, device: str) -> None:
-    """Returns when the device has the mode.
+    """Check that the device has the mode.
 
     Raises:
         Unsupported: CUDA graphs were asked for on a CPU.
@@ -19,17 +19,14 @@ def check_mode(mode: str, device: str) -> None:
 
 
 def prepare(mode: str, calls: Sequence[Call]) -> Call:
-    """One call that makes all of `calls`, in order, on the current stream.
+    """Make one call that makes all of `calls`, in order, on the current stream.
 
-    For `cudagraph` the calls are captured, not run: one of each kind must have run before, so that nothing is
+    For `cudagraph` the calls are captured, not run. One of each kind must have run before, so that nothing is
     compiled or loaded for the first time inside the capture.
-
-    Args:
-        mode: `cudagraph` or `no_graph`.
-        calls: An op's calls, and what is to lie between them, such as the record of an event.
+    Besides an op's calls there may be others between them, such as the record of an event.
     """
     if mode == "cudagraph":
-        return _captured(calls)
+        return _capture(calls)
 
     def run() -> None:
         for call in calls:
@@ -38,24 +35,27 @@ def prepare(mode: str, calls: Sequence[Call]) -> Call:
     return run
 
 
-def _captured(calls: Sequence[Call]) -> Call:
+def _capture(calls: Sequence[Call]) -> Call:
+    """Capture the calls in a graph; where memory is short, free torch's cached memory and try once more."""
     graph = None
     try:
-        graph = _graph(calls)
+        graph = _capture_graph(calls)
     except RuntimeError as error:  # of torch: its allocator's or the driver's
         if "out of memory" not in str(error):
             raise
     if graph is None:
-        # While it captures, torch cannot take back what it keeps for later; nor what a failed graph holds.
+        # While it captures, torch can free neither its cache nor what a failed graph holds.
         torch.cuda.empty_cache()
-        graph = _graph(calls)
+        graph = _capture_graph(calls)
     replay: Callable[[], None] = graph.replay
     return replay
 
 
-def _graph(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
-    """The calls captured. torch.cuda.graph would wait for the GPU first and give all free memory back to the
-    driver, which what comes next would have to ask for again."""
+def _capture_graph(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """Capture the calls in a graph.
+
+    torch.cuda.graph would first wait for the GPU and return all free memory to the driver.
+    """
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin()
     try:

@@ -1,6 +1,6 @@
-"""Run one curve: make its parts once, and return a measurement of each of its points, whatever happens.
+"""Measure one curve: make its parts once, then yield a measurement of each point, whatever happens.
 
-lock the GPU -> ask about the contract -> allocate the curve's cache -> `run_point` for each num_tokens
+lock the GPU -> make the parts -> ask about the contract -> allocate the curve's cache -> `run_point` for each
 """
 
 import datetime
@@ -13,29 +13,29 @@ from typing import Any, TypeVar
 import torch
 
 from kvexp import timer
-from kvexp.bench import curve_setup as curves
-from kvexp.bench import equal_copy, mode, run_point
+from kvexp.bench import curve_setup, equal_copy, mode, run_point
 from kvexp.bench.contract import UNASKED, Contract
-from kvexp.bench.curve_setup import Curve
+from kvexp.bench.curve_setup import Curve, L2State, Unrolls
 from kvexp.bench.run_point import Seconds
 from kvexp.bench.verify import poison
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
-from kvexp.gpu.cupti import recording
-from kvexp.gpu.lock import Waits, turn
-from kvexp.gpu.nvml import Machine
+from kvexp.gpu.cupti import record
+from kvexp.gpu.lock import OnWait, gpu_lock
+from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
 from kvexp.measurement import Measurement, Status
 from kvexp.op import Op
-from kvexp.timer import Rule
+from kvexp.timer.flush_l2 import make_flush
+from kvexp.timer.stopping_criterion import StoppingCriterion
 from kvexp.workload import allocate, device_memory, slots
 
 T = TypeVar("T")
 
-
-Asks = Callable[[], Contract]
+AskContract = Callable[[], Contract]
+"""Return what is known of the curve's implementation; ask it where nothing is."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Parts:
     """What was chosen for a curve, as objects; see `Curve`."""
 
     source: torch.dtype
-    l2_state: curves.L2State
-    rule: Rule
+    l2_state: L2State
+    criterion: StoppingCriterion
     impl: Impl
     op: Op
     layout: Layout
@@ -52,7 +52,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is nothing to measure."""
+    """Why a point has no measurement."""
 
     status: Status
     reason: str
@@ -61,18 +61,18 @@ class Failure:
 def run(
     experiment: Experiment,
     environment: dict[str, Any],
-    waits: Waits = lambda _: None,
-    shapes: curves.Shapes | None = None,
-    asks: Asks = lambda: UNASKED,
+    on_wait: OnWait = lambda _: None,
+    unrolls: Unrolls | None = None,
+    ask_contract: AskContract = lambda: UNASKED,
 ) -> Iterator[Measurement]:
     """Yield one Measurement for each point of the curve, in order.
 
     Args:
         experiment: The curve, resolved for this process's device.
         environment: The machine's columns; they go into every row.
-        waits: Told when another process measures on the GPU first.
-        shapes: What earlier curves of this process found of copies, and this one adds to.
-        asks: Says what is known of the implementation's contract, or has it asked.
+        on_wait: Called when another process measures on the GPU first.
+        unrolls: The fastest copies that earlier curves of this process found; this one adds its own.
+        ask_contract: Called once the implementation is made.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -80,27 +80,25 @@ def run(
     cases = list(experiment.cases())
     with ExitStack() as stack:
         uuid = environment.get("device_uuid")
-        machine = Machine(uuid)
-        # The first to be entered is the last to be left: the turn ends when the memory is free.
-        refusal = attempt(lambda: stack.enter_context(turn(uuid, waits)))
+        machine = GpuMonitor(uuid)
+        # Entered first, so that the turn ends last, when the memory is free.
+        refusal = attempt(lambda: stack.enter_context(gpu_lock(uuid, on_wait)))
         contract = UNASKED
-        parts = attempt(functools.partial(_choose, experiment, cases)) if refusal is None else refusal
+        parts = attempt(functools.partial(_make_parts, experiment, cases)) if refusal is None else refusal
         if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
-            contract = asks()
-            parts = attempt(functools.partial(_kept, parts, contract, cases))
-        opening = Seconds()
-        with opening.of("curve_setup_s"):
-            known = {} if shapes is None else shapes
-            curve: Curve | Failure = (
-                parts
-                if isinstance(parts, Failure)
-                else attempt(functools.partial(_open, parts, cases, stack, machine, known))
-            )
-            if isinstance(curve, Curve):
-                curve = attempt(functools.partial(_floored, curve, cases))
+            contract = ask_contract()
+            parts = attempt(functools.partial(_check_contract, parts, contract, cases))
+        curve: Curve | Failure
+        seconds = Seconds()
+        with seconds.measure("curve_setup_s"):
+            if isinstance(parts, Failure):
+                curve = parts
+            else:
+                known = {} if unrolls is None else unrolls
+                curve = attempt(functools.partial(_set_up_curve, parts, cases, stack, machine, known))
         for case in cases:
             started_at = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
-            outcome = curve if isinstance(curve, Failure) else _tried(curve, case)
+            outcome = curve if isinstance(curve, Failure) else _measure_point(curve, case)
             if isinstance(outcome, Failure):
                 outcome = Measurement(case, outcome.status, outcome.reason)
             yield replace(
@@ -108,14 +106,14 @@ def run(
                 started_at=started_at,
                 environment=environment,
                 contract=contract.column(case.num_tokens),
-                seconds={**opening, **outcome.seconds},
+                seconds={**seconds, **outcome.seconds},
             )
-        # The stack gives the memory back, which nobody may hold any more.
+        # The stack frees the memory: nothing may hold it any more.
         del curve
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
-    """The work's result, or why there is none: the one place where errors become rows.
+    """Return the work's result, or why there is none: the one place where errors become rows.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -134,14 +132,14 @@ def attempt(work: Callable[[], T]) -> T | Failure:
         return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def _choose(experiment: Experiment, cases: Sequence[Case]) -> Parts:
-    """Make what was chosen; what is refused for all points is refused here, before anything is allocated."""
+def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
+    """Make what was chosen, and refuse what no point can do before anything is allocated."""
     largest = max(cases, key=lambda case: case.num_tokens)
     options = dict(experiment.timer.options)
     parts = Parts(
         source=getattr(torch, str(experiment.dtype.options["torch_dtype"])),
-        l2_state=curves.L2State(str(options.pop("cache")), str(options.pop("inputs"))),
-        rule=Rule.from_options(options),
+        l2_state=L2State(str(options.pop("cache")), str(options.pop("inputs"))),
+        criterion=StoppingCriterion.from_options(options),
         impl=make(experiment.impl, device=largest.device),
         op=make(experiment.op),
         layout=make(experiment.layout),
@@ -153,11 +151,11 @@ def _choose(experiment: Experiment, cases: Sequence[Case]) -> Parts:
     return parts
 
 
-def _kept(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
-    """Return the parts where the implementation keeps all of the contract that engines, and the curve, need.
+def _check_contract(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
+    """Return the parts.
 
     Raises:
-        IncorrectResult: It does not.
+        IncorrectResult: The implementation breaks a clause that engines or this curve need.
     """
     needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
     if breach := contract.breach(needed):
@@ -165,54 +163,50 @@ def _kept(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
     return parts
 
 
-def _open(
-    parts: Parts, cases: Sequence[Case], stack: ExitStack, machine: Machine, shapes: curves.Shapes
+def _set_up_curve(
+    parts: Parts, cases: Sequence[Case], stack: ExitStack, machine: GpuMonitor, unrolls: Unrolls
 ) -> Curve:
-    """Allocate what the points of the curve share."""
+    """Allocate what the points of the curve share; on a GPU that times them, measure an empty kernel."""
     largest = max(cases, key=lambda case: case.num_tokens)
     gpu = largest.device != "cpu"
     if gpu:
         device = torch.device(largest.device)
         stack.enter_context(torch.cuda.device(device))
-        stack.enter_context(torch.cuda.stream(_stream(device)))
+        stack.enter_context(torch.cuda.stream(_get_stream(device)))
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
     item_bytes = parts.source.itemsize
-    rows = curves.least_rows(cases, parts.op, item_bytes, l2_bytes, parts.l2_state)
+    rows = curve_setup.count_cold_rows(cases, parts.op, item_bytes, l2_bytes, parts.l2_state)
     memory = stack.enter_context(allocate(largest, parts.layout, parts.source, rows))
     poison(memory.cache)
-    return Curve(
+    curve = Curve(
         op=parts.op,
         impl=parts.impl,
         memory=memory,
-        rule=parts.rule,
+        criterion=parts.criterion,
         l2_state=parts.l2_state,
         item_bytes=item_bytes,
         l2_bytes=l2_bytes,
-        evict=curves.sweep(l2_bytes, largest.device) if l2_bytes else None,
+        flush_l2=make_flush(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
-        records=stack.enter_context(recording()) if largest.timer == "cupti" else None,
-        shapes=shapes,
+        records=stack.enter_context(record()) if largest.timer == "cupti" else None,
+        unrolls=unrolls,
     )
-
-
-def _floored(curve: Curve, cases: Sequence[Case]) -> Curve:
-    """The curve with the time of an empty kernel, where there is one."""
-    largest = max(cases, key=lambda case: case.num_tokens)
-    if not curves.timed(curve, largest) or largest.timer not in timer.GPU_CLOCKS:
+    if not curve_setup.is_timed(curve, largest) or largest.timer not in timer.GPU_CLOCKS:
         return curve
-    return replace(curve, empty_kernel_us=curves.empty_kernel_us(curve, largest))
+    return replace(curve, empty_kernel_us=curve_setup.measure_empty_kernel(curve, largest))
 
 
 @functools.cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of this process that measures; capture wants another than the default one."""
+def _get_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream on which this process measures; capture needs another than the default stream."""
     return torch.cuda.Stream(device)
 
 
-def _tried(curve: Curve, case: Case) -> Measurement | Failure:
-    """The point's measurement; the cache is all poison again, whatever happened."""
-    measure = run_point.copied if isinstance(curve.impl, equal_copy.Copy) else run_point.measured
+def _measure_point(curve: Curve, case: Case) -> Measurement | Failure:
+    """Measure the point; the cache is all poison again, whatever happened."""
+    is_copy = isinstance(curve.impl, equal_copy.Copy)
+    measure = run_point.measure_copy_point if is_copy else run_point.measure_point
     outcome = attempt(lambda: measure(curve, case))
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))

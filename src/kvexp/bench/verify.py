@@ -1,9 +1,8 @@
-"""The law: `gather(written slots) == quantize(rows)`, byte for byte, and no other byte of the cache changed.
+"""Check the law: `gather(written slots) == quantize(rows)`, byte for byte, and no other byte changed.
 
-The cache is poisoned once per curve. A check gathers the written slots and compares them with the bytes that
-the contract asks for. Before it ends, a point poisons the slots that it wrote and has the whole cache
-scanned: any byte that is no poison then was written without being asked for. So after a right call the cache
-is all poison again.
+The cache is poisoned once per curve. A check gathers the written slots and compares them with the expected
+bytes. At its end a point poisons the slots that it wrote and scans the whole cache: any other byte that is
+no poison then is a stray write. So after a right call the cache is all poison again.
 """
 
 import math
@@ -20,6 +19,10 @@ from kvexp.op.quantize import quantize
 from kvexp.workload import Cache, Tensors
 
 ROWS_BYTES = 128 << 20
+"""Bytes that are compared at once."""
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types as which items are copied and compared, by item size."""
 
 
 def poison(cache: Cache) -> None:
@@ -31,19 +34,19 @@ def restore(tensors: Tensors, mappings: int) -> None:
     """Poison the slots of the first `mappings` slot mappings again."""
     slots = tensors.written_slots(mappings).reshape(-1)
     for rows, plane in ((tensors.key, tensors.key_cache), (tensors.value, tensors.value_cache)):
-        words = _words(tensors, plane)
+        words = _view_as_words(tensors, plane)
         slot_dim = 1 if tensors.cache.layout.shape == "flash" else 3
-        for chunk in slots.split(_rows_at_once(tensors, rows)):
+        for chunk in slots.split(_count_rows_at_once(tensors, rows)):
             scan.poison_rows(tensors.cache.storage, words, slot_dim, chunk)
 
 
 def verify(run: Callable[[], None], tensors: Tensors, windows: Sequence[int]) -> None:
-    """Run the calls and check all that they wrote; the cache is to be all poison and is so again.
+    """Run the calls and check all that they wrote. The cache must be all poison, and is so again.
 
     Args:
         run: Writes the rows of `tensors` to the slots of its first slot mappings.
         tensors: The case's tensors.
-        windows: For each of those mappings, whose rows it holds in the end.
+        windows: For each of those mappings, the window whose rows it holds in the end.
 
     Raises:
         IncorrectResult: Wrong bytes in a written slot, a changed byte elsewhere in the cache, or changed
@@ -59,14 +62,8 @@ def check_run(
 ) -> None:
     """Run the calls and check the slots that they wrote, and their inputs; see `verify`.
 
-    The written slots stay as they are, whatever they held before, and the rest of the cache is left to a
-    later look, which comes before anything else than these calls has run.
-
-    Args:
-        run: See `verify`.
-        tensors: See `verify`.
-        windows: See `verify`.
-        others: Whether to look at the curve's inputs that are none of the case's, too.
+    The written slots stay as they are, whatever they held before. The rest of the cache is left to a later
+    scan, before which nothing but these calls may run. With `others` check the curve's other inputs, too.
     """
     try:
         run()
@@ -77,36 +74,36 @@ def check_run(
         raise
 
 
-def check_left(tensors: Tensors, windows: Sequence[int], most_bytes: int | None = None) -> None:
-    """Check what the last of the timed runs left in the slots, and that the runs left their inputs alone.
+def check_timed_slots(tensors: Tensors, windows: Sequence[int], max_bytes: int | None = None) -> None:
+    """Check what the last timed run left in the slots, and that the runs did not change their inputs.
 
     Args:
         tensors: The case's tensors.
-        windows: For each slot mapping, whose rows it holds.
-        most_bytes: Look at mappings of so many bytes alone, drawn anew each time; at all by default.
+        windows: For each slot mapping, the window whose rows it holds.
+        max_bytes: Check mappings of about so many bytes, drawn anew each time; all by default.
 
     Raises:
         IncorrectResult: What was right at first was not right later. The cache is poisoned.
     """
     try:
         _check_inputs(tensors)
-        _check_written(tensors, windows, most_bytes)
+        _check_written(tensors, windows, max_bytes)
     except IncorrectResult as difference:
         poison(tensors.cache)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
 
 
 def check_untouched(cache: Cache) -> Callable[[], None]:
-    """Have all of the cache and its guards looked at, which are to be poison.
+    """Start a scan of the cache and its guards, which must be all poison.
 
     Returns:
-        Waits for what was seen, and raises IncorrectResult where a byte was another; the cache is poisoned
-        then. On a GPU the look is queued: what is queued after it may change the cache.
+        Waits for the scan, and raises IncorrectResult where a byte differs; the cache is poisoned then. On a
+        GPU the scan is queued: what is queued after it may change the cache.
     """
-    answer = scan.first_unpoisoned(cache.storage)
+    wait = scan.find_unpoisoned(cache.storage)
 
     def check() -> None:
-        changed = answer()
+        changed = wait()
         if changed is not None:
             poison(cache)
             raise IncorrectResult(
@@ -122,13 +119,13 @@ def _check_inputs(tensors: Tensors, others: bool = False) -> None:
         raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
 
 
-def _check_written(tensors: Tensors, windows: Sequence[int], most_bytes: int | None = None) -> None:
-    """Check that mappings hold the rows of their windows; see `check_left`."""
+def _check_written(tensors: Tensors, windows: Sequence[int], max_bytes: int | None = None) -> None:
+    """Check that mappings hold the rows of their windows; see `check_timed_slots`."""
     slots = tensors.written_slots(len(windows))
     mappings: Sequence[int] = range(len(windows))
-    if most_bytes is not None:
+    if max_bytes is not None:
         row_bytes = sum(rows[0].numel() * rows.itemsize for rows in (tensors.key, tensors.value))
-        count = max(1, most_bytes // (row_bytes * slots.shape[1]))
+        count = max(1, max_bytes // (row_bytes * slots.shape[1]))
         mappings = random.SystemRandom().sample(mappings, min(count, len(mappings)))
     for window in sorted({windows[mapping] for mapping in mappings}):
         own = torch.tensor([m for m in mappings if windows[m] == window], device=slots.device)
@@ -141,56 +138,62 @@ def _check_rows(
     name: str, tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
 ) -> None:
     wrong = torch.zeros((), dtype=torch.bool, device=slots.device)
-    for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
-        found = _gathered(tensors, plane, slots[chosen, tokens]).view(-1, expected.numel())
+    for tokens, chosen, expected in _iterate_chunks(tensors, rows, scale, slots):
+        found = _gather(tensors, plane, slots[chosen, tokens]).view(-1, expected.numel())
         asked = expected.reshape(-1)
         if asked.numel() % 8 == 0:
-            # Words: the mask of differences is that much shorter.
-            found, asked = found.view(torch.int64), _aligned(asked).view(torch.int64)
+            # As 8-byte words, so that the mask of differences is shorter.
+            found, asked = found.view(torch.int64), _align(asked).view(torch.int64)
         wrong |= (found != asked).any()
     if bool(wrong):
-        fraction, total = _wrong(tensors, rows, plane, scale, slots)
-        where = _first_difference(tensors, rows, plane, scale, slots)
+        fraction, total = _count_wrong(tensors, rows, plane, scale, slots)
+        where = _locate_difference(tensors, rows, plane, scale, slots)
         raise IncorrectResult(
             f"{100 * fraction:.3g} % of the {total} elements written to {name} are wrong, "
             f"the first at {where}"
         )
 
 
-def _aligned(data: Tensor) -> Tensor:
+def _align(data: Tensor) -> Tensor:
     return data.clone() if data.storage_offset() % 8 else data
 
 
-def _wrong(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> tuple[float, int]:
+def _count_wrong(
+    tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor
+) -> tuple[float, int]:
     """Return the fraction of the written elements that are wrong, and their number."""
-    item, wrong, total = _INTEGERS[plane.itemsize], 0, 0
-    for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
-        found = _gathered(tensors, plane, slots[chosen, tokens]).view(-1, *expected.shape)
+    item, wrong, total = INTEGERS[plane.itemsize], 0, 0
+    for tokens, chosen, expected in _iterate_chunks(tensors, rows, scale, slots):
+        found = _gather(tensors, plane, slots[chosen, tokens]).view(-1, *expected.shape)
         differs = found.view(item) != expected.view(item)
         wrong += int(differs.count_nonzero())
         total += differs.numel()
     return wrong / total, total
 
 
-def _chunks(
+def _iterate_chunks(
     tensors: Tensors, rows: Tensor, scale: Tensor, slots: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield slices of written tokens and of slot mappings, with the bytes expected for those tokens."""
-    at_once = _rows_at_once(tensors, rows)
+    at_once = _count_rows_at_once(tensors, rows)
     mappings, num_tokens = slots.shape
     for token in range(0, num_tokens, at_once):
         tokens = slice(token, min(token + at_once, num_tokens))
-        chosen = rows[tokens] if tensors.kept is None else _items(rows)[tensors.kept[tokens]].view(rows.dtype)
+        chosen = (
+            rows[tokens]
+            if tensors.unpadded is None
+            else _view_as_integers(rows)[tensors.unpadded[tokens]].view(rows.dtype)
+        )
         expected = quantize(chosen, tensors.kv_cache_dtype, scale)
         step = max(1, at_once // (tokens.stop - tokens.start))
         for mapping in range(0, mappings, step):
             yield tokens, slice(mapping, min(mapping + step, mappings)), expected
 
 
-def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> str:
-    for tokens, chosen, expected in _chunks(tensors, rows, scale, slots):
+def _locate_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tensor, slots: Tensor) -> str:
+    for tokens, chosen, expected in _iterate_chunks(tensors, rows, scale, slots):
         some = slots[chosen, tokens]
-        found = _gathered(tensors, plane, some).view(-1, *expected.shape)
+        found = _gather(tensors, plane, some).view(-1, *expected.shape)
         differs = found != expected
         if differs.any():
             # argmax, not nonzero, which needs many bytes for each that differs
@@ -201,7 +204,7 @@ def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tens
             wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
             asked = bytes(expected[token, head, start : start + size].tolist())[::-1].hex()
             written = tokens.start + token
-            number = written if tensors.kept is None else int(tensors.kept[written])
+            number = written if tensors.unpadded is None else int(tensors.unpadded[written])
             return (
                 f"token {number}, head {head}, element {byte // size} "
                 f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"
@@ -209,29 +212,26 @@ def _first_difference(tensors: Tensors, rows: Tensor, plane: Tensor, scale: Tens
     raise AssertionError("no difference was found the second time: the call is still writing")
 
 
-def _gathered(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
-    rows: Tensor = tensors.cache.layout.gather(_words(tensors, plane), slots.reshape(-1))
+def _gather(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
+    rows: Tensor = tensors.cache.layout.gather(_view_as_words(tensors, plane), slots.reshape(-1))
     return rows.view(torch.uint8)
 
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _items(plane: Tensor) -> Tensor:
+def _view_as_integers(plane: Tensor) -> Tensor:
     """View the same items as integers: bytes, whatever they mean as numbers."""
-    return plane.view(_INTEGERS[plane.itemsize])
+    return plane.view(INTEGERS[plane.itemsize])
 
 
-def _words(tensors: Tensors, plane: Tensor) -> Tensor:
-    """View the plane's bytes as integers, the widest that no row splits: the fewer they are, the faster."""
+def _view_as_words(tensors: Tensors, plane: Tensor) -> Tensor:
+    """View the plane's bytes as the widest integers that no row splits: fewer are compared faster."""
     if tensors.cache.layout.shape != "flash":  # elsewhere a row's items lie apart
-        return _items(plane)
+        return _view_as_integers(plane)
     places = (plane.shape[-1], plane.storage_offset(), *plane.stride()[:-1])
     aligned = math.gcd(8, *(place * plane.itemsize for place in places))
-    return plane.view(_INTEGERS[aligned])
+    return plane.view(INTEGERS[aligned])
 
 
-def _rows_at_once(tensors: Tensors, rows: Tensor) -> int:
+def _count_rows_at_once(tensors: Tensors, rows: Tensor) -> int:
     # An fp8 row is a float32 one while the oracle divides.
     item_bytes = rows.itemsize if tensors.kv_cache_dtype == "auto" else 4
     return max(1, ROWS_BYTES // (rows[0].numel() * item_bytes))

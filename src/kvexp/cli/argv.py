@@ -1,4 +1,4 @@
-"""argv in an order that Hydra takes, and what is refused before anything is composed."""
+"""Parse argv into flags and overrides for Hydra, and refuse what is wrong before anything is composed."""
 
 import argparse
 import re
@@ -19,10 +19,10 @@ from kvexp.errors import ConfigError
 
 @dataclass(frozen=True)
 class CommandLine:
-    """One command line, in order.
+    """A parsed command line.
 
     Attributes:
-        flags: What Hydra is told besides the overrides.
+        flags: Hydra's flags.
         overrides: The overrides, as typed.
         measures: False where a flag only prints: the configuration, Hydra's help, a completion.
     """
@@ -33,43 +33,43 @@ class CommandLine:
 
     @property
     def argv(self) -> list[str]:
-        """Flags first, overrides last."""
+        """The flags, then the overrides."""
         return [*self.flags, *self.overrides]
 
-    def types(self, key: str) -> bool:
-        """Whether a value was typed for the key."""
+    def sets(self, key: str) -> bool:
+        """Return whether a value was typed for the key."""
         return any(text.lstrip("+").partition("=")[0] == key for text in self.overrides)
 
 
-def ordered(argv: Sequence[str]) -> CommandLine:
-    """The command line with its flags first.
+def parse_command_line(argv: Sequence[str]) -> CommandLine:
+    """Parse and check argv; put its flags first.
 
     Hydra 1.3 refuses overrides on both sides of a flag (facebookresearch/hydra#3053, fixed in 1.4).
-    `-m` is always there: one job is a sweep of one, and commas sweep whether it was typed or not.
+    `-m` is always added: one job is a sweep of one, and commas sweep with and without it.
 
     Raises:
         ConfigError: A flag is unknown or refused, or an override cannot be read or is refused.
     """
-    typed = _parsed(argv)
+    typed = _parse_flags(argv)
     if typed.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun is refused, since it runs what a pickle file says")
     completes = typed.shell_completion or typed.hydra_help
     measures = not (completes or typed.cfg or typed.info)
-    line = CommandLine(tuple(_flags(typed, measures)), tuple(typed.overrides), measures)
+    line = CommandLine(tuple(_list_flags(typed, measures)), tuple(typed.overrides), measures)
     if not completes:
         dirs = help.config_dirs(argv)
         _check_names(dirs)
-        _check(line, dirs)
+        _check_overrides(line, dirs)
     return line
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+def _parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}; --help lists the flags")
 
-    # argparse would print its usage and exit; mypy has no word for replacing a method of one object.
+    # argparse would print its usage and exit.
     parser.error = refuse  # type: ignore[method-assign]
     # --info's value is optional: without this, `--info impl=torch` would take the override for it.
     arguments = [
@@ -79,7 +79,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
-def _flags(typed: argparse.Namespace, measures: bool) -> list[str]:
+def _list_flags(typed: argparse.Namespace, measures: bool) -> list[str]:
     if measures:
         switches = ["--multirun"]
     else:
@@ -90,17 +90,17 @@ def _flags(typed: argparse.Namespace, measures: bool) -> list[str]:
     names = ("cfg", "info", "package", "config_path", "config_name", "config_dir")
     values = {name.replace("_", "-"): getattr(typed, name) for name in names}
     if typed.config_path and "://" not in typed.config_path:
-        # Hydra would look for a relative one beside its caller's file, not where it was typed.
+        # Hydra would resolve a relative path from its caller's file, not from the current folder.
         values["config-path"] = str(Path(typed.config_path).absolute())
     return switches + [f"--{name}={value}" for name, value in values.items() if value is not None]
 
 
-def parsed(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
-    """The overrides as Hydra's grammar reads them.
+def parse_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
+    """Parse the overrides with Hydra's grammar.
 
     Args:
         overrides: As typed.
-        dirs: The folders of options, named where one of a group cannot be read.
+        dirs: The folders of options, for the error sentence.
 
     Raises:
         ConfigError: One of them cannot be read.
@@ -115,7 +115,7 @@ def parsed(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
                 raise ConfigError(f"{text!r} is no override; write key=value") from error
             group = text.partition("=")[0]
             names = ", ".join(help.options(group, dirs)) if group in help.GROUPS else ""
-            complaint = _complaint(text, error)
+            complaint = _shorten(text, error)
             quoted = f"""; quotes of its own let a value hold it: '{group}="..."'"""
             possible = (
                 f"; {group} is one of {names}" if names else quoted if _NOT_ALLOWED in complaint else ""
@@ -127,12 +127,12 @@ def parsed(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
 _NOT_ALLOWED = "is not allowed there"
 
 
-def _complaint(text: str, error: OverrideParseException) -> str:
-    """The grammar's complaint without its own names for classes and for the tokens it would have liked."""
+def _shorten(text: str, error: OverrideParseException) -> str:
+    """Shorten the grammar's complaint: leave out class names and the tokens that it expected."""
     lexer = "LexerNoViableAltException: "
     lines = [line for line in str(error).split("\n") if not line.startswith(("See", "Error"))]
     if lines[0].startswith(lexer):
-        # A line with a caret below what was typed.
+        # The last line has a caret below the wrong character.
         position = lines[-1].find("^") - len(lexer)
         at = repr(text[position]) if 0 <= position < len(text) else "one of its characters"
         return f"{at} {_NOT_ALLOWED}"
@@ -141,9 +141,9 @@ def _complaint(text: str, error: OverrideParseException) -> str:
 
 
 def _check_names(dirs: Sequence[Path]) -> None:
-    """A row knows an option by its name alone, so one of the user's never takes the name of ours."""
+    """Refuse an option of the user's with the name of ours: a row holds the name alone."""
     *theirs, ours = dirs
-    for group in help.NAMED:
+    for group in help.GROUPS_WITHOUT_KEYS:
         for name in help.options(group, theirs):
             if name in help.options(group, [ours]):
                 raise ConfigError(
@@ -152,9 +152,9 @@ def _check_names(dirs: Sequence[Path]) -> None:
                 )
 
 
-def _check(line: CommandLine, dirs: Sequence[Path]) -> None:
+def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
     seen: dict[str, str] = {}
-    for text, override in zip(line.overrides, parsed(line.overrides, dirs), strict=True):
+    for text, override in zip(line.overrides, parse_overrides(line.overrides, dirs), strict=True):
         key = override.key_or_group
         if key in seen:
             raise ConfigError(f"{key} is typed twice, {seen[key]!r} and {text!r}; keep one of them")
@@ -194,23 +194,23 @@ def _check_sweep(text: str, override: Override, measures: bool) -> None:
     if key.partition(".")[0] == "tracking":
         raise ConfigError(f"{text!r} is refused: a sweep is tracked in one place; choose one value")
     if key in SWEEP:
-        raise ConfigError(f"{text!r} is refused: {key} is one for a whole sweep; choose one value")
+        raise ConfigError(f"{text!r} is refused: {key} has one value for a whole sweep; choose one")
 
 
 def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:
-    """A group names exactly one option in each curve; Hydra also takes lists, dicts and none at all."""
+    """Check that a group names one option per curve; Hydra also takes lists, dicts and nothing."""
     group = override.key_or_group
     names = ", ".join(help.options(group, dirs))
     if group == "experiment" and (override.is_delete() or override.value() is None):
         return
     if override.is_delete() or override.is_add() or override.is_force_add():
         raise ConfigError(f"{text!r} is refused: {group} is one of {names}; write {group}=OPTION")
-    for value in _values(override):
+    for value in _list_values(override):
         if not isinstance(value, str) or not value or value.endswith(".yaml"):
             raise ConfigError(f"{text!r} names no option of {group}; choose one of {names}")
 
 
-def _values(override: Override) -> list[Any]:
+def _list_values(override: Override) -> list[Any]:
     if not override.is_sweep_override():
         return [override.value()]
     if override.is_choice_sweep() and "glob(" not in (override.input_line or ""):

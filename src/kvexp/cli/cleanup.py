@@ -1,4 +1,4 @@
-"""The folders that Hydra makes before anything is measured."""
+"""Remove the folders that Hydra made where nothing was measured."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from kvexp import file_lock
 from kvexp.results.sweep_dir import COMMAND, LOCK
 
 
-def forget(folder: Path) -> None:
-    """A folder that holds only what was written before any row is gone, and the empty folders above it.
+def remove_unused_folder(folder: Path) -> None:
+    """Remove a folder that holds only what is written before any row, and the empty folders above it.
 
     Args:
-        folder: A sweep's or a curve's, absolute; one that holds anything else, or the current folder, stays
-            as it is.
+        folder: A sweep's or a curve's, absolute. It stays if it holds anything else, is locked, or is the
+            current folder or one above that.
     """
     here = Path.cwd()
     if not folder.is_dir() or folder == here or folder in here.parents:
@@ -21,7 +21,7 @@ def forget(folder: Path) -> None:
         path.name in ("multirun.yaml", COMMAND, LOCK) or path.parent.name == ".hydra" for path in files
     ):
         return
-    if file_lock.holder(folder / LOCK):
+    if file_lock.find_holder(folder / LOCK):
         return
     for file in files:
         file.unlink()

@@ -1,4 +1,4 @@
-"""A comparison on the command line: its flags, its table and its exit code."""
+"""The flags, the printed table and the exit code of a comparison."""
 
 import argparse
 import math
@@ -22,21 +22,23 @@ _DASH = "–"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The parser knows what any comparison may be told; `fail_on` becomes a set of verdicts."""
-    parser.add_argument("--across", action="store_true", help="compare other GPUs and drivers all the same")
-    parser.add_argument("--tolerance", type=_part, help="by how much two processes differ, for example 0.02")
+    """Add the flags that every comparison has; `fail_on` becomes a set of verdicts."""
+    parser.add_argument("--across", action="store_true", help="compare also across GPUs and drivers")
     parser.add_argument(
-        "--fail-on", type=_verdicts, default=_FAIL_ON, metavar="VERDICTS", help=f"default: {_FAIL_ON}"
+        "--tolerance", type=_parse_tolerance, help="by how much two processes differ, for example 0.02"
+    )
+    parser.add_argument(
+        "--fail-on", type=_parse_verdicts, default=_FAIL_ON, metavar="VERDICTS", help=f"default: {_FAIL_ON}"
     )
 
 
-def code(points: Sequence[Point], fail_on: set[str]) -> int:
-    """The exit code: FAILED where a point has one of these verdicts, else 0."""
+def exit_code(points: Sequence[Point], fail_on: set[str]) -> int:
+    """Return FAILED where a point has one of these verdicts, else 0."""
     return FAILED if fail_on & {point.word for point in points} else 0
 
 
-def show(points: Sequence[Point]) -> None:
-    """The points are printed in their order, and how many got which verdict."""
+def print_table(points: Sequence[Point]) -> None:
+    """Print the points in their order, and how many have each verdict."""
     console = Console()
     if not console.is_terminal:  # a pipe has no width of its own: every cell stays whole
         console = Console(file=sys.stdout, width=_PIPE_WIDTH, color_system=None)
@@ -47,35 +49,35 @@ def show(points: Sequence[Point]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for point in points:
-        table.add_row(Text(point.word, _STYLES.get(point.word, "")), Text(point.label), *_cells(point))
+        table.add_row(Text(point.word, _STYLES.get(point.word, "")), Text(point.label), *_format(point))
     console.print(table)
     counts = Counter(point.word for point in points)
     console.print(", ".join(f"{counts[word]} {word}" for word in WORST_FIRST if counts[word]))
 
 
-def _part(text: str) -> float:
+def _parse_tolerance(text: str) -> float:
     try:
         part = float(text)
     except ValueError:
         part = math.nan
     if not 0 <= part < 1:
-        raise ConfigError(f"--tolerance must be a part of 1 such as 0.02, not {text!r}")
+        raise ConfigError(f"--tolerance must be a fraction such as 0.02, not {text!r}")
     return part
 
 
-def _verdicts(text: str) -> set[str]:
+def _parse_verdicts(text: str) -> set[str]:
     verdicts = set(filter(None, text.split(",")))
     if not verdicts:
         raise ConfigError(
             f"--fail-on names no verdict, so nothing could fail; one of {', '.join(WORST_FIRST)}"
         )
     if unknown := verdicts - set(WORST_FIRST):
-        there = ", ".join(WORST_FIRST)
-        raise ConfigError(f"--fail-on {','.join(sorted(unknown))} is no verdict; one of {there}")
+        known = ", ".join(WORST_FIRST)
+        raise ConfigError(f"--fail-on {','.join(sorted(unknown))} is no verdict; one of {known}")
     return verdicts
 
 
-def _cells(point: Point) -> tuple[str | Text, ...]:
+def _format(point: Point) -> tuple[str | Text, ...]:
     times = (_DASH if time is None else number(time) for time in (point.baseline_us, point.candidate_us))
     ratio, between = _DASH, _DASH
     if point.verdict:

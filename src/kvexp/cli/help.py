@@ -1,4 +1,4 @@
-"""What can be chosen, read from the YAML files themselves: the files are the registry."""
+"""Write `--help`: the options and keys, read from the YAML files in conf/ and in the user's folder."""
 
 import itertools
 import textwrap
@@ -25,17 +25,17 @@ GROUPS = (
     "tracking",
     "experiment",
 )
-"""Every group, in the order of the catalogue. Each is required but `experiment`."""
+"""Every group, in the order of `--help`. Each is required but `experiment`."""
 
-NUMBERS = ("workload", "timer", "tracking")
-"""The groups whose options share keys that are there to be set."""
+GROUPS_WITH_KEYS = ("workload", "timer", "tracking")
+"""The groups whose options all have the same keys, which can be set."""
 
-NAMED = tuple(group for group in GROUPS if group not in (*NUMBERS, "experiment"))
-"""The groups whose option's name is what a row keeps of it."""
+GROUPS_WITHOUT_KEYS = tuple(group for group in GROUPS if group not in (*GROUPS_WITH_KEYS, "experiment"))
+"""The groups of which a row holds the option's name."""
 
 
 def config_dirs(argv: Sequence[str]) -> list[Path]:
-    """The folders that options come from, the user's `--config-dir` first."""
+    """List the folders of options, the user's `--config-dir` first."""
     dirs = [conf_dir()]
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
@@ -46,7 +46,7 @@ def config_dirs(argv: Sequence[str]) -> list[Path]:
 
 
 def options(group: str, dirs: Sequence[Path]) -> dict[str, str]:
-    """The options of a group with the line that each file begins with; the first folder wins."""
+    """Return the options of a group, each with the first line of its file; the first folder wins."""
     found: dict[str, str] = {}
     for folder in dirs:
         for file in sorted((folder / group).rglob("*.yaml")):
@@ -56,21 +56,21 @@ def options(group: str, dirs: Sequence[Path]) -> dict[str, str]:
 
 
 def defaults() -> dict[str, str]:
-    """The option of each group that is measured when nothing is typed."""
+    """Return the default option of each group."""
     entries = yaml.safe_load((conf_dir() / "config.yaml").read_text("utf-8"))["defaults"]
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
     return {group: option for group, option in pairs if group in GROUPS and option is not None}
 
 
 def text(dirs: Sequence[Path]) -> str:
-    """The whole `--help`."""
+    """Return the whole `--help`."""
     return _ABOUT.format(
         version=__version__, groups=_groups(dirs), keys=_keys(), commands=_commands(commands.names())
     )
 
 
 def _commands(names: Mapping[str, str]) -> str:
-    """The section of the subcommands; nothing where there are none."""
+    """Return the section of the subcommands, empty if there are none."""
     width = max(map(len, names), default=0)
     lines = [_entry(f"  {name:{width}}", comment) for name, comment in names.items()]
     head = "Commands (python -m kvexp COMMAND --help says more)"
@@ -93,7 +93,7 @@ def _groups(dirs: Sequence[Path]) -> str:
 def _keys() -> str:
     chosen = defaults()
     texts = {"": (conf_dir() / "config.yaml").read_text("utf-8")}
-    for group in NUMBERS:
+    for group in GROUPS_WITH_KEYS:
         own = (conf_dir() / group / f"{chosen[group]}.yaml").read_text("utf-8")
         texts[f"{group}."] = own + _section(texts[""], group)
     entries = [(prefix + key, line) for prefix, text in texts.items() for key, line in _settings(text)]
@@ -115,14 +115,14 @@ def _first_comment(file: Path) -> str:
 
 
 def _section(content: str, key: str) -> str:
-    """What is indented below a key of the main configuration, as a file of its own."""
+    """Return the block below a key of the main configuration, as the content of a file."""
     _, _, below = content.partition(f"\n{key}:\n")
     inside = list(itertools.takewhile(lambda line: line.startswith("  "), below.splitlines()))
     return "\n".join(["", *(line.removeprefix("  ") for line in inside)])
 
 
 def _settings(content: str) -> Iterator[tuple[str, str]]:
-    """The scalar keys of a file with the comment above them; a key without one shares the last."""
+    """Yield each scalar key of a file with the comment above it; a key without one shares the last."""
     comment: list[str] = []
     is_new = True
     for line in content.splitlines():
@@ -139,34 +139,34 @@ def _settings(content: str) -> Iterator[tuple[str, str]]:
 
 _ABOUT = """\
 kvexp {version}: which implementation, layout, dtype and mode writes a paged KV cache fastest, and is
-it right? Each curve is verified byte for byte, timed, kept as rows on disk and tracked in MLflow.
+it correct? Each curve is verified byte for byte, timed, written to disk as rows and tracked in MLflow.
 
 Usage: python -m kvexp [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]
 
   python -m kvexp experiment=quickstart
   python -m kvexp impl=torch workload=tiny                        one curve over num_tokens
   python -m kvexp impl=cuda layout=HND -m dtype=half,bfloat16     a sweep: one curve per dtype
-  python -m kvexp impl=cuda,triton layout=NHD,HND                 commas alone sweep, too
+  python -m kvexp impl=cuda,triton layout=NHD,HND                 commas sweep without -m, too
   python -m kvexp workload=llama3_8b workload.num_heads=8,32 'workload.num_tokens=[1,64]'
   python -m kvexp impl=mine --config-dir my_conf                  your class, named in my_conf/impl/mine.yaml
-  python -m kvexp impl=triton --cfg job                           what would be measured
+  python -m kvexp impl=triton --cfg job                           print what would be measured
 
 Groups and their options (* is the default)
 {groups}
 
-Keys (the options of a group have the same ones)
+Keys (the same ones for every option of a group)
 {keys}
 {commands}
 Flags
-  -m, --multirun           sweep; always on, there to be typed
+  -m, --multirun           sweep; always on
   -cd, --config-dir DIR    a folder of your own options, laid out like conf/
   -cn, --config-name NAME  another primary config than config.yaml
   -c, --cfg job            print the configuration, measure nothing; with --resolve, every value
-  -i, --info WHAT          what Hydra knows: defaults, searchpath, ...; --hydra-help for the rest
-  --version                kvexp's version
+  -i, --info WHAT          print Hydra's defaults, searchpath, ...; --hydra-help for the rest
+  --version                print kvexp's version
 
 Exit codes
-  0  something is right (ok or verified) and nothing is wrong    1  a point is incorrect or failed
-  2  what was typed is wrong; nothing was measured               3  everything was skipped
+  0  a point is ok or verified, and none is wrong     1  a point is incorrect or failed
+  2  what was typed is wrong; nothing was measured    3  every point was skipped
 HYDRA_FULL_ERROR=1 in the environment shows the traceback of exit code 2.
 """

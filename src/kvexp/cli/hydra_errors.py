@@ -1,4 +1,4 @@
-"""One sentence for each way in which composing a configuration ends."""
+"""Explain in one sentence why a configuration could not be composed."""
 
 import difflib
 
@@ -7,9 +7,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from kvexp.cli.schema import unknown_key
+from kvexp.cli.schema import describe_unknown_key
 
-COMPOSING = (
+COMPOSE_ERRORS = (
     HydraException,
     OmegaConfBaseException,
     yaml.YAMLError,
@@ -19,18 +19,18 @@ COMPOSING = (
     RuntimeError,
     OSError,
 )
-"""What Hydra raises while it composes; nothing of ours runs meanwhile that could raise them."""
+"""What Hydra raises while it composes; no code of ours that could raise them runs meanwhile."""
 
 
-def sentence(error: BaseException) -> str:
-    """What was asked and what is possible."""
+def explain(error: BaseException) -> str:
+    """Say what was asked and what is possible."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return unknown_option(group, name, [str(option) for option in error.options])
+        return _describe_unknown_option(group, name, [str(option) for option in error.options])
     key_error = next((e for e in (error, error.__cause__) if isinstance(e, _KEY_ERRORS)), None)
     if key_error is not None and key_error.full_key:
         prefix, _, key = str(key_error.full_key).rpartition(".")
-        return unknown_key(prefix, key, _keys(key_error.parent_node))
+        return describe_unknown_key(prefix, key, _list_keys(key_error.parent_node))
     if "An item is already at" in str(error):
         key = str(error).partition("already at '")[2].partition("'")[0]
         return f"{key} is there already; write {key}=VALUE without a +"
@@ -39,11 +39,10 @@ def sentence(error: BaseException) -> str:
         return f"cannot read {mark.name}, line {mark.line + 1}: {error.problem}"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}"
-    return _short(error)
+    return _shorten(error)
 
 
-def unknown_option(group: str, name: str, options: list[str]) -> str:
-    """The sentence for an option that a group does not have."""
+def _describe_unknown_option(group: str, name: str, options: list[str]) -> str:
     close = difflib.get_close_matches(name, options, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"unknown {group} {name!r}{hint}; choose one of {', '.join(options)}"
@@ -52,7 +51,7 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
 _KEY_ERRORS = (ConfigAttributeError, ConfigKeyError)
 
 
-def _keys(parent: object) -> list[str]:
+def _list_keys(parent: object) -> list[str]:
     if not isinstance(parent, DictConfig):
         return []
     return [str(key) for key in parent if key not in ("hydra", "_target_")]
@@ -62,8 +61,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _short(error: BaseException) -> str:
-    """The message as one line, without the search path and the links that Hydra adds."""
+def _shorten(error: BaseException) -> str:
+    """Return the message as one line, without the search path and the links that Hydra adds."""
     lines: list[str] = []
     for line in str(error).splitlines():
         if line.startswith(("Config search path", "See ")):

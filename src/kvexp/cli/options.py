@@ -1,4 +1,4 @@
-"""`layout=auto` becomes one of the layouts, with the reason why."""
+"""Rules for chosen options: an experiment sets no values, and `layout=auto` becomes one of the layouts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from kvexp.cli.help import GROUPS
 from kvexp.errors import ConfigError
 from kvexp.layout import selection
 
@@ -13,18 +14,39 @@ AUTO = "auto"
 CHOSEN = "chosen by name"
 
 
-def resolve(
+def check_experiment(name: str | None, folders: Sequence[Path]) -> None:
+    """Check that an experiment only chooses options and sweeps.
+
+    Values of its own would beat the options typed beside it.
+
+    Args:
+        name: The chosen experiment, if any.
+        folders: Where options come from; the first folder that has a file wins.
+
+    Raises:
+        ConfigError: It sets keys of a group: with `workload=tiny`, its sizes would be measured as tiny.
+    """
+    file = _find(folders, "experiment", name) if name else None
+    for key in (yaml.safe_load(file.read_text("utf-8")) or {}) if file else ():
+        if key in GROUPS:
+            raise ConfigError(
+                f"{file} sets keys of {key}; put them into an option of {key} and choose that under "
+                "`defaults`, or sweep them under `hydra.sweeper.params`"
+            )
+
+
+def resolve_layout(
     config: Mapping[str, Any],
     choices: Mapping[str, str | None],
     folders: Sequence[Path],
     environ: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str | None], str]:
-    """The configuration and the choices without `layout=auto`, and why that layout.
+    """Replace `layout=auto` by a layout; return the configuration, the choices and why that layout.
 
     Args:
         config: The composed configuration.
         choices: The option of each group, by name.
-        folders: Where options come from, the first one that has a file wins.
+        folders: Where options come from; the first folder that has a file wins.
         environ: The environment.
 
     Raises:
@@ -35,8 +57,13 @@ def resolve(
     wish = config["connector"].get("layout")
     connector = choices.get("connector") or "none"
     chosen = selection.select(choices.get("op") or "", environ, f"connector={connector}", wish)
-    file = next((f for d in folders if (f := d / "layout" / f"{chosen.layout}.yaml").is_file()), None)
+    file = _find(folders, "layout", chosen.layout)
     if file is None:
         raise ConfigError(f"layout=auto means {chosen.layout} ({chosen.reason}), which has no YAML")
     option = yaml.safe_load(file.read_text("utf-8"))
     return {**config, "layout": option}, {**choices, "layout": chosen.layout}, chosen.reason
+
+
+def _find(folders: Sequence[Path], group: str, name: str) -> Path | None:
+    files = (folder / group / f"{name}.yaml" for folder in folders)
+    return next((file for file in files if file.is_file()), None)

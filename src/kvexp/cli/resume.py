@@ -1,4 +1,4 @@
-"""`resume=` becomes a command line that Hydra composes into the folder of an earlier sweep."""
+"""Turn `resume=` into a command line that Hydra composes into the folder of an earlier sweep."""
 
 import os
 import sys
@@ -9,89 +9,89 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kvexp.cli import help
-from kvexp.cli.argv import CommandLine, ordered, parsed
+from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
 from kvexp.results import sweep_dir as sweep_folder
 
 ROOT = "multirun"
 _KEY = "resume"
-_WHERE = "hydra.sweep.dir"
+_SWEEP_DIR = "hydra.sweep.dir"
 
 OmegaConf.register_new_resolver("kvexp.plus", lambda number, more: int(number) + int(more), replace=True)
 
 
-def begun(line: CommandLine) -> tuple[CommandLine, Path | None]:
-    """The command line to compose, without `resume`, and the folder of the sweep that it continues.
+def read_resume(line: CommandLine) -> tuple[CommandLine, Path | None]:
+    """Return the command line to compose, without `resume`, and the folder of the sweep that it continues.
 
-    `resume` alone repeats what that sweep was typed with; beside other overrides it only says where. Where
-    there is nothing to resume the sweep is a fresh one, with a word on stderr.
+    `resume` alone repeats that sweep's command line; beside other overrides it only names the folder. Where
+    there is nothing to resume, a line on stderr says so and the sweep is a new one.
 
     Raises:
         ConfigError: What `resume` names is no sweep, or its command line cannot be repeated.
     """
-    value = _value(line)
-    rest = tuple(text for text in line.overrides if not _is(text, _KEY))
+    value = _read_value(line)
+    rest = tuple(text for text in line.overrides if not _sets(text, _KEY))
     if not line.measures or value is None:
         return line, None
     line = replace(line, overrides=rest)
     if value is False:
         return line, None
-    folder = _folder(value)
+    folder = _find_folder(value)
     if folder is None:
-        sys.stderr.write(f"kvexp: there is no sweep below {ROOT}/ to resume, so this is a fresh one\n")
+        sys.stderr.write(f"kvexp: there is no sweep below {ROOT}/ to resume, so this is a new one\n")
         return line, None
-    if line.types(_WHERE):
-        raise ConfigError(f"{_WHERE} is refused beside resume={folder}, which says where the sweep goes")
-    return (line if rest else _repeated(line, folder)), folder
+    if line.sets(_SWEEP_DIR):
+        raise ConfigError(f"{_SWEEP_DIR} is refused beside resume={folder}, which says where the sweep goes")
+    return (line if rest else _repeat_command(line, folder)), folder
 
 
-def placed(line: CommandLine, folder: Path | None) -> CommandLine:
-    """The command line whose curves go to that folder, numbered after those that it holds."""
+def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
+    """Send the curves to that folder, if any, numbered after those that it holds."""
     if folder is None:
         return line
     number = sweep_folder.next_number(folder)
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = (
-        f"{_WHERE}='{quoted}'",
+        f"{_SWEEP_DIR}='{quoted}'",
         f"hydra.sweep.subdir='${{kvexp.plus:{number},${{hydra.job.num}}}}'",
         "hydra.callbacks.sweep_start.resumes=true",
     )
     return replace(line, overrides=(*line.overrides, *where))
 
 
-def _value(line: CommandLine) -> Any:
-    """What `resume` was typed as; None where it was not."""
-    texts = [text for text in line.overrides if _is(text, _KEY)]
+def _read_value(line: CommandLine) -> Any:
+    """Return the value of `resume`; None where it was not typed."""
+    texts = [text for text in line.overrides if _sets(text, _KEY)]
     if not texts:
         return None
-    (override,) = parsed(texts, help.config_dirs(line.flags))
+    (override,) = parse_overrides(texts, help.config_dirs(line.flags))
     value = override.value()
     return False if value is None or override.is_delete() else value
 
 
-def _folder(value: Any) -> Path | None:
-    """The absolute folder of the sweep that `resume` names; None where there is no last one.
+def _find_folder(value: Any) -> Path | None:
+    """Return the absolute folder of the sweep that `resume` names; None where there is no last one.
 
     Raises:
         ConfigError: It names no sweep.
     """
     if value is True:
-        return sweep_folder.last(Path.cwd() / ROOT)
+        return sweep_folder.find_last(Path.cwd() / ROOT)
     if not isinstance(value, str) or not value:
         raise ConfigError(f"resume must be true, false or a sweep's folder, not {value!r}")
     folder = Path.cwd() / Path(value).expanduser()
     if "${" in str(folder):
-        raise ConfigError(f"resume={value} has a ${{ in its path, which Hydra would take for a reference")
+        raise ConfigError(f"resume={value} has a ${{ in its path, which Hydra would read as a reference")
     if not sweep_folder.is_sweep(folder):
         raise ConfigError(f"resume={value} is not the folder of a sweep; an example is {ROOT}/<date>/<time>")
     return Path(os.path.normpath(folder))
 
 
-def _repeated(line: CommandLine, folder: Path) -> CommandLine:
-    """The sweep's own overrides behind the flags typed now; no result says where code is found.
+def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
+    """Combine the flags typed now with the sweep's overrides; flags in a file must not name code to load.
 
     Raises:
-        ConfigError: It was typed with something that has to be typed again, or that is no override.
+        ConfigError: The sweep has a flag that is not typed now, an override of Hydra's, or no override.
     """
     overrides, flags = sweep_folder.read_command(folder)
     for flag in flags:
@@ -99,14 +99,14 @@ def _repeated(line: CommandLine, folder: Path) -> CommandLine:
             raise ConfigError(
                 f"the sweep in {folder} was typed with {flag}; type that beside resume={folder}"
             )
-    kept = [text for text in overrides if not _is(text, _KEY) and not _is(text, _WHERE)]
-    for text in kept:
+    rest = [text for text in overrides if not _sets(text, _KEY) and not _sets(text, _SWEEP_DIR)]
+    for text in rest:
         if text.startswith("-"):
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
         if text.lstrip("+~").startswith("hydra"):
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
-    return ordered([*line.flags, *kept])
+    return parse_command_line([*line.flags, *rest])
 
 
-def _is(text: str, key: str) -> bool:
+def _sets(text: str, key: str) -> bool:
     return text.lstrip("+~").partition("=")[0] == key

@@ -1,4 +1,4 @@
-"""Rows by name: of a path, of a git revision's baselines/, or of an MLflow run or sweep."""
+"""Read rows by name: a path, a git revision with baselines/, or an MLflow run or sweep."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvexp import tracking
 from kvexp.errors import ConfigError, TrackingError
+from kvexp.measurement import Row
 from kvexp.results import baselines, load
 
 POSSIBLE = (
@@ -17,11 +18,11 @@ POSSIBLE = (
 _TRACKED = re.compile(r"[0-9a-f]{32}|[\w.+-]+/[\w.+-]+")
 
 
-def read(name: str) -> Sequence[load.Row]:
-    """The rows of what is named, one at least; a path comes first, then a revision, then a run.
+def read(name: str) -> Sequence[Row]:
+    """Read the rows of a path, else of a git revision, else of an MLflow run; there is at least one.
 
     Raises:
-        ConfigError: There is no such thing, or what it holds are no rows.
+        ConfigError: Nothing has that name, or it holds no rows.
     """
     found = _read(name)
     if not found:
@@ -29,12 +30,12 @@ def read(name: str) -> Sequence[load.Row]:
     return found
 
 
-def _read(name: str) -> Sequence[load.Row]:
+def _read(name: str) -> Sequence[Row]:
     if Path(name).exists():
         return load.read([Path(name)], Path())
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
-        if not (baselines.checked_out(name, folder) or _downloaded(name, folder)):
+        if not (baselines.check_out(name, folder) or _download(name, folder)):
             raise ConfigError(f"{name} does not exist; give {POSSIBLE}")
         try:
             return load.read([folder], folder)
@@ -42,8 +43,8 @@ def _read(name: str) -> Sequence[load.Row]:
             raise ConfigError(str(error).replace(f"{folder}/", f"{name}: ")) from error
 
 
-def _downloaded(name: str, folder: Path) -> bool:
-    """The rows are below the folder; False where the store has no such run, or there is no store."""
+def _download(name: str, folder: Path) -> bool:
+    """Download a run's rows into the folder; return False where there is no such run or no store."""
     if not _TRACKED.fullmatch(name):
         return False
     uri = tracking.settings("local", None, None, "kvexp", os.environ).uri or ""
@@ -51,9 +52,9 @@ def _downloaded(name: str, folder: Path) -> bool:
     if file is not None and not file.exists():
         return False
     tracking.quiet()
-    from kvexp.tracking.fetch import fetch  # here, since it imports MLflow
+    from kvexp.tracking.fetch import download_rows  # here, since it imports MLflow
 
     try:
-        return fetch(uri, name, folder)
+        return download_rows(uri, name, folder)
     except TrackingError as error:
         raise ConfigError(str(error)) from error

@@ -1,4 +1,4 @@
-"""A composed configuration becomes an Experiment here, once; whatever it must not hold is refused."""
+"""Turn a composed configuration into an Experiment and SweepSettings; refuse wrong keys and values."""
 
 import difflib
 import json
@@ -11,20 +11,22 @@ from typing import Any
 from kvexp.cli.help import GROUPS
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice, Experiment, Scalar, WorkloadSpec
+from kvexp.sweep.settings import ISOLATIONS, SweepSettings
+from kvexp.tracking import TrackingSettings
 
 Config = Mapping[str, Any]
 
 SWEEP = ("resume", "repeat", "timeout_s", "fail_fast", "isolation")
-"""The keys that say how a sweep is run; they are one for all of its curves and change no point."""
+"""The keys that say how a sweep is run: one value for all of its curves."""
 
 CODE = ("op", "impl", "layout")
 """Groups whose YAML names a class."""
 
 FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), "mode": ()}
-"""Groups that are data, with their keys: the option's name is a column, so the keys are not typed."""
+"""Groups that are data, with their keys. A row holds the option's name alone, so no key may be typed."""
 
 TIMER_WHOLE = {"warmup": 1, "min_samples": 2, "max_samples": 2}
-"""The timer's whole numbers and the least of each; a standard deviation wants two samples."""
+"""The timer's whole numbers and the least of each; a standard deviation needs two samples."""
 TIMER_REAL = ("relative_error", "max_seconds")
 TIMER_WORDS = {"cache": ("auto", "cold", "hot"), "inputs": ("hot", "cold")}
 
@@ -34,18 +36,19 @@ WORDS = {
     "rows": ("contiguous", "qkv", "misaligned"),
 }
 """The workload's words and what each may be."""
+MOST_REPEATS = 1000
 MOST_TOKENS = 2**31 - 1
 MOST_SLOTS = 2**63 - 1
 """A slot number is an int64."""
 
 
-def experiment(
+def build_experiment(
     config: Config,
     choices: Mapping[str, str | None],
     overrides: Iterable[str],
     layout_reason: str = "",
 ) -> Experiment:
-    """The typed experiment.
+    """Build the experiment that was typed.
 
     Args:
         config: The composed configuration without `hydra`, resolved; `layout` is one, not `auto`.
@@ -65,71 +68,100 @@ def experiment(
     check_keys("connector", config["connector"], ("layout",))
     _check_fixed(overrides)
     return Experiment(
-        **{group: _code(group, names[group], config[group]) for group in CODE},
-        **{group: _data(group, names[group], config[group]) for group in FIXED},
-        timer=_timer(names["timer"], config["timer"]),
-        workload=_workload(names["workload"], config["workload"]),
-        device=_device(config["device"]),
+        **{group: _build_code(group, names[group], config[group]) for group in CODE},
+        **{group: _build_data(group, names[group], config[group]) for group in FIXED},
+        timer=_build_timer(names["timer"], config["timer"]),
+        workload=_build_workload(names["workload"], config["workload"]),
+        device=_read_device(config["device"]),
         layout_reason=layout_reason,
     )
 
 
+def build_settings(config: Config, tracking: TrackingSettings, resumes: bool) -> SweepSettings:
+    """Build the settings of the sweep.
+
+    Args:
+        config: The composed configuration.
+        tracking: Where its runs go.
+        resumes: Whether `resume=` was typed. It names the folder, so it is read before anything is composed.
+
+    Raises:
+        ConfigError: A key is of the wrong type or out of range, or `resume` is set in a file.
+    """
+    timeout_s, fail_fast = config["timeout_s"], config["fail_fast"]
+    if config["resume"] not in (False, None):
+        raise ConfigError("resume must be typed on the command line, not set in a file")
+    if not isinstance(fail_fast, bool):
+        raise ConfigError(f"fail_fast must be true or false, not {_format(fail_fast)}")
+    repeat = read_whole("repeat", config["repeat"], most=MOST_REPEATS)
+    isolation = ISOLATIONS[ISOLATIONS.index(read_word("isolation", config["isolation"], ISOLATIONS))]
+    if repeat > 1 and isolation == "inline":
+        raise ConfigError("repeat needs a new process each time, and isolation=inline has none; choose one")
+    return SweepSettings(
+        tracking=tracking,
+        timeout_s=None if timeout_s is None else read_positive("timeout_s", timeout_s),
+        fail_fast=fail_fast,
+        isolation=isolation,
+        resumes=resumes,
+        repeat=repeat,
+    )
+
+
 def check_keys(prefix: str, found: Collection[str], known: Collection[str]) -> None:
-    """Returns when exactly the known keys are there.
+    """Check that exactly the known keys are there.
 
     Raises:
         ConfigError: A key is unknown or missing.
     """
     for key in found:
         if key not in known:
-            raise ConfigError(unknown_key(prefix, key, known))
+            raise ConfigError(describe_unknown_key(prefix, key, known))
     for key in known:
         if key not in found:
-            raise ConfigError(f"{dotted(prefix, key)} is missing")
+            raise ConfigError(f"{_join(prefix, key)} is missing")
 
 
-def unknown_key(prefix: str, key: str, known: Collection[str]) -> str:
-    """The sentence for a key that is not there, with the ones that are."""
+def describe_unknown_key(prefix: str, key: str, known: Collection[str]) -> str:
+    """Say that there is no such key, and which there are."""
     if not prefix:
         known = {*known, "experiment"}
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f" (did you mean {dotted(prefix, close[0])}?)" if close else ""
+    hint = f" (did you mean {_join(prefix, close[0])}?)" if close else ""
     owner = prefix or "the configuration"
-    there = f"has {', '.join(sorted(known))}" if known else "has no keys"
-    return f"unknown key {dotted(prefix, key)}{hint}; {owner} {there}"
+    keys = f"has {', '.join(sorted(known))}" if known else "has no keys"
+    return f"unknown key {_join(prefix, key)}{hint}; {owner} {keys}"
 
 
-def dotted(prefix: str, key: str) -> str:
-    """The key as it is typed."""
+def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
 def _check_fixed(overrides: Iterable[str]) -> None:
-    """A row says `dtype=half`; an inner key that was typed would make it lie."""
+    """Refuse a typed key inside a fixed option: the row says `dtype=half` and nothing of the key."""
     for text in overrides:
         group, dot, _ = text.lstrip("+~").partition("=")[0].partition(".")
         if dot and group in (*FIXED, "connector"):
             raise ConfigError(f"{text!r} is refused: choose an option of {group}, not a key of it")
 
 
-def _code(group: str, name: str, config: Config) -> Choice:
+def _build_code(group: str, name: str, config: Config) -> Choice:
     options = dict(config)
     target = options.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{group}={name} names no class; its YAML needs `_target_: package.Class`")
-    return Choice(name, target, {k: _scalar(f"{group}.{k}", v) for k, v in options.items()})
+    return Choice(name, target, {k: _read_scalar(f"{group}.{k}", v) for k, v in options.items()})
 
 
-def _data(group: str, name: str, config: Config) -> Choice:
+def _build_data(group: str, name: str, config: Config) -> Choice:
     check_keys(group, config, FIXED[group])
-    return Choice(name, options={key: text(f"{group}.{key}", v) for key, v in config.items()})
+    return Choice(name, options={key: read_text(f"{group}.{key}", v) for key, v in config.items()})
 
 
-def _timer(name: str, config: Config) -> Choice:
+def _build_timer(name: str, config: Config) -> Choice:
     check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
-    counts = {key: whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
-    real = {key: positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
-    words = {key: word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
+    counts = {key: read_whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
+    real = {key: read_positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
+    words = {key: read_word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
     if counts["max_samples"] < counts["min_samples"]:
         raise ConfigError(
             f"timer.max_samples {counts['max_samples']} is below timer.min_samples {counts['min_samples']}"
@@ -137,109 +169,93 @@ def _timer(name: str, config: Config) -> Choice:
     return Choice(name, options={**counts, **real, **words})
 
 
-def _workload(name: str, config: Config) -> WorkloadSpec:
+def _build_workload(name: str, config: Config) -> WorkloadSpec:
     known = [field.name for field in fields(WorkloadSpec) if field.name != "name"]
     check_keys("workload", config, known)
     sizes = ("num_heads", "head_size", "head_size_v", "block_size", "num_layers", "num_query_heads")
-    named: dict[str, Any] = {key: whole(f"workload.{key}", config[key]) for key in sizes}
-    named |= {key: word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
+    named: dict[str, Any] = {key: read_whole(f"workload.{key}", config[key]) for key in sizes}
+    named |= {key: read_word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
     spec = WorkloadSpec(
         **named,
         name=name,
-        num_tokens=_num_tokens(config["num_tokens"]),
-        num_blocks=whole("workload.num_blocks", config["num_blocks"], most=MOST_SLOTS),
-        padding=_fraction("workload.padding", config["padding"]),
-        extra_tokens=whole("workload.extra_tokens", config["extra_tokens"], least=0),
-        seed=whole("workload.seed", config["seed"], least=0, most=MOST_SLOTS),
+        num_tokens=_read_num_tokens(config["num_tokens"]),
+        num_blocks=read_whole("workload.num_blocks", config["num_blocks"], most=MOST_SLOTS),
+        padding=_read_fraction("workload.padding", config["padding"]),
+        extra_tokens=read_whole("workload.extra_tokens", config["extra_tokens"], least=0),
+        seed=read_whole("workload.seed", config["seed"], least=0, most=MOST_SLOTS),
     )
     if spec.num_blocks * spec.block_size > MOST_SLOTS:
         raise ConfigError(
-            f"{spec.num_blocks} blocks of {spec.block_size} slots are more than the {MOST_SLOTS} "
-            "slots that an int64 numbers"
+            f"{spec.num_blocks} blocks of {spec.block_size} slots exceed the {MOST_SLOTS} slots "
+            "that an int64 can number"
         )
     return spec
 
 
-def _num_tokens(value: Any) -> tuple[int, ...]:
+def _read_num_tokens(value: Any) -> tuple[int, ...]:
     key = "workload.num_tokens"
     points = value if isinstance(value, list) else [value]
     if not points:
         raise ConfigError(f"{key} must name at least one number of tokens, not []")
-    numbers = tuple(whole(key, point) for point in points)
+    numbers = tuple(read_whole(key, point) for point in points)
     for number in numbers:
         if numbers.count(number) > 1:
             raise ConfigError(f"{key} names {number} twice")
     return numbers
 
 
-def _device(value: Any) -> str:
+def _read_device(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d{0,3}))?", value):
         return value
-    raise ConfigError(f"device must be auto, cuda, cuda:N or cpu, not {shown(value)}")
+    raise ConfigError(f"device must be auto, cuda, cuda:N or cpu, not {_format(value)}")
 
 
-def whole(key: str, value: Any, least: int = 1, most: int = MOST_TOKENS) -> int:
-    """The value as a whole number between the two.
-
-    Raises:
-        ConfigError: It is none, or outside.
-    """
+def read_whole(key: str, value: Any, least: int = 1, most: int = MOST_TOKENS) -> int:
+    """Return the value if it is a whole number from `least` to `most`, else raise ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{key} must be a whole number, not {shown(value)}")
+        raise ConfigError(f"{key} must be a whole number, not {_format(value)}")
     if not least <= value <= most:
         bound = f"at least {least}" if value < least else f"at most {most}"
         raise ConfigError(f"{key} must be {bound}, not {value}")
     return value
 
 
-def positive(key: str, value: Any) -> float:
-    """The value as a number above zero.
-
-    Raises:
-        ConfigError: It is none.
-    """
+def read_positive(key: str, value: Any) -> float:
+    """Return the value as a float if it is a number above zero, else raise ConfigError."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or value <= 0:
-        raise ConfigError(f"{key} must be a positive number, not {shown(value)}")
+        raise ConfigError(f"{key} must be a positive number, not {_format(value)}")
     return float(value)
 
 
-def _fraction(key: str, value: Any) -> float:
+def _read_fraction(key: str, value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value < 1:
-        raise ConfigError(f"{key} must be a number from 0 to less than 1, not {shown(value)}")
+        raise ConfigError(f"{key} must be a number from 0 to less than 1, not {_format(value)}")
     return float(value)
 
 
-def word(key: str, value: Any, words: Sequence[str]) -> str:
-    """The value, which is one of the words.
-
-    Raises:
-        ConfigError: It is not.
-    """
+def read_word(key: str, value: Any, words: Sequence[str]) -> str:
+    """Return the value if it is one of the words, else raise ConfigError."""
     if value not in words:
         *others, last = words
-        raise ConfigError(f"{key} must be {', '.join(others)} or {last}, not {shown(value)}")
+        raise ConfigError(f"{key} must be {', '.join(others)} or {last}, not {_format(value)}")
     return str(value)
 
 
-def text(key: str, value: Any) -> str:
-    """The value, which is a text that is not empty.
-
-    Raises:
-        ConfigError: It is not.
-    """
+def read_text(key: str, value: Any) -> str:
+    """Return the value if it is a text that is not empty, else raise ConfigError."""
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{key} must be a text, not {shown(value)}")
+        raise ConfigError(f"{key} must be a text, not {_format(value)}")
     return value
 
 
-def _scalar(key: str, value: Any) -> Scalar:
+def _read_scalar(key: str, value: Any) -> Scalar:
     if value is None or isinstance(value, str | int | float):
         return value
-    raise ConfigError(f"{key} must be one value, not {shown(value)}")
+    raise ConfigError(f"{key} must be one value, not {_format(value)}")
 
 
-def shown(value: Any) -> str:
-    """The value as it is typed, a text in quotes."""
+def _format(value: Any) -> str:
+    """Format a value as it is typed, a text in quotes."""
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)

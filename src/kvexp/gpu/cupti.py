@@ -1,4 +1,4 @@
-"""What a GPU ran and for how long, as CUPTI's Activity API records it; its Python package is optional."""
+"""Record kernel, copy and fill times with CUPTI's Activity API; its Python package is optional."""
 
 import functools
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from typing import Any
 from kvexp.errors import KvexpError, Unsupported
 
 KINDS = ("CONCURRENT_KERNEL", "MEMCPY", "MEMCPY2", "MEMSET")
-"""Whatever a call may be made of, in a graph or not."""
+"""All activities that a call may consist of, in a graph or not."""
 BUFFER_BYTES = 8 << 20
-"""Some ten thousand records; CUPTI asks for another buffer when one is full."""
-FORCED = 1
-"""CUPTI_ACTIVITY_FLAG_FLUSH_FORCED: buffers that are not full are handed over as well."""
+"""About ten thousand records; CUPTI requests another buffer when one is full."""
+FLUSH_FORCED = 1
+"""CUPTI_ACTIVITY_FLAG_FLUSH_FORCED: flush buffers that are not full, too."""
 
 _durations_ns: list[int] = []
 
 
 class Activity:
-    """What was recorded since it was last taken.
+    """Durations recorded since they were last taken.
 
     Args:
         cupti: The module `cupti.cupti`.
@@ -27,49 +27,49 @@ class Activity:
     def __init__(self, cupti: Any) -> None:
         self._cupti = cupti
 
-    def taken(self) -> list[int]:
-        """The nanoseconds that each kernel, copy and fill took; what it ran for must have ended.
+    def take(self) -> list[int]:
+        """Return and forget the nanoseconds of each kernel, copy and fill, all of which must have ended.
 
         Raises:
-            KvexpError: CUPTI does not know of one how long it took.
+            KvexpError: CUPTI does not report a duration for one.
         """
-        self._cupti.activity_flush_all(FORCED)
-        found = _durations_ns.copy()
+        self._cupti.activity_flush_all(FLUSH_FORCED)
+        durations = _durations_ns.copy()
         _durations_ns.clear()
-        if any(duration <= 0 for duration in found):
-            raise KvexpError("CUPTI has recorded kernels without the time that they took")
-        return found
+        if any(duration <= 0 for duration in durations):
+            raise KvexpError("CUPTI recorded kernels without their durations")
+        return durations
 
 
 def check() -> None:
-    """Returns when CUPTI can be used.
+    """Check that CUPTI can be used.
 
     Raises:
-        Unsupported: Its package is missing, or it refuses.
+        Unsupported: Its package is missing, or CUPTI returns an error.
     """
-    _cupti()
+    _load_cupti()
 
 
 @contextmanager
-def recording() -> Iterator[Activity]:
-    """The GPU's activity is recorded meanwhile; graphs are to be captured inside, so that CUPTI knows them.
+def record() -> Iterator[Activity]:
+    """Record the GPU's activity inside the block; capture graphs inside, or CUPTI does not know them.
 
     Raises:
-        Unsupported: CUPTI is missing or refuses, for example since a profiler is at work.
+        Unsupported: CUPTI is missing or returns an error, for example because a profiler is running.
     """
-    cupti = _cupti()
+    cupti = _load_cupti()
     with ExitStack() as stack:
         for name in KINDS:
             kind = getattr(cupti.ActivityKind, name)
-            with _refusals(cupti):
+            with _translate_errors(cupti):
                 cupti.activity_enable(kind)
             stack.callback(cupti.activity_disable, kind)
         yield Activity(cupti)
 
 
 @functools.cache
-def _cupti() -> Any:
-    """The module, told once a process where records go."""
+def _load_cupti() -> Any:
+    """Return the module `cupti.cupti`; register the callbacks once a process."""
     try:
         from cupti import cupti
     except (ImportError, OSError) as error:
@@ -77,24 +77,25 @@ def _cupti() -> Any:
             f"timer=cupti needs the package cupti-python, which cannot be imported ({error}); "
             "pip install 'kvexp[cupti]' brings it"
         ) from error
-    with _refusals(cupti):
-        cupti.activity_register_callbacks(_requested, _completed)
+    with _translate_errors(cupti):
+        cupti.activity_register_callbacks(_request_buffer, _collect_records)
     return cupti
 
 
 @contextmanager
-def _refusals(cupti: Any) -> Iterator[None]:
-    """What CUPTI raises, a missing driver or library included, is said in a sentence."""
+def _translate_errors(cupti: Any) -> Iterator[None]:
+    """Raise CUPTI's errors, a missing driver or library included, as Unsupported."""
     try:
         yield
     except (cupti.cuptiError, RuntimeError) as error:
         raise Unsupported(f"timer=cupti cannot record, since CUPTI refuses: {error}") from error
 
 
-def _requested() -> tuple[int, int]:
-    """Bytes of a buffer, and the most records in it; 0 is as many as fit."""
+def _request_buffer() -> tuple[int, int]:
+    """Return the bytes of a buffer and its limit of records; 0 means as many as fit."""
     return BUFFER_BYTES, 0
 
 
-def _completed(records: list[Any]) -> None:
+def _collect_records(records: list[Any]) -> None:
+    """Append the duration of each record."""
     _durations_ns.extend(record.end - record.start for record in records)

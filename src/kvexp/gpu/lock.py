@@ -1,8 +1,8 @@
-"""Turns at a GPU: of all kvexp processes of a host, whoever's they are, one measures there, curve by curve.
+"""Hold a host-wide lock per GPU: one kvexp process at a time measures on it, for one curve.
 
-A GPU has two files in a folder that every user may write. `UUID.lock` is locked by the process that measures
-a curve, `UUID.next` by the one that waits to be next, so that who has just had a turn comes after it. The
-system takes a lock back from a process that died.
+A GPU has two files in a folder that every user may write. The process that measures a curve locks
+`UUID.lock`; the next in line locks `UUID.next`, so that a process that has just measured queues behind it.
+The system releases the locks of a process that died.
 """
 
 import os
@@ -13,90 +13,90 @@ from pathlib import Path
 from kvexp import file_lock
 from kvexp.errors import Unsupported
 
-Waits = Callable[[str | None], None]
-"""Is told of `process 12` where there is one to wait for, and of None when the turn has come."""
+OnWait = Callable[[str | None], None]
+"""Called with `process 12` when that process holds the lock, and with None once the wait is over."""
 
-DYING_S = 10.0
-"""For so many seconds at most a holder that was killed is waited for."""
+EXIT_TIMEOUT_S = 10.0
+"""How long to wait for a killed holder to exit."""
 
-_mine: set[str] = set()
+_held: set[str] = set()
 
 
-def folder() -> Path:
-    """`$KVEXP_LOCK_DIR`, else one in /tmp, not in TMPDIR: that may be a folder of one user's own."""
+def lock_dir() -> Path:
+    """Return `$KVEXP_LOCK_DIR`, else a folder in /tmp; TMPDIR may be private to one user."""
     return Path(os.environ.get("KVEXP_LOCK_DIR") or "/tmp/kvexp-locks")
 
 
 @contextmanager
-def turn(uuid: str | None, waits: Waits = lambda _: None) -> Iterator[None]:
-    """No other process measures on the GPU meanwhile; one that has its turn already goes on.
+def gpu_lock(uuid: str | None, on_wait: OnWait = lambda _: None) -> Iterator[None]:
+    """Hold the GPU's lock inside the block; a process that holds it already goes on.
 
     Args:
-        uuid: The GPU's; None stands for a CPU, where there are no turns.
-        waits: Told when another process is there first.
+        uuid: The GPU's; None for a CPU, which needs no lock.
+        on_wait: Called when another process holds the lock.
 
     Raises:
-        Unsupported: The files cannot be locked.
+        Unsupported: The lock files cannot be used.
     """
-    if uuid is None or uuid in _mine:
+    if uuid is None or uuid in _held:
         yield
         return
     with ExitStack() as stack:
         try:
-            _wait(uuid, waits, stack)
+            _acquire(uuid, on_wait, stack)
         except OSError as error:
             raise Unsupported(
-                f"turns at {uuid} need files in {folder()}, which cannot be used ({error.strerror}); "
+                f"locking {uuid} needs files in {lock_dir()}, which cannot be used ({error.strerror}); "
                 "KVEXP_LOCK_DIR can name another folder, the same for all who measure on that GPU"
             ) from error
-        _mine.add(uuid)
-        stack.callback(_mine.discard, uuid)
+        _held.add(uuid)
+        stack.callback(_held.discard, uuid)
         yield
 
 
-def holders() -> Iterator[tuple[str, str]]:
-    """The UUID of each GPU that is measured on at this moment, and the holder of the turn, as words."""
-    for file in sorted(folder().glob("*.lock")):
-        if holder := file_lock.holder(file):
+def list_holders() -> Iterator[tuple[str, str]]:
+    """Yield the UUID of each locked GPU and the lock's holder, as `process 12`."""
+    for file in sorted(lock_dir().glob("*.lock")):
+        if holder := file_lock.find_holder(file):
             yield file.stem, holder
 
 
-def _wait(uuid: str, waits: Waits, stack: ExitStack) -> None:
-    """The GPU's lock is this process's until the stack is left."""
+def _acquire(uuid: str, on_wait: OnWait, stack: ExitStack) -> None:
+    """Wait for the GPU's lock and hold it until the stack is left."""
     with ExitStack() as queue:
-        place = _folder(queue)
+        directory = _open_dir(queue)
         waited = False
         for name, until in ((f"{uuid}.next", queue), (f"{uuid}.lock", stack)):
-            handle = _file(name, place)
+            handle = _open_file(name, directory)
             until.callback(os.close, handle)
-            if not file_lock.taken(handle):
-                # Nobody has it where somebody only asked who does, or its next holder is about to.
-                holder = file_lock.holder(folder() / f"{uuid}.lock")
+            if not file_lock.try_lock(handle):
+                # There is no holder where a process only asked for one, or the next one has not taken it yet.
+                holder = file_lock.find_holder(lock_dir() / f"{uuid}.lock")
                 if holder and not waited:
-                    waits(holder)
+                    on_wait(holder)
                     waited = True
                 file_lock.wait(handle)
-        # The system takes a lock back before it has freed all that a killed process held on the GPU.
-        file_lock.outlive(handle, DYING_S)
-        file_lock.sign(handle)
-        # Who asks before the next one has signed is not told of this process.
+        # The system releases a lock before it has freed all GPU memory of a killed process.
+        file_lock.wait_for_exit(handle, EXIT_TIMEOUT_S)
+        file_lock.write_pid(handle)
+        # Nobody shall be told of this process before the next holder has written its number.
         stack.callback(os.ftruncate, handle, 0)
     if waited:
-        waits(None)
+        on_wait(None)
 
 
-def _folder(stack: ExitStack) -> int:
-    """The folder, made for every user where it is missing, and open until the stack is left."""
-    with _for_everyone(), suppress(FileExistsError):
-        folder().mkdir(0o1777)
-    place = os.open(folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    stack.callback(os.close, place)
-    return place
+def _open_dir(stack: ExitStack) -> int:
+    """Open the folder until the stack is left; create it for every user if it is missing."""
+    with _zero_umask(), suppress(FileExistsError):
+        lock_dir().mkdir(0o1777)
+    directory = os.open(lock_dir(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    stack.callback(os.close, directory)
+    return directory
 
 
 @contextmanager
-def _for_everyone() -> Iterator[None]:
-    """What is made has the mode that it is made with, from its first moment."""
+def _zero_umask() -> Iterator[None]:
+    """Create files inside the block with exactly the mode that is asked for."""
     before = os.umask(0)
     try:
         yield
@@ -104,12 +104,12 @@ def _for_everyone() -> Iterator[None]:
         os.umask(before)
 
 
-def _file(name: str, place: int) -> int:
-    """That file of the folder, open; it is made for every user where it is missing."""
+def _open_file(name: str, directory: int) -> int:
+    """Open that file of the folder; create it for every user if it is missing."""
     flags = os.O_RDWR | os.O_NOFOLLOW
     while True:
-        # Without O_CREAT, by which Linux may refuse another user's file in such a folder (protected_regular).
+        # Without O_CREAT: with it Linux may refuse another user's file in such a folder (protected_regular).
         with suppress(FileNotFoundError):
-            return os.open(name, flags, dir_fd=place)
-        with _for_everyone(), suppress(FileExistsError):
-            return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=place)
+            return os.open(name, flags, dir_fd=directory)
+        with _zero_umask(), suppress(FileExistsError):
+            return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)

@@ -1,8 +1,8 @@
-"""CUDA C++ to cubin, with NVRTC, at run time; the only room that knows a compiler.
+"""Compile CUDA C++ to cubins with NVRTC at run time.
 
 A source may include files of its own folder by `#include "name"`. Cubins are cached on disk under a hash
 of the source and of what it includes, the macros, the architecture and the compiler's version. An entry
-begins with the digest of its content: one that does not match is built anew.
+begins with the digest of its content; an entry whose digest does not match is compiled again.
 """
 
 import functools
@@ -20,11 +20,11 @@ OPTIONS = {"std": "c++17", "lineinfo": True}
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
-def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
-    """The machine code of one source file for one architecture.
+def compile_cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
+    """Return the machine code of one source file for one architecture, from the cache if it is there.
 
     Args:
-        source: The .cu file; its folder is where its includes are.
+        source: The .cu file; its includes are in the same folder.
         macros: Compile-time constants, defined as preprocessor macros.
         arch: `sm_90` and the like. Needs no GPU.
 
@@ -33,9 +33,11 @@ def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
     """
     text = source.read_text()
     defined = sorted((name, str(value)) for name, value in macros.items())
-    identity = json.dumps([text, _included(source.parent, text), defined, arch, OPTIONS, _compiler_version()])
+    identity = json.dumps(
+        [text, _read_includes(source.parent, text), defined, arch, OPTIONS, _compiler_version()]
+    )
     entry = cache_dir() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
-    code = _read(entry)
+    code = _read_entry(entry)
     if code is None:
         code = _compile(text, source, defined, arch)
         keep(entry, hashlib.sha256(code).digest() + code)
@@ -43,18 +45,18 @@ def cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> bytes:
 
 
 @functools.cache
-def kernel(source: Path, name: str, macros: tuple[tuple[str, str | int], ...], arch: str) -> Any:
-    """The `extern "C"` kernel `name`, as a `cuda.core.Kernel`; loaded once a process.
+def load_kernel(source: Path, name: str, macros: tuple[tuple[str, str | int], ...], arch: str) -> Any:
+    """Load the `extern "C"` kernel `name` once a process and return its `cuda.core.Kernel`.
 
     Raises:
-        CompileError: See `cubin`.
+        CompileError: See `compile_cubin`.
     """
     from cuda.core import ObjectCode
 
-    return ObjectCode.from_cubin(cubin(source, dict(macros), arch), name=source.name).get_kernel(name)
+    return ObjectCode.from_cubin(compile_cubin(source, dict(macros), arch), name=source.name).get_kernel(name)
 
 
-def bound(
+def bind(
     source: Path,
     name: str,
     macros: tuple[tuple[str, str | int], ...],
@@ -63,37 +65,37 @@ def bound(
     tensors: tuple[Any, ...],
     *sizes: int,
 ) -> Callable[[], None]:
-    """A launch of the kernel on torch's current stream of the tensors' device, with nothing left to look up.
+    """Return a function that launches the kernel on torch's current stream of the tensors' device.
 
     Args:
-        source: See `kernel`.
-        name: See `kernel`.
-        macros: See `kernel`.
+        source: See `load_kernel`.
+        name: See `load_kernel`.
+        macros: See `load_kernel`.
         grid: CTAs.
         threads: Threads of a CTA.
-        tensors: Whose addresses the kernel takes first; the device is theirs, or the current one.
-        *sizes: 64-bit integers that follow.
+        tensors: The kernel takes their addresses first. Their device is used, or the current one without any.
+        *sizes: The 64-bit integers that follow.
     """
     import torch
     from cuda.core import LaunchConfig, Stream, launch
 
     device = tensors[0].device if tensors else torch.device("cuda", torch.cuda.current_device())
     major, minor = torch.cuda.get_device_capability(device)
-    loaded = kernel(source, name, macros, f"sm_{major}{minor}")
+    kernel = load_kernel(source, name, macros, f"sm_{major}{minor}")
     config = LaunchConfig(grid=grid, block=threads)
     arguments = (*(tensor.data_ptr() for tensor in tensors), *sizes)
 
     def call(_alive: tuple[Any, ...] = tensors) -> None:
         stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
-        launch(stream, config, loaded, *arguments)
+        launch(stream, config, kernel, *arguments)
 
     return call
 
 
-def _included(folder: Path, text: str) -> dict[str, str]:
-    """The text of each file of the folder that this text includes, directly or not.
+def _read_includes(folder: Path, text: str) -> dict[str, str]:
+    """Return the text of each file of the folder that this text includes, directly or indirectly.
 
-    One that cannot be read is left out: the compiler says so, or an `#if` hides it from the compiler.
+    A file that cannot be read is left out: the compiler reports it, unless an `#if` skips it.
     """
     found: dict[str, str] = {}
     names = INCLUDE.findall(text)
@@ -132,8 +134,8 @@ def _compiler_version() -> list[int]:
     return [major, minor]
 
 
-def _read(entry: Path) -> bytes | None:
-    """The entry's code, or None when there is none or its digest does not match."""
+def _read_entry(entry: Path) -> bytes | None:
+    """Return the entry's code; None when there is no entry or its digest does not match."""
     try:
         content = entry.read_bytes()
     except OSError:

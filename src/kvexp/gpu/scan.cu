@@ -1,22 +1,22 @@
-// Poison for a cache's storage, and questions about whole memories, which are read once.
+// Poison a cache's storage, and scan memory: each kernel reads it once.
 //
 //   memory   vectors of 16 bytes
-//   found    int64, the answer; what it is before the launch is said with each question
+//   found    int64, the result; each kernel says which value it must hold before the launch
 //
 // Grids of any size; THREADS in a CTA.
 
 using int64_t = long long;
 using uint64_t = unsigned long long;
 
-constexpr int UNROLL = 4;  // vectors of a thread that are on their way at once
+constexpr int UNROLL = 4;  // vectors that a thread loads at once
 
-// Of two words' bits that differ, x before y: the first byte.
+// The first byte that differs, given the differing bits of two words, x before y.
 __device__ int first_byte(uint64_t x, uint64_t y) { return ((x ? __ffsll(x) : 64 + __ffsll(y)) - 1) / 8; }
 
-// The poison of the storage's words of 8 bytes; the word at `index` is the one of bytes 8 * index and on. Twin: memory.py.
+// The poison of the storage's 8-byte word at byte 8 * index. scan.py computes the same on a CPU.
 __device__ uint64_t poison(uint64_t index) { return (index + 1) * 0x9E3779B97F4A7C15ull; }
 
-// found, as large as it can be, becomes the index of the first byte that is not poison, where one is not.
+// Lowers found, before the launch the largest int64, to the index of the first byte that is not poison, if any.
 extern "C" __global__ void __launch_bounds__(THREADS)
 unpoisoned(const ulonglong2* __restrict__ memory, int64_t* __restrict__ found, int64_t vectors) {
     const int64_t step = int64_t(gridDim.x) * THREADS;
@@ -44,7 +44,7 @@ unpoisoned(const ulonglong2* __restrict__ memory, int64_t* __restrict__ found, i
     if (least != none) atomicMin(found, least);
 }
 
-// The vectors, of which the first is vector `begin` of the storage, become poison.
+// Fills the vectors with poison; the first is vector `begin` of the storage.
 extern "C" __global__ void __launch_bounds__(THREADS)
 fill(ulonglong2* __restrict__ memory, int64_t vectors, int64_t begin) {
     const int64_t step = int64_t(gridDim.x) * THREADS;
@@ -62,7 +62,7 @@ using word_t = unsigned int;
 using word_t = uint64_t;
 #endif
 
-// The rows of `slots` become poison, a word of WORD bytes at a time; every size is in such words.
+// Fills the rows of `slots` with poison, a word of WORD bytes at a time; every size is in such words.
 //
 //   storage   whole words
 //   slots     int64 [num_slots], all valid
@@ -80,7 +80,7 @@ fill_rows(word_t* __restrict__ storage, const int64_t* __restrict__ slots, const
     }
 }
 
-// found, 0, becomes the sum of each word of 8 bytes times the odd number 2 * index + 1, modulo 2^64.
+// Adds to found, before the launch 0, each 8-byte word times the odd number 2 * index + 1, modulo 2^64.
 extern "C" __global__ void __launch_bounds__(THREADS)
 checksum(const ulonglong2* __restrict__ memory, uint64_t* __restrict__ found, int64_t vectors) {
     const int64_t step = int64_t(gridDim.x) * THREADS;

@@ -1,12 +1,11 @@
-"""Poison a cache's storage, and answer questions about whole memories at the speed of reading them.
+"""Poison a cache's storage, find bytes that are no longer poison, and compute checksums.
 
-Poison is what a byte holds that nobody wrote. It depends on the byte's place, so that poison which was copied
-from elsewhere in the storage is seen as well: the word of 8 bytes at byte `8 * i` is `(i + 1) * FACTOR`,
-modulo 2^64.
+Poison is the value of a byte that nobody wrote. It depends on the byte's place, so that poison copied from
+elsewhere in the storage is found as well: the word of 8 bytes at byte `8 * i` is `(i + 1) * FACTOR`, modulo
+2^64.
 
-Verification asks for tens of gigabytes at every point. On a GPU torch's own reductions read whole words at a
-third of the memory's speed, and a product to be summed is written first; so there each question is a kernel
-of its own.
+Verification scans tens of gigabytes at every point. On a GPU torch's own reductions run at a third of the
+memory's bandwidth, and a weighted sum writes its products first; so there each scan is a kernel of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,26 +26,26 @@ FACTOR = 0x9E3779B97F4A7C15 - (1 << 64)
 """2^64 over the golden ratio, an odd number, as an int64: multiples of it differ in all of their bytes."""
 
 NOWHERE = 2**63 - 1
-"""An index that no byte has."""
+"""Stands for no index."""
 
 CHUNK_WORDS = 8 << 20
-"""Words that a CPU looks at in one go."""
+"""Words that a CPU scans at a time."""
 
 
 def poison(storage: Tensor, begin: int = 0, end: int | None = None) -> None:
     """Fill the bytes from `begin` to `end`, all by default, with the poison of their places.
 
     Args:
-        storage: uint8, contiguous, from the first byte that poison is counted from.
+        storage: uint8, contiguous; poison is counted from its first byte.
         begin: A multiple of 8.
         end: The byte after the last.
     """
     region = storage[begin:end]
-    words, rest = _parts(region) if begin % VECTOR == 0 else (region[:0].view(torch.int64), region)
+    words, rest = _split(region) if begin % VECTOR == 0 else (region[:0].view(torch.int64), region)
     at = begin + words.numel() * WORD
     if rest.numel():
         rest.copy_(
-            _pattern(at // WORD, -(-rest.numel() // WORD), storage.device).view(torch.uint8)[: len(rest)]
+            _make_poison(at // WORD, -(-rest.numel() // WORD), storage.device).view(torch.uint8)[: len(rest)]
         )
     if words.is_cuda:
         vectors = words.numel() * WORD // VECTOR
@@ -55,14 +54,14 @@ def poison(storage: Tensor, begin: int = 0, end: int | None = None) -> None:
         return
     for first in range(0, words.numel(), CHUNK_WORDS):
         chunk = words[first : first + CHUNK_WORDS]
-        chunk.copy_(_pattern(begin // WORD + first, len(chunk), storage.device))
+        chunk.copy_(_make_poison(begin // WORD + first, len(chunk), storage.device))
 
 
 def poison_rows(storage: Tensor, plane: Tensor, slot_dim: int, slots: Tensor) -> None:
     """Fill the rows of some slots of a plane with the poison of their places.
 
     Args:
-        storage: uint8, contiguous, from the first byte that poison is counted from.
+        storage: uint8, contiguous; poison is counted from its first byte.
         plane: Integers, a view of the storage; blocks in its first dim.
         slot_dim: The dim of a block's slots.
         slots: int64 `[n]`, all valid.
@@ -89,27 +88,29 @@ def poison_rows(storage: Tensor, plane: Tensor, slot_dim: int, slots: Tensor) ->
     words[places] = (values >> (8 * (bytes_at % WORD))).to(plane.dtype)
 
 
-def first_unpoisoned(storage: Tensor) -> Callable[[], int | None]:
-    """Ask which byte is the first that is no poison.
+def find_unpoisoned(storage: Tensor) -> Callable[[], int | None]:
+    """Find the first byte that is not poison.
 
-    A GPU is asked behind all that is queued on the current stream, and not waited for: what comes next can be
-    prepared meanwhile, and even change the memory.
+    On a GPU the scan is queued on the current stream and not waited for; work queued later may already change
+    the memory.
 
     Args:
-        storage: uint8, contiguous, from the first byte that poison is counted from.
+        storage: uint8, contiguous; poison is counted from its first byte.
 
     Returns:
-        Waits for the answer: the byte's index, None where there is no such byte.
+        A function that waits for the result: the byte's index, or None.
     """
-    words, rest = _parts(storage)
-    asked = _pattern(words.numel(), -(-rest.numel() // WORD), rest.device).view(torch.uint8)[: rest.numel()]
+    words, rest = _split(storage)
+    expected = _make_poison(words.numel(), -(-rest.numel() // WORD), rest.device).view(torch.uint8)[
+        : rest.numel()
+    ]
     if not words.is_cuda:
-        found = _first_other(words)
-        if found is None and bool((rest != asked).any()):
-            found = words.numel() * WORD + int((rest != asked).view(torch.uint8).argmax())
+        found = _find_unpoisoned_on_host(words)
+        if found is None and bool((rest != expected).any()):
+            found = words.numel() * WORD + int((rest != expected).view(torch.uint8).argmax())
         return lambda: found
-    index = _asked("unpoisoned", words, NOWHERE)
-    others = rest != asked
+    index = _start_scan("unpoisoned", words, NOWHERE)
+    others = rest != expected
 
     def answer() -> int | None:
         if int(index) != NOWHERE:
@@ -119,57 +120,57 @@ def first_unpoisoned(storage: Tensor) -> Callable[[], int | None]:
     return answer
 
 
-def _first_other(words: Tensor) -> int | None:
-    """Return the first byte of the host's words that is no poison."""
-    first_pattern = _pattern(0, min(CHUNK_WORDS, words.numel()), words.device)
+def _find_unpoisoned_on_host(words: Tensor) -> int | None:
+    """Return the index of the first byte of words in host memory that is not poison; None without one."""
+    first_poison = _make_poison(0, min(CHUNK_WORDS, words.numel()), words.device)
     for start in range(0, words.numel(), CHUNK_WORDS):
         chunk = words[start : start + CHUNK_WORDS]
-        # A later chunk's pattern is the first one's and what the first word's is more: no other is made.
-        more = _pattern(start, 1, words.device) - FACTOR
-        differs = torch.sub(chunk, first_pattern[: len(chunk)]) != more
+        # A later chunk's poison is the first chunk's plus a constant, so none is made anew.
+        more = _make_poison(start, 1, words.device) - FACTOR
+        differs = torch.sub(chunk, first_poison[: len(chunk)]) != more
         if bool(differs.any()):
             at = int(differs.view(torch.uint8).argmax())
             found = chunk[at : at + 1].view(torch.uint8)
-            other = found != _pattern(start + at, 1, words.device).view(torch.uint8)
+            other = found != _make_poison(start + at, 1, words.device).view(torch.uint8)
             return (start + at) * WORD + int(other.view(torch.uint8).argmax())
     return None
 
 
 def checksum(tensor: Tensor) -> int:
-    """Return a number that changes when a byte of a contiguous tensor does, or when words trade places."""
+    """Return a number that changes when a byte of a contiguous tensor changes or two words are swapped."""
     return checksums([tensor])[0]
 
 
 def checksums(tensors: Sequence[Tensor]) -> list[int]:
-    """Return the checksum of each tensor, all on one device; a GPU is waited for once."""
+    """Return the checksum of each tensor, all on one device; wait for a GPU only once."""
     sums = []
     for tensor in tensors:
-        words, rest = _parts(tensor.view(-1).view(torch.uint8))
-        total = _asked("checksum", words, 0) if words.is_cuda else _weighted(words)
+        words, rest = _split(tensor.view(-1).view(torch.uint8))
+        total = _start_scan("checksum", words, 0) if words.is_cuda else _sum_weighted(words)
         sums.append(total + rest.sum(dtype=torch.int64))
     found: list[int] = torch.stack(sums).tolist() if sums else []
     return found
 
 
-def _pattern(first: int, count: int, device: torch.device) -> Tensor:
-    """Return the poison of so many words, int64, from that one on."""
+def _make_poison(first: int, count: int, device: torch.device) -> Tensor:
+    """Return the poison of `count` words, int64, from word `first` on."""
     return torch.arange(first + 1, first + 1 + count, dtype=torch.int64, device=device).mul_(FACTOR)
 
 
-def _parts(memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Return whole vectors as int64 words, and the bytes that remain: all, where no vector could begin."""
+def _split(memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Return whole vectors as int64 words and the remaining bytes: all of them if not aligned."""
     if memory.data_ptr() % VECTOR or memory.storage_offset() % WORD:
         return memory.new_empty(0, dtype=torch.int64), memory
     whole = memory.numel() // VECTOR * VECTOR
     return memory[:whole].view(torch.int64), memory[whole:]
 
 
-def _asked(question: str, words: Tensor, before: int) -> Tensor:
-    """Return where the answer will be, int64, which is `before` until then."""
+def _start_scan(kernel: str, words: Tensor, before: int) -> Tensor:
+    """Launch a scan and return the int64 tensor of its result, which is `before` until then."""
     found = torch.full((), before, dtype=torch.int64, device=words.device)
     vectors = words.numel() * WORD // VECTOR
     if vectors:
-        _launch(question, words, _macros(), (words, found), vectors)
+        _launch(kernel, words, _macros(), (words, found), vectors)
     return found
 
 
@@ -181,17 +182,18 @@ def _launch(
     *sizes: int,
     count: int | None = None,
 ) -> None:
-    """Launch a kernel for so many elements, as many as its first size says by default."""
+    """Launch a kernel for `count` elements, by default its first size."""
     sm_count = torch.cuda.get_device_properties(on.device).multi_processor_count
     grid = min(-(-(sizes[0] if count is None else count) // THREADS), sm_count * CTAS_PER_SM)
-    nvrtc.bound(SOURCE, name, macros, grid, THREADS, tensors, *sizes)()
+    nvrtc.bind(SOURCE, name, macros, grid, THREADS, tensors, *sizes)()
 
 
 def _macros(word: int = WORD) -> tuple[tuple[str, int], ...]:
     return (("THREADS", THREADS), ("WORD", word))
 
 
-def _weighted(words: Tensor) -> Tensor:
+def _sum_weighted(words: Tensor) -> Tensor:
+    """Return the sum of each word times `2 * index + 1`, modulo 2^64."""
     total = torch.zeros((), dtype=torch.int64)
     for first in range(0, words.numel(), CHUNK_WORDS):
         chunk = words[first : first + CHUNK_WORDS]

@@ -1,7 +1,9 @@
-"""The implementations: one file each, none imports another.
+"""Implement the ops: one file or folder each, none imports another.
 
-An implementation is a class named by its YAML in conf/impl/. It has a method for each op that it supports,
-with the op's name and arguments; the method sets everything up and returns the bound call.
+Imports nothing of kvexp but errors, experiment, gpu and op.
+
+An implementation is a class named by its YAML in conf/impl/. For each op that it
+supports it has a method of the op's name and arguments, which sets everything up and returns the bound call.
 """
 
 import importlib
@@ -19,15 +21,15 @@ class Impl(Protocol):
     v_scale) -> Call`, which raises Unsupported for what it cannot do.
 
     Attributes:
-        name: Its word in the configuration.
-        untimed: Why its calls are verified but not timed on this device; empty when they are timed.
+        name: Its name in the configuration.
+        untimed: Why its calls are not timed on this device; empty where they are.
     """
 
     name: str
     untimed: str
 
     def __init__(self, device: str, **options: Any) -> None:
-        """Ready to bind calls on `device` (`cuda:N` or `cpu`).
+        """Prepare to bind calls on `device` (`cuda:N` or `cpu`).
 
         Raises:
             Unsupported: It cannot run on this device; the message says what to do instead.
@@ -36,11 +38,11 @@ class Impl(Protocol):
 
 
 def make(choice: Choice, **arguments: Any) -> Any:
-    """An object of the class that the choice's YAML names, with the YAML's options.
+    """Create an object of the class in the choice's YAML, with the YAML's options.
 
     Args:
-        choice: The option of `impl`, `op` or `layout` that was chosen.
-        **arguments: Passed before the options.
+        choice: The chosen option of `impl`, `op` or `layout`.
+        **arguments: Further keyword arguments.
 
     Raises:
         ConfigError: No class is named, it cannot be found, or it does not take the options.
@@ -51,7 +53,7 @@ def make(choice: Choice, **arguments: Any) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A missing dependency of the module is another matter than a mistyped path.
+        # A missing dependency of the module is not a mistyped path.
         if error.name and module_name.startswith(error.name):
             raise ConfigError(f"{choice.target} of {choice.name} cannot be found") from error
         raise

@@ -1,4 +1,4 @@
-"""flashinfer: FlashInfer's append_paged_kv_cache, where it is installed; a peer, never a dependency."""
+"""flashinfer: FlashInfer's append_paged_kv_cache, where it is installed; a peer, not a dependency."""
 
 import weakref
 from typing import Any
@@ -11,17 +11,17 @@ from kvexp.op import Call
 
 HEAD_SIZES = (64, 128, 256, 512)
 ELEMENTS = 8
-"""Elements of one thread."""
+"""Elements per thread."""
 MOST_THREADS = 1024
 
 
 class FlashInfer:
     """`flashinfer.append_paged_kv_cache` as a writer of slots.
 
-    FlashInfer thinks in sequences and their pages. One sequence whose pages are all blocks in order has its
-    position p in slot p, so the slots are the positions. The page table, and the slots as 32-bit positions,
-    are made outside the timed call, as an engine that speaks of positions has them; so after a change of the
-    slots `refresh` must be called.
+    FlashInfer addresses positions in sequences of pages. One sequence whose pages are all blocks in order has
+    position p in slot p, so the slots are the positions. The page table and the 32-bit positions are made
+    outside the timed call, since an engine that uses positions has them already; so `refresh` must be called
+    after the slots change.
     """
 
     name = "flashinfer"
@@ -49,7 +49,7 @@ class FlashInfer:
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> Call:
-        """`op.reshape_and_cache_flash` bound to these tensors."""
+        """Bind `op.reshape_and_cache_flash` to these tensors."""
         num_tokens = slot_mapping.shape[0]
         num_blocks, block_size = key_cache.shape[:2]
         _check(key, slot_mapping, num_blocks * block_size, kv_cache_dtype)
@@ -63,7 +63,7 @@ class FlashInfer:
             torch.zeros(num_tokens, **ints),
             positions,
             (key_cache.permute(order), value_cache.permute(order)),
-            self._all_pages(num_blocks, key.device),
+            self._get_pages(num_blocks, key.device),
             torch.tensor([0, num_blocks], **ints),
             torch.tensor([block_size], **ints),
         )
@@ -72,12 +72,12 @@ class FlashInfer:
         return call
 
     def refresh(self) -> None:
-        """Follow the slots of every bound call, which have changed in place."""
+        """Update the positions of every bound call from its slots."""
         for call in self._calls:
             call.positions.copy_(call.slot_mapping)
 
-    def _all_pages(self, num_blocks: int, device: torch.device) -> Tensor:
-        """int32 `[num_blocks]`: every block, in order; one for all calls."""
+    def _get_pages(self, num_blocks: int, device: torch.device) -> Tensor:
+        """Return every block in order, int32 `[num_blocks]`; calls share the tensor."""
         pages = self._pages.get((num_blocks, device))
         if pages is None:
             pages = torch.arange(num_blocks, dtype=torch.int32, device=device)
@@ -90,7 +90,7 @@ class _Append:
 
     Attributes:
         slot_mapping: The slots.
-        positions: The same as int32, which FlashInfer reads.
+        positions: The slots as int32, which FlashInfer reads.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class _Append:
 
 
 def _check(key: Tensor, slot_mapping: Tensor, num_slots: int, kv_cache_dtype: str) -> None:
-    """Return when FlashInfer takes such a call.
+    """Check that FlashInfer takes such a call.
 
     Raises:
         Unsupported: It does not.

@@ -1,4 +1,4 @@
-"""vllm: vLLM's own CUDA ops, where vLLM is installed; a peer to measure against, never a dependency."""
+"""vllm: vLLM's own CUDA ops, where vLLM is installed; a peer, not a dependency."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ WARP = 32
 
 
 class Vllm:
-    """The ops of `vllm._custom_ops`. They go through the same verification as everyone's."""
+    """The ops of `vllm._custom_ops`, verified like any implementation."""
 
     name = "vllm"
     untimed = ""
@@ -26,11 +26,11 @@ class Vllm:
         self.ops: Any = _custom_ops
 
     def reshape_and_cache(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache` bound to these arguments."""
-        return _bound(self.ops.reshape_and_cache, arguments)
+        """Bind `op.reshape_and_cache` to these arguments."""
+        return _bind(self.ops.reshape_and_cache, arguments)
 
     def reshape_and_cache_flash(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache_flash` bound to these arguments."""
+        """Bind `op.reshape_and_cache_flash` to these arguments."""
         key, _, key_cache, *_ = arguments
         _, num_heads, head_size = key.shape
         heads_are_adjacent = key_cache.stride(2) == head_size
@@ -39,16 +39,16 @@ class Vllm:
                 f"impl=vllm never returns for rows of {num_heads * head_size} elements, fewer than {WARP}, "
                 "whose heads lie apart in the cache"
             )
-        return _bound(self.ops.reshape_and_cache_flash, arguments)
+        return _bind(self.ops.reshape_and_cache_flash, arguments)
 
 
-def _bound(function: Any, arguments: tuple[Any, ...]) -> Call:
+def _bind(function: Any, arguments: tuple[Any, ...]) -> Call:
     key, slot_mapping = arguments[0], arguments[4]
     if key.itemsize == 1:
         raise Unsupported("impl=vllm stores no rows that are 8-bit floats already")
     if not slot_mapping.shape[0]:
         # vLLM's launch of no tokens is an error.
-        return _nothing
+        return _do_nothing
 
     def call(_alive: tuple[Tensor | str | None, ...] = arguments) -> None:
         function(*arguments)
@@ -56,5 +56,5 @@ def _bound(function: Any, arguments: tuple[Any, ...]) -> Call:
     return call
 
 
-def _nothing() -> None:
-    """The call for no tokens."""
+def _do_nothing() -> None:
+    """Do nothing, for no tokens."""

@@ -1,4 +1,4 @@
-"""vllm_triton: vLLM's Triton kernels, where vLLM is installed; a peer, never a dependency."""
+"""vllm_triton: vLLM's Triton kernels, where vLLM is installed; a peer, not a dependency."""
 
 import importlib
 from collections.abc import Callable
@@ -11,36 +11,36 @@ MODULES = (
     "vllm.v1.attention.ops.triton_reshape_and_cache_flash",
     "vllm.attention.ops.triton_reshape_and_cache_flash",
 )
-"""Where the launchers live, the newer place first."""
+"""Modules of the launchers, the newer one first."""
 
 
 class VllmTriton:
-    """The launchers of vLLM's Triton kernels; the flash one writes the head-major cache, too."""
+    """The launchers of vLLM's Triton kernels; the flash launcher also writes head-major caches."""
 
     name = "vllm_triton"
     untimed = ""
 
     def __init__(self, device: str) -> None:
-        self.module = _module()
+        self.module = _import_launchers()
 
     def reshape_and_cache(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache` bound to these arguments."""
-        return self._bound("triton_reshape_and_cache_flash", arguments, arguments[4])
+        """Bind `op.reshape_and_cache` to these arguments."""
+        return self._bind("triton_reshape_and_cache_flash", arguments, arguments[4])
 
     def reshape_and_cache_flash(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache_flash` bound to these arguments."""
-        return self._bound("triton_reshape_and_cache_flash", arguments, arguments[4])
+        """Bind `op.reshape_and_cache_flash` to these arguments."""
+        return self._bind("triton_reshape_and_cache_flash", arguments, arguments[4])
 
     def reshape_and_cache_flash_diffkv(self, *arguments: Any) -> Call:
-        """`op.reshape_and_cache_flash_diffkv` bound to these arguments."""
-        return self._bound("triton_reshape_and_cache_flash_diffkv", arguments, arguments[3])
+        """Bind `op.reshape_and_cache_flash_diffkv` to these arguments."""
+        return self._bind("triton_reshape_and_cache_flash_diffkv", arguments, arguments[3])
 
-    def _bound(self, name: str, arguments: tuple[Any, ...], slot_mapping: Any) -> Call:
+    def _bind(self, name: str, arguments: tuple[Any, ...], slot_mapping: Any) -> Call:
         function: Callable[..., None] | None = getattr(self.module, name, None)
         if function is None:
             raise Unsupported(f"impl=vllm_triton has no {name} in the vLLM that is installed")
         if not slot_mapping.shape[0]:
-            return _nothing
+            return _do_nothing
         launch = function
 
         def call() -> None:
@@ -49,11 +49,11 @@ class VllmTriton:
         return call
 
 
-def _module() -> Any:
-    """vLLM's module of launchers.
+def _import_launchers() -> Any:
+    """Import vLLM's module of launchers.
 
     Raises:
-        Unsupported: vLLM is not there, or has none.
+        Unsupported: vLLM is not installed, or has none.
     """
     reasons = []
     for name in MODULES:
@@ -67,5 +67,5 @@ def _module() -> Any:
     )
 
 
-def _nothing() -> None:
-    """The call for no tokens."""
+def _do_nothing() -> None:
+    """Do nothing, for no tokens."""

@@ -1,7 +1,7 @@
-"""head_major: two contiguous caches, K of all blocks, then V; in a block heads are outside, tokens inside.
+"""Lay out two contiguous caches, K of all blocks, then V; in a block heads are outside tokens.
 
 key `[num_blocks, num_heads, head_size / x, block_size, x]`, value `[num_blocks, num_heads, head_size,
-block_size]`; x is the items of 16 bytes.
+block_size]`; x is the number of items in 16 bytes.
 """
 
 import math
@@ -15,7 +15,7 @@ PIECE_BYTES = 16
 class HeadMajor:
     """The caches of vLLM's first paged attention as engines allocate them, for `op.reshape_and_cache`.
 
-    Each layer is whole: K, then V of the first layer, then K and V of the next.
+    Layers share no block: K and V of the first layer, then K and V of the next.
     """
 
     name = "head_major"
@@ -24,7 +24,7 @@ class HeadMajor:
     stride_order = None
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
-        """See `layout.Layout.planes`; the items of a last piece that is not whole have no place."""
+        """See `layout.Layout.planes`; items of a key head beyond its last whole 16 bytes are left out."""
         x = PIECE_BYTES // item_bytes
         blocks, heads, size = sizes.num_blocks, sizes.num_heads, sizes.block_size
         key_shape = (blocks, heads, sizes.head_size // x, size, x)
@@ -39,20 +39,21 @@ class HeadMajor:
 
     def gather(self, plane: Any, slots: Any) -> Any:
         """See `layout.Layout.gather`."""
-        block, offset = self._places(plane, slots)
-        # An index apart from the other goes first: [n, num_heads, pieces, x] or [n, num_heads, head_size].
+        block, offset = self._split(plane, slots)
+        # Indices that are not adjacent put their dim first: [n, num_heads, pieces, x], or without pieces.
         rows = plane[block, :, :, offset]
         return rows.flatten(2).contiguous()
 
     def scatter(self, plane: Any, slots: Any, rows: Any) -> None:
         """See `layout.Layout.scatter`."""
-        block, offset = self._places(plane, slots)
+        block, offset = self._split(plane, slots)
         if hasattr(rows, "reshape") and plane.dim() == 5:
             rows = rows.reshape(*rows.shape[:-1], *plane.shape[2::2])
         plane[block, :, :, offset] = rows
 
     @staticmethod
-    def _places(plane: Any, slots: Any) -> tuple[Any, Any]:
+    def _split(plane: Any, slots: Any) -> tuple[Any, Any]:
+        """Return the block of each slot and its offset there."""
         block_size = plane.shape[3]
         return slots // block_size, slots % block_size
 

@@ -1,4 +1,4 @@
-"""Which layout a serving engine would take: `layout=auto`.
+"""Select the layout that a serving engine would take: `layout=auto`.
 
 In order: `KVEXP_KV_CACHE_LAYOUT`, `VLLM_KV_CACHE_LAYOUT`, `FLASHINFER_KV_CACHE_LAYOUT`, what the KV-transfer
 connector asks for, NHD. Source: vLLM's pull request 19280 and what became of it (docs/semantics.md).
@@ -17,24 +17,24 @@ DEFAULT = "NHD"
 NAMES = ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC", "LHBNC", "head_major")
 
 ALIASES = {"LBNHC": "NHD_packed", "LBHNC": "HND_packed", "BLNHC": "NHD_packed", "BLHNC": "HND_packed"}
-"""Those of vLLM's later names whose layouts have other names here.
+"""Later names of vLLM's for layouts that have other names here.
 
 A name gives the outermost dim first: layer, block, slot (N), head, content. Where B comes before L the layers
-share each block, which `workload.num_layers` says here. BHLNC and LHBNC are layouts of their own.
+share each block, as with `workload.num_layers` above 1. BHLNC and LHBNC are layouts of their own.
 """
 
 VALID = {OURS: NAMES, VLLMS: ("NHD", "HND", *ALIASES, "BHLNC", "LHBNC"), FLASHINFERS: ("NHD", "HND")}
-"""The variables in the order in which they are asked, with the names that each takes.
+"""The variables in order of precedence, with the names that each takes.
 
-`FLASHINFER_KV_CACHE_LAYOUT` is the name that pull request 19280 began with; vLLM has replaced it since. It is
-older than vLLM's other names, and FlashInfer itself knows NHD and HND alone, so it takes no others.
+`FLASHINFER_KV_CACHE_LAYOUT` is the name that pull request 19280 began with; vLLM has replaced it since.
+FlashInfer itself knows only NHD and HND, so the variable takes no others.
 """
 
 TWINS = {
     "reshape_and_cache": dict.fromkeys(NAMES, "head_major"),
     "reshape_and_cache_flash_diffkv": {"NHD": "NHD_packed", "HND": "HND_packed"},
 }
-"""What an op that does not write the layout itself writes instead."""
+"""By op: the layout that it writes in place of one that it cannot write."""
 
 
 class Selection(NamedTuple):
@@ -47,34 +47,34 @@ class Selection(NamedTuple):
 def select(
     op: str, environ: Mapping[str, str], connector: str = "connector=none", wish: str | None = None
 ) -> Selection:
-    """The layout that `auto` means.
+    """Return the layout that `auto` means.
 
     Args:
         op: The op that will write the cache.
         environ: The environment.
-        connector: The KV-transfer connector as the reason is to name it.
+        connector: The KV-transfer connector, as the reason names it.
         wish: The layout that it asks for; None where it asks for none.
 
     Raises:
-        ConfigError: A variable names a layout that is not there; the message lists those that are.
+        ConfigError: A variable names an unknown layout; the message lists the known ones.
     """
-    found = _found(environ, connector, wish)
+    found = _find(environ, connector, wish)
     written = TWINS.get(op, {}).get(found.layout, found.layout)
     if written == found.layout:
         return found
     return Selection(written, f"{found.reason}; {written} is what {op} writes for {found.layout}")
 
 
-def _found(environ: Mapping[str, str], connector: str, wish: str | None) -> Selection:
+def _find(environ: Mapping[str, str], connector: str, wish: str | None) -> Selection:
     for variable in VALID:
         if value := environ.get(variable):
-            return Selection(_named(variable, value), f"{variable}={value}")
+            return Selection(_resolve(variable, value), f"{variable}={value}")
     if wish is not None:
         return Selection(wish, f"{connector} asks for {wish}")
     return Selection(DEFAULT, f"no variable names a layout and {connector} asks for none")
 
 
-def _named(variable: str, value: str) -> str:
+def _resolve(variable: str, value: str) -> str:
     valid = VALID[variable]
     if value in valid:
         return ALIASES.get(value, value)

@@ -1,8 +1,10 @@
-"""What must be written: one file per op.
+"""Define the ops: one file each.
+
+Imports nothing of kvexp but case, errors and layout.
 
 An op says which layouts it writes, which bytes one call must move, and how an implementation is bound to
-the tensors of a case. What the written bytes are follows from the layout (where a slot's row lives) and
-from `quantize` (how a row becomes bytes).
+the tensors of a case. The written bytes follow from the layout (where a slot's row lives) and from `quantize`
+(how a row becomes bytes).
 """
 
 from collections.abc import Callable
@@ -13,10 +15,10 @@ from kvexp.errors import Unsupported
 from kvexp.layout import Layout
 
 Call = Callable[[], None]
-"""A bound call: everything is set up, it takes and returns nothing."""
+"""A bound call: it is fully set up, takes no arguments and returns nothing."""
 
 FP8 = ("fp8_e4m3", "fp8_e5m2")
-"""The 8-bit floats: formats of a cache, and types of keys and values."""
+"""The 8-bit floats, both as formats of a cache and as types of keys and values."""
 
 
 class Op(Protocol):
@@ -25,10 +27,10 @@ class Op(Protocol):
     name: str
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
-        """Returns when the op is defined for the case.
+        """Check that the op is defined for the case.
 
         Args:
-            case: The point; its `num_tokens` may be any of the curve's.
+            case: Any point of the curve.
             layout: The case's layout.
             item_bytes: Bytes of one source item.
 
@@ -38,11 +40,11 @@ class Op(Protocol):
         ...
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
-        """Bytes that one call must read and bytes that it must write, each once."""
+        """Return the bytes that one call must read and the bytes that it must write, each once."""
         ...
 
     def bind(self, impl: Any, tensors: Any, slot_mapping: Any) -> Call:
-        """The implementation's call for these tensors.
+        """Bind the implementation's call to these tensors.
 
         Args:
             impl: An implementation with a method of the op's name.
@@ -56,14 +58,14 @@ class Op(Protocol):
 
 
 def cache_item_bytes(kv_cache_dtype: str, item_bytes: int) -> int:
-    """Bytes of one cache item: the source's for `auto`, one for the fp8 formats."""
+    """Return the bytes of one cache item: the source's for `auto`, one for the fp8 formats."""
     return item_bytes if kv_cache_dtype == "auto" else 1
 
 
-def rows_and_slots(case: Case, item_bytes: int) -> tuple[int, int]:
-    """`Op.bytes_moved` of every op: K and V rows and the slots are read, K and V rows are written.
+def count_bytes(case: Case, item_bytes: int) -> tuple[int, int]:
+    """Return the bytes that a call must read (rows of K and V, slots) and write (rows of K and V).
 
-    A padding token's slot is read, its rows are not.
+    Of a padding token the slot is read, but not the rows.
     """
     items = case.written_tokens * case.num_heads * (case.head_size + case.head_size_v)
     slots = 8 * case.num_tokens
@@ -71,7 +73,7 @@ def rows_and_slots(case: Case, item_bytes: int) -> tuple[int, int]:
 
 
 def check_types(case: Case) -> None:
-    """Returns when rows of the case's dtype can be in a cache of its kv_cache_dtype.
+    """Check that rows of the case's dtype can be stored in a cache of its kv_cache_dtype.
 
     Raises:
         Unsupported: They cannot, or the scale has no meaning.
@@ -88,10 +90,10 @@ def check_types(case: Case) -> None:
 
 
 def check_equal_heads(op: str, case: Case) -> None:
-    """Returns when K and V have heads of one size.
+    """Check that K and V have heads of one size.
 
     Raises:
-        Unsupported: They have two.
+        Unsupported: The sizes differ.
     """
     if case.head_size_v != case.head_size:
         raise Unsupported(
@@ -99,8 +101,8 @@ def check_equal_heads(op: str, case: Case) -> None:
         )
 
 
-def method_of(impl: Any, op: str) -> Callable[..., Call]:
-    """The implementation's method for the op.
+def get_method(impl: Any, op: str) -> Callable[..., Call]:
+    """Return the implementation's method for the op.
 
     Raises:
         Unsupported: It has none.

@@ -1,11 +1,11 @@
-"""reshape_and_cache_flash_diffkv: K and V of each token side by side into one cache."""
+"""reshape_and_cache_flash_diffkv: write K and V of each token side by side to one cache."""
 
 from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
-from kvexp.op import Call, check_types, method_of, rows_and_slots
+from kvexp.op import Call, check_types, count_bytes, get_method
 
 
 class ReshapeAndCacheFlashDiffkv:
@@ -16,7 +16,7 @@ class ReshapeAndCacheFlashDiffkv:
     """
 
     name = "reshape_and_cache_flash_diffkv"
-    bytes_moved = staticmethod(rows_and_slots)
+    bytes_moved = staticmethod(count_bytes)
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
@@ -29,7 +29,7 @@ class ReshapeAndCacheFlashDiffkv:
 
     def bind(self, impl: Any, tensors: Any, slot_mapping: Any) -> Call:
         """See `op.Op.bind`."""
-        return method_of(impl, self.name)(
+        return get_method(impl, self.name)(
             tensors.key,
             tensors.value,
             tensors.kv_cache,

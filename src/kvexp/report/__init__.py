@@ -1,9 +1,9 @@
-"""Rows to what people read: a table on the console, and a page.
+"""Turn rows into what people read: a table on the console, and a page with figures.
 
-Importing this package imports neither matplotlib nor jinja2: a sweep's end waits for no figure.
+May import kvexp.results and the rooms below it. This package alone imports neither matplotlib nor jinja2.
 """
 
-from kvexp.report.console import summary
+from kvexp.report.console import print_summary
 from kvexp.report.format import number
 
-__all__ = ["number", "summary"]
+__all__ = ["number", "print_summary"]

@@ -1,89 +1,84 @@
-"""Rows to a table on the console."""
+"""Print rows as a table on the console."""
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from kvexp.report.format import number
-from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
-from kvexp.results.rows import RIGHT, curves, labels
+from kvexp.measurement import Row, is_right
+from kvexp.report.format import DASH, number, optional, percent
+from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
+from kvexp.results.labels import group_by_curve, label_curves
 
-Row = Mapping[str, Any]
-
-_DASH = "–"
 _PIPE_WIDTH = 1000
 
 
 class _Pipe(Console):
-    """A console whose reader may leave (`| head -1`): it falls silent, and the sweep goes on."""
+    """A console whose pipe may be closed early (`| head -1`): it goes quiet, and the sweep goes on."""
 
     def on_broken_pipe(self) -> None:
-        """What is still to be printed goes nowhere; rich would end the process instead."""
+        """Discard what is still to be printed; rich would end the process instead."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-def summary(rows: Sequence[Row], console: Console) -> None:
-    """The sweep is printed: a table of what is right, what must be known of it, then every reason once."""
+def print_summary(rows: Sequence[Row], console: Console) -> None:
+    """Print a sweep: a table of the right points, remarks on them, then every other reason once."""
     if not console.is_terminal:
         # A pipe has no width of its own: every cell and every line stays whole.
         console = _Pipe(file=console.file, width=_PIPE_WIDTH, color_system=None)
-    grouped = curves(rows)
-    names = labels(grouped)
-    table = _table(grouped, names)
+    grouped = group_by_curve(rows)
+    names = label_curves(grouped)
+    table = _make_table(grouped, names)
     if table.row_count:
         console.print(table)
-    for caption in _captions(rows):
+    for caption in _list_setups(rows):
         console.print(Text(caption, style="dim"), soft_wrap=not console.is_terminal)
-    reasons = [*breaches(grouped, names), *_remarks(grouped, names), *outcomes(grouped, names)]
+    reasons = [
+        *group_breaches(grouped, names),
+        *_group_remarks(grouped, names),
+        *group_outcomes(grouped, names),
+    ]
     _print_reasons(reasons, console)
 
 
-def _table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
-    """One line for each `ok` or `verified` row; a curve's label stands on its first line."""
+def _make_table(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> Table:
+    """Make a table with a line for each right row; a curve's label stands on its first line."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("curve", overflow="fold")
     for column in ("num_tokens", "latency (µs)", "p20–p80", "GB/s", "of copy"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, curve in zip(names, grouped, strict=True):
-        shown = [row for row in curve if row["status"] in ("ok", "verified")]
-        if shown and table.row_count:
+        right = [row for row in curve if is_right(row["status"])]
+        if right and table.row_count:
             table.add_row()
-        for position, row in enumerate(sorted(shown, key=lambda row: row["num_tokens"])):
+        for position, row in enumerate(sorted(right, key=lambda row: row["num_tokens"])):
             # Text, not str: rich would take [...] in a label for markup.
-            table.add_row(Text(name if position == 0 else ""), *_cells(row))
+            table.add_row(Text(name if position == 0 else ""), *_format_row(row))
     return table
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _format_row(row: Row) -> tuple[str, ...]:
     tokens = f"{row['num_tokens']:,}"
     if row["status"] == "verified":
-        return tokens, "verified", _DASH, _DASH, _DASH
-    low, high = _optional(row, "latency_us_p20"), _optional(row, "latency_us_p80")
-    fraction = row.get("copy_fraction")
+        return tokens, "verified", DASH, DASH, DASH
+    low, high = optional(row.get("latency_us_p20")), optional(row.get("latency_us_p80"))
     return (
         tokens,
         number(row["latency_us"]),
-        f"{low}–{high}",
-        _optional(row, "gb_per_s"),
-        _DASH if fraction is None else f"{100 * fraction:.0f} %",
+        f"{low}{DASH}{high}",
+        optional(row.get("gb_per_s")),
+        percent(row.get("copy_fraction")),
     )
 
 
-def _optional(row: Row, column: str) -> str:
-    value = row.get(column)
-    return _DASH if value is None else number(value)
-
-
-def _captions(rows: Sequence[Row]) -> list[str]:
-    """The machine and whose clock, once for each combination that was measured."""
-    measured = [row for row in rows if row["status"] in ("ok", "verified")]
+def _list_setups(rows: Sequence[Row]) -> list[str]:
+    """List the devices, modes, timers and ops that were measured, each combination once."""
+    measured = [row for row in rows if is_right(row["status"])]
     return unique(
         f"{row.get('device_name') or row.get('device')}, mode {row.get('mode')}, "
         f"timer {row.get('timer')}, {row.get('op')}"
@@ -91,8 +86,8 @@ def _captions(rows: Sequence[Row]) -> list[str]:
     )
 
 
-def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
-    """Return what must be known of right points: what disturbed them, and which are no cache writes."""
+def _group_remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
+    """Group what else to know of the points: what disturbed them, and which are plain copies."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
@@ -100,13 +95,13 @@ def _remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
                 found["throttled", row["throttled"]].append(name)
             if row.get("other_processes"):
                 found["shared", "other processes were on the GPU"].append(name)
-            if row["status"] in RIGHT and row.get("impl") == "copy":
-                found["ceiling", "a plain copy of as many bytes, no cache write"].append(name)
+            if is_right(row["status"]) and row.get("impl") == "copy":
+                found["equal copy", "a plain copy of as many bytes, no cache write"].append(name)
     return [Outcome(*key, tuple(unique(points)), len(points)) for key, points in sorted(found.items())]
 
 
 def _print_reasons(reasons: Sequence[Outcome], console: Console) -> None:
-    """Each once and whole, with the curves and the number of points that share it."""
+    """Print each reason whole, with its curves and the number of its points."""
     # On a terminal rich wraps; in a pipe a line stays a line, so that grep finds it whole.
     soft_wrap = not console.is_terminal
     for outcome in reasons:
@@ -127,7 +122,7 @@ def _print_indented(line: str, console: Console) -> None:
 
 
 _STYLES = {
-    "ceiling": "dim",
+    "equal copy": "dim",
     "ok, but": "yellow",
     "throttled": "yellow",
     "shared": "yellow",

@@ -1,24 +1,31 @@
-"""What a report says, before it is a page or Markdown: both are made of this."""
+"""Build what a report says; the HTML page and the Markdown are both rendered from it."""
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from kvexp.case import Case
-from kvexp.measurement import STATUSES, Measurement, Statistics
-from kvexp.report import findings as headline
-from kvexp.report.curves import Line, Machine, machines
-from kvexp.report.format import DASH, listed, number, optional, percent
-from kvexp.report.outcomes import Outcome, breaches, outcomes, unique
-from kvexp.report.panels import Panel, panels
-from kvexp.report.speedups import Contrast, axes, contrasts
-from kvexp.results.load import COMMAND, LATENCIES, PROCESSES, SWEEP, across
-from kvexp.results.rows import curves, labels, word
+from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
+from kvexp.report.curves import Line, Machine, group_by_machine
+from kvexp.report.findings import (
+    Finding,
+    compare_with_copy,
+    describe_breaches,
+    describe_disturbances,
+    describe_rule,
+    find_fastest,
+    has_comparable_points,
+    list_findings,
+)
+from kvexp.report.format import DASH, join_words, number, optional, percent
+from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
+from kvexp.report.panels import Panel, make_panels
+from kvexp.report.speedups import Contrast, find_axes, make_contrasts
+from kvexp.results.labels import format_column, group_by_curve, label_curves
+from kvexp.results.load import COMMAND, SWEEP
+from kvexp.results.merge import LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
-
-Row = Mapping[str, Any]
 
 _NOT_THE_MACHINES = {
     *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
@@ -26,26 +33,15 @@ _NOT_THE_MACHINES = {
 }
 
 _ABREAST = 3
-_WORDS = (
-    *(
-        "op",
-        "impl",
-        "layout",
-        "dtype",
-        "kv_cache_dtype",
-        "mode",
-        "timer",
-        "workload",
-        "num_heads",
-        "head_size",
-    ),
-    *("head_size_v", "block_size", "num_blocks", "slots"),
+_COMMON = (
+    *("op", "impl", "layout", "dtype", "kv_cache_dtype", "mode", "timer", "workload"),
+    *("num_heads", "head_size", "head_size_v", "block_size", "num_blocks", "slots"),
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point in a table, in words."""
+    """One point in a table, as texts."""
 
     latency: str
     between: str
@@ -56,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """The points of a panel: a line for each num_tokens, a cell or None for each of the names."""
+    """Points of a panel: a line for each num_tokens, with a cell or None for each of the names."""
 
     names: tuple[str, ...]
     lines: tuple[tuple[int, tuple[Cell | None, ...]], ...]
@@ -68,18 +64,18 @@ class Section:
 
     Attributes:
         name: The machine's.
-        common: What all its lines have in common, in words.
+        common: The choices and sizes that all its lines share, in words.
         facts: What is known of the machine and the software, by column.
-        findings: The headline, a sentence each.
-        notes: By which rule differences are told, how near the copy it comes, and what disturbed it.
-        panels: The figures' lines, each with its tables.
+        findings: Which lines are fastest, a sentence each.
+        notes: The rule for differences, how near the points come to the copy, and what disturbed them.
+        panels: The panels, each with its tables.
         contrasts: The heat maps.
     """
 
     name: str
     common: str
     facts: Mapping[str, str]
-    findings: tuple[headline.Finding, ...]
+    findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     panels: tuple[tuple[Panel, tuple[Table, ...]], ...]
     contrasts: tuple[Contrast, ...]
@@ -92,10 +88,10 @@ class Content:
     Attributes:
         sweeps: The sweeps' names.
         when: When the first and the last point were begun.
-        counts: How many points ended how.
+        counts: How many points have each status.
         sections: One for each machine that has a latency.
         others: What was not timed, wrong results first.
-        commands: What repeats each curve, by its name.
+        commands: Each curve's name and the command that repeats it.
     """
 
     sweeps: tuple[str, ...]
@@ -107,56 +103,58 @@ class Content:
 
     @property
     def wrong(self) -> tuple[Outcome, ...]:
-        """What is incorrect or failed."""
-        return tuple(outcome for outcome in self.others if outcome.status in ("incorrect", "failed"))
+        """The outcomes that are incorrect or failed."""
+        return tuple(outcome for outcome in self.others if is_wrong(outcome.status))
 
 
-def content(rows: Sequence[Row]) -> Content:
-    """What the rows say, those of several repetitions together."""
-    rows = across(rows)
+def build_content(rows: Sequence[Row]) -> Content:
+    """Build the report of the rows, their repetitions merged."""
+    rows = merge_repetitions(rows)
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
-    grouped = [curve for own in by_sweep for curve in curves(own)]
-    names = _names(grouped)
+    grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
+    names = _name_curves(grouped)
     counts = Counter(row["status"] for row in rows)
     begun = sorted(str(row["started_at"]) for row in rows if row.get("started_at"))
     commands = [
         (name, curve[0][COMMAND]) for name, curve in zip(names, grouped, strict=True) if curve[0][COMMAND]
     ]
-    # Of points that were timed their machine's section tells.
+    # The breaches of points that were timed are in their machine's section.
     untimed = [[row for row in curve if row["status"] == "verified"] for curve in grouped]
     return Content(
         sweeps=tuple(unique(str(row[SWEEP]) for row in rows)),
-        when=_when(begun),
-        counts=listed([f"{counts[status]} {status}" for status in STATUSES if counts[status]]),
-        sections=tuple(_section(machine) for machine in machines(rows)),
-        others=(*reversed(outcomes(grouped, names)), *breaches(untimed, names)),
+        when=_format_period(begun),
+        counts=join_words([f"{counts[status]} {status}" for status in STATUSES if counts[status]]),
+        sections=tuple(_build_section(machine) for machine in group_by_machine(rows)),
+        others=(*reversed(group_outcomes(grouped, names)), *group_breaches(untimed, names)),
         commands=tuple(commands),
     )
 
 
-def _section(machine: Machine) -> Section:
-    compared = axes(machine.ranked)
-    said = headline.findings(compared)
+def _build_section(machine: Machine) -> Section:
+    axes = find_axes(machine.ranked)
+    findings = list_findings(axes)
     notes = [
-        headline.certainty(machine) if said else "",
-        headline.ceiling(machine),
-        *headline.breaches(machine),
-        *headline.disturbances(machine),
+        describe_rule(machine) if findings else "",
+        compare_with_copy(machine),
+        *describe_breaches(machine),
+        *describe_disturbances(machine),
     ]
     return Section(
         name=machine.name,
-        common=_common(machine.lines),
-        facts=_facts([row for line in machine.lines for row in line.points]),
-        findings=tuple(said if headline.is_sure(machine) else ()),
+        common=_describe_common(machine.lines),
+        facts=_collect_facts([row for line in machine.lines for row in line.points]),
+        findings=tuple(findings if has_comparable_points(machine) else ()),
         notes=tuple(filter(None, notes)),
-        panels=tuple((panel, _tables(panel)) for panel in panels(machine.lines)),
-        contrasts=tuple(contrast for axis in compared for contrast in contrasts(axis)),
+        panels=tuple((panel, _make_tables(panel)) for panel in make_panels(machine.lines)),
+        contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),
     )
 
 
-def _names(grouped: Sequence[Sequence[Row]]) -> list[str]:
-    """A name for each curve, its sweep behind it where several were measured alike."""
-    names = [name or labels([curve])[0] for name, curve in zip(labels(grouped), grouped, strict=True)]
+def _name_curves(grouped: Sequence[Sequence[Row]]) -> list[str]:
+    """Name each curve, with its sweep where several sweeps measured it."""
+    names = [
+        name or label_curves([curve])[0] for name, curve in zip(label_curves(grouped), grouped, strict=True)
+    ]
     times = Counter(names)
     return [
         f"{name} ({curve[0][SWEEP]})" if times[name] > 1 else name
@@ -164,33 +162,33 @@ def _names(grouped: Sequence[Sequence[Row]]) -> list[str]:
     ]
 
 
-def _common(lines: Sequence[Line]) -> str:
-    """The choices and sizes that do not vary, in words."""
-    alike = [column for column in _WORDS if len({line.key[column] for line in lines}) == 1]
-    shown = [column for column in alike if lines[0].key[column] not in ("auto", None, "")]
-    return ", ".join(word(lines[0].key, column) for column in shown)
+def _describe_common(lines: Sequence[Line]) -> str:
+    """Describe the choices and sizes that do not vary."""
+    equal = [column for column in _COMMON if len({line.key[column] for line in lines}) == 1]
+    chosen = [column for column in equal if lines[0].key[column] not in ("auto", None, "")]
+    return ", ".join(format_column(lines[0].key, column) for column in chosen)
 
 
-def _tables(panel: Panel) -> tuple[Table, ...]:
-    """The panel's points, a few lines of it to a table, so that a table fits on paper."""
+def _make_tables(panel: Panel) -> tuple[Table, ...]:
+    """Make tables of the panel's points, with few enough lines in each that it fits on paper."""
     group = {one.name: one.line for one in panel.series}
     sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
-    ranked = {name: line for name, line in group.items() if not line.is_ceiling}
-    leaders = {size: headline.fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
+    ranked = {name: line for name, line in group.items() if not line.is_copy}
+    leaders = {size: find_fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
     names = list(group)
     abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))
     tables = []
     for start in range(0, len(names), abreast):
         own = names[start : start + abreast]
         lines = [
-            (size, tuple(_cell(group[name].at(size), leaders[size] == (name,)) for name in own))
+            (size, tuple(_make_cell(group[name].at(size), leaders[size] == (name,)) for name in own))
             for size in sizes
         ]
         tables.append(Table(tuple(own), tuple(lines)))
     return tuple(tables)
 
 
-def _cell(row: Row | None, fastest: bool) -> Cell | None:
+def _make_cell(row: Row | None, fastest: bool) -> Cell | None:
     if row is None:
         return None
     low, high = interval(row)
@@ -203,8 +201,8 @@ def _cell(row: Row | None, fastest: bool) -> Cell | None:
     )
 
 
-def _facts(rows: Sequence[Row]) -> dict[str, str]:
-    """Every column that is about the machine or the software, or about its state, with what it held."""
+def _collect_facts(rows: Sequence[Row]) -> dict[str, str]:
+    """Collect each column about the machine, its state or the software, with its values."""
     facts = {}
     for column in dict.fromkeys(column for row in rows for column in row):
         values = unique(row[column] for row in rows if row.get(column) is not None)
@@ -222,8 +220,8 @@ def _facts(rows: Sequence[Row]) -> dict[str, str]:
     return facts
 
 
-def _when(begun: Sequence[str]) -> str:
-    """`2026-11-21 17:13:07 to 17:13:24`, with the day a second time where it is another."""
+def _format_period(begun: Sequence[str]) -> str:
+    """Format as `2026-11-21 17:13:07 to 17:13:24`, with the second day where it differs."""
     if not begun:
         return ""
     first, last = (text[:19].replace("T", " ") for text in (begun[0], begun[-1]))

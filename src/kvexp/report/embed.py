@@ -1,5 +1,6 @@
-"""A report's figures: as elements of its page, and as files."""
+"""Draw a report's figures as elements of its page, and save them as files."""
 
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -9,14 +10,20 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from kvexp.measurement import Row
 from kvexp.report import figures as drawing
-from kvexp.report import svg
 from kvexp.report.content import Content
-from kvexp.report.curves import Row, machines
+from kvexp.report.curves import group_by_machine
+from kvexp.report.figures import GRID, INK, MUTED, STYLE
 from kvexp.report.format import DASH, number, percent
-from kvexp.report.palette import MUTED
-from kvexp.report.panels import Panel, panels
+from kvexp.report.panels import PALETTE, Panel, make_panels
 from kvexp.results.verdict import interval
+
+_THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
+    colour: f"var(--c{number})" for number, colour in enumerate(PALETTE)
+}
+_DPI = 150
+_POINTS_PER_INCH = 72
 
 
 @dataclass(frozen=True)
@@ -24,9 +31,9 @@ class Picture:
     """One figure.
 
     Attributes:
-        name: Its file's, without an ending.
+        name: The name of its file, without an ending.
         caption: What it shows, in words.
-        title: The same with the name of its panel.
+        title: The caption with the title of its panel.
         figure: The drawing.
         svg: The drawing as an element of a page.
         hover: JSON of what the pointer shows at each num_tokens: `[{"x", "size", "lines": [...]}]`.
@@ -40,86 +47,113 @@ class Picture:
     hover: str
 
 
-def drawn(content: Content) -> list[list[tuple[Picture, ...]]]:
-    """For each section, for each of its panels, its figures."""
+def draw_figures(content: Content) -> list[list[tuple[Picture, ...]]]:
+    """Draw the figures: for each section, for each of its panels, its pictures."""
     return [
         [
-            _figures(f"machine{section_number}-panel{number}", panel)
+            _draw_panel(f"machine{section_number}-panel{number}", panel)
             for number, (panel, _) in enumerate(section.panels, start=1)
         ]
         for section_number, section in enumerate(content.sections, start=1)
     ]
 
 
-def _figures(prefix: str, panel: Panel) -> tuple[Picture, ...]:
+def _draw_panel(prefix: str, panel: Panel) -> tuple[Picture, ...]:
     of = f" {DASH} {panel.title}" if panel.title else ""
-    with matplotlib.rc_context(drawing.STYLE):
+    copy_caption = "Share of a plain copy's speed against num_tokens"
+    with matplotlib.rc_context(STYLE):
         found = [
-            ("latency", "Latency against num_tokens", drawing.latency(panel), _latency),
-            (
-                "copy",
-                "Share of a plain copy's speed against num_tokens",
-                drawing.copy_fraction(panel),
-                _copied,
-            ),
+            ("latency", "Latency against num_tokens", drawing.draw_latency(panel), _format_latency),
+            ("copy", copy_caption, drawing.draw_copy_fraction(panel), _format_copy_fraction),
         ]
     return tuple(
-        _picture(f"{prefix}-{kind}", (title, title + of), figure, panel, said)
-        for kind, title, figure, said in found
+        _make_picture(f"{prefix}-{kind}", (caption, caption + of), figure, panel, hover)
+        for kind, caption, figure, hover in found
         if figure is not None
     )
 
 
-def save(content: Content, figures: list[list[tuple[Picture, ...]]], folder: Path) -> None:
-    """Every figure and heat map is there as PNG and SVG; the folder is made where it is missing."""
+def save_figures(content: Content, figures: list[list[tuple[Picture, ...]]], folder: Path) -> None:
+    """Save every figure and heat map as PNG and SVG; make the folder where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for count, (section, own) in enumerate(zip(content.sections, figures, strict=True), start=1):
-        for picture in (picture for shown in own for picture in shown):
-            _save(picture.figure, section.name, folder, picture.name)
+        for picture in (picture for pictures in own for picture in pictures):
+            _save_with_machine(picture.figure, section.name, folder, picture.name)
         for contrast in section.contrasts:
             words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{contrast.candidate}-against-{contrast.baseline}")
-            with matplotlib.rc_context(drawing.STYLE):
-                figure = drawing.heat_map(contrast)
-            _save(figure, section.name, folder, f"machine{count}-{contrast.axis}-{words}")
+            with matplotlib.rc_context(STYLE):
+                figure = drawing.draw_heat_map(contrast)
+            _save_with_machine(figure, section.name, folder, f"machine{count}-{contrast.axis}-{words}")
 
 
 def save_curve(rows: Sequence[Row], folder: Path, name: str) -> None:
-    """The latency of one curve is there as NAME.svg and NAME.png, unless nothing was timed."""
-    for machine in machines(rows)[:1]:  # one process has measured them, so there is one
-        with matplotlib.rc_context(drawing.STYLE):
-            figure = drawing.latency(panels(machine.lines)[0])
-        _save(figure, machine.name, folder, name)
+    """Save the latency of one curve as NAME.svg and NAME.png, unless nothing was timed."""
+    for machine in group_by_machine(rows)[:1]:  # one process has measured them, so there is one
+        with matplotlib.rc_context(STYLE):
+            figure = drawing.draw_latency(make_panels(machine.lines)[0])
+        _save_with_machine(figure, machine.name, folder, name)
 
 
-def _save(figure: Figure, machine: str, folder: Path, name: str) -> None:
-    # A picture travels alone, so it says what it was measured on.
+def _save_with_machine(figure: Figure, machine: str, folder: Path, name: str) -> None:
+    # A file may be shown without its report, so it names the machine.
     figure.supxlabel(machine, fontsize=8, color=MUTED)
-    svg.save(figure, folder, name)
+    _save(figure, folder, name)
 
 
-def _picture(
-    name: str, words: tuple[str, str], figure: Figure, panel: Panel, said: Callable[[Row], str]
+def _make_picture(
+    name: str, titles: tuple[str, str], figure: Figure, panel: Panel, hover: Callable[[Row], str]
 ) -> Picture:
-    text = svg.text(figure, name)  # drawn first: only then is it known where a point lies
+    svg = _make_svg(figure, name)  # first: drawing the figure fixes where its points lie
     sizes = sorted({row["num_tokens"] for one in panel.series for row in one.line.points})
-    shown = []
+    at_sizes = []
     for size in sizes:
         lines = []
         for one in panel.series:
             row = one.line.at(size)
-            if row is not None and said(row) != DASH:
-                lines.append([one.name, one.colour, said(row), row["latency_us"]])
+            if row is not None and hover(row) != DASH:
+                lines.append([one.name, one.colour, hover(row), row["latency_us"]])
         lines.sort(key=lambda line: line[3])
-        shown.append(
-            {"x": svg.pixels(figure, size, 1)[0], "size": f"{size:,}", "lines": [line[:3] for line in lines]}
-        )
-    return Picture(name, *words, figure, text, json.dumps(shown, ensure_ascii=False))
+        x = _locate(figure, size)
+        at_sizes.append({"x": x, "size": f"{size:,}", "lines": [line[:3] for line in lines]})
+    return Picture(name, *titles, figure, svg, json.dumps(at_sizes, ensure_ascii=False))
 
 
-def _latency(row: Row) -> str:
+def _format_latency(row: Row) -> str:
     low, high = interval(row)
     return f"{number(row['latency_us'])} µs ({number(low)}{DASH}{number(high)})"
 
 
-def _copied(row: Row) -> str:
+def _format_copy_fraction(row: Row) -> str:
     return percent(row.get("copy_fraction"))
+
+
+def _make_svg(figure: Figure, salt: str) -> str:
+    """Draw the figure as an element of a page, in the colours of its theme; `salt` makes its ids unique."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Every figure has groups of the same ids, such as figure_1 and axes_1; nothing refers to them.
+    svg = re.sub(r'<g id="[a-zA-Z][\w.]*_\d+">', "<g>", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', r'\1 role="img"', svg, count=1)
+    svg = re.sub(r"font: ([\d.]+)px 'sans-serif'[^;\"]*", r"font-size: \1px", svg)
+    for colour, variable in _THEME.items():
+        svg = svg.replace(colour, variable)
+    return svg
+
+
+def _save(figure: Figure, folder: Path, name: str) -> None:
+    """Save the figure as NAME.svg and NAME.png, on white."""
+    for kind in ("png", "svg"):
+        metadata = {"Date": None} if kind == "svg" else None
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+            figure.savefig(folder / f"{name}.{kind}", dpi=_DPI, facecolor="white", metadata=metadata)
+        figure.set_layout_engine("none")  # both have one layout, which is half of the work
+
+
+def _locate(figure: Figure, num_tokens: int) -> float:
+    """Return the x coordinate of num_tokens in the SVG of a figure that has been drawn."""
+    x, _ = figure.axes[0].transData.transform((num_tokens, 1))
+    return round(float(x) * _POINTS_PER_INCH / figure.dpi, 1)

@@ -1,4 +1,4 @@
-"""A sweep at work, drawn for a terminal: how far it is, its curves so far, its last rows."""
+"""Render a running sweep for a terminal: its progress, its curves so far, its last rows."""
 
 import math
 import textwrap
@@ -9,8 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.measurement import Row
 from kvexp.report.format import DASH, duration, number, optional, percent
-from kvexp.results.rows import Row, curves, labels
+from kvexp.results.labels import group_by_curve, label_curves
 from kvexp.results.sweep_state import State
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -18,11 +19,11 @@ _MARKS = {"verified": "v", "skipped": "s", "incorrect": "!", "failed": "!"}
 _TO_COME = "·"
 _LAST = 5
 _LONGEST_OUTCOME = 60
-_AROUND = 11  # lines besides those of the curves
+_OTHER_LINES = 11  # lines besides those of the curves
 
 
-def line(state: State, now: datetime) -> str:
-    """How far it is, and when it will be there."""
+def describe_progress(state: State, now: datetime) -> str:
+    """Describe how many points are done, and when the sweep will end."""
     done = f"{len(state.rows)}/{state.points} points" if state.points else f"points: {len(state.rows)}"
     parts = [state.name, done]
     if state.worker is None:
@@ -35,70 +36,70 @@ def line(state: State, now: datetime) -> str:
     return "  ".join(parts)
 
 
-def drawn(state: State, now: datetime, console: Console) -> RenderableType:
-    """The line, the newest curves as far as the terminal is high, and the last rows."""
-    shown: list[RenderableType] = [Text(line(state, now), style="bold")]
+def render_state(state: State, now: datetime, console: Console) -> RenderableType:
+    """Render the progress, as many of the newest curves as fit the terminal, and the last rows."""
+    parts: list[RenderableType] = [Text(describe_progress(state, now), style="bold")]
     if state.rows:
-        most = max(_LAST, console.height - _AROUND) if console.is_terminal else len(state.rows)
-        shown += [Text(), _curves(state, most), Text(), _rows(state.rows)]
-    return Group(*shown)
+        most = max(_LAST, console.height - _OTHER_LINES) if console.is_terminal else len(state.rows)
+        parts += [Text(), _render_curves(state, most), Text(), _render_rows(state.rows)]
+    return Group(*parts)
 
 
-def _curves(state: State, most: int) -> Table:
-    """A line for each curve: its points as bars, of one logarithmic scale for all, and its numbers."""
-    table = _table("curve", "points", "latency", "num_tokens", "µs", "GB/s", "of copy")
+def _render_curves(state: State, most: int) -> Table:
+    """Render a line for each curve: its points as bars on one logarithmic scale, and its numbers."""
+    table = _make_table("curve", "points", "latency", "num_tokens", "µs", "GB/s", "of copy")
     grouped = state.curves
     timed = [row["latency_us"] for row in state.rows if row["status"] == "ok"]
-    names = labels(grouped)
+    names = label_curves(grouped)
     if len(grouped) > most:
         table.add_row(Text(f"{len(grouped) - most} curves before these", style="dim"))
     for name, curve in list(zip(names, grouped, strict=True))[-most:]:
         size, ok = state.size(curve), [row for row in curve if row["status"] == "ok"]
-        bars = "".join(_bar(row, min(timed, default=1), max(timed, default=1)) for row in curve)
+        bars = "".join(_make_bar(row, min(timed, default=1), max(timed, default=1)) for row in curve)
         table.add_row(
             Text(name),
             f"{len(curve)}/{size}",
             bars + _TO_COME * (size - len(curve)),
-            _ends(curve, "num_tokens"),
-            _ends(ok, "latency_us"),
+            _format_ends(curve, "num_tokens"),
+            _format_ends(ok, "latency_us"),
             optional(max((row["gb_per_s"] for row in ok if row.get("gb_per_s") is not None), default=None)),
             percent(max((row["copy_fraction"] for row in ok if row.get("copy_fraction")), default=None)),
         )
     return table
 
 
-def _rows(found: Sequence[Row]) -> Table:
-    table = _table("begun", "curve", "num_tokens", "outcome")
-    grouped = curves(found)
-    names = {id(row): name for name, own in zip(labels(grouped), grouped, strict=True) for row in own}
+def _render_rows(found: Sequence[Row]) -> Table:
+    table = _make_table("begun", "curve", "num_tokens", "outcome")
+    grouped = group_by_curve(found)
+    names = {id(row): name for name, own in zip(label_curves(grouped), grouped, strict=True) for row in own}
     for row in found[-_LAST:]:
         begun = str(row.get("started_at") or "")[11:19]
-        table.add_row(begun, Text(names[id(row)]), f"{row['num_tokens']:,}", Text(_outcome(row)))
+        table.add_row(begun, Text(names[id(row)]), f"{row['num_tokens']:,}", Text(_format_outcome(row)))
     return table
 
 
-def _outcome(row: Row) -> str:
+def _format_outcome(row: Row) -> str:
     if row["status"] == "ok":
         return f"{number(row['latency_us'])} µs"
     return textwrap.shorten(f"{row['status']}: {row.get('reason')}", _LONGEST_OUTCOME, placeholder=" …")
 
 
-def _table(*titles: str) -> Table:
+def _make_table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for title in titles:
         table.add_column(title, no_wrap=True)
     return table
 
 
-def _bar(row: Row, least: float, most: float) -> str:
+def _make_bar(row: Row, least: float, most: float) -> str:
     if row["status"] != "ok":
         return _MARKS[row["status"]]
     share = math.log(row["latency_us"] / least) / math.log(most / least) if most > least else 0
     return _LEVELS[round(share * (len(_LEVELS) - 1))]
 
 
-def _ends(curve: Sequence[Row], column: str) -> str:
-    """The first and the last value along the curve."""
+def _format_ends(curve: Sequence[Row], column: str) -> str:
+    """Format the first and the last value along the curve."""
     values = [row[column] for row in curve]
     if not values:
         return DASH

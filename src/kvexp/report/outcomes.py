@@ -1,27 +1,24 @@
-"""Group points by outcome and reason: each reason once, with whose it is."""
+"""Group the points of curves by outcome and reason."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from kvexp.bench.contract import words_of
-from kvexp.results.rows import RIGHT
-
-Row = Mapping[str, Any]
+from kvexp.bench.contract import describe_column
+from kvexp.measurement import Row, is_right
 
 ORDER = ("skipped", "verified", "incorrect", "failed")
-"""What needs attention stands last: on the console that is above the prompt."""
+"""What needs attention comes last: on the console that is just above the prompt."""
 
 _MOST_NAMES = 8
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Points that ended alike.
+    """Points with one status and one reason.
 
     Attributes:
-        status: How.
+        status: Their status.
         reason: Why, in the row's words.
         curves: The names of their curves, each once.
         points: How many.
@@ -34,7 +31,7 @@ class Outcome:
 
     @property
     def whose(self) -> str:
-        """The names of a few curves; of many the first ones, and how many more."""
+        """The curves' names; of many the first ones, and how many more."""
         if len(self.curves) <= _MOST_NAMES:
             return ", ".join(self.curves)
         shown = _MOST_NAMES // 2
@@ -46,8 +43,8 @@ class Outcome:
         return f"{self.points} point{'' if self.points == 1 else 's'}"
 
 
-def outcomes(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
-    """Every reason of the curves once, in the order of ORDER."""
+def group_outcomes(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
+    """Group all points that are not `ok` by status and reason, in the order of ORDER."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
@@ -59,16 +56,16 @@ def outcomes(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Out
     ]
 
 
-def breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
-    """Return what of the contract is not kept, or refused, where points are right."""
+def group_breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
+    """Group the right points whose implementation breaks or refuses clauses of the contract."""
     found: dict[str, list[str]] = defaultdict(list)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
-            if row["status"] in RIGHT and (but := words_of(row.get("contract"))):
+            if is_right(row["status"]) and (but := describe_column(row.get("contract"))):
                 found[but].append(name)
     return [Outcome("ok, but", but, tuple(unique(points)), len(points)) for but, points in found.items()]
 
 
 def unique(words: Iterable[str]) -> list[str]:
-    """Each word once, in the order in which they come."""
+    """Return each word once, in the order in which they come."""
     return list(dict.fromkeys(words))

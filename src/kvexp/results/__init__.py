@@ -1,4 +1,4 @@
-"""Keep rows on disk, and read out of them: load, compare, export, baselines, the state of a sweep.
+"""Keep rows on disk and read them: load, merge, compare, export, baselines, the state of a sweep.
 
-Imports the vocabulary and the helpers at the top of kvexp alone, and no torch.
+May import kvexp's top-level modules alone; never torch.
 """

@@ -1,23 +1,23 @@
-"""Two sets of rows, point by point: what became faster, slower, broken or missing."""
+"""Compare two sets of rows point by point: what became faster, slower, broken or missing."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import ConfigError
+from kvexp.measurement import Row, is_right, is_wrong
+from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves
 from kvexp.results.load import TOGETHER
-from kvexp.results.rows import CURVE, RIGHT, curves, labels, word
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
 
-Row = Mapping[str, Any]
 Key = tuple[Any, ...]
 
 WORST_FIRST = ("broken", "missing", "slower", "ambiguous", "new", "same", "faster")
-"""Every verdict.
+"""Every word for a point, the worst first.
 
 `broken`: the candidate is wrong or fails. `missing`: only the baseline was measured, or a process of the
-candidate did not time what the baseline's did.
+candidate did not time a point that the baseline's processes did.
 """
 
 _CASE = tuple(column.name for column in fields(Case) if column.compare)
@@ -27,17 +27,17 @@ _SAME_MACHINE = ("device_name", "driver")
 
 @dataclass(frozen=True)
 class Point:
-    """One point of both.
+    """One point of the two sides.
 
     Attributes:
         label: Its curve's name.
         num_tokens: Its size.
         word: One of WORST_FIRST.
-        baseline_us: The baseline's latency, see `verdict.latencies`; None where no process timed it.
-        candidate_us: The same for the candidate's.
+        baseline_us: The baseline's latency in µs, see `verdict.latencies`; None where no process timed it.
+        candidate_us: The candidate's, in the same way.
         verdict: The ratio and its interval, where both have a latency.
-        note: Why it is broken or missing, in the row's words; or how many processes each side has where they
-            differ, and that another GPU measured the candidate.
+        note: Why it is broken or missing, in the row's words; else how many processes each side has if they
+            differ, and whether another GPU measured the candidate.
     """
 
     label: str
@@ -53,59 +53,59 @@ def compare(
     baseline: Sequence[Row],
     candidate: Sequence[Row],
     *,
-    apart: Sequence[str] = (),
+    ignored: Sequence[str] = (),
     across: bool = False,
     tolerance: float | None = None,
 ) -> list[Point]:
-    """Every point of either, the worst first.
+    """Compare every point of either side; return the worst first.
 
-    A baseline of several GPUs is that of the candidate's, where this has one. Which of a machine's equal
-    GPUs it was (`cuda:0` or `cuda:1`) does not matter, unless one side was measured on several. Where it was
-    another one than the baseline's, the verdict allows for what equal GPUs differ by.
+    Of a baseline of several kinds of GPU the candidate's kind counts, if the candidate has one kind. The
+    number of a GPU (`cuda:0` or `cuda:1`) is ignored, unless one side was measured on several. Where the two
+    sides used different GPUs of one kind, the verdict allows for the difference of equal GPUs.
 
     Args:
         baseline: Rows; those of one case come from different processes.
-        candidate: The same.
-        apart: Columns of a case in which the two may differ.
-        across: Other GPUs and drivers may be compared.
-        tolerance: The part by which two processes differ; by default what was measured.
+        candidate: Rows, in the same way.
+        ignored: Columns of a case in which the two sides may differ.
+        across: Compare different kinds of GPU and different drivers.
+        tolerance: The part by which two processes differ; by default `verdict.between_processes`.
 
     Raises:
         ConfigError: The two were measured on other GPUs or drivers, share no case, or measured none.
     """
     if not across:
-        baseline = _of_its_gpu(baseline, candidate)
+        baseline = _select_gpu(baseline, candidate)
         check_machines(baseline, candidate)
-    compares_gpus = "device" in apart
+    compares_gpus = "device" in ignored
     if across or not any(_has_several_devices(rows) for rows in (baseline, candidate)):
-        apart = [*apart, "device"]
-    columns = [column for column in _CASE if column not in apart]
-    sides = [_by_case(rows, columns) for rows in (baseline, candidate)]
+        ignored = [*ignored, "device"]
+    columns = [column for column in _CASE if column not in ignored]
+    sides = [_group_by_case(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
-        raise ConfigError(_NONE_SHARED + _differing(columns, *sides))
-    names = _names([*baseline, *candidate], columns)
+        raise ConfigError(_NONE_SHARED + _list_differences(columns, *sides))
+    names = _label_cases([*baseline, *candidate], columns)
     points = [
-        _point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
+        _compare_point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
-    found = sorted(filter(None, points), key=_badness)
+    found = sorted(filter(None, points), key=_rank)
     if not found:
         raise ConfigError("neither of the two measured anything: all that they share was skipped in both")
     return found
 
 
-def one_of(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
-    """The rows that hold this value of an axis.
+def select_value(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
+    """Select the rows with this value of an axis.
 
     Raises:
-        ConfigError: The axis is none, no row holds the value, or other columns vary with it.
+        ConfigError: The axis is not a column of a curve, no row has the value, or other columns vary with it.
     """
     if axis not in CURVE:
         raise ConfigError(f"--axis {axis} is no choice of a curve; one of {', '.join(CURVE)}")
     found = [row for row in rows if str(row.get(axis)) == value]
     if not found:
-        there = ", ".join(dict.fromkeys(str(row.get(axis)) for row in rows))
-        raise ConfigError(f"{axis}={value} was not measured; there is {there}")
+        values = ", ".join(dict.fromkeys(str(row.get(axis)) for row in rows))
+        raise ConfigError(f"{axis}={value} was not measured; there is {values}")
     for column in TOGETHER.get(axis, ()):
         held = list(dict.fromkeys(str(row.get(column)) for row in found))
         if len(held) > 1:
@@ -117,7 +117,7 @@ def one_of(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
 
 
 def check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
-    """Returns when the timed rows of both come from one kind of GPU under one driver.
+    """Check that the timed rows of both come from one kind of GPU under one driver.
 
     Raises:
         ConfigError: They do not.
@@ -127,27 +127,27 @@ def check_machines(baseline: Sequence[Row], candidate: Sequence[Row]) -> None:
         if all(held) and (held[0] != held[1] or len(held[0]) > 1):
             first, second = (", ".join(sorted(map(str, values))) for values in held)
             raise ConfigError(
-                f"the baseline's {column} is {first} and the candidate's {second}, so their latencies say "
-                "nothing of each other; --across compares them all the same"
+                f"the baseline's {column} is {first} and the candidate's {second}, so their latencies "
+                "are not comparable; --across compares them all the same"
             )
 
 
 def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
-    """Returns when the baseline has a row of some of these cases, on whichever of a machine's devices.
+    """Check that the baseline has a row of some of these cases, on any of a machine's devices.
 
     Raises:
         ConfigError: It has none.
     """
     columns = [column for column in _CASE if column != "device"]
-    measured = _by_case(baseline, columns)
+    measured = _group_by_case(baseline, columns)
     asked = {tuple(getattr(case, column) for column in columns) for case in cases}
     if not asked & set(measured):
-        raise ConfigError(_NONE_SHARED + _differing(columns, measured, asked))
+        raise ConfigError(_NONE_SHARED + _list_differences(columns, measured, asked))
 
 
-def _differing(columns: Sequence[str], baseline: Collection[Key], candidate: Collection[Key]) -> str:
-    """The columns of which the two have no value in common, in words; empty where there is none."""
-    said: list[str] = []
+def _list_differences(columns: Sequence[str], baseline: Collection[Key], candidate: Collection[Key]) -> str:
+    """List the columns in which the two have no value in common; empty where there is none."""
+    differences: list[str] = []
     if not baseline or not candidate:
         return ""
     for column, before, now in zip(
@@ -155,83 +155,82 @@ def _differing(columns: Sequence[str], baseline: Collection[Key], candidate: Col
     ):
         if not set(before) & set(now):
             first, second = (", ".join(map(str, dict.fromkeys(values))) for values in (before, now))
-            said.append(f"{column} is {first} in the baseline and {second} in the candidate")
-    return f"; {'; '.join(said)}" if said else ""
+            differences.append(f"{column} is {first} in the baseline and {second} in the candidate")
+    return "".join(f"; {difference}" for difference in differences)
 
 
 def _has_several_devices(rows: Sequence[Row]) -> bool:
-    return len({row.get("device") for row in rows if row["status"] in RIGHT}) > 1
+    return len({row.get("device") for row in rows if is_right(row["status"])}) > 1
 
 
-def _of_its_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> Sequence[Row]:
-    """The baseline's rows of the candidate's GPU; all of them where that is not one of several."""
+def _select_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> Sequence[Row]:
+    """Select the baseline's rows of the candidate's kind of GPU; all unless the candidate has one kind."""
     names = {row.get("device_name") for row in candidate if row["status"] == "ok"}
     own = [row for row in baseline if row.get("device_name") in names]
     return own if len(names) == 1 and own else baseline
 
 
-def _by_case(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, list[Row]]:
+def _group_by_case(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, list[Row]]:
     found: dict[Key, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row.get(column) for column in columns), []).append(row)
     return found
 
 
-def _names(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
-    """A label for each case, without the columns that may differ between the two."""
-    # The workload is a label; a sweep that repeats one by its sizes is the same case without it.
+def _label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
+    """Label each case, without the columns in which the two sides may differ."""
+    # Without the workload's name: a sweep that spells out the sizes of one measures the same case.
     alike = [{column: row[column] for column in columns if column in row} | {"workload": ""} for row in rows]
-    grouped = curves(alike)
-    named = labels(grouped)
+    grouped = group_by_curve(alike)
+    names = label_curves(grouped)
     if len(grouped) == 1:
-        words = (word(grouped[0][0], column) for column in CURVE[:3] if column in columns)
-        named = [" ".join(words)]
+        words = (format_column(grouped[0][0], column) for column in CURVE[:3] if column in columns)
+        names = [" ".join(words)]
     return {
         tuple(row.get(column) for column in columns): name
-        for name, curve in zip(named, grouped, strict=True)
+        for name, curve in zip(names, grouped, strict=True)
         for row in curve
     }
 
 
-def _point(
+def _compare_point(
     label: str,
     baseline: Sequence[Row],
     candidate: Sequence[Row],
     tolerance: float | None,
     compares_gpus: bool,
 ) -> Point | None:
-    """The verdict on one case; None where there is nothing to say: neither side could measure it."""
+    """Compare one case; return None where neither side could measure it."""
     size = (*baseline, *candidate)[0]["num_tokens"]
     before, now = ([row for row in side if row["status"] == "ok"] for side in (baseline, candidate))
-    wrong = [row for row in candidate if row["status"] in ("incorrect", "failed")]
+
+    def make(word: str, note: str = "", verdict: Verdict | None = None) -> Point:
+        return Point(label, size, word, *latencies(before, now), verdict, note)
+
+    wrong = [row for row in candidate if is_wrong(row["status"])]
+    if wrong:
+        return make("broken", _format_reason(wrong[0]))
     untimed = [row for row in candidate if row["status"] != "ok"]
-    was_right, is_right = (any(row["status"] in RIGHT for row in side) for side in (baseline, candidate))
-    verdict, gpus = None, 0.0
-    if before and now and not untimed:
+    if before and now and untimed:
+        how_many = f"in {len(untimed)} of {len(candidate)} processes"
+        return make("missing", f"{how_many} {_format_reason(untimed[0])}")
+    if before and now:
         gpus = 0.0 if compares_gpus else between_gpus(before, now)
         verdict = judge_processes(before, now, tolerance, gpus)
-    found, note = "", ""
-    if wrong:
-        found, note = "broken", _why(wrong[0])
-    elif verdict:
-        found = verdict.word
         several = f"{len(before)} and {len(now)} processes" if len(before) != len(now) else ""
-        note = ", ".join(filter(None, [several, "another GPU" if gpus else ""]))
-    elif before and now:
-        found, note = "missing", f"in {len(untimed)} of {len(candidate)} processes {_why(untimed[0])}"
-    elif before or (was_right and not is_right):
-        found, note = "missing", _why(candidate[0]) if candidate else "not in the candidate"
-    elif now or (is_right and not was_right):
-        found = "new"
-    elif is_right:
-        found, note = "same", "verified, not timed"
-    return Point(label, size, found, *latencies(before, now), verdict, note) if found else None
+        return make(verdict.word, ", ".join(filter(None, [several, "another GPU" if gpus else ""])), verdict)
+    was_right, now_right = (any(is_right(row["status"]) for row in side) for side in (baseline, candidate))
+    if before or (was_right and not now_right):
+        return make("missing", _format_reason(candidate[0]) if candidate else "not in the candidate")
+    if now or (now_right and not was_right):
+        return make("new")
+    return make("same", "verified, not timed") if now_right else None
 
 
-def _why(row: Row) -> str:
+def _format_reason(row: Row) -> str:
     return f"{row['status']}: {row['reason']}"
 
 
-def _badness(point: Point) -> tuple[int, float, str, int]:
+def _rank(point: Point) -> tuple[int, float, str, int]:
     ratio = point.verdict.ratio if point.verdict else 0
     return WORST_FIRST.index(point.word), -ratio, point.label, point.num_tokens

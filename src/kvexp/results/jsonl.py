@@ -1,4 +1,4 @@
-"""Files of JSON lines: appended one whole line at a time, and read without trust in who wrote them."""
+"""Append whole lines to files of JSON lines, and check every line that is read."""
 
 import json
 import os
@@ -8,18 +8,18 @@ from typing import Any, NoReturn
 
 from kvexp.errors import KvexpError
 
-LONGEST_BYTES = 1 << 24
-"""Of one line: a row takes some 2 KB, a thousand samples some 20 KB, and a compiler's log rarely more."""
+MAX_LINE_BYTES = 1 << 24
+"""A row takes some 2 KB, a thousand samples some 20 KB, and a compiler's log rarely more."""
 TORN = "{file}, line {number}: the last line is not whole and was left out"
 
-Told = Callable[[str], None]
+OnTorn = Callable[[str], None]
 
 
 def append(file: Path, line: str) -> None:
-    """The line is on the disk, whole, or the file is as it was.
+    """Append the line and sync it to the disk; if that fails the file is as before.
 
     Raises:
-        OSError: It could not be written, for example since the disk is full.
+        OSError: It cannot be written, for example since the disk is full.
     """
     is_new = not file.exists()
     with file.open("ab", buffering=0) as handle:
@@ -30,17 +30,18 @@ def append(file: Path, line: str) -> None:
                 left = left[handle.write(left) :]
             os.fsync(handle.fileno())
         except BaseException:
-            # Ctrl-C between two writes, too: a piece of a line would be lost with the one after it.
+            # Also on Ctrl-C between two writes: a piece of a line would spoil the next one.
             handle.truncate(before)
             raise
     if is_new:
         _sync_folder(file.parent)
 
 
-def mend(file: Path, on_torn: Told) -> None:
-    """The file ends with a newline: a line that a killed writer left unfinished is cut off, with a word.
+def mend(file: Path, on_torn: OnTorn) -> None:
+    """Make the file end with a newline; cut off a last line that a killed writer left unfinished.
 
-    Without this the next line would be glued to the torn one, and both would be lost.
+    Without this the next line would be appended to the torn one, and both would be lost. `on_torn` is called
+    with a sentence when a line is cut off.
     """
     if not file.exists():
         return
@@ -56,21 +57,21 @@ def mend(file: Path, on_torn: Told) -> None:
             on_torn(TORN.format(file=file, number=content.count(b"\n") + 1))
 
 
-def read(file: Path, on_torn: Told) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number and its object; of a last line that is not whole `on_torn` is told.
+def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line's number and its object; call `on_torn` with a sentence for an unfinished last line.
 
     Raises:
-        KvexpError: The file cannot be read, or a line before the last is no object of strict JSON.
+        KvexpError: The file cannot be read, or a line before the last is not an object of strict JSON.
     """
     number = 0
     try:
         with file.open("rb") as handle:
-            # By the newline byte alone: str.splitlines would also break at U+2028 inside a string.
-            while line := handle.readline(LONGEST_BYTES + 1):
+            # Split at the newline byte alone: str.splitlines would also break at U+2028 inside a string.
+            while line := handle.readline(MAX_LINE_BYTES + 1):
                 number += 1
-                if len(line) > LONGEST_BYTES:
+                if len(line) > MAX_LINE_BYTES:
                     raise KvexpError(
-                        f"{file}, line {number}: longer than the {LONGEST_BYTES} bytes of any row"
+                        f"{file}, line {number}: longer than the {MAX_LINE_BYTES} bytes of any row"
                     )
                 try:
                     found = loads(line)
@@ -87,10 +88,10 @@ def read(file: Path, on_torn: Told) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def loads(line: bytes) -> Any:
-    """The value of one line of strict JSON.
+    """Parse one line of strict JSON.
 
     Raises:
-        ValueError: It is anything else, NaN and brackets nested without end included.
+        ValueError: It is anything else, such as NaN or brackets nested too deeply.
     """
     try:
         return json.loads(line.decode(), parse_constant=_refuse_constant)
@@ -110,7 +111,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The folder's list of files is on the disk, too, or a power loss could take a file of synced lines."""
+    """Sync the folder's list of files, or a power loss could lose a file whose lines are synced."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,8 @@
-"""A sweep's folder: who is at work in it, which command line made it and when, and what it holds already.
+"""Lock a sweep's folder, record the command line of the sweep, and read what the folder holds already.
 
 `command.json` holds the overrides and flags as they were typed, when the sweep began, and the id by which a
-store knows it, whatever other folders have the same name. What was typed is read as texts, which the command
-line then checks as if they had been typed; whatever could name a file of code is not taken from it.
+store knows it, since other folders may have the same name. What was typed is read back as texts, and the
+command line checks them as if they had been typed again; none of them is run as code.
 """
 
 import json
@@ -17,41 +17,42 @@ from typing import Any
 
 from kvexp import file_lock
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.measurement import Row, is_right
 from kvexp.results import jsonl
-from kvexp.results.rows import RIGHT, ROWS, Identity, Row, newest, point, read, repetition
+from kvexp.results.point_identity import Identity, get_repetition, identify_in_workload, select_newest
+from kvexp.results.row_file import ROWS, read
 
 COMMAND = "command.json"
 LOCK = ".lock"
-_LONGEST_COMMAND = 1 << 20
-_NAME = "%Y-%m-%d/%H-%M-%S-%f"  # of a sweep that was given none, in local time
+_MAX_COMMAND_BYTES = 1 << 20
+_NAME = "%Y-%m-%d/%H-%M-%S-%f"  # the default name of a sweep, in local time
 
-
-_mine: set[Path] = set()
+_locked_here: set[Path] = set()
 
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """No other kvexp process of this host works in the folder meanwhile; this one may hold it already.
+    """Lock the folder against other kvexp processes of this host; this process may hold it already.
 
     Raises:
-        TimeoutError: One does; the message names it.
+        TimeoutError: Another process works there; the message names it.
         OSError: The folder cannot be locked.
     """
     file = Path(os.path.realpath(folder)) / LOCK
-    if file in _mine:
+    if file in _locked_here:
         yield
         return
     with file_lock.locked(file):
-        _mine.add(file)
+        _locked_here.add(file)
         try:
             yield
         finally:
-            _mine.discard(file)
+            _locked_here.discard(file)
 
 
 @contextmanager
-def sweeping(folder: Path) -> Iterator[None]:
-    """The folder is held for a sweep.
+def hold_for_sweep(folder: Path) -> Iterator[None]:
+    """Hold the folder for a sweep, with errors for the command line.
 
     Raises:
         ConfigError: Another process works there, or the folder cannot be locked.
@@ -69,9 +70,9 @@ def sweeping(folder: Path) -> Iterator[None]:
 
 
 def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    """The folder knows what was typed, when, and by which id; what an earlier start of the sweep wrote stays.
+    """Record what was typed, the time and a new id; keep the record of an earlier start of the sweep.
 
-    One that was begun without an id gets none: a store may know it by its name.
+    A sweep that has rows but no record gets no id, since a store may know it by its name.
 
     Raises:
         ConfigError: It cannot be written.
@@ -91,7 +92,7 @@ def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) 
 
 
 def read_command(folder: Path) -> tuple[list[str], list[str]]:
-    """The overrides and the flags that the folder's sweep was typed with.
+    """Read the overrides and the flags that the folder's sweep was started with.
 
     Raises:
         ConfigError: The file is missing or not what `write_command` writes.
@@ -111,12 +112,12 @@ def read_command(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def name_of(folder: Path) -> str:
-    """A sweep's name: the last two of its folder's, date and time."""
+    """Return a sweep's name: the last two parts of its path, by default date and time."""
     return "/".join(folder.parts[-2:])
 
 
 def id_of(folder: Path) -> str:
-    """What no other sweep has: the id that it began with, or, of one that began without, its name."""
+    """Return the id that the sweep began with, or its name if it began without one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = _content(folder / COMMAND)["id"]
         if is_id(found):
@@ -125,62 +126,62 @@ def id_of(folder: Path) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether it is an id that a sweep began with, and no name."""
+    """Return whether the text is an id as `write_command` makes it, not a name."""
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def shown(typed: str) -> str:
-    """What was typed, an address, or a file's text, with the password of every address masked."""
-    return re.sub(r"(?<=://)([^/@:\n]*):[^/\n]*@", r"\1:***@", typed)
+def mask_passwords(text: str) -> str:
+    """Mask the password of every address in the text, such as a command line or a store's address."""
+    return re.sub(r"(?<=://)([^/@:\n]*):[^/\n]*@", r"\1:***@", text)
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a sweep was begun in the folder."""
+    """Return whether a sweep was begun in the folder."""
     return (folder / COMMAND).is_file() or any(folder.glob(f"*/{ROWS}"))
 
 
-def last(root: Path, *, with_rows: bool = False) -> Path | None:
-    """The folder of the sweep that began last, whether it was given a name or has date and time for one.
+def find_last(root: Path, *, with_rows: bool = False) -> Path | None:
+    """Find the folder of the sweep that began last, whatever its name.
 
     Args:
-        root: multirun/; sweeps are looked for in it and in its folders.
-        with_rows: Sweeps that have no rows yet are passed over.
+        root: multirun/; sweeps lie in it and in its folders.
+        with_rows: Ignore sweeps that have no rows yet.
     """
     folders = filter(is_sweep, (*root.glob("*"), *root.glob("*/*")))
-    sweeps = sorted(folders, key=lambda folder: (_begun(folder), folder), reverse=True)
+    sweeps = sorted(folders, key=lambda folder: (_get_start_s(folder), folder), reverse=True)
     return next((folder for folder in sweeps if not with_rows or any(folder.rglob(ROWS))), None)
 
 
-def _begun(folder: Path) -> float:
-    """When the sweep began, in seconds since 1970: by its record, else its name, else the file system."""
+def _get_start_s(folder: Path) -> float:
+    """Return the sweep's start in seconds since 1970: by its record, else its name, else the file system."""
     record = folder / COMMAND
     with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
         return datetime.fromisoformat(_content(record)["started_at"]).timestamp()
     with suppress(ValueError, OverflowError):
-        return datetime.strptime("/".join(folder.parts[-2:]), _NAME).timestamp()
+        return datetime.strptime(name_of(folder), _NAME).timestamp()
     return (record if record.is_file() else folder).stat().st_mtime
 
 
 def _content(file: Path) -> Any:
     with file.open("rb") as handle:
-        return jsonl.loads(handle.read(_LONGEST_COMMAND))
+        return jsonl.loads(handle.read(_MAX_COMMAND_BYTES))
 
 
-def done(folder: Path) -> dict[int, dict[Identity, Row]]:
-    """The row of each point whose last try was right, by repetition.
+def read_right_rows(folder: Path) -> dict[int, dict[Identity, Row]]:
+    """Read the row of each point whose last attempt was right, by repetition.
 
     Raises:
         KvexpError: The folder holds a file that is not one of rows.
     """
     found: dict[int, dict[Identity, Row]] = {}
-    for row in newest(read(folder)):
-        if row["status"] in RIGHT:
-            found.setdefault(repetition(row), {})[point(row)] = row
+    for row in select_newest(read(folder)):
+        if is_right(row["status"]):
+            found.setdefault(get_repetition(row), {})[identify_in_workload(row)] = row
     return found
 
 
 def next_number(folder: Path) -> int:
-    """The number of the next curve's folder: above every one that is there, with or without rows."""
+    """Return the number of the next curve's folder: above that of every folder, with or without rows."""
     try:
         names = os.listdir(folder)
     except OSError as error:

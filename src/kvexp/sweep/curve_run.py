@@ -1,4 +1,4 @@
-"""The points of one curve, whatever becomes of the process that measures them."""
+"""Measure one curve and get a row for each of its points, also when the measuring process dies."""
 
 import datetime
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass
 from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.measurement import Measurement, Status
-from kvexp.results.rows import Identity, point
-from kvexp.sweep.inline_worker import Inline
+from kvexp.process import LineChild
+from kvexp.results.point_identity import Identity, identify_in_workload
+from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.settings import SweepSettings
-from kvexp.sweep.subprocess_worker import Point, Started, Worker
+from kvexp.sweep.subprocess_worker import Point, Worker
 
 
-class Workers:
+class WorkerSupervisor:
     """The one measuring process, replaced when it died or another device is asked for.
 
     Args:
         settings: How to measure.
-        say: Told once, in a line, when another kvexp process has the GPU.
-        started: Gives a process that was started before its device was known, where there is one.
+        say: Called with a line, once, when another kvexp process has the GPU.
+        take_child: Returns a process that was started before its device was known, if there is one.
         coming: All curves of the sweep.
     """
 
@@ -27,122 +28,120 @@ class Workers:
         self,
         settings: SweepSettings,
         say: Callable[[str], None],
-        started: Callable[[], Started | None] = lambda: None,
+        take_child: Callable[[], LineChild | None] = lambda: None,
         coming: Sequence[Experiment] = (),
     ) -> None:
         self._settings = settings
         self._say = say
-        self._started = started
+        self._take_child = take_child
         self._coming = coming
-        self._told = False
+        self._said_wait = False
         self._left_behind: set[str] = set()
-        self._worker: Worker | Inline | None = None
+        self._worker: Worker | InlineWorker | None = None
 
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def end(self) -> None:
-        """The process is being ended."""
+    def kill(self) -> None:
+        """Kill the process without waiting; `close` waits."""
         if self._worker:
-            self._worker.end()
+            self._worker.kill()
 
     def close(self) -> None:
-        """No process is left."""
+        """End the process."""
         if self._worker:
             self._worker.close()
             if self._worker.left_behind:
                 self._left_behind.add(self._worker.left_behind)
 
-    def start(self, device: str) -> Worker | Inline:
-        """A live process for the device; perhaps not ready yet."""
+    def start(self, device: str) -> Worker | InlineWorker:
+        """Return a live process for the device; perhaps it is not ready yet."""
         worker = self._worker
         if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
             self.close()
             if self._settings.isolation == "inline":
-                worker = Inline(device, self._waits)
+                worker = InlineWorker(device, self._report_wait)
             else:
-                worker = Worker(device, self._settings.timeout_s, self._waits, self._started(), self._coming)
+                child = self._take_child()
+                worker = Worker(device, self._settings.timeout_s, self._report_wait, child, self._coming)
             self._worker = worker
         return worker
 
-    def _waits(self, holder: str | None) -> None:
+    def _report_wait(self, holder: str | None) -> None:
         if holder in self._left_behind:
             self.close()
             raise WorkerDied(f"the GPU is held by {holder} of this sweep, which could not be ended")
-        if holder and not self._told:
-            self._told = True
+        if holder and not self._said_wait:
+            self._said_wait = True
             self._say(f"kvexp: waiting for {holder}, which measures a curve on this GPU; sweeps take turns")
 
 
 @dataclass(frozen=True)
-class Begun:
+class CurveRun:
     """A curve that is about to be measured.
 
     Attributes:
-        experiment: The curve, resolved where the device is known.
+        experiment: The curve, resolved if the device is known.
         worker: Who measures it.
-        wanted: The `num_tokens` that are to be tried.
-        there: The points that are not, since they are right already.
-        end: The status and the reason of every point, where nothing can be measured.
+        wanted: The `num_tokens` to measure.
+        already_done: The points skipped because they have a correct row.
+        unmeasurable: The status and the reason of every point, if nothing can be measured.
     """
 
     experiment: Experiment
-    worker: Worker | Inline
+    worker: Worker | InlineWorker
     wanted: Sequence[int]
-    there: Sequence[Identity] = ()
-    end: tuple[Status, str] | None = None
+    already_done: Sequence[Identity] = ()
+    unmeasurable: tuple[Status, str] | None = None
 
     @property
-    def minds_the_host(self) -> bool:
-        """Whether what else runs on this host can show in the curve's figures.
+    def is_host_sensitive(self) -> bool:
+        """Whether host load can affect the measured times.
 
-        It cannot where the GPU's own clock is asked and a replay is one launch.
+        It cannot if the GPU's own clock is read and a replay is one launch.
         """
         e = self.experiment
         return e.device == "cpu" or e.mode.name != "cudagraph" or e.timer.name == "wall_clock"
 
-    def points(self) -> Iterator[Point]:
-        """The points in order; those that a dead process or a missing device leaves are rows too.
+    def measure(self) -> Iterator[Point]:
+        """Yield the points in order; those that a dead process or a missing device leaves are rows too.
 
         Raises:
             ConfigError: The curve is wrong whatever the machine.
         """
-        if self.end:
-            yield from self.left(0, *self.end)
+        if self.unmeasurable:
+            yield from self.give_up(0, *self.unmeasurable)
             return
-        tried = 0
+        num_measured = 0
         try:
-            for point in self.worker.points(self.wanted):
-                yield point
-                tried += 1
+            for measured in self.worker.measure(self.wanted):
+                yield measured
+                num_measured += 1
         except WorkerDied as death:
-            yield from self.left(tried, "failed", str(death))
+            yield from self.give_up(num_measured, "failed", str(death))
 
-    def left(self, tried: int, status: Status, reason: str) -> Iterator[Point]:
-        """The wanted points after the first `tried`, which nobody measured."""
+    def give_up(self, num_measured: int, status: Status, reason: str) -> Iterator[Point]:
+        """Yield the wanted points after the first `num_measured`, with that outcome."""
         now = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
         for case in self.experiment.cases():
-            if case.num_tokens in self.wanted[tried:]:
-                columns = self.worker.columns
-                yield Measurement(case, status, reason, started_at=now, environment=columns).row(), ()
+            if case.num_tokens in self.wanted[num_measured:]:
+                environment = self.worker.columns
+                yield Measurement(case, status, reason, started_at=now, environment=environment).row(), ()
 
 
-def begin(experiment: Experiment, workers: Workers, done: Collection[Identity]) -> Begun:
-    """The worker knows the curve; the points that are among the `done`, see `rows.point`, are left out."""
-    worker = workers.start(experiment.device)
+def begin(experiment: Experiment, supervisor: WorkerSupervisor, done: Collection[Identity]) -> CurveRun:
+    """Send the worker the curve, without the points that are among the `done`; see `point_identity`."""
+    worker = supervisor.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
-        experiment = experiment.resolved(worker.device)
+        experiment = experiment.resolve(worker.device)
         worker.open(experiment)
-        points = {case.num_tokens: point({**asdict(case), **worker.columns}) for case in experiment.cases()}
-        wanted = [num_tokens for num_tokens, tried in points.items() if tried not in done]
+        points = {
+            case.num_tokens: identify_in_workload({**asdict(case), **worker.columns})
+            for case in experiment.cases()
+        }
     except Unsupported as refusal:
-        return Begun(experiment, worker, every, end=("skipped", str(refusal)))
+        return CurveRun(experiment, worker, every, unmeasurable=("skipped", str(refusal)))
     except WorkerDied as death:
-        return Begun(experiment, worker, every, end=("failed", str(death)))
-    there = [tried for tried in points.values() if tried in done]
-    return Begun(experiment, worker, wanted, there)
+        return CurveRun(experiment, worker, every, unmeasurable=("failed", str(death)))
+    wanted = [num_tokens for num_tokens, identity in points.items() if identity not in done]
+    already_done = [identity for identity in points.values() if identity in done]
+    return CurveRun(experiment, worker, wanted, already_done)

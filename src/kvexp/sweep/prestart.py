@@ -1,10 +1,11 @@
-"""The processes of a sweep that take seconds to start, begun before it is composed what they are to do."""
+"""Start the processes of a sweep, which take seconds to start, before Hydra has composed its curves."""
 
 from collections.abc import Sequence
 from typing import Self
 
-from kvexp.sweep.subprocess_worker import Started
-from kvexp.tracking.subprocess_tracker import Remote
+from kvexp.process import LineChild
+from kvexp.sweep.subprocess_worker import start_child
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 
 _PRINTING = {
     *("-h", "--help", "--version", "-c", "--cfg", "-i", "--info"),
@@ -13,17 +14,17 @@ _PRINTING = {
 """The flags with which nothing is measured."""
 
 
-class Ahead:
+class Prestart:
     """One process that imports torch, and one that imports MLflow; both end with the block.
 
     Args:
-        measures: Whether there shall be the first.
-        tracks: Whether there shall be the second.
+        measures: Whether to start the first.
+        tracks: Whether to start the second.
     """
 
     def __init__(self, measures: bool, tracks: bool) -> None:
-        self._started = Started() if measures else None
-        self._store = Remote() if tracks else None
+        self._child = start_child() if measures else None
+        self._tracker = SubprocessTracker() if tracks else None
 
     def __enter__(self) -> Self:
         return self
@@ -32,27 +33,27 @@ class Ahead:
         self.keep(measures=False, tracks=False)
 
     def keep(self, measures: bool, tracks: bool) -> None:
-        """What is not needed after all has ended: it would still import beside what is timed."""
-        if self._started and not measures:
-            self._started.close()
-            self._started = None
-        if self._store and not tracks:
-            self._store.close()
-            self._store = None
+        """End the processes that are not needed: their imports would run beside what is timed."""
+        if self._child and not measures:
+            self._child.close()
+            self._child = None
+        if self._tracker and not tracks:
+            self._tracker.close()
+            self._tracker = None
 
-    def started(self) -> Started | None:
-        """The measuring process, which is the caller's from now on; None when it was given away."""
-        started, self._started = self._started, None
-        return started
+    def take_child(self) -> LineChild | None:
+        """Hand the measuring process over to the caller, once; None when there is none."""
+        child, self._child = self._child, None
+        return child
 
-    def store(self) -> Remote:
-        """The process that imports MLflow, begun now where it was not."""
-        self._store = self._store or Remote()
-        return self._store
+    def get_tracker(self) -> SubprocessTracker:
+        """Return the process that imports MLflow, started now if it was not."""
+        self._tracker = self._tracker or SubprocessTracker()
+        return self._tracker
 
 
-def of(argv: Sequence[str]) -> Ahead:
-    """What a command line will need, as far as that is plain before anything of it is composed."""
+def start_for(argv: Sequence[str]) -> Prestart:
+    """Start what a command line will need, as far as its words alone tell."""
     flags = {word.partition("=")[0] for word in argv if word.startswith("-")}
     sweeps = not flags & _PRINTING and all(word.startswith(("-", "~")) or "=" in word for word in argv[:1])
-    return Ahead(sweeps and "isolation=inline" not in argv, sweeps and "tracking=none" not in argv)
+    return Prestart(sweeps and "isolation=inline" not in argv, sweeps and "tracking=none" not in argv)

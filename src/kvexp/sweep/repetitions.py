@@ -1,4 +1,4 @@
-"""Curves that are measured several times: in rounds, each in a process and an order of its own."""
+"""Plan repetitions: curves are measured in rounds, each in a process and an order of its own."""
 
 import random
 import shutil
@@ -10,33 +10,32 @@ from kvexp.sweep.runner import Job
 _HYDRA = ".hydra"
 
 
-def rounds(jobs: Sequence[Job], repeat: int) -> list[Job]:
-    """The jobs of every round, one after another.
+def plan_rounds(jobs: Sequence[Job], repeat: int) -> list[Job]:
+    """Return the jobs of every round, one after another.
 
-    A round is a block of all curves in random order, so that what drifts while a sweep runs (clocks, heat)
-    falls on no curve more than on another. The order is drawn from the name of the sweep's folder: a sweep
-    that is resumed keeps it.
+    A round has all curves in random order, so that drift during a sweep (clocks, heat) affects all curves
+    alike. The order is seeded with the name of the sweep's folder: a sweep that is resumed keeps it.
 
     Args:
         jobs: Each curve once, its folder a number.
         repeat: How many rounds.
 
     Returns:
-        The jobs; from the second round on each with a folder of its own, which holds what Hydra wrote.
+        The jobs; from the second round on each with a folder of its own and a copy of what Hydra wrote.
     """
     if repeat == 1:
         return list(jobs)
     chance = random.Random("/".join(jobs[0].folder.parts[-3:-1]))
-    found: list[Job] = []
+    planned: list[Job] = []
     for number in range(repeat):
-        turn = [_again(job, number, number * len(jobs)) for job in jobs]
+        turn = [_repeat(job, number, number * len(jobs)) for job in jobs]
         chance.shuffle(turn)
-        found += turn
-    return found
+        planned += turn
+    return planned
 
 
-def _again(job: Job, number: int, later: int) -> Job:
-    folder = job.folder.with_name(str(int(job.folder.name) + later))
+def _repeat(job: Job, number: int, offset: int) -> Job:
+    folder = job.folder.with_name(str(int(job.folder.name) + offset))
     if number and (job.folder / _HYDRA).is_dir():
         shutil.copytree(job.folder / _HYDRA, folder / _HYDRA, dirs_exist_ok=True)
     return replace(job, folder=folder, repetition=number + 1)

@@ -1,33 +1,32 @@
-"""Around a whole sweep: its curves are measured in turn, their rows kept and tracked, the outcome told.
+"""Run a sweep: measure its curves one after another, write and track their rows, print the summary.
 
-Imports neither torch nor MLflow: two other processes do, while this one composes what they are to do.
+Imports neither torch nor MLflow: two child processes do, while this one composes the curves.
 """
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
 from kvexp.experiment import Experiment
-from kvexp.results import failures, sweep_dir
-from kvexp.results.rows import REPETITION, RIGHT, Identity, RowFile, point
+from kvexp.measurement import is_right, is_wrong
+from kvexp.results import sweep_dir
+from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
+from kvexp.results.row_file import RowFile
 from kvexp.sweep import curve_run
-from kvexp.sweep.curve_run import Begun, Workers
-from kvexp.sweep.prestart import Ahead
+from kvexp.sweep.curve_run import CurveRun, WorkerSupervisor
+from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.progress import Progress
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point
-from kvexp.sweep.summary import say, tell
+from kvexp.sweep.summary import Row, print_summary, say
 from kvexp.tracking import artifacts
-from kvexp.tracking.best_effort import Guarded
-
-Row = Mapping[str, Any]
+from kvexp.tracking.best_effort import BestEffort
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Its main choices."""
+        """Its main choices, as the user sees them."""
         e = self.experiment
         parts = (e.impl, e.layout, e.dtype, e.kv_cache_dtype)
         return " ".join(part.name for part in parts if part.name != "auto")
@@ -57,14 +56,14 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What is known of a sweep so far.
+    """The rows of a sweep so far.
 
     Attributes:
-        done: The points that are right, by repetition, those from before it began included.
-        rows: The rows of its points, those that were there before included.
-        points: Those that have a row among them, each with its repetition.
-        curves: Each job that was begun, with the rows that it got.
-        untried: Points that `fail_fast` left.
+        done: The correct row of each point, by repetition; with resume=true those of earlier runs too.
+        rows: The rows of this sweep's points, whether measured now or before.
+        points: The points that have a correct row in `rows`, each with its repetition.
+        curves: Each job with a new row, and its new rows.
+        untried: How many points `fail_fast` left.
     """
 
     done: dict[int, dict[Identity, Row]] = field(default_factory=dict)
@@ -74,14 +73,14 @@ class Outcome:
     untried: int = 0
 
 
-def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead | None = None) -> int:
-    """Every job is measured, its rows are on disk and tracked, and the table is printed.
+def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Prestart | None = None) -> int:
+    """Measure every job, write its rows to disk, track them, and print the table.
 
     Args:
         jobs: The curves, in order, round by round; their folders share one parent, the sweep's folder.
         settings: How.
-        command: What was typed; kept with the sweep.
-        ahead: What was started before.
+        command: What was typed; stored with the sweep.
+        prestart: The processes that were started before.
 
     Returns:
         0 when something is `ok` or `verified` and nothing is wrong, 1 when a row is `incorrect` or `failed`,
@@ -93,47 +92,43 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, ahead: Ahead
     """
     home = jobs[0].folder.parent
     with ExitStack() as stack:
-        stack.enter_context(_terminable())
-        outcome = _begun(home, settings, stack)
+        stack.enter_context(_raise_on_signals())
+        outcome = _open_folder(home, settings, stack)
         measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
-        ahead = ahead or stack.enter_context(Ahead(measures, tracks))
-        ahead.keep(measures, tracks)
-        workers = stack.enter_context(Workers(settings, say, ahead.started, [job.experiment for job in jobs]))
-        workers.start(jobs[0].experiment.device)
-        store = ahead.store() if tracks else None
-        if store:
-            store.begin(settings.tracking)
-            artifacts.prepare()
-        again = tracking.sync_command(settings.tracking, home)
-        connected, ready = (store.connected, store.ready) if store else (None, None)
-        tracker = Guarded(connected, home, command, settings.resumes, say, again, ready)
+        prestart = prestart or stack.enter_context(Prestart(measures, tracks))
+        prestart.keep(measures, tracks)
+        experiments = [job.experiment for job in jobs]
+        supervisor = WorkerSupervisor(settings, say, prestart.take_child, experiments)
+        stack.callback(supervisor.close)
+        supervisor.start(experiments[0].device)
+        tracker = _start_tracking(home, settings, command, prestart if tracks else None)
         status = "KILLED"
         try:
-            _measure(jobs, settings, workers, tracker, outcome)
+            _measure(jobs, settings, supervisor, tracker, outcome)
             status = "FAILED" if exit_code(outcome.rows) == 1 else "FINISHED"
         except ResultsError as error:
             status = "FAILED"
             say(f"kvexp: {error}")
             return 1
         finally:
-            # The device is on its way to be free before a store that is slow to answer is told of the end.
-            workers.end()
-            _end(outcome, home, settings.repeat, tracker, status)
+            # The GPU's memory is freed while a slow store is told of the end.
+            supervisor.kill()
+            _finish(outcome, home, settings.repeat, tracker, status)
     return exit_code(outcome.rows)
 
 
 def exit_code(rows: Sequence[Row]) -> int:
-    """0, 1 or 3; see `run`."""
-    if failures.are_wrong(rows):
+    """Return 0, 1 or 3; see `run`."""
+    if any(is_wrong(row["status"]) for row in rows):
         return 1
-    return 0 if any(row["status"] in RIGHT for row in rows) else 3
+    return 0 if any(is_right(row["status"]) for row in rows) else 3
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the sweep as Ctrl-C does: no process is left, and the store is told.
+def _raise_on_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the sweep as Ctrl-C does: no process is left, and the store is told.
 
-    One that is ignored stays so: `nohup` means it.
+    A signal that is ignored stays ignored, as `nohup` wants.
 
     Raises:
         Terminated: One of them came.
@@ -153,90 +148,140 @@ def _terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _begun(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
-    """The folder is this sweep's alone, and what is right in it is known.
+def _open_folder(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:
+    """Lock the sweep's folder until the stack closes, and read which points are done if it resumes.
 
     Raises:
-        ConfigError: Another process works there, or what it holds are no rows.
+        ConfigError: Another process works there, or its rows cannot be read.
     """
     home.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(sweep_dir.sweeping(home))
+    stack.enter_context(sweep_dir.hold_for_sweep(home))
     try:
-        return Outcome(sweep_dir.done(home) if settings.resumes else {})
+        return Outcome(sweep_dir.read_right_rows(home) if settings.resumes else {})
     except KvexpError as error:
         raise ConfigError(f"{home} cannot be resumed: {error}") from error
 
 
+def _start_tracking(
+    home: Path, settings: SweepSettings, command: str, prestart: Prestart | None
+) -> BestEffort:
+    """Have the store made ready while curves are measured; None tracks nothing."""
+    store = prestart.get_tracker() if prestart else None
+    if store:
+        store.connect(settings.tracking)
+        artifacts.prepare()
+    again = tracking.sync_command(settings.tracking, home)
+    connected, ready = (store.wait, store.ready) if store else (None, None)
+    return BestEffort(connected, home, command, settings.resumes, say, again, ready)
+
+
 def _measure(
-    jobs: Sequence[Job], settings: SweepSettings, workers: Workers, tracker: Guarded, outcome: Outcome
+    jobs: Sequence[Job],
+    settings: SweepSettings,
+    supervisor: WorkerSupervisor,
+    tracker: BestEffort,
+    outcome: Outcome,
 ) -> None:
-    """Every job's rows are in the outcome, on disk and tracked.
+    """Measure and track every job.
 
     A curve that only the measuring process finds wrong (a class that is not there, an option that it does not
-    take) costs that curve alone: its rows are `failed`.
+    take) costs that curve alone: its rows are `failed`, and come last.
 
     Raises:
         ConfigError: Every curve is wrong whatever the machine.
         ResultsError: A row cannot be written.
     """
-    wrong: list[tuple[Job, Begun, ConfigError]] = []
+    wrong: list[tuple[Job, CurveRun, ConfigError]] = []
     total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
     repetition = jobs[0].repetition
     with Progress(total, Console(stderr=True)) as progress:
         for job in jobs:
-            if job.repetition != repetition:
-                workers.close()
+            if job.repetition != repetition:  # each round has a process of its own
+                supervisor.close()
                 repetition = job.repetition
-            begun = curve_run.begin(job.experiment, workers, outcome.done.get(repetition or 1, {}))
-            # Where the host is not minded, the store is begun, and sent each curve, beside the next one.
-            if begun.minds_the_host:
-                tracker.settle()
-            elif settings.resumes:
-                tracker.start()
-            progress.curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
+            curve = curve_run.begin(job.experiment, supervisor, outcome.done.get(repetition or 1, {}))
+            _wait_for_store(curve, settings, tracker)
+            progress.start_curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
-                points = begun.points() if begun.minds_the_host else _beside(begun.points(), tracker.go_on)
-                curve = _kept(job, begun, points, progress, outcome, settings.fail_fast)
+                points = _measure_curve(curve, tracker, settings.fail_fast)
+                rows = _record(points, job, curve, progress, outcome)
             except ConfigError as error:
-                wrong.append((job, begun, error))
-                curve = []
+                wrong.append((job, curve, error))
+                rows = []
             else:
-                tracker.log_curve(job.folder, job.experiment.impl.target, curve)
-            if settings.fail_fast and (wrong or failures.are_wrong(curve)):
+                tracker.log_curve(job.folder, job.experiment.impl.target, rows)
+            if settings.fail_fast and (wrong or any(is_wrong(row["status"]) for row in rows)):
                 break
         if wrong and not outcome.rows:
             raise wrong[0][2]
-        for job, begun, why in wrong:
-            progress.curve(job.label)
-            curve = _kept(job, begun, begun.left(0, "failed", str(why)), progress, outcome, False)
-            tracker.log_curve(job.folder, job.experiment.impl.target, curve)
+        for job, curve, why in wrong:
+            progress.start_curve(job.label)
+            rows = _record(curve.give_up(0, "failed", str(why)), job, curve, progress, outcome)
+            tracker.log_curve(job.folder, job.experiment.impl.target, rows)
         outcome.untried = total - progress.done
 
 
-def _beside(points: Iterator[Point], work: Callable[[], None]) -> Iterator[Point]:
-    """The points; after each the work is done."""
-    for measured in points:
-        yield measured
-        work()
+def _wait_for_store(curve: CurveRun, settings: SweepSettings, tracker: BestEffort) -> None:
+    """Wait for what the store must have done before the curve; else it works beside the curve."""
+    if curve.is_host_sensitive:
+        tracker.settle()
+    elif settings.resumes:
+        tracker.start()
 
 
-def _kept(
-    job: Job, begun: Begun, points: Iterator[Point], progress: Progress, outcome: Outcome, fail_fast: bool
+def _measure_curve(curve: CurveRun, tracker: BestEffort, fail_fast: bool) -> Iterator[Point]:
+    """Yield the curve's points; send to the store after each, if host load cannot affect the next."""
+    for row, samples_us in curve.measure():
+        yield row, samples_us
+        if fail_fast and is_wrong(row["status"]):
+            return
+        if not curve.is_host_sensitive:
+            tracker.poll()
+
+
+def _record(
+    points: Iterator[Point], job: Job, curve: CurveRun, progress: Progress, outcome: Outcome
 ) -> list[Row]:
-    """The new rows of one curve, each written, flushed and synced before the next is measured.
+    """Write the points' rows, add them and the curve's earlier rows to the outcome, and return the new ones.
 
     Raises:
         ConfigError: The curve is wrong whatever the machine; it has no rows.
         ResultsError: A row cannot be written.
     """
-    curve: list[Row] = []
-    file: RowFile | None = None
     number = job.repetition or 1
     done = outcome.done.setdefault(number, {})
-    there = [done[tried] for tried in begun.there if (number, tried) not in outcome.points]
-    if len(there) < len(begun.there):
-        as_what = _resolved(done[begun.there[0]])
-        say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
+    earlier = [done[identity] for identity in curve.already_done if (number, identity) not in outcome.points]
+    if len(earlier) < len(curve.already_done):
+        _report_twin(job, done[curve.already_done[0]])
+    new: list[Row] = []
+    for row in _write(points, job, outcome):
+        if not new:
+            outcome.curves.append((job, new))
+        new.append(row)
+        outcome.rows.append(row)
+        if is_right(row["status"]):
+            done[identify_in_workload(row)] = row
+            outcome.points.add((number, identify_in_workload(row)))
+        progress.advance(row)
+    progress.add_already_done(len(curve.already_done))
+    outcome.rows += earlier
+    outcome.points |= {(number, identity) for identity in curve.already_done}
+    return new
+
+
+def _report_twin(job: Job, row: Row) -> None:
+    """Say that another curve of this sweep has the job's points, and what `auto` was resolved to."""
+    as_what = " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
+    say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
+
+
+def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]:
+    """Yield each row once it is on disk, flushed and synced; only then is the next point measured.
+
+    Raises:
+        ResultsError: A row cannot be written.
+    """
+    file: RowFile | None = None
     for row, samples_us in points:
         if job.repetition:
             row[REPETITION] = job.repetition
@@ -248,33 +293,15 @@ def _kept(
                 f"cannot write {job.folder / 'rows.jsonl'} ({error.strerror}), so the sweep stops; "
                 f"the {sum(len(rows) for _, rows in outcome.curves)} rows before it are whole"
             ) from error
-        if not curve:
-            outcome.curves.append((job, curve))
-        curve.append(row)
-        outcome.rows.append(row)
-        if row["status"] in RIGHT:
-            done[point(row)] = row
-            outcome.points.add((number, point(row)))
-        progress.advance(row)
-        if fail_fast and failures.are_wrong([row]):
-            break
-    progress.there(len(begun.there))
-    outcome.rows += there
-    outcome.points |= {(number, tried) for tried in begun.there}
-    return curve
+        yield row
 
 
-def _resolved(row: Row) -> str:
-    """What `auto` meant."""
-    return " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
+def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str) -> None:
+    """Print the summary, then end the store's run and send the report, whatever interrupts that.
 
-
-def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: str) -> None:
-    """The outcome is told, and the store has the sweep's end and report, whatever interrupts that.
-
-    Nothing that is told waits for the store. The report is drawn while the last curve arrives there.
+    The summary does not wait for the store. The report is drawn while the last curve arrives there.
     """
-    with ExitStack() as last:
+    with ExitStack() as last:  # its callbacks run from the last to the first
         if outcome.rows:
             last.callback(tracker.send_report)
         last.callback(tracker.end, status)
@@ -282,6 +309,6 @@ def _end(outcome: Outcome, home: Path, repeat: int, tracker: Guarded, status: st
             if status != "KILLED":  # that one's report is left to a sync
                 last.callback(tracker.draw_report)
             last.callback(tracker.start)
-            tracker.go_on()
+            tracker.poll()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
-            tell(outcome.rows, curves, home, repeat, outcome.untried)
+            print_summary(outcome.rows, curves, home, repeat, outcome.untried)

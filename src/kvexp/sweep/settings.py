@@ -1,4 +1,4 @@
-"""How a sweep is run: what is decided for all of its curves at once and changes no measured point."""
+"""The settings of a whole sweep, none of which changes a measured point."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,10 +15,10 @@ class SweepSettings:
 
     Attributes:
         tracking: Where its runs go.
-        timeout_s: Seconds after which a point is given up, its process killed; None waits for ever.
+        timeout_s: Seconds after which a point is given up and its process killed; None waits for ever.
         fail_fast: Whether the first point that is `incorrect` or `failed` ends the sweep.
         isolation: `process` measures in a process of its own, `inline` in this one, for a debugger.
-        resumes: Whether the folder's rows stay, and points that are right there are not measured again.
+        resumes: Whether the folder's rows stay, and points with a correct row there are not measured again.
         repeat: How many processes measure each curve, in rounds; see `kvexp.sweep.repetitions`.
     """
 

@@ -1,4 +1,4 @@
-"""How many calls one replay holds, and whether the cache's slots are cold in it."""
+"""Plan how many calls one replay holds, which slots and rows they use, and what the L2 holds of them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -7,21 +7,21 @@ from typing import Literal
 from kvexp.errors import Unsupported
 
 MOST_GRAPH_CALLS = 2000
-"""More nodes cost more in capture than they tell."""
+"""More nodes cost more in capture than they add in precision."""
 
 MOST_EAGER_CALLS = 16
 """Calls, of up to some fifty kernels each, that fit the launch queue of about 1,000 behind the spin."""
 
 FEWEST_CALLS = 4
-"""Calls of both series; of calls that are long themselves there are fewer."""
+"""Calls of both series; long calls may be fewer."""
 
 FEWEST_LONG_CALLS = 2
-"""One call alone would leave in the L2 what the next one, as in a model, has to wait for."""
+"""One call alone would leave writes in the L2 that the next call, as in a model, has to wait for."""
 
 GPU_REPLAY_US = 400.0
 CPU_REPLAY_US = 200.0
 TURNS = 2
-"""Runs of a replay that take turns: a call finds other bytes in its slots than those that it writes."""
+"""Runs of a replay that take turns, so that a call finds other bytes in its slots than it writes."""
 
 COLD_FACTOR = 2
 """A slot is cold again when more than this many L2 sizes were read or written since it was touched."""
@@ -29,15 +29,15 @@ COLD_FACTOR = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """The replay of one case: a long series of calls and, where its time is to be subtracted, a short one.
+    """The replay of one case: a long series of calls and, where its time is subtracted, a short one.
 
     Attributes:
         calls: Calls of the long series.
         short_calls: Calls of the short series; 0 where there is none.
-        mappings: Slot mappings that the calls walk through, none sharing a slot with another.
+        mappings: Slot mappings that the calls walk through; no two share a slot.
         cache_state: `cold`, `hot` (every call writes the same slots) or `warm` (the cache is too small for
-            either); None on a CPU, whose caches are not watched.
-        evict: The L2 is swept by reading before each series.
+            either); None on a CPU, whose caches are not controlled.
+        flush_l2: The L2 is flushed by reading before each series.
         windows: Sets of keys and values that the calls walk through; at least two.
         inputs_state: `hot` (the sets share all rows but a few) or `cold` (they share none, and are more than
             the L2 holds); None on a CPU.
@@ -47,27 +47,27 @@ class Plan:
     short_calls: int
     mappings: int
     cache_state: Literal["cold", "hot", "warm"] | None
-    evict: bool
+    flush_l2: bool
     windows: int = 2
     inputs_state: Literal["cold", "hot"] | None = None
 
     @property
     def all_calls(self) -> int:
-        """Calls of both series; the short one goes on where the long one ends."""
+        """Return the calls of both series; the short one continues where the long one ends."""
         return self.calls + self.short_calls
 
     def without_short_calls(self) -> "Plan":
         """Return the long series alone."""
         mappings = min(self.calls, self.mappings)
-        calls = _odd_visits(self.calls, mappings, FEWEST_LONG_CALLS) * mappings
+        calls = _count_visits(self.calls, mappings, FEWEST_LONG_CALLS) * mappings
         return replace(self, calls=calls, short_calls=0, mappings=mappings)
 
     def walk(self, turn: int) -> list[tuple[int, int]]:
         """Return the slot mapping and the window of each call of a run.
 
-        Windows follow one another. Where that would give a mapping the same window again, one is left out
-        each time the mappings begin anew. From the last visit of one turn to the first of the other a mapping
-        changes its window as well: each is visited an odd number of times, and windows are an even number.
+        Windows follow one another. Where that would give a mapping the same window again, one window is left
+        out each time the mappings begin anew. A mapping also changes its window from its last visit in one
+        turn to its first in the other: its visits are odd in number and windows even.
         """
         every, size = self.mappings, self.windows
         left_out = 0 if every % size else 1
@@ -81,24 +81,19 @@ class Plan:
         return [last[mapping] for mapping in range(self.mappings)]
 
 
-ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, evict=False)
-"""One call: what is verified and not timed."""
+ONCE = Plan(calls=1, short_calls=0, mappings=1, cache_state=None, flush_l2=False)
+"""Plan of one call, which is verified and not timed."""
 
 
-def cpu_plan(distinct: int, bytes_moved: int) -> Plan:
-    """Calls enough that the host's clock resolves them, at an assumed 10 GB/s and 5 us a call.
-
-    Args:
-        distinct: Slot mappings that share no slot; see `Case.mappings`.
-        bytes_moved: Bytes that one call reads and writes.
-    """
+def plan_on_cpu(distinct: int, bytes_moved: int) -> Plan:
+    """Plan enough calls for the host's clock to resolve them, at an assumed 10 GB/s and 5 us a call."""
     expected_us = 5.0 + bytes_moved / 10e3
     calls = max(1, min(MOST_EAGER_CALLS, math.ceil(CPU_REPLAY_US / expected_us)))
-    mappings = _mappings(calls, distinct, 1)
-    return Plan(_odd_visits(calls, mappings, 1) * mappings, 0, mappings, None, False)
+    mappings = _count_mappings(calls, distinct, 1)
+    return Plan(_count_visits(calls, mappings, 1) * mappings, 0, mappings, None, False)
 
 
-def gpu_plan(
+def plan_on_gpu(
     distinct: int,
     bytes_moved: int,
     bytes_written: int,
@@ -107,10 +102,10 @@ def gpu_plan(
     cache: str = "auto",
     inputs: str = "hot",
 ) -> Plan:
-    """Series long against the clock's resolution, whose calls find the L2 as they are to find it.
+    """Plan series that are long against the clock's resolution and whose calls find the L2 state asked for.
 
-    A read sweep before each series evicts what the one before it wrote; inside a series a slot occurs once,
-    or again only after more than twice the L2 was written, and the rows of cold inputs alike.
+    A flush before each series evicts what the one before it wrote. Inside a series a cold slot occurs once,
+    or again only after more than twice the L2 was written; likewise the rows of cold inputs.
 
     Args:
         distinct: Slot mappings that share no slot; see `Case.mappings`.
@@ -128,13 +123,13 @@ def gpu_plan(
     expected_us = 1.0 + bytes_moved / 3e6
     long_enough = math.ceil(GPU_REPLAY_US / expected_us)
     fewest = max(FEWEST_LONG_CALLS, min(FEWEST_CALLS, long_enough))
-    to_be_cold = COLD_FACTOR * l2_bytes // bytes_written + 1
-    wanted = long_enough if cache == "hot" else max(long_enough, to_be_cold)
+    calls_until_cold = COLD_FACTOR * l2_bytes // bytes_written + 1
+    wanted = long_enough if cache == "hot" else max(long_enough, calls_until_cold)
     calls = max(fewest, min(most, wanted))
     state: Literal["cold", "hot", "warm"] = "hot"
     if cache != "hot":
         state = "cold"
-        if distinct < min(calls, to_be_cold):
+        if distinct < min(calls, calls_until_cold):
             if distinct >= fewest:
                 calls = distinct
             elif cache == "cold":
@@ -145,17 +140,17 @@ def gpu_plan(
             else:
                 state = "warm"
     short_calls = max(1, calls // 4)
-    # Slots that are cold only as long as they are not visited again make no more calls than there are.
-    once = state == "cold" and distinct < to_be_cold
-    needed = fewest if once else to_be_cold if state == "cold" else 1
-    mappings = 1 if cache == "hot" else _mappings(calls + short_calls, distinct, needed)
+    # Where slots are cold only on their first visit, there are no more calls than mappings.
+    once = state == "cold" and distinct < calls_until_cold
+    needed = fewest if once else calls_until_cold if state == "cold" else 1
+    mappings = 1 if cache == "hot" else _count_mappings(calls + short_calls, distinct, needed)
     least = mappings if once else fewest + max(1, fewest // 4)
-    all_calls = _odd_visits(calls + short_calls, mappings, least) * mappings
+    all_calls = _count_visits(calls + short_calls, mappings, least) * mappings
     short_calls = max(1, all_calls // 5)
     calls = all_calls - short_calls
     windows = 2
     if inputs == "cold":
-        # One more than the L2 asks for: one may be left out of a walk.
+        # One more than the L2 needs: a walk may leave one out.
         of_rows = COLD_FACTOR * l2_bytes // max(1, bytes_moved - bytes_written) + 2
         windows = max(2, min(calls, of_rows))
         windows += windows % 2
@@ -164,20 +159,14 @@ def gpu_plan(
         short_calls=short_calls,
         mappings=mappings,
         cache_state=state,
-        evict=state == "cold" or inputs == "cold",
+        flush_l2=state == "cold" or inputs == "cold",
         windows=windows,
         inputs_state="cold" if inputs == "cold" else "hot",
     )
 
 
-def _odd_visits(calls: int, mappings: int, fewest: int) -> int:
-    """Return how often each mapping is visited: an odd number of times, for about so many calls.
-
-    Args:
-        calls: Calls that were wanted; there are no more, unless `fewest` asks for them.
-        mappings: Slot mappings that they walk through.
-        fewest: Calls that there must be.
-    """
+def _count_visits(calls: int, mappings: int, fewest: int) -> int:
+    """Return how often each mapping is visited, an odd number: for `calls` calls, or `fewest` if more."""
     visits = max(1, calls // mappings)
     visits -= 1 - visits % 2
     while visits * mappings < fewest:
@@ -185,11 +174,11 @@ def _odd_visits(calls: int, mappings: int, fewest: int) -> int:
     return visits
 
 
-def _mappings(calls: int, distinct: int, fewest: int) -> int:
-    """Return how many slot mappings so many calls walk through, which share no slot: `fewest`, if possible.
+def _count_mappings(calls: int, distinct: int, fewest: int) -> int:
+    """Return how many slot mappings so many calls walk through: at least `fewest`, if possible.
 
-    One is left out where all would be used. The calls end with the last mapping, so what each writes past its
-    slots the next one would hide, and nobody would see what the last one does.
+    One is left out where all would be used: where every slot is written, the next call hides what a call
+    writes past its own slots, and nothing shows what the last call does.
     """
     spare = distinct - 1
     return min(calls, spare if spare >= fewest else distinct)

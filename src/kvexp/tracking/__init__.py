@@ -1,6 +1,6 @@
-"""The contract of tracking: where rows are sent besides the disk, and what a sweep may ask of it.
+"""Tracking: send rows, figures and reports to MLflow, besides what is on disk.
 
-Importing this package imports no MLflow; `connect` does, and only when something is tracked.
+May import report and what is below it. Importing this package imports no MLflow; `connect` does.
 """
 
 import os
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kvexp.errors import ConfigError, TrackingError
-from kvexp.results.sweep_dir import shown as shown
+from kvexp.results.sweep_dir import mask_passwords as mask_passwords
 
 KINDS = ("local", "server", "none")
 
-# Read by MLflow when it is imported or used; whatever the user has set stays.
-_QUIET = {
+# Read by MLflow when it is imported or used; what the user has set stays.
+_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # With MLflow's own 7 retries of 120 s a server that is away holds one call for minutes; like this it
-    # costs at most 12 s, and the sweep does not ask a second time.
+    # With MLflow's own 7 retries of 120 s one call to a server that is down takes minutes. With these it
+    # takes at most 12 s, and the sweep makes no second one.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
 }
@@ -43,11 +43,11 @@ class TrackingSettings:
 
 
 class Tracker(Protocol):
-    """What a sweep asks of a tracking store; every method raises TrackingError and nothing else.
+    """A tracking store as a sweep uses it; every method raises TrackingError and nothing else.
 
     Attributes:
-        uri: The store's address as it may be shown: a password in it is masked.
-        page: Where a browser finds the sweep; empty for a store that is no server.
+        uri: The store's address, its password masked.
+        page: The address of the sweep's page; empty for a store that is no server.
     """
 
     uri: str
@@ -56,39 +56,39 @@ class Tracker(Protocol):
     def start_sweep(
         self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
     ) -> None:
-        """The sweep has its parent run: its earlier one, where it resumes and that is there.
+        """Create the sweep's parent run, or reopen the earlier one of a sweep that resumes.
 
         Args:
-            sweep_id: By which the store knows it; see `folder.id_of`.
+            sweep_id: See `sweep_dir.id_of`.
             command: What was typed.
-            resumes: Whether it was begun before.
-            name: What people call it; by default the id.
-            began_ms: When it began, in milliseconds since 1970; by default now.
+            resumes: Whether the sweep was started before.
+            name: The run's name; by default the id.
+            began_ms: When the sweep began, in milliseconds since 1970; by default now.
         """
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The curve's rows are a finished child run of the sweep, or are on their way; see `settle`.
+        """Send the curve's rows as a finished child run of the sweep, or start to; see `settle`.
 
         Args:
             folder: The job's.
             target: The dotted path of the implementation's class.
-            rows: What `folder` holds.
+            rows: The rows in `folder`.
         """
 
     def settle(self) -> None:
-        """What was on its way has arrived; every other method waits for it, too, and raises its trouble."""
+        """Wait until everything is sent; every other method also waits, and raises what went wrong."""
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
-        """The curves' folders that no whole run of the sweep is of; runs that are not whole are deleted."""
+        """Return the curves' folders without a complete run in the sweep; delete incomplete runs."""
 
     def end_sweep(self, status: str) -> None:
-        """The parent run has ended as `FINISHED`, `FAILED` or `KILLED`."""
+        """End the parent run as `FINISHED`, `FAILED` or `KILLED`."""
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
-        """The parent run has the sweep's report, as `folder` holds it."""
+        """Add the report in `folder` to the sweep's parent run."""
 
     def lacks_report(self, sweep_id: str) -> bool:
-        """Whether the sweep has a parent run, but no report."""
+        """Return whether the sweep has a parent run, but no report."""
 
 
 def settings(
@@ -98,10 +98,10 @@ def settings(
     experiment: str,
     environ: Mapping[str, str],
 ) -> TrackingSettings:
-    """Where to track: the typed address, else the environment's, the YAML's, or mlruns/ here.
+    """Choose where to track: the typed address, else the environment's, the YAML's, or ./mlruns.
 
     Raises:
-        ConfigError: The kind is unknown, a server has no address, or an address is a folder's.
+        ConfigError: The kind is unknown, a server has no address, or an address is that of a folder.
     """
     if kind not in KINDS:
         raise ConfigError(f"tracking={kind} is unknown; choose one of {', '.join(KINDS)}")
@@ -114,29 +114,29 @@ def settings(
     }
     for source, uri in addresses.items():
         if uri:
-            return TrackingSettings(kind, _absolute(source, uri), experiment)
+            return TrackingSettings(kind, _make_absolute(source, uri), experiment)
     if kind == "server":
         raise ConfigError(
             "tracking=server has no address; add tracking.uri=http://host:5000 or set MLFLOW_TRACKING_URI"
         )
-    return TrackingSettings(kind, _sqlite(Path.cwd() / "mlruns"), experiment)
+    return TrackingSettings(kind, _format_sqlite(Path.cwd() / "mlruns"), experiment)
 
 
 def sync_command(chosen: TrackingSettings, home: Path) -> str:
-    """What sends the sweep in that folder to that store, typed where the sweep was; see `kvexp sync`."""
+    """Return the `kvexp sync` command that sends the sweep in that folder to that store."""
     words = ["kvexp", "sync", os.path.relpath(home)]
     if chosen.uri and chosen.uri != settings("local", None, None, chosen.experiment, os.environ).uri:
-        words += ["--to", shown(chosen.uri)]
+        words += ["--to", mask_passwords(chosen.uri)]
     if chosen.experiment != "kvexp":
         words += ["--experiment", chosen.experiment]
     return shlex.join(words)
 
 
 def connect(settings: TrackingSettings) -> Tracker | None:
-    """A store that is ready for a sweep; None when nothing is tracked.
+    """Connect to the store, which is then ready for a sweep; return None when nothing is tracked.
 
     Raises:
-        TrackingError: The store cannot be reached or made.
+        TrackingError: The store cannot be reached or created.
     """
     if settings.uri is None:
         return None
@@ -155,31 +155,31 @@ def connect(settings: TrackingSettings) -> Tracker | None:
 
 
 def quiet() -> None:
-    """MLflow, imported after this, reports to nobody, and gives a server that is away up soon."""
-    for variable, value in _QUIET.items():
+    """Set MLflow's telemetry off and its timeouts short; call it before importing MLflow."""
+    for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database's file where the address is a sqlite one, else None."""
+    """Return the database's file if the address is a sqlite one, else None."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]*)", uri)
     return Path(match[1]) if match else None
 
 
-def _sqlite(folder: Path) -> str:
+def _format_sqlite(folder: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def _absolute(source: str, uri: str) -> str:
-    """The address, a sqlite file in it absolute: a relative one names another file after a chdir.
+def _make_absolute(source: str, uri: str) -> str:
+    """Make a sqlite file in the address absolute; refuse a folder.
 
-    A folder is refused: MLflow 3 keeps runs in a database, and one made silently in that folder
-    would not be where the user's other tools look.
+    MLflow 3 stores runs in a database; the user's other tools would not look for one in that folder.
     """
     if uri.startswith("sqlite"):
         file = sqlite_file(uri)
         if file is None or file.name in ("", ":memory:"):
-            raise ConfigError(f"{source}={uri} names no file; an example is {_sqlite(Path.cwd() / 'mlruns')}")
+            example = _format_sqlite(Path.cwd() / "mlruns")
+            raise ConfigError(f"{source}={uri} names no file; an example is {example}")
         driver, _, rest = uri.partition(":///")
         query = rest.partition("?")[1:]
         return f"{driver}:///{Path.cwd() / file.expanduser()}{''.join(query)}"
@@ -187,7 +187,7 @@ def _absolute(source: str, uri: str) -> str:
     if uri.startswith("file:") or not has_scheme:
         folder = Path.cwd() / re.sub(r"^file:(//)?", "", uri)
         raise ConfigError(
-            f"{source}={uri} is a folder, but MLflow keeps runs in a database; "
-            f"use {_sqlite(folder)} or a server's address"
+            f"{source}={uri} is a folder, but MLflow stores runs in a database; "
+            f"use {_format_sqlite(folder)} or a server's address"
         )
     return uri

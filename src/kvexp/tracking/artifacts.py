@@ -1,39 +1,39 @@
-"""A sweep's report and the figure of a curve, drawn from rows for a store to keep."""
+"""Draw a sweep's report and a curve's figure from their rows, for a store."""
 
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kvexp.measurement import Row
 from kvexp.process import frozen_imports
 from kvexp.results import load
-from kvexp.results.rows import Row
 
 PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 
 
 def prepare() -> None:
-    """What draws is imported, which takes a second: in good time, when something else is waited for."""
-    with frozen_imports(), suppress(Exception):  # drawing tells
-        import kvexp.report.written  # noqa: F401  # what draws imports it where it is asked for
+    """Import the plotting modules, which takes a second, while something else is waited for."""
+    with frozen_imports(), suppress(Exception):  # drawing raises it again
+        import kvexp.report.render  # noqa: F401  # the functions below import it where they need it
 
 
-def report(home: Path, folder: Path) -> None:
-    """PAGE and MARKDOWN of the sweep in `home` are in the folder."""
-    from kvexp.report import written  # here, as below, since few commands draw
+def draw_report(home: Path, folder: Path) -> None:
+    """Write PAGE and MARKDOWN of the sweep in `home` to the folder."""
+    from kvexp.report import render  # here, as below, since few commands draw
 
-    written.write(load.read([home], home), folder)
+    render.write_report(load.read([home], home), folder)
 
 
-def figure(rows: Sequence[Row], folder: Path) -> str:
-    """The curve's latency is in the folder, as FIGURE.svg and .png, where something was timed.
+def draw_figure(rows: Sequence[Row], folder: Path) -> str:
+    """Draw the curve's latency to FIGURE.svg and .png in the folder, if anything was timed.
 
     Returns:
-        Why it cannot be drawn; empty when it can.
+        Why it could not be drawn, else empty.
     """
     try:
         from kvexp.report import embed
 
         embed.save_curve(rows, folder, FIGURE)
-    except Exception as error:  # noqa: BLE001  # whatever a drawing may raise costs the curve its figure alone
+    except Exception as error:  # noqa: BLE001  # whatever drawing raises, the curve is sent without a figure
         return str(error) or type(error).__name__
     return ""

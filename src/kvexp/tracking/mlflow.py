@@ -1,8 +1,7 @@
-"""Rows in MLflow: a parent run for the sweep, a child run for each curve.
+"""Track rows in MLflow: a parent run for the sweep, a child run for each curve.
 
-Only `kvexp.tracking.connect` imports this, after it has quieted MLflow. Runs are addressed by their
-ids: no active run that one job could leak into the next, and no tracking URI in the environment that a
-child process could inherit.
+Only `kvexp.tracking.connect` imports this, after `quiet`. Runs are addressed by their ids: MLflow's active
+run would leak from one job into the next, and a child process would inherit a tracking URI.
 """
 
 import os
@@ -20,59 +19,60 @@ from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
 from kvexp.errors import TrackingError
-from kvexp.report.palette import PALETTE
-from kvexp.results.rows import ROWS, SAMPLES, Row
+from kvexp.measurement import Row, is_wrong
+from kvexp.report.panels import PALETTE
+from kvexp.results.row_file import ROWS, SAMPLES
 from kvexp.results.sweep_dir import is_id
-from kvexp.tracking import artifacts, run_data, shown, ui_views
-from kvexp.tracking.sqlite import alive, started
-from kvexp.tracking.store import border, hush, ready, unreachable
+from kvexp.tracking import artifacts, mask_passwords, run_data, ui_views
+from kvexp.tracking.sqlite import is_alive, read_start_time
+from kvexp.tracking.store import convert_errors, is_unreachable, open_store, silence_loggers
 
 _BATCH = 1000  # entities of one log_batch, params included: mlflow.utils.validation
 _PAGE = 1000  # runs of one answer
 _WHOLE = "kvexp.whole"
-"""The tag that a curve's run gets last: without it the run is what an interrupted send has left."""
+"""The tag that a curve's run gets last; a run without it was interrupted."""
 _NO_FIGURE = "kvexp.no_figure"
-"""The tag of a curve's run that says why its figure could not be drawn."""
+"""The tag with the reason why a curve's figure could not be drawn."""
 _REPORTED = "kvexp.reported"
-"""The tag of a sweep's run that says whether the report of all its curves is there: `true` or `false`."""
+"""The tag of a sweep's run, `true` or `false`: whether it has the report of all its curves."""
 _NOTE = "mlflow.note.content"
 _LONGEST_NOTE = 5000
 _DESCRIBED = "kvexp.described"
-"""The tag of a sweep's run with the checksum of its description, as it was written here."""
+"""The tag of a sweep's run with the checksum of the description that was written here."""
 
 
 class MlflowTracker:
-    """A store that is ready: its database and the experiment exist.
+    """An open store; its database and the experiment exist.
 
     Args:
         uri: The tracking URI; a sqlite path in it is absolute.
         experiment: The MLflow experiment's name.
 
     Raises:
-        TrackingError: The store cannot be reached or made.
+        TrackingError: The store cannot be reached or created.
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = shown(uri)
+        self.uri = mask_passwords(uri)
         self._host = socket.gethostname()
         self._sweep_id = self._name = ""
         self._parent_id = ""
         self._curves: list[Row] = []
-        hush()
-        with border(self.uri):
-            self._client, self._experiment_id = ready(uri, experiment)
+        silence_loggers()
+        with convert_errors(self.uri):
+            self._client, self._experiment_id = open_store(uri, experiment)
         served = uri.startswith("http")
-        self.page = f"{self.uri.rstrip('/')}{ui_views.page(self._experiment_id)}" if served else ""
+        self.page = f"{self.uri.rstrip('/')}{ui_views.page_path(self._experiment_id)}" if served else ""
 
     def start_sweep(
         self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
     ) -> None:
-        """The sweep has its parent run; runs that died on this host are closed first."""
+        """See `Tracker`; runs whose process died on this host are ended first."""
         self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
         self._parent_id = ""
         tags = {**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"}
-        with border(self.uri):
-            self._close_stale_runs()
+        with convert_errors(self.uri):
+            self._end_stale_runs()
             earlier = self._parents(sweep_id) if resumes else []
             if earlier:
                 self._parent_id = earlier[0].info.run_id
@@ -82,13 +82,14 @@ class MlflowTracker:
                 run = self._client.create_run(self._experiment_id, began_ms, tags, self._name)
                 self._parent_id = run.info.run_id
             with suppress(MlflowException):  # a view is no reason to go untracked
-                self._client.set_experiment_tag(self._experiment_id, *ui_views.last(sweep_id).tag(_now_ms()))
+                tag = ui_views.last_sweep(sweep_id).to_tag(_now_ms())
+                self._client.set_experiment_tag(self._experiment_id, *tag)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
-        """The curve's rows are a finished child run of the sweep; a curve without rows has none."""
+        """See `Tracker`; a curve without rows has no run."""
         if not rows:
             return
-        if not self._parent_id:  # it may have been sent before it was known that the sweep could not begin
+        if not self._parent_id:  # the caller may not know yet that `start_sweep` failed
             raise TrackingError(f"the tracking store {self.uri} cannot be used: it has no run of the sweep")
         tags = {
             **self._tags(),
@@ -98,7 +99,7 @@ class MlflowTracker:
             "mlflow.runColor": PALETTE[len(self._curves) % len(PALETTE)],
             **run_data.tags(rows),
         }
-        with border(self.uri):
+        with convert_errors(self.uri):
             run = self._client.create_run(
                 self._experiment_id,
                 start_time=min(run_data.milliseconds(row) for row in rows),
@@ -110,13 +111,13 @@ class MlflowTracker:
                 self._log_files(run.info.run_id, folder, rows)
                 self._client.set_tag(run.info.run_id, _WHOLE, "true")
             except (MlflowException, requests.RequestException) as error:
-                if not unreachable(error):
-                    self._abandon(run.info.run_id)
+                if not is_unreachable(error):
+                    self._mark_failed(run.info.run_id)
                 raise
             except BaseException:
-                self._abandon(run.info.run_id)
+                self._mark_failed(run.info.run_id)
                 raise
-            wrong = run_data.status(rows) in ("incorrect", "failed")
+            wrong = is_wrong(run_data.status(rows))
             status = "FAILED" if wrong else "FINISHED"
             self._client.set_terminated(run.info.run_id, status, run_data.ended_ms(rows))
             if not self._curves:
@@ -124,67 +125,67 @@ class MlflowTracker:
         self._curves.append(rows[0])
 
     def settle(self) -> None:
-        """Nothing is on its way when a method has returned."""
+        """Do nothing: every method returns when all is sent."""
 
     def end_sweep(self, status: str) -> None:
-        """The parent run has ended, with the points of all its curves counted."""
-        with border(self.uri):
-            runs = self._whole(self._sweep_id).values()
+        """End the parent run, and count the points of all its curves."""
+        with convert_errors(self.uri):
+            runs = self._complete_runs(self._sweep_id).values()
             counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in run_data.counts([])}
             metrics = [Metric(key, value, _now_ms(), 0) for key, value in counts.items() if runs]
             self._client.log_batch(self._parent_id, metrics=metrics)
             self._client.set_terminated(self._parent_id, status)
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
-        """The sweep's run has the report, with its findings as a description.
+        """Add the report to the sweep's run, and its findings as the description.
 
         Args:
             sweep_id: The sweep's; it has a run.
-            folder: Where `drawn.report` has drawn it.
+            folder: Where `artifacts.draw_report` has written it.
         """
-        with border(self.uri):
-            _, _, said = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
-            note = said.partition("\n### ")[0].strip()
+        with convert_errors(self.uri):
+            _, _, body = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
+            note = body.partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
             parent_id = parent.info.run_id
             for name in (artifacts.PAGE, artifacts.MARKDOWN):
                 self._client.log_artifact(parent_id, str(folder / name))
-            self._client.log_batch(parent_id, tags=_described(parent, note[:_LONGEST_NOTE]))
+            self._client.log_batch(parent_id, tags=_make_note_tags(parent, note[:_LONGEST_NOTE]))
 
     def lacks_report(self, sweep_id: str) -> bool:
-        """Whether the sweep has a run, and that run no report."""
-        with border(self.uri):
+        """Return whether the sweep has a run, but no report."""
+        with convert_errors(self.uri):
             return any(run.data.tags.get(_REPORTED) != "true" for run in self._parents(sweep_id)[:1])
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
-        """The curves' folders that the store has no whole run of; runs that are not whole are deleted."""
-        with border(self.uri):
-            self._close_stale_runs()
-            whole = self._whole(sweep_id)
-            kept = {run.info.run_id for run in whole.values()}
+        """Return the curves' folders without a complete run in the sweep; delete incomplete runs."""
+        with convert_errors(self.uri):
+            self._end_stale_runs()
+            complete = self._complete_runs(sweep_id)
+            run_ids = {run.info.run_id for run in complete.values()}
             for run in self._runs(sweep_id):
-                if "mlflow.parentRunId" in run.data.tags and run.info.run_id not in kept:
+                if "mlflow.parentRunId" in run.data.tags and run.info.run_id not in run_ids:
                     self._client.delete_run(run.info.run_id)
-        return [folder for folder in folders if folder.name not in whole]
+        return [folder for folder in folders if folder.name not in complete]
 
-    def _abandon(self, run_id: str) -> None:
-        """Nothing else would end the run of a curve that did not arrive whole."""
+    def _mark_failed(self, run_id: str) -> None:
+        """End the run of a curve that was not sent completely: nothing else would."""
         with suppress(Exception):
             self._client.set_terminated(run_id, "FAILED")
 
     def _runs(self, sweep_id: str) -> list[Run]:
-        """Every run of the sweep, the oldest first."""
+        """Find every run of the sweep, the oldest first."""
         found: list[Run] = []
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment_id],
-                ui_views.of_sweep(sweep_id),
+                ui_views.filter_sweep(sweep_id),
                 max_results=_PAGE,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,
             )
-            found += [run for run in page if _sweep(run) == sweep_id]
+            found += [run for run in page if _read_sweep_id(run) == sweep_id]
             token = page.token
             if not token:
                 return found
@@ -193,32 +194,32 @@ class MlflowTracker:
         return [run for run in self._runs(sweep_id) if "mlflow.parentRunId" not in run.data.tags]
 
     def _parent(self, sweep_id: str) -> Run:
-        """The sweep's run: the one that was started here, else the oldest of that name."""
+        """Find the sweep's run: the one that was started here, else the oldest of that name."""
         parents = self._parents(sweep_id)
         return next((run for run in parents if run.info.run_id == self._parent_id), parents[0])
 
-    def _whole(self, sweep_id: str) -> dict[str, Run]:
-        """The run of each curve that arrived whole, by its folder's name."""
+    def _complete_runs(self, sweep_id: str) -> dict[str, Run]:
+        """Find the run of each curve that was sent completely, by its folder's name."""
         runs = [run for run in reversed(self._runs(sweep_id)) if _WHOLE in run.data.tags]
         return {Path(run.data.tags["kvexp.curve"]).name: run for run in runs}
 
     def _tags(self) -> dict[str, str]:
-        """What every run carries, so that its sweep can be found and its death be noticed."""
+        """Return the tags of every run: which sweep it belongs to, and which process writes it."""
         return {
             "kvexp.sweep": self._name,
             **({"kvexp.sweep_id": self._sweep_id} if is_id(self._sweep_id) else {}),
             "kvexp.pid": str(os.getpid()),
-            "kvexp.pid_started": started(os.getpid()),
+            "kvexp.pid_started": read_start_time(os.getpid()),
             "host": self._host,
         }
 
     def _tag_parent(self, rows: Sequence[Row]) -> None:
-        """The sweep's machine and versions, known once its first curve is measured."""
+        """Tag the sweep's run with machine and versions, known once its first curve is measured."""
         tags = [RunTag(key, value) for key, value in run_data.environment(rows).items()]
         self._client.log_batch(self._parent_id, tags=tags[:100])
 
     def _log_numbers(self, run_id: str, rows: Sequence[Row]) -> None:
-        """Params and metrics in one request, unless there are more metrics than one may carry."""
+        """Send params and metrics in one request, unless there are more metrics than one may hold."""
         params = [Param(key, value) for key, value in run_data.params(rows[0]).items()]
         metrics = [Metric(*point) for point in run_data.metrics(rows)]
         metrics += [Metric(key, value, _now_ms(), 0) for key, value in run_data.scalars(rows).items()]
@@ -228,42 +229,42 @@ class MlflowTracker:
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
     def _log_files(self, run_id: str, folder: Path, rows: Sequence[Row]) -> None:
-        """The rows, their samples, the configuration without a password and the figure are the artifacts."""
+        """Send the rows, their samples, the configuration with passwords masked, and the figure."""
         for name in (ROWS, SAMPLES):
             if (folder / name).exists():
                 self._client.log_artifact(run_id, str(folder / name))
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
             if file.exists():
-                text = shown(file.read_text("utf-8", errors="replace"))
+                text = mask_passwords(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
-        with tempfile.TemporaryDirectory() as made:
-            why_not = artifacts.figure(rows, Path(made))
-            self._client.log_artifacts(run_id, made)
+        with tempfile.TemporaryDirectory() as figures:
+            why_not = artifacts.draw_figure(rows, Path(figures))
+            self._client.log_artifacts(run_id, figures)
         if why_not:
             self._client.set_tag(run_id, _NO_FIGURE, why_not[:_LONGEST_NOTE])
 
-    def _close_stale_runs(self) -> None:
-        """Runs of this host whose process is gone are KILLED: nothing else ends them, ever."""
+    def _end_stale_runs(self) -> None:
+        """End this host's runs whose process is gone as KILLED: nothing else would end them."""
         running = f"attributes.status = 'RUNNING' and tags.host = '{self._host}'"
         for run in self._client.search_runs([self._experiment_id], running):
             pid = run.data.tags.get("kvexp.pid", "")
             since = run.data.tags.get("kvexp.pid_started")
-            if pid.isdecimal() and not alive(int(pid), since):
+            if pid.isdecimal() and not is_alive(int(pid), since):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _sweep(run: Run) -> str:
-    """The id of the run's sweep, or its name where it began without one."""
+def _read_sweep_id(run: Run) -> str:
+    """Return the id of the run's sweep, or its name where it has none."""
     tags = run.data.tags
     return tags.get("kvexp.sweep_id") or tags.get("kvexp.sweep", "")
 
 
-def _described(parent: Run, note: str) -> list[RunTag]:
-    """The tags of a sweep's run that has its report; a description that a person wrote stays."""
-    there = parent.data.tags.get(_NOTE, "")
+def _make_note_tags(parent: Run, note: str) -> list[RunTag]:
+    """Make the tags of a sweep's run with a report; keep a description that a person wrote."""
+    present = parent.data.tags.get(_NOTE, "")
     tags = [RunTag(_REPORTED, "true")]
-    if there and parent.data.tags.get(_DESCRIBED) != _checksum(there):
+    if present and parent.data.tags.get(_DESCRIBED) != _checksum(present):
         return tags
     return [*tags, RunTag(_NOTE, note), RunTag(_DESCRIBED, _checksum(note))]
 

@@ -1,6 +1,6 @@
-"""A curve's rows as what MLflow keeps: a name, params, tags, metrics by step, summary scalars.
+"""Turn a curve's rows into the data of an MLflow run: name, params, tags, metrics by step, summary scalars.
 
-Params are what was asked, tags what it ran on, metrics what came out. Nothing here imports MLflow.
+Params are the case, tags the machine and the outcome, metrics the measurement. This imports no MLflow.
 """
 
 import json
@@ -12,14 +12,16 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from kvexp.case import Case
-from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Statistics
-from kvexp.results.rows import CURVE, REPETITION, Row, disturbed, repetition, word
+from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Row, Statistics
+from kvexp.results.labels import CURVE, format_column
+from kvexp.results.merge import merge_disturbances
+from kvexp.results.point_identity import REPETITION, get_repetition
 
 _METRICS = (
     *(column.name for column in fields(Statistics) if column.name != "samples"),
     *("gb_per_s", "copy_us", "copy_fraction", "host_us", "empty_kernel_us"),
 )
-# Numbers that people filter runs by. They are params too, but MLflow compares params as text only.
+# Sizes that people filter runs by. They are params too, but MLflow compares params only as text.
 _SIZES = ("num_heads", "head_size", "head_size_v", "block_size", "num_blocks")
 _NOT_ENVIRONMENT = {
     *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
@@ -29,10 +31,10 @@ _NOT_ENVIRONMENT = {
 }
 _TOKENS = (1, 64, 4096)
 LATENCIES = tuple(f"latency_us_at_{tokens}_tokens" for tokens in (*_TOKENS, "max"))
-"""Scalars for the table of runs: the latency at a few num_tokens, where a curve has them, and at its last."""
+"""Scalars for the table of runs: the latency at some num_tokens, where a curve has them, and at its last."""
 _OPTIONS = "impl_options"
-_DIGITS = 5  # of a scalar; its row has them all
-# MLflow's stores refuse longer tags, some from 5000 characters on; rows.jsonl has the whole.
+_DIGITS = 5  # of a scalar; its row has all of them
+# MLflow's stores refuse longer tags, some from 5000 characters on; rows.jsonl has the whole text.
 _TAG_LENGTH = 5000
 
 
@@ -46,7 +48,7 @@ class Point(NamedTuple):
 
 
 def name(row: Row, earlier: Sequence[Row]) -> str:
-    """The run's name, unlike those of the curves that the sweep sent `earlier`.
+    """Name the run, unlike the `earlier` curves of its sweep.
 
     Args:
         row: Any row of the curve.
@@ -55,15 +57,15 @@ def name(row: Row, earlier: Sequence[Row]) -> str:
     words = _words(row)
     twins = [other for other in earlier if _words(other) == words]
     differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))
-    again = [f"#{repetition(row)}"] if repetition(row) > 1 else []
-    return " ".join([*words, *filter(None, (word(row, column) for column in differing)), *again])
+    again = [f"#{get_repetition(row)}"] if get_repetition(row) > 1 else []
+    return " ".join([*words, *filter(None, (format_column(row, column) for column in differing)), *again])
 
 
 def params(row: Row) -> dict[str, str]:
-    """The columns of the case that are fixed along the curve, as MLflow keeps them: as text.
+    """Return the case's columns that are fixed along the curve, as text.
 
-    Each option of the implementation is one of its own: MLflow's comparison draws the first three that differ
-    in the order of their names, where the JSON of all would push the layout out.
+    Each implementation option is a param: MLflow's comparison draws the first three params that differ,
+    by name, and one param with the JSON of all options would displace the layout.
     """
     columns = (*(column for column in CURVE if column != _OPTIONS), "layout_reason", REPETITION)
     found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
@@ -71,10 +73,10 @@ def params(row: Row) -> dict[str, str]:
 
 
 def tags(rows: Sequence[Row]) -> dict[str, str]:
-    """The outcome of the curve as a whole, what disturbed it, and the environment's columns."""
+    """Return the outcome of the whole curve, what disturbed it, and the environment's columns."""
     reasons = {row.get("reason") for row in rows}
     reason = reasons.pop() if len(reasons) == 1 else None
-    disturbances = {column: str(value) for column, value in disturbed(rows).items()}
+    disturbances = {column: str(value) for column, value in merge_disturbances(rows).items()}
     contracts = dict.fromkeys(row["contract"] for row in rows if row.get("contract"))
     found = {
         "status": status(rows),
@@ -87,7 +89,7 @@ def tags(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def environment(rows: Sequence[Row]) -> dict[str, str]:
-    """Every other column that holds one plain value along the curve."""
+    """Return every other column that has one plain value along the curve."""
     found = {}
     for column in dict.fromkeys(column for row in rows for column in row):
         values = [row[column] for row in rows if row.get(column) is not None]
@@ -101,7 +103,7 @@ def environment(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _options(row: Row) -> dict[str, Any]:
-    """The implementation's options; none where a file that somebody wrote by hand holds something else."""
+    """Read the implementation's options; none where a file edited by hand holds something else."""
     try:
         found = json.loads(row.get(_OPTIONS) or "{}")
     except ValueError:
@@ -110,20 +112,20 @@ def _options(row: Row) -> dict[str, Any]:
 
 
 def status(rows: Sequence[Row]) -> str:
-    """The word for the whole curve: what is wrong first, then the best that was reached."""
+    """Return the status of the whole curve: the worst if a point is wrong, else the best."""
     seen = {row["status"] for row in rows}
     order = ("incorrect", "failed", "ok", "verified", "skipped")
     return next((word for word in order if word in seen), "failed")
 
 
 def counts(rows: Sequence[Row]) -> dict[str, float]:
-    """How many points ended how: `points_ok` and its sisters, zeros included."""
+    """Count the points by status, as `points_ok` and so on, zeros included."""
     found = Counter(row["status"] for row in rows)
     return {f"points_{status}": float(found[status]) for status in STATUSES}
 
 
 def metrics(rows: Sequence[Row]) -> Iterator[Point]:
-    """The series of the `ok` rows at step num_tokens; a point that failed has no value at all."""
+    """Yield the metrics of the `ok` rows at step num_tokens; other points have no value."""
     for row in rows:
         if row["status"] != "ok":
             continue
@@ -134,7 +136,7 @@ def metrics(rows: Sequence[Row]) -> Iterator[Point]:
 
 
 def scalars(rows: Sequence[Row]) -> dict[str, float]:
-    """What the table of runs shows of a whole curve."""
+    """Return the numbers of a whole curve for the table of runs."""
     ok = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["num_tokens"])
     found = {size: float(rows[0][size]) for size in _SIZES if rows[0].get(size) is not None}
     latencies = {str(row["num_tokens"]): row["latency_us"] for row in ok if row["num_tokens"] in _TOKENS}
@@ -148,22 +150,22 @@ def scalars(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def milliseconds(row: Mapping[str, Any]) -> int:
-    """When the point was begun, in milliseconds since 1970; now, where the row does not say."""
+    """Return when the point was started, in milliseconds since 1970; now, where the row does not say."""
     started_at = row.get("started_at")
     moment = datetime.fromisoformat(started_at).timestamp() if started_at else time.time()
     return int(moment * 1000)
 
 
 def ended_ms(rows: Sequence[Row]) -> int:
-    """When the last point was done, in milliseconds since 1970, as far as its parts' times are known."""
-    parts = [part for part in SECONDS if part != "curve_setup_s"]  # which is before the first point
+    """Return when the last point ended, in milliseconds since 1970, as far as its parts' times are known."""
+    parts = [part for part in SECONDS if part != "curve_setup_s"]  # the set-up is before the first point
     return max(milliseconds(row) + round(1000 * sum(row.get(part) or 0 for part in parts)) for row in rows)
 
 
 def _words(row: Row) -> list[str]:
-    """The words of a run's name; a mode or a cache's dtype only where it is not the usual one.
+    """Return the words of a run's name; leave out a mode, cache dtype or scale that is the usual one.
 
-    A mode is still `auto` in the rows of a measuring process that died before it named its device.
+    The mode is still `auto` in the rows of a measuring process that died before it named its device.
     """
     usual_mode = "cudagraph" if str(row.get("device")).startswith("cuda") else "no_graph"
     words = [row.get("impl"), row.get("layout"), row.get("dtype")]

@@ -1,4 +1,4 @@
-"""What this host knows without MLflow: whether a process lives, what can be a store, and what a store has."""
+"""Check a store's sqlite file, read its experiments, and tell whether a process lives, all without MLflow."""
 
 import os
 import sqlite3
@@ -13,7 +13,7 @@ _BUSY_SECONDS = 5.0
 
 
 def check_database(file: Path) -> None:
-    """Returns when the file is missing or a database: MLflow retries anything else for minutes, silently.
+    """Check that the file is missing or a database: MLflow silently retries anything else for minutes.
 
     Raises:
         KvexpError: It is no file, or cannot be read and written.
@@ -27,12 +27,12 @@ def check_database(file: Path) -> None:
         raise KvexpError(f"{file} cannot be read and written")
     with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as database:
         database.execute("select count(*) from sqlite_master")
-        # What a process that wrote would wait for: a lock of another one, or a file system that is read-only.
+        # Fails as a write would: another process holds the lock, or the file system is read-only.
         database.execute("begin immediate")
 
 
-def experiments(file: Path, tag: str) -> dict[str, str]:
-    """The ids of the store's experiments that have the tag, by name.
+def find_experiments(file: Path, tag: str) -> dict[str, str]:
+    """Return the ids of the store's experiments that have the tag, by name.
 
     Raises:
         sqlite3.Error: The file is no store.
@@ -43,8 +43,8 @@ def experiments(file: Path, tag: str) -> dict[str, str]:
         return {str(name): str(number) for name, number in found}
 
 
-def started(pid: int) -> str:
-    """When the process was started, in seconds since 1970; empty when there is none that lives."""
+def read_start_time(pid: int) -> str:
+    """Return when the process was started, in seconds since 1970; empty if it does not live."""
     try:
         process = psutil.Process(pid)
         ended = process.status() == psutil.STATUS_ZOMBIE
@@ -53,10 +53,10 @@ def started(pid: int) -> str:
         return ""
 
 
-def alive(pid: int, since: str | None) -> bool:
-    """Whether the process lives on; another one that was given its number later is not it."""
-    now = started(pid)
+def is_alive(pid: int, since: str | None) -> bool:
+    """Return whether the process that was started then lives; a later one may have its number."""
+    now = read_start_time(pid)
     if not now or not since:
         return bool(now)
-    # A clock that is set moves both ends of psutil's sum, hence the second.
+    # psutil adds to the boot time, which moves when the clock is set: allow a second.
     return abs(float(now) - float(since)) <= 1

@@ -1,7 +1,7 @@
-"""What MLflow's UI shows without set-up: views of an experiment, each with its runs, columns and charts.
+"""Views of an experiment for MLflow's UI, each with its runs, columns and charts.
 
-A view is a tag of the experiment, in the form in which MLflow 3.17's UI keeps the views that people save: its
-menu `Views` lists it, and an address can name it. Nothing here imports MLflow.
+A view is a tag of the experiment, in the format of the views that people save in MLflow 3.17's UI: its menu
+`Views` lists it, and an address can name it. This imports no MLflow.
 """
 
 import base64
@@ -17,9 +17,9 @@ from kvexp.results.sweep_dir import is_id
 from kvexp.tracking.run_data import LATENCIES
 
 LAST = "kvexp-last"
-"""The view of the newest sweep's curves, the fastest first."""
+"""The view of the last sweep's curves, the fastest first."""
 TAG = "mlflow.sharedViewState."
-"""What the names of the tags begin with that hold views."""
+"""The prefix of the tags that hold views."""
 
 _DESCRIPTION = (
     "A run is a curve: one kernel's latency against num_tokens, which is the step of its metrics. Its parent "
@@ -34,12 +34,12 @@ class View:
     """A view.
 
     Attributes:
-        key: What addresses call it.
-        name: What the menu calls it.
-        where: Which runs it shows, in MLflow's words.
-        order: By what they are sorted. By their start, MLflow would fold the curves up below their sweeps.
+        key: Its name in addresses.
+        name: Its name in the menu.
+        where: MLflow's filter for the runs that it shows.
+        order: The column by which they are sorted. By start time, MLflow would collapse curves below sweeps.
         ascending: Whether the smallest comes first.
-        columns: What it shows of them.
+        columns: The columns that it shows.
     """
 
     key: str
@@ -49,8 +49,8 @@ class View:
     ascending: bool
     columns: Sequence[str]
 
-    def tag(self, made_ms: int) -> tuple[str, str]:
-        """The name and the value of the tag that holds it, made at that many milliseconds since 1970."""
+    def to_tag(self, made_ms: int) -> tuple[str, str]:
+        """Return the name and the value of its tag, created at that many milliseconds since 1970."""
         columns = ["attributes.`Run Name`", *self.columns]
         state = {
             "searchFilter": self.where,
@@ -65,7 +65,7 @@ class View:
             "columnWidths": {column: _width(column) for column in columns},
             "runsHiddenMode": "FIRST_20_RUNS",
             "isAccordionReordered": True,
-            "compareRunSections": [_SECTION, *map(_others, ("Model metrics", "System metrics"))],
+            "compareRunSections": [_SECTION, *map(_fold, ("Model metrics", "System metrics"))],
             "compareRunCharts": _CHARTS,
         }
         packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
@@ -73,38 +73,38 @@ class View:
         return TAG + self.key, json.dumps(view)
 
 
-def of_sweep(sweep_id: str) -> str:
-    """Which runs are the sweep's, in MLflow's words; of one without an id also others of its name."""
+def filter_sweep(sweep_id: str) -> str:
+    """Return MLflow's filter for the sweep's runs; without an id it matches every sweep of that name."""
     if is_id(sweep_id):
         return f"tags.`kvexp.sweep_id` = '{sweep_id}'"
-    # MLflow's texts know no escaping: whatever could end one early stands for any letter.
+    # MLflow's filters have no escapes: a wildcard replaces each character that could end the text.
     pattern = re.sub(r"[^\w/.: -]", "_", sweep_id)
     return f"tags.`kvexp.sweep` LIKE '{pattern}'"
 
 
-def last(sweep_id: str) -> View:
-    """The view of the newest sweep, which is this one."""
-    where = f"{of_sweep(sweep_id)} and {_WHOLE}"
+def last_sweep(sweep_id: str) -> View:
+    """Return the view of the last sweep, which is this one."""
+    where = f"{filter_sweep(sweep_id)} and {_WHOLE}"
     return View(LAST, "Last sweep", where, "metrics.`latency_us_at_max_tokens`", True, _CURVE)
 
 
-def tags(made_ms: int) -> dict[str, str]:
-    """The tags of an experiment that was made then, in milliseconds since 1970, and has no sweep as yet."""
+def make_tags(made_ms: int) -> dict[str, str]:
+    """Make the tags of an experiment without sweeps, created at that many milliseconds since 1970."""
     views = (
-        last(""),
+        last_sweep(""),
         View("kvexp-curves", "All curves", _WHOLE, "tags.`kvexp.curve`", False, _CURVE),
         View("kvexp-sweeps", "Sweeps", "tags.command LIKE '%'", "attributes.start_time", False, _SWEEP),
     )
     return {
-        # Earlier UIs go by it, that of 3.17 by a page's address and by what was chosen last in the browser.
+        # For UIs before 3.17, which goes by the page's address and by the last choice in the browser.
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.note.content": _DESCRIPTION,
-        **dict(view.tag(made_ms) for view in views),
+        **dict(view.to_tag(made_ms) for view in views),
     }
 
 
-def page(experiment_id: str) -> str:
-    """The path of the newest sweep's page in MLflow's UI."""
+def page_path(experiment_id: str) -> str:
+    """Return the path of the last sweep's page in MLflow's UI."""
     return f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={LAST}"
 
 
@@ -123,15 +123,15 @@ def _chart(name: str, kind: str, **others: Any) -> dict[str, Any]:
 
 
 def _line(metric: str) -> dict[str, Any]:
-    """A metric against num_tokens, both logarithmic."""
+    """Return a chart of a metric against num_tokens, both logarithmic."""
     x = {"xAxisKey": "step", "xAxisScaleType": "log", "useGlobalXaxisKey": False}
     return _chart(
         metric, "LINE", metricKey=metric, selectedMetricKeys=[metric], scaleType="log", lineSmoothness=0, **x
     )
 
 
-def _others(name: str) -> dict[str, Any]:
-    """A section in which the UI puts every other metric, folded up."""
+def _fold(name: str) -> dict[str, Any]:
+    """Return a folded section, in which the UI puts every other metric."""
     return {"uuid": name, "name": name, "display": False, "isReordered": False, "isGenerated": True}
 
 

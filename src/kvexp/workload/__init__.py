@@ -1,6 +1,8 @@
-"""Sizes and patterns become the tensors of one curve and of one case.
+"""Build the tensors of one curve and of one case from sizes and patterns.
 
-The cache and the inputs are allocated once per curve, for its largest `num_tokens`; a case sees views.
+Imports nothing of kvexp but case, errors, op, layout and gpu.
+
+The cache and the inputs are allocated once per curve, for its largest `num_tokens`; a case has views of them.
 """
 
 import functools
@@ -20,19 +22,19 @@ from kvexp.workload import slots as patterns
 from kvexp.workload.inputs import Rows
 
 GUARD_BYTES = 4096
-"""Poisoned bytes before and after the cache, so that a write outside it is seen as well."""
+"""Poisoned bytes before and after the cache, which reveal a write outside it."""
 
 NO_SLOT = -1
 """The slot of a padding token."""
 
 TIMED, BOUND, LAST = range(3)
-"""Draws of keys, values and slots: what is timed, what calls are bound with, and what the last check is of.
+"""Draws of keys, values and slots: for timing, for binding calls, and for the last check.
 
-The seed draws the first as it always did; of a point it is the same, whatever was drawn before.
+A draw of a point depends on the seed alone, not on earlier draws.
 """
 
 APART = 0x2545F491
-"""From the seed of one draw to the next one's; a CPU's generator looks at the lowest 32 bits alone."""
+"""Distance between the seeds of two draws; a CPU's generator uses only the lowest 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,10 @@ class Cache:
     """The cache of one curve.
 
     Attributes:
-        storage: uint8, guards included; the memory behind the planes of all layers.
+        storage: uint8, the memory of the planes of all layers and the guards.
         key: K's plane of the layer that is written, in the shape that the op takes.
         value: V's plane.
-        packed: Both as one plane; None where they are apart.
+        packed: Both as one plane; None where they are separate.
         layout: Where a slot's row lives in a plane.
     """
 
@@ -65,11 +67,11 @@ class Tensors:
         rows: Keys and values of all windows, one after the other; `key` and `value` are those of the first.
         memory: The curve's memory, which these are views of.
         slot_mappings: int64 `[mappings, num_tokens]`; no slot but that of padding occurs twice, and each
-            mapping begins at a multiple of 16 bytes, as a tensor of its own would.
+            mapping begins at a multiple of 16 bytes, as a separate tensor would.
         step: Rows from one window to the next.
-        kept: The tokens that are no padding, int64 ascending; None when none is.
-        sums: Checksums of the case's inputs, slots and scales, as they are meant to stay.
-        other_sums: The same of the curve's inputs that are none of the case's.
+        unpadded: The tokens that are no padding, int64 ascending; None without padding.
+        sums: Checksums of the case's inputs, slots and scales when they were last set.
+        other_sums: The same of the curve's other inputs.
     """
 
     case: Case
@@ -79,7 +81,7 @@ class Tensors:
     memory: "Memory"
     slot_mappings: Tensor
     step: int = 0
-    kept: Tensor | None = None
+    unpadded: Tensor | None = None
     sums: list[int] = field(default_factory=list)
     other_sums: list[int] = field(default_factory=list)
 
@@ -100,7 +102,7 @@ class Tensors:
 
     @property
     def kv_cache(self) -> Tensor:
-        """Both planes as one; ops whose layouts lack it do not ask."""
+        """Both planes as one; only for packed layouts."""
         assert self.cache.packed is not None
         return self.cache.packed
 
@@ -120,43 +122,43 @@ class Tensors:
         return self._scale(1)
 
     def written_slots(self, mappings: int) -> Tensor:
-        """int64 `[mappings, written_tokens]`: the slots of the first mappings without padding."""
+        """Return the slots of the first mappings without padding, int64 `[mappings, written_tokens]`."""
         chosen = self.slot_mappings[:mappings]
-        return chosen if self.kept is None else chosen[:, self.kept]
+        return chosen if self.unpadded is None else chosen[:, self.unpadded]
 
     def window(self, index: int) -> "Tensors":
-        """Return the same with the inputs of another window."""
+        """Return these tensors with the inputs of another window."""
         if index == 0:
             return self
         rows = slice(index * self.step, index * self.step + len(self.key))
         return replace(self, key=self.rows.key[rows], value=self.rows.value[rows])
 
-    def renew(self, draw: int) -> None:
+    def redraw(self, draw: int) -> None:
         """Change keys, values, slots and, where they are read, scales in place.
 
         Args:
             draw: TIMED, BOUND or LAST; the same draw gives the same data.
         """
         self.memory.draw(self.case, self.rows, draw)
-        if self.kept is not None:
-            drawn = _of_curve(self.case, self.memory, len(self.slot_mappings))
-            self.slot_mappings.data[:, self.kept] = drawn[:, self.kept]
+        if self.unpadded is not None:
+            drawn = _split_slots(self.case, self.memory, len(self.slot_mappings))
+            self.slot_mappings.data[:, self.unpadded] = drawn[:, self.unpadded]
         self.seal()
 
     def seal(self) -> None:
-        """Remember inputs, slots and scales as they are now."""
+        """Store the checksums of inputs, slots and scales."""
         self.sums[:] = self._sums()
 
     def unchanged(self, others: bool = False) -> bool:
-        """Return whether inputs, slots and scales are as they were sealed.
+        """Return whether inputs, slots and scales are as they were when sealed.
 
         Args:
-            others: The curve's inputs that are none of the case's are looked at as well.
+            others: Check the curve's other inputs as well.
         """
         return self.sums == self._sums() and not (others and self.other_sums != self._other_sums())
 
     def _sums(self) -> list[int]:
-        own = [self.slot_mappings.reshape(-1)] if self.kept is not None else []
+        own = [self.slot_mappings.reshape(-1)] if self.unpadded is not None else []
         return checksums([self.rows.flat, self.memory.slots, self.memory.scales, *own])
 
     def _other_sums(self) -> list[int]:
@@ -169,15 +171,15 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Memory:
-    """What a curve holds from its first point to its last.
+    """The memory that a curve holds from its first point to its last.
 
     Attributes:
         largest: The case with the curve's largest `num_tokens`.
         cache: The cache.
-        rows: Keys and values of the largest point; a smaller one's are `rows.of`.
-        slots: int64 `[num_slots]`: every slot once, in the order the calls walk through them.
+        rows: Keys and values of the largest point; a smaller one's are `rows.for_case`.
+        slots: int64 `[num_slots]`: every slot once, in the order in which calls write them.
         scales: float32 `[2, num_heads]`, or one column per tensor.
-        checksums: Of the inputs, the slots and the scales, as they are meant to stay.
+        checksums: Of inputs, slots and scales when they were last set.
     """
 
     largest: Case
@@ -193,20 +195,20 @@ class Memory:
         return self.rows.flat
 
     def fill(self) -> None:
-        """Fill keys, values, slots and scales with what calls are bound with, whatever they were."""
+        """Fill keys, values, slots and scales with the draw that calls are bound with."""
         self.draw(self.largest, self.rows, BOUND)
         self.rescale(self.rows)
         self.seal()
 
     def draw(self, case: Case, rows: Rows, draw: int) -> None:
-        """Draw keys and values, slots and, where an op reads them, scales anew, in place.
+        """Draw keys, values, slots and, where an op reads them, scales anew, in place.
 
-        No tensor's version changes, as it would not if a kernel outside torch wrote them.
+        No tensor's version counter changes, just as when a kernel outside torch writes.
         """
         device = self.slots.device
         generator = torch.Generator(device).manual_seed(case.seed + draw * APART)
-        # Slots come first: a point's are the same then, whatever the curve's largest one.
-        self.slots.data.copy_(patterns.order(case, device, generator, turned=draw != TIMED))
+        # Slots first: a point's slots then do not depend on the curve's largest point.
+        self.slots.data.copy_(patterns.order(case, device, generator, rotated=draw != TIMED))
         rows.fill(generator)
         if case.kv_cache_dtype != "auto":
             self.rescale(rows)
@@ -214,14 +216,14 @@ class Memory:
     def rescale(self, rows: Rows) -> None:
         """Set the scales to amax / 64 of these keys and of these values."""
         for scale, plane in zip(self.scales.data, (rows.key, rows.value), strict=True):
-            scale.copy_(_largest(plane, self.largest.scale) / 64)
+            scale.copy_(_find_amax(plane, self.largest.scale) / 64)
 
     def seal(self) -> None:
-        """Remember inputs, slots and scales as they are now."""
+        """Store the checksums of inputs, slots and scales."""
         self.checksums[:] = self._sums()
 
     def unchanged(self) -> bool:
-        """Return whether inputs, slots and scales are as they were sealed."""
+        """Return whether inputs, slots and scales are as they were when sealed."""
         return self.checksums == self._sums()
 
     def _sums(self) -> list[int]:
@@ -230,11 +232,11 @@ class Memory:
 
 @contextmanager
 def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int = 0) -> Iterator[Memory]:
-    """The memory of a curve whose largest point is `largest`; given back at the end.
+    """Allocate a curve's memory inside the block and free it at the end.
 
     Args:
-        largest: The point with the most tokens.
-        layout: Of the cache.
+        largest: The curve's point with the most tokens.
+        layout: The cache's.
         source: Type of keys and values.
         least_rows: Rows of keys and of values, where the largest point needs fewer.
 
@@ -242,11 +244,11 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
         Unsupported: The memory does not fit the device.
     """
     item_bytes = cache_item_bytes(largest.kv_cache_dtype, source.itemsize)
-    # Neither the first layer nor the last where there are three: a write into a neighbour is seen.
+    # A middle layer, so that a write into a neighbouring layer is seen.
     planes = layout.planes(largest, item_bytes, layer=largest.num_layers // 2)
     cache_bytes = planes.items * item_bytes
     device_memory.check(
-        largest, cache_bytes, inputs.items(largest, source.itemsize, least_rows) * source.itemsize
+        largest, cache_bytes, inputs.count_items(largest, source.itemsize, least_rows) * source.itemsize
     )
     device = torch.device(largest.device)
     item = source if largest.kv_cache_dtype == "auto" else torch.uint8
@@ -257,7 +259,7 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
     memory = Memory(
         largest=largest,
         cache=cache,
-        rows=inputs.make(largest, source, device, least_rows),
+        rows=inputs.allocate(largest, source, device, least_rows),
         slots=torch.empty(largest.num_slots, dtype=torch.int64, device=device),
         scales=torch.empty(
             (2, largest.num_heads if largest.scale == "per_head" else 1), dtype=torch.float32, device=device
@@ -278,38 +280,38 @@ def build(case: Case, memory: Memory, mappings: int, windows: int = 1, step: int
     Args:
         case: The point.
         memory: The curve's memory.
-        mappings: Slot mappings, which share no slot.
-        windows: Sets of keys and values.
+        mappings: Number of slot mappings, which share no slot.
+        windows: Number of sets of keys and values.
         step: Rows from one set to the next; see `inputs.window_step`.
 
     Raises:
         Unsupported: `num_tokens` exceeds the slots of the cache.
     """
     patterns.check(case)
-    of_curve = _of_curve(case, memory, mappings)
-    kept = patterns.kept(case, memory.slots.device)
-    if kept is not None:
-        padded = torch.full_like(of_curve, NO_SLOT)
-        padded[:, kept] = of_curve[:, kept]
-        of_curve = padded
-    rows, size = memory.rows.of(case, windows, step), case.num_tokens + case.extra_tokens
+    slot_mappings = _split_slots(case, memory, mappings)
+    unpadded = patterns.draw_unpadded(case, memory.slots.device)
+    if unpadded is not None:
+        padded = torch.full_like(slot_mappings, NO_SLOT)
+        padded[:, unpadded] = slot_mappings[:, unpadded]
+        slot_mappings = padded
+    rows, size = memory.rows.for_case(case, windows, step), case.num_tokens + case.extra_tokens
     tensors = Tensors(
         case=case,
         key=rows.key[:size],
         value=rows.value[:size],
         rows=rows,
         memory=memory,
-        slot_mappings=of_curve[:, : case.num_tokens],
+        slot_mappings=slot_mappings[:, : case.num_tokens],
         step=step,
-        kept=kept,
+        unpadded=unpadded,
     )
     tensors.seal()
     tensors.other_sums[:] = tensors._other_sums()
     return tensors
 
 
-def _of_curve(case: Case, memory: Memory, mappings: int) -> Tensor:
-    """Return the curve's slots as so many mappings, each of which begins at a multiple of 16 bytes."""
+def _split_slots(case: Case, memory: Memory, mappings: int) -> Tensor:
+    """Return the curve's slots as so many mappings, each beginning at a multiple of 16 bytes."""
     stride = case.num_tokens if mappings == 1 else case.num_tokens + case.num_tokens % 2
     return memory.slots[: mappings * stride].view(mappings, stride)
 
@@ -318,10 +320,10 @@ def _view(items: Tensor, plane: Plane) -> Tensor:
     return items.as_strided(plane.shape, plane.strides, items.storage_offset() + plane.offset)
 
 
-def _largest(plane: Tensor, scale: str) -> Tensor:
-    """Its largest magnitude, in all or in each head; 64 where it is stored unscaled."""
+def _find_amax(plane: Tensor, scale: str) -> Tensor:
+    """Return the plane's largest magnitude, in all or in each head; 64 where it is stored unscaled."""
     if plane.itemsize == 1:
         return torch.full((), 64.0)
     over = (0, 2) if scale == "per_head" else (0, 1, 2)
-    # No abs(): a copy of the inputs that nobody counted.
+    # Not abs(), which would copy the inputs beyond the memory that was checked.
     return torch.maximum(plane.amax(over), -plane.amin(over)).float()

@@ -1,4 +1,4 @@
-"""Whether a curve's tensors fit into the memory of its device."""
+"""Check whether a curve's tensors fit into the memory of its device."""
 
 import math
 from pathlib import Path
@@ -9,13 +9,13 @@ from kvexp.case import Case
 from kvexp.errors import Unsupported
 
 CGROUP = Path("/sys/fs/cgroup")
-"""What a container sees as its own group."""
+"""A container's own control group."""
 WORKING_BYTES = 1 << 30
-"""What verification (chunks of rows) and graph capture need beside the tensors."""
+"""Memory for verification (chunks of rows) and graph capture, besides the tensors."""
 
 
 def check(case: Case, cache_bytes: int, input_bytes: int) -> None:
-    """Returns when the curve's tensors fit.
+    """Check that the curve's tensors fit.
 
     Args:
         case: The curve's largest point.
@@ -23,10 +23,10 @@ def check(case: Case, cache_bytes: int, input_bytes: int) -> None:
         input_bytes: Bytes of keys and values.
 
     Raises:
-        Unsupported: They do not fit; the message says which number of blocks would.
+        Unsupported: They do not fit; the message says how many blocks would.
     """
     others = input_bytes + WORKING_BYTES
-    # The slots' order: the permutation and what sorting it takes.
+    # The order of the slots: the permutation and the memory to sort it.
     per_block = cache_bytes // case.num_blocks + 4 * 8 * case.block_size
     needed = per_block * case.num_blocks + others
     free = free_bytes(case.device)
@@ -41,9 +41,9 @@ def check(case: Case, cache_bytes: int, input_bytes: int) -> None:
 
 
 def free_bytes(device: str) -> float:
-    """Bytes that a process can still have there."""
+    """Return the bytes that a process can still allocate on the device."""
     if device == "cpu":
-        import psutil  # here, since a GPU does without: it takes 0.05 s
+        import psutil  # imported only for a CPU: it takes 0.05 s
 
         return min(int(psutil.virtual_memory().available), _cgroup_free_bytes())
     torch.cuda.empty_cache()
@@ -51,17 +51,16 @@ def free_bytes(device: str) -> float:
 
 
 def trim() -> None:
-    """Gives the driver what torch keeps of the GPU's memory for later, where that is more than working takes.
+    """Return torch's unused GPU memory to the driver when it exceeds `WORKING_BYTES`.
 
-    What a dead graph had allocated is of use to nobody else. To ask the driver again for everything at every
-    point would cost some milliseconds each.
+    Memory of a deleted graph serves nobody else. Doing this at every point would cost some milliseconds each.
     """
     if torch.cuda.memory_reserved() - torch.cuda.memory_allocated() > WORKING_BYTES:
         torch.cuda.empty_cache()
 
 
 def _cgroup_free_bytes() -> float:
-    """What a container's limit leaves, files in the page cache counted as free; infinite without a limit."""
+    """Return what a container's limit leaves, the page cache counted as free; infinity without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())

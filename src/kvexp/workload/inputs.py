@@ -1,4 +1,4 @@
-"""How key and value lie in memory before the call."""
+"""Lay out and fill the memory of keys and values."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from kvexp.case import Case
 
 KINDS = ("contiguous", "qkv", "misaligned")
 """contiguous: each its own tensor; qkv: views of a fused tensor of query, key and value heads;
-misaligned: each begins one item past an aligned address."""
+misaligned: each begins one item after an aligned address."""
 
 ALIGNED_BYTES = 16
 """The widest access of one thread."""
 
 ALIGNED_ITEMS = 64
-"""Items that a plane's begin is rounded up to; 64 bytes and more, whatever the type."""
+"""Items to a multiple of which a plane's start is rounded up: at least 64 bytes for every type."""
 
 FILL_ITEMS = 64 << 20
 
@@ -35,17 +35,17 @@ class Rows:
     key: Tensor
     value: Tensor
 
-    def of(self, case: Case, windows: int = 1, step: int = 0) -> "Rows":
-        """Return those of a case that walks through so many windows, each `step` rows behind the last.
+    def for_case(self, case: Case, windows: int = 1, step: int = 0) -> "Rows":
+        """Return the rows of a case with so many windows, each `step` rows after the previous one.
 
-        They begin where the memory begins, and the values follow the keys at once, as if the point were the
-        curve's only one: where the L2 just holds them, it counts how far apart they are (docs/log.md, vv).
+        They begin where the memory begins and the values follow the keys immediately, as if the point were
+        the curve's only one: where they just fit the L2, their distance matters (docs/log.md, vv).
         """
         count = (windows - 1) * step + case.num_tokens + case.extra_tokens
-        return _rows(self.flat[: _whole(case, count)], case, count)
+        return _view_rows(self.flat[: _count_rounded(case, count)], case, count)
 
     def fill(self, generator: torch.Generator) -> None:
-        """Fill every item with a normal number, gaps included; the tensor's version stays."""
+        """Fill every item, gaps included, with a normal random number; keep the tensor's version counter."""
         flat = self.flat.data
         if flat.itemsize > 1:
             flat.normal_(generator=generator)
@@ -54,33 +54,33 @@ class Rows:
             part.copy_(torch.randn(part.shape, generator=generator, device=part.device))
 
 
-def items(case: Case, item_bytes: int, least_rows: int = 0) -> int:
+def count_items(case: Case, item_bytes: int, least_rows: int = 0) -> int:
     """Return the items of the inputs' memory for a curve whose largest point is `case`."""
-    return _whole(case, num_rows(case, item_bytes, least_rows))
+    return _count_rounded(case, count_rows(case, item_bytes, least_rows))
 
 
-def make(case: Case, source: torch.dtype, device: torch.device, least_rows: int = 0) -> Rows:
-    """Allocate inputs for a curve whose largest point is `case`; their contents are not set."""
-    flat = torch.empty(items(case, source.itemsize, least_rows), dtype=source, device=device)
-    return _rows(flat, case, num_rows(case, source.itemsize, least_rows))
+def allocate(case: Case, source: torch.dtype, device: torch.device, least_rows: int = 0) -> Rows:
+    """Allocate inputs for a curve whose largest point is `case`, without setting their contents."""
+    flat = torch.empty(count_items(case, source.itemsize, least_rows), dtype=source, device=device)
+    return _view_rows(flat, case, count_rows(case, source.itemsize, least_rows))
 
 
-def num_rows(case: Case, item_bytes: int, least_rows: int = 0) -> int:
-    """Return the rows of two sets of the largest call, or more; the cache's slots bound its tokens."""
+def count_rows(case: Case, item_bytes: int, least_rows: int = 0) -> int:
+    """Return the rows for two windows of the largest call, or `least_rows` if more."""
     own = min(case.num_tokens, case.num_slots) + case.extra_tokens
     return max(least_rows, own + window_step(case, item_bytes))
 
 
 def window_step(case: Case, item_bytes: int, cold: bool = False) -> int:
-    """Return the rows from one set of inputs to the next one; all sets are aligned alike.
+    """Return the rows from one window of inputs to the next; all windows have the same alignment.
 
     Args:
         case: The point.
         item_bytes: Bytes of a source item.
-        cold: The sets share no row. Otherwise they share all but as few as the alignment allows, so that each
-            token has another row in the next set, and all sets take no more of the L2 than one.
+        cold: Windows share no row. Otherwise they share as many as alignment allows, so that each token has
+            another row in the next window, and all windows take no more of the L2 than one.
     """
-    (_, key_stride), (_, value_stride), _ = _places(case, 0)
+    (_, key_stride), (_, value_stride), _ = _place(case, 0)
     pieces = (ALIGNED_BYTES // math.gcd(ALIGNED_BYTES, s * item_bytes) for s in (key_stride, value_stride))
     multiple = max(pieces)
     if not cold:
@@ -88,22 +88,23 @@ def window_step(case: Case, item_bytes: int, cold: bool = False) -> int:
     return -(-(case.num_tokens + case.extra_tokens) // multiple) * multiple
 
 
-def _whole(case: Case, count: int) -> int:
-    """Return the items of so many rows, rounded up: what is drawn for a point is the same on every curve."""
-    _, _, total = _places(case, count)
+def _count_rounded(case: Case, count: int) -> int:
+    """Return the items of so many rows, rounded up so that a point's data is the same on every curve."""
+    _, _, total = _place(case, count)
     return -(-total // ALIGNED_ITEMS) * ALIGNED_ITEMS
 
 
-def _rows(flat: Tensor, case: Case, count: int) -> Rows:
-    (key_at, key_stride), (value_at, value_stride), _ = _places(case, count)
+def _view_rows(flat: Tensor, case: Case, count: int) -> Rows:
+    """Return `count` rows of keys and of values as views of flat memory."""
+    (key_at, key_stride), (value_at, value_stride), _ = _place(case, count)
     heads = case.num_heads
     key = flat.as_strided((count, heads, case.head_size), (key_stride, case.head_size, 1), key_at)
     value = flat.as_strided((count, heads, case.head_size_v), (value_stride, case.head_size_v, 1), value_at)
     return Rows(flat, key, value)
 
 
-def _places(case: Case, count: int) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """Begin and row stride of key and of value, and the items of both, in items."""
+def _place(case: Case, count: int) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Return start and row stride of key and of value, and the size of both, in items."""
     heads = case.num_heads
     key_row, value_row = heads * case.head_size, heads * case.head_size_v
     if case.rows == "qkv":

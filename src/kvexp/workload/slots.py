@@ -1,6 +1,6 @@
-"""The order in which the calls of a curve walk through the cache's slots.
+"""Draw the order in which the calls of a curve write the cache's slots.
 
-Each order has every slot once, so that calls which take it piece by piece share none.
+Each order has every slot once, so that calls which take successive pieces share none.
 """
 
 import torch
@@ -10,46 +10,47 @@ from kvexp.case import Case
 from kvexp.errors import Unsupported
 
 PATTERNS = ("random", "contiguous", "reversed", "decode", "prefill")
-"""random: any slots; contiguous: ascending; reversed: descending; decode: one token in each of many
-sequences, each in a block of its own; prefill: sequences of some 128 tokens, each in adjacent slots."""
+"""random: any slots; contiguous: ascending; reversed: descending; decode: one token of each of many
+sequences, each in a block of its own; prefill: sequences of about 128 tokens, each in adjacent slots."""
 
 PREFILL_TOKENS = 128
 
 
-def order(case: Case, device: torch.device, generator: torch.Generator, turned: bool = False) -> Tensor:
+def order(case: Case, device: torch.device, generator: torch.Generator, rotated: bool = False) -> Tensor:
     """Return every slot once, int64 `[num_slots]`, in the case's pattern.
 
     Args:
         case: The point.
-        device: Where.
-        generator: What random patterns are drawn with.
-        turned: Slots in a row begin at another block, where there is one; else at another slot.
+        device: The result's device.
+        generator: Draws random patterns.
+        rotated: Begin ascending or descending slots at another block, or if there is only one, another slot.
     """
     match case.slots:
         case "random":
             return torch.randperm(case.num_slots, generator=generator, device=device)
         case "contiguous":
-            return _ascending(case, device, generator, turned)
+            return _ascending(case, device, generator, rotated)
         case "reversed":
-            return _ascending(case, device, generator, turned).flip(0)
+            return _ascending(case, device, generator, rotated).flip(0)
         case "decode":
             return _decode(case, device, generator)
         case "prefill":
-            return _prefill(_ascending(case, device, generator, turned), generator)
+            return _prefill(_ascending(case, device, generator, rotated), generator)
     raise ValueError(f"slots {case.slots!r} is not one of {', '.join(PATTERNS)}")
 
 
-def _ascending(case: Case, device: torch.device, generator: torch.Generator, turned: bool) -> Tensor:
+def _ascending(case: Case, device: torch.device, generator: torch.Generator, rotated: bool) -> Tensor:
+    """Return all slots ascending, from slot 0 or from a random block on."""
     slots = torch.arange(case.num_slots, device=device)
     step, steps = (case.block_size, case.num_blocks) if case.num_blocks > 1 else (1, case.block_size)
-    if not turned or steps == 1:
+    if not rotated or steps == 1:
         return slots
     begin = torch.randint(1, steps, (), generator=generator, device=device)
     return slots.roll(-step * int(begin))
 
 
 def check(case: Case) -> None:
-    """Returns when the cache has the slots that each token needs.
+    """Check that the cache has the slots that each token needs.
 
     Raises:
         Unsupported: It has fewer.
@@ -66,8 +67,8 @@ def check(case: Case) -> None:
         )
 
 
-def kept(case: Case, device: torch.device) -> Tensor | None:
-    """The tokens that have a slot, int64 `[written_tokens]` ascending; None when all have."""
+def draw_unpadded(case: Case, device: torch.device) -> Tensor | None:
+    """Return the tokens that have a slot, int64 `[written_tokens]` ascending; None when all have."""
     if case.written_tokens == case.num_tokens:
         return None
     if case.padding_at == "end":
@@ -78,7 +79,7 @@ def kept(case: Case, device: torch.device) -> Tensor | None:
 
 
 def _decode(case: Case, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Any `num_blocks` slots in a row lie in different blocks: each round visits the blocks in one order."""
+    """Return all slots such that each run of `num_blocks` visits every block once, in the same order."""
     blocks = torch.randperm(case.num_blocks, generator=generator, device=device)
     begin = torch.randint(case.block_size, (case.num_blocks,), generator=generator, device=device)
     slots = torch.empty(case.block_size, case.num_blocks, dtype=torch.int64, device=device)
@@ -88,7 +89,7 @@ def _decode(case: Case, device: torch.device, generator: torch.Generator) -> Ten
 
 
 def _prefill(slots: Tensor, generator: torch.Generator) -> Tensor:
-    """Runs that are cut at random places, so that they begin and end inside blocks, in random order."""
+    """Return the slots as runs cut at random places, also inside blocks, in random order."""
     num_slots, device = len(slots), slots.device
     cuts = torch.randint(num_slots, (num_slots // PREFILL_TOKENS,), generator=generator, device=device)
     starts = torch.zeros(num_slots, dtype=torch.int64, device=device)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvexp.bench.contract import FULL, UNASKED, Contract, Finding, kept
+from kvexp.bench.contract import FULL, UNASKED, Contract, Finding, answer_cache
 from kvexp.bench.contract.ask import Asker
 from kvexp.errors import KvexpError
 from kvexp.experiment import Choice
@@ -49,7 +49,7 @@ def curve(how, **options):
 
 
 def test_who_keeps_the_contract_is_known_to(asker, started):
-    assert asker.contract(curve("Breaking"), MACHINE).column(16) == FULL
+    assert asker.get_contract(curve("Breaking"), MACHINE).column(16) == FULL
     assert len(started) == 1
     assert started[0].poll() is not None, "an idle process would be seen on the GPU"
 
@@ -60,7 +60,7 @@ def test_who_keeps_the_contract_is_known_to(asker, started):
 )
 def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(asker, started, folder, by, words):
     asker.limit(5)
-    found = asker.contract(curve("Mortal", by=by), MACHINE)
+    found = asker.get_contract(curve("Mortal", by=by), MACHINE)
     assert found.column(16) == "past_end"
     (broken,) = (finding for finding in found.findings if finding.outcome == "broken")
     assert (broken.clause, broken.words, broken.num_tokens) == ("past_end", words, 7)
@@ -72,10 +72,10 @@ def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(asker, s
 
 
 def test_what_is_known_is_not_asked_again_by_anyone(asker, started, folder):
-    first = asker.contract(curve("Breaking", kind="stale_slots"), MACHINE)
+    first = asker.get_contract(curve("Breaking", kind="stale_slots"), MACHINE)
     assert first.column(1) == "fresh_slots"
-    assert asker.contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
-    assert Asker().contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
+    assert asker.get_contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
+    assert Asker().get_contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
     assert len(started) == 1
     assert len(list(folder.iterdir())) == 1
 
@@ -84,8 +84,8 @@ def test_what_is_known_is_not_asked_again_by_anyone(asker, started, folder):
 def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(asker, started, folder, by, kept):
     """A machine may be short of time or of memory once; a later sweep asks anew."""
     asker.limit(5)
-    assert asker.contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
-    assert asker.contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
+    assert asker.get_contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
+    assert asker.get_contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
     assert len(started) == 2
     assert len(list(folder.glob("*"))) == kept
 
@@ -97,7 +97,7 @@ def test_an_answer_that_lacks_sizes_is_kept_where_memory_is_not_why(asker, folde
     """A CPU never poses clauses at large sizes; what a GPU has room for changes."""
     posed = Contract((Finding("padding", "holds"),), tuple(sizes))
     asker._answers = lambda *_: iter([{"contract": posed.to_json()}])
-    found = asker.contract(replace(curve("Breaking"), device=device), MACHINE)
+    found = asker.get_contract(replace(curve("Breaking"), device=device), MACHINE)
     assert found.column(1) == FULL
     assert len(list(folder.glob("*"))) == files
 
@@ -112,7 +112,7 @@ def test_a_curve_that_fails_where_it_is_asked_costs_the_next_one_nothing(asker, 
 def test_one_that_dies_of_too_many_calls_is_wrong_in_each_of_them(asker, monkeypatch):
     monkeypatch.setattr("kvexp.bench.contract.ask.MOST_PROCESSES", 3)
     deadly = tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}, num_tokens=(16, 17, 18, 19))
-    found = asker.contract(deadly, MACHINE)
+    found = asker.get_contract(deadly, MACHINE)
     assert (found.findings, found.sizes) == ((), ())
     assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [
         ("plain", 16), ("plain", 17), ("plain", 18),
@@ -125,23 +125,23 @@ def test_a_process_that_cannot_be_started_says_why(asker, monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(KvexpError, match=r"contract cannot be started: Cannot allocate memory"):
-        asker.contract(curve("Breaking"), MACHINE)
+        asker.get_contract(curve("Breaking"), MACHINE)
 
 
 def test_another_version_of_a_peer_is_asked_anew(asker, started, monkeypatch):
     version = importlib.metadata.version
     for vllm in ("0.33.0", "0.34.0"):
         monkeypatch.setattr(importlib.metadata, "version", lambda n, v=vllm: v if n == "vllm" else version(n))
-        kept._versions.cache_clear()
-        asker.contract(curve("Breaking"), MACHINE)
-    kept._versions.cache_clear()
+        answer_cache._read_versions.cache_clear()
+        asker.get_contract(curve("Breaking"), MACHINE)
+    answer_cache._read_versions.cache_clear()
     assert len(started) == 2
 
 
 def test_what_is_to_come_is_asked_by_the_same_process(asker, started):
     asker.coming = [curve("Breaking", kind=kind) for kind in ("stale_slots", "stale_inputs", "stale_slots")]
-    asker.contract(curve("Breaking"), MACHINE)
-    assert [asker.contract(other, MACHINE).column(1) for other in asker.coming] == [
+    asker.get_contract(curve("Breaking"), MACHINE)
+    assert [asker.get_contract(other, MACHINE).column(1) for other in asker.coming] == [
         "fresh_slots", "fresh_inputs", "fresh_slots",
     ]  # fmt: skip
     assert len(started) == 1
@@ -160,23 +160,23 @@ def test_what_is_to_come_is_asked_by_the_same_process(asker, started):
     ids=str,
 )
 def test_another_combination_is_asked_anew(asker, started, other):
-    asker.contract(tiny_curve.curve(num_tokens=(1, 16)), MACHINE)
-    asker.contract(tiny_curve.curve(**{"num_tokens": (1, 16), **other}), MACHINE)
+    asker.get_contract(tiny_curve.curve(num_tokens=(1, 16)), MACHINE)
+    asker.get_contract(tiny_curve.curve(**{"num_tokens": (1, 16), **other}), MACHINE)
     assert len(started) == 2
 
 
 @pytest.mark.parametrize("column", MACHINE)
 def test_another_machine_is_asked_anew(asker, started, column):
-    asker.contract(tiny_curve.curve(num_tokens=1), MACHINE)
-    asker.contract(tiny_curve.curve(num_tokens=1), {**MACHINE, column: "another"})
+    asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE)
+    asker.get_contract(tiny_curve.curve(num_tokens=1), {**MACHINE, column: "another"})
     assert len(started) == 2
 
 
 @pytest.mark.parametrize("what", ["slots", "num_blocks"])
 def test_what_a_question_chooses_itself_asks_nothing_anew(asker, started, what):
     values = {"slots": "contiguous", "num_blocks": 16}
-    asker.contract(tiny_curve.curve(num_tokens=1), MACHINE)
-    asker.contract(tiny_curve.curve(num_tokens=1, **{what: values[what]}), MACHINE)
+    asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE)
+    asker.get_contract(tiny_curve.curve(num_tokens=1, **{what: values[what]}), MACHINE)
     assert len(started) == 1
 
 
@@ -187,38 +187,38 @@ def test_a_changed_source_is_asked_anew(asker, started, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:.")
     mine = replace(tiny_curve.curve(num_tokens=1), impl=Choice("mine", "my_kernel.Mine"))
     module.write_text(text)
-    assert asker.contract(mine, MACHINE).column(1) == FULL
+    assert asker.get_contract(mine, MACHINE).column(1) == FULL
     from kvexp.bench import impl_hash
 
     impl_hash.impl_hash.cache_clear()
     module.write_text(text.replace("pass", "'''Another one.'''"))
-    assert asker.contract(mine, MACHINE).column(1) == FULL
+    assert asker.get_contract(mine, MACHINE).column(1) == FULL
     assert len(started) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"findings": [{"a": 1}], "sizes": []})])
 def test_an_answer_that_cannot_be_read_is_asked_anew(asker, folder, text):
-    asker.contract(tiny_curve.curve(num_tokens=1), MACHINE)
+    asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE)
     (file,) = folder.iterdir()
     file.write_text(text)
-    assert Asker().contract(tiny_curve.curve(num_tokens=1), MACHINE).column(1) == FULL
+    assert Asker().get_contract(tiny_curve.curve(num_tokens=1), MACHINE).column(1) == FULL
     assert json.loads(file.read_text())["sizes"] == [1]
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing_but_time(asker, folder):
     folder.parent.joinpath("contracts").write_text("a file")
-    assert asker.contract(tiny_curve.curve(num_tokens=1), MACHINE).column(1) == FULL
+    assert asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE).column(1) == FULL
 
 
 def test_what_cannot_be_asked_says_why(asker):
-    with pytest.raises(KvexpError, match="writes head-major planes, which layout=NHD has not"):
-        asker.contract(tiny_curve.curve(op="reshape_and_cache", layout="NHD"), MACHINE)
+    with pytest.raises(KvexpError, match="writes head-major planes, which layout=NHD does not have"):
+        asker.get_contract(tiny_curve.curve(op="reshape_and_cache", layout="NHD"), MACHINE)
     with pytest.raises(KvexpError, match=r"tests.helpers.contract_breakers.Gone of Gone cannot be found"):
-        asker.contract(tiny_curve.curve(how="contract_breakers.Gone"), MACHINE)
+        asker.get_contract(tiny_curve.curve(how="contract_breakers.Gone"), MACHINE)
 
 
 def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(asker):
-    found = asker.contract(tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}), MACHINE)
+    found = asker.get_contract(tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}), MACHINE)
     assert (found.sizes, found.column(16), found.breach()) == ((1, 3), None, "")
     assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [("plain", 16), ("plain", 50)]
     assert UNASKED.column(16) is None
@@ -234,7 +234,7 @@ from kvexp.experiment import Experiment
 asker = Asker()
 for answer in asker._answers(Experiment.from_json(sys.argv[1]), []):
     if answer["ask"][0] == "past_end":
-        print(asker._process.pid, flush=True)
+        print(asker._child.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
     line = [sys.executable, "-c", asks, curve("Mortal", by="hang").to_json()]

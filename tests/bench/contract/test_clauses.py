@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
-from kvexp.bench.contract import CLAUSES, FULL, NEEDED, REFRESHED, SMALL, WRONG, words_of
-from kvexp.bench.contract.clauses import Asked, find
+from kvexp.bench.contract import CLAUSES, FULL, NEEDED, REFRESHED, SMALL, WRONG, describe_column
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, tiny_curve
 from tests.helpers.contract_breakers import (
@@ -29,11 +29,11 @@ ELEMENT = r"token \d, head \d, element \d+"
 def asked(impl, **chosen):
     made = tiny_curve.curve(**chosen)
     case = next(made.cases())
-    return Asked(impl, make(made.op), make(made.layout), tiny_curve.source(made), case)
+    return Subject(impl, make(made.op), make(made.layout), tiny_curve.source(made), case)
 
 
 def found(impl, sizes=SIZES, **chosen):
-    return find(asked(impl, **chosen), sizes)
+    return pose_clauses(asked(impl, **chosen), sizes)
 
 
 def broken(contract):
@@ -179,9 +179,9 @@ def test_a_workload_that_needs_a_clause_makes_it_one_that_counts():
 
 
 def test_words_say_what_a_column_means():
-    assert words_of(None) == words_of(FULL) == ""
-    assert words_of("past_end, misaligned") == "writes slots past the end; needs aligned addresses"
-    assert words_of("refuses padding, needs refresh()") == "refuses padding; needs refresh()"
+    assert describe_column(None) == describe_column(FULL) == ""
+    assert describe_column("past_end, misaligned") == "writes slots past the end; needs aligned addresses"
+    assert describe_column("refuses padding, needs refresh()") == "refuses padding; needs refresh()"
 
 
 def test_every_clause_is_in_the_contract_s_document():
@@ -193,12 +193,13 @@ def test_every_clause_is_in_the_contract_s_document():
 
 def test_nothing_outside_the_posed_memory_is_touched_by_what_it_provokes():
     """A slot past the end, or before the begin, lies in guard blocks that are ours."""
-    from kvexp.bench.contract.pose import GUARD_BLOCKS, Posed
+    from kvexp.bench.contract.question_tensors import GUARD_BLOCKS, QuestionTensors
     from kvexp.bench.contract.questions import Question
 
     made = asked(None, block_size=4)
     for question in (Question(past_end=True), Question(negatives=True), Question(padding=True)):
-        posed = Posed(made.case, made.layout, made.source, question, torch.Generator().manual_seed(0))
+        seeded = torch.Generator().manual_seed(0)
+        posed = QuestionTensors(made.case, made.layout, made.source, question, seeded)
         reach = GUARD_BLOCKS * 4
         assert int(posed.slot_mapping.min()) >= -reach
         assert int(posed.slot_mapping.max()) < posed.num_blocks * 4 + reach

@@ -7,7 +7,7 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
-from kvexp.results.rows import read
+from kvexp.results.row_file import read
 
 KINDS = "honest,stale_slots,wraps_past_end"
 

@@ -41,7 +41,7 @@ def asked(asker):
 
 def test_who_verifies_alone_waits_for_the_turn_and_gives_it_back():
     heard, turn = [], ExitStack()
-    turn.enter_context(lock.turn(UUID))
+    turn.enter_context(lock.gpu_lock(UUID))
 
     def waits(holder):
         heard.append(holder)
@@ -51,12 +51,12 @@ def test_who_verifies_alone_waits_for_the_turn_and_gives_it_back():
     asker.limit(60)
     assert asked(asker) == FULL
     assert heard == [f"process {os.getpid()}", None]
-    assert list(lock.holders()) == []
+    assert list(lock.list_holders()) == []
 
 
 def test_who_has_the_turn_has_the_clauses_posed_within_it():
-    with lock.turn(UUID):
+    with lock.gpu_lock(UUID):
         asker = Asker()
         asker.limit(60)
         assert asked(asker) == FULL
-        assert [uuid for uuid, _ in lock.holders()] == [UUID]
+        assert [uuid for uuid, _ in lock.list_holders()] == [UUID]

@@ -34,7 +34,7 @@ def test_a_wrong_bit_is_found_where_it_is(tensors):
 def test_padding_is_left_out_in_each(layout, padding_at):
     with point(layout=layout, padding=0.5, padding_at=padding_at) as tensors:
         verify(lambda: strides.write(tensors), tensors, FIRST)
-        token = tensors.kept.tolist()[-1]
+        token = tensors.unpadded.tolist()[-1]
         slot = int(tensors.slot_mappings[2, token])
         found = reason(tensors, spoilt(tensors, "key_cache", slot, 0, 3))
         assert f"the first at token {token}, head 0, element 3 (slot {slot})" in found

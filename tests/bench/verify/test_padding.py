@@ -21,7 +21,7 @@ class TestPadding:
 
     def test_a_wrong_token_has_its_number_among_all(self, padded):
         total = MAPPINGS * 10 * 2 * 32
-        for token in padded.kept.tolist():
+        for token in padded.unpadded.tolist():
             slot = int(padded.slot_mappings[1, token])
             found = reason(padded, spoilt(padded, "value_cache", slot, 1, 2))
             assert found.startswith(f"{100 / total:.3g} % of the {total} elements written to value_cache")
@@ -32,7 +32,7 @@ class TestPadding:
         assert "a byte outside" in reason(padded, lambda: strides.write(bare))
 
     def test_that_was_changed_is_a_changed_input(self, padded):
-        token = next(token for token in range(16) if token not in padded.kept)
+        token = next(token for token in range(16) if token not in padded.unpadded)
 
         def run():
             strides.write(padded)

@@ -3,7 +3,8 @@ import re
 import pytest
 import torch
 
-from kvexp.bench.verify import _items, check_left, check_run, check_untouched, poison, restore, verify
+from kvexp.bench import verify as law
+from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore, verify
 from kvexp.errors import IncorrectResult
 from kvexp.gpu import scan as memories
 from kvexp.op.quantize import quantize
@@ -149,7 +150,7 @@ def test_a_changed_input_is_found(name):
         assert reason(tensors, run) == "the call changed its inputs: keys, values, slots or scales"
         strides.write(tensors)
         with pytest.raises(IncorrectResult, match="not while it was timed: the call changed its inputs"):
-            check_left(tensors, FIRST)
+            check_timed_slots(tensors, FIRST)
 
 
 def test_a_changed_input_of_another_point_is_found_where_it_is_looked_for():
@@ -168,11 +169,11 @@ def test_a_changed_input_of_another_point_is_found_where_it_is_looked_for():
 
 def test_what_the_timed_calls_left_is_looked_at(tensors):
     strides.write(tensors)
-    check_left(tensors, FIRST)
+    check_timed_slots(tensors, FIRST)
     slots = tensors.written_slots(1).reshape(-1)[:1]
-    tensors.cache.layout.scatter(_items(tensors.value_cache), slots, 0)
+    tensors.cache.layout.scatter(law._view_as_integers(tensors.value_cache), slots, 0)
     with pytest.raises(IncorrectResult, match=r"not while it was timed: .* written to value_cache are wrong"):
-        check_left(tensors, FIRST)
+        check_timed_slots(tensors, FIRST)
     assert all_poison(tensors.cache)
 
 
@@ -184,7 +185,7 @@ def test_an_audit_looks_at_mappings_that_are_drawn_anew_as_many_as_their_bytes_a
         def found(most_bytes):
             spoilt_one()
             try:
-                check_left(tensors, FIRST, most_bytes)
+                check_timed_slots(tensors, FIRST, most_bytes)
             except IncorrectResult:
                 return True
             return False
@@ -195,13 +196,13 @@ def test_an_audit_looks_at_mappings_that_are_drawn_anew_as_many_as_their_bytes_a
             assert {found(all_of_them) for _ in range(20)} == {True}
         strides.write(tensors)
         for _ in range(100):
-            check_left(tensors, FIRST, bytes_each)
+            check_timed_slots(tensors, FIRST, bytes_each)
 
 
 def test_a_run_is_checked_whatever_its_slots_held_and_leaves_them_as_they_are(tensors):
     for _ in range(2):
         check_run(lambda: strides.write(tensors), tensors, FIRST)
-        check_left(tensors, FIRST)
+        check_timed_slots(tensors, FIRST)
 
 
 def test_what_the_first_look_leaves_out_the_last_one_finds(tensors):

@@ -1,7 +1,6 @@
-"""The contract of docs/semantics.md as clauses, and what is known of an implementation that was asked them.
+"""Pose the clauses of the contract (docs/semantics.md) to an implementation, and keep what was found.
 
-`clauses` poses them, in a process of its own (`process`), which `ask` starts and whose answers it remembers.
-This module imports none of the others, and no torch.
+Imports what bench imports; this file and `ask` import no torch, `process` and what it imports do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,28 +24,28 @@ CLAUSES = {
     "fresh_inputs": "keeps the keys, values or scales that it saw when it was bound",
     "fresh_slots": "keeps the slots that it saw when it was bound",
 }
-"""Each clause, and what an implementation that breaks it does."""
+"""Each clause, with what an implementation does that breaks it."""
 
 PLAIN = "plain"
-"""What is asked before any clause: a call without anything unusual."""
+"""Asked before any clause: a call without anything unusual."""
 WRONG = "writes wrong bytes"
 
 SMALL = 7
 """Tokens of a small call; in the smallest cache it has a slot in every block but the spare ones."""
 
-TOLD = ("negatives", "past_end", "misaligned", "no_tokens")
-NEEDED = tuple(clause for clause in CLAUSES if clause not in TOLD)
-"""What every engine relies on: whoever breaks one of these is incorrect. That others are broken is told."""
+OPTIONAL = ("negatives", "past_end", "misaligned", "no_tokens")
+NEEDED = tuple(clause for clause in CLAUSES if clause not in OPTIONAL)
+"""Clauses that every engine relies on: breaking one is incorrect; a broken optional one is reported."""
 
 FULL = "full"
 """The column `contract` where every clause holds."""
 REFRESHED = "needs refresh()"
-"""In that column: the implementation is told of each change, and derives something from it on the host."""
+"""In that column: `refresh()` must be called after each change, since the host derives something from it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one clause came to.
+    """The outcome of one clause.
 
     Attributes:
         clause: Its name.
@@ -62,7 +61,7 @@ class Finding:
 
     @property
     def sentence(self) -> str:
-        """What is broken, and where it was seen first."""
+        """Return what is broken, and where it was seen first."""
         does = CLAUSES.get(self.clause, WRONG)
         return f"{does} (clause {self.clause}, {self.num_tokens} tokens): {self.words}"
 
@@ -72,10 +71,10 @@ class Contract:
     """What is known of one implementation, in one combination of op, layout, types, sizes, mode and device.
 
     Attributes:
-        findings: One for each clause; none where even a plain call of SMALL tokens is not right.
+        findings: One for each clause; empty where even a plain call of SMALL tokens is not right.
         sizes: The `num_tokens` at which clauses were posed, besides SMALL.
         refreshed: The implementation has declared `refresh()`.
-        wrong: Plain calls that are wrong, failed, or refused. Measuring those that failed says more.
+        wrong: Plain calls that are wrong, failed or refused.
     """
 
     findings: tuple[Finding, ...]
@@ -84,7 +83,7 @@ class Contract:
     wrong: tuple[Finding, ...] = ()
 
     def column(self, num_tokens: int) -> str | None:
-        """Return what a row of that many tokens says; None where the clauses were not posed at that size."""
+        """Return the column of a row of that many tokens; None where no clause was posed at that size."""
         if not self.findings or num_tokens not in self.sizes:
             return None
         broken = [finding.clause for finding in self.findings if finding.outcome == "broken"]
@@ -92,7 +91,7 @@ class Contract:
         return ", ".join([*broken, *refused, *[REFRESHED] * self.refreshed]) or FULL
 
     def breach(self, also_needed: Iterable[str] = ()) -> str:
-        """Return what makes the implementation incorrect, in words; empty where nothing does.
+        """Return the sentence about what makes the implementation incorrect; empty where nothing does.
 
         Args:
             also_needed: Clauses that the measured workload relies on, besides NEEDED.
@@ -103,15 +102,15 @@ class Contract:
         return f"the call {broken[0].sentence}" if broken else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as what JSON can hold; `from_json` reads it back."""
+        """Return the fields as JSON values; `from_json` reads them back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Contract":
-        """Return what `to_json` gave.
+        """Make a contract of what `to_json` returned.
 
         Raises:
-            TypeError: Fields are missing, or there are others.
+            TypeError: Fields are missing or unknown.
         """
         findings, wrong = (
             tuple(Finding(**finding) for finding in fields[name]) for name in ("findings", "wrong")
@@ -120,11 +119,11 @@ class Contract:
 
 
 UNASKED = Contract(())
-"""Of an implementation that was not asked, or could not be."""
+"""Contract of an implementation that was not asked, or could not be."""
 
 
-def words_of(column: str | None) -> str:
-    """Return what the column `contract` of a right row says beside `ok`, in words; empty for a full one."""
+def describe_column(column: str | None) -> str:
+    """Describe a right row's column `contract` in words; empty where every clause holds."""
     if column in (None, FULL):
         return ""
     return "; ".join(CLAUSES.get(part, part) for part in column.split(", "))

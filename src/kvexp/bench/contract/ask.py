@@ -1,89 +1,76 @@
-"""Have an implementation asked in a process of its own, and remember what came of it.
+"""Ask an implementation about the contract in a process of its own, and keep the answer.
 
-A kernel may end that process, or never return; what it was asked then is broken, and another process goes on
-with the rest. An answer holds for everything that it depends on, the hash of the implementation's sources
-among it, and is kept beside the compiled kernels, so that a combination is asked once. Where a process was
-late or was killed, or a GPU had too little memory left, the machine may be to blame: such an answer is not
-kept.
+A kernel may end that process or never return. Then the clause it was asked is broken, and another process
+goes on with the rest. Answers are kept beside the compiled kernels, by everything that they depend on, the
+hash of the implementation's sources included, so that each combination is asked once. An answer is not kept
+where the machine may be to blame: a process was late or killed, or a GPU had too little memory.
 """
 
 import contextlib
 import json
-import math
-import os
-import select
 import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import IO, Any
+from typing import Any
 
-from kvexp.bench.contract import CLAUSES, Contract, Finding, kept
+from kvexp.bench.contract import CLAUSES, Contract, Finding, answer_cache
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import Waits
+from kvexp.gpu.lock import OnWait
+from kvexp.process import END_SECONDS, START_SECONDS, LineChild
 
-START_SECONDS = 300.0
-"""Patience with the start of the process and the import of libraries."""
-END_SECONDS = 10.0
-"""Patience with a process that was killed."""
 ASK_SECONDS = 120.0
-"""Patience with one question; a peer's first call may compile for half a minute."""
+"""Time limit of one question; a peer's first call may compile for half a minute."""
 MOST_PROCESSES = 12
-"""Processes for one combination; what dies in more is asked no further."""
+"""Processes for one combination; after so many deaths nothing more is asked."""
 LAST_WORDS_BYTES = 300
 
 
 class Asker:
-    """Asks implementations, and knows what was answered.
+    """Asks implementations and keeps their answers.
 
     Args:
-        waits: Told of who has the GPU first: each process takes its lock, see `kvexp.gpu.lock`. None where
-            this process has it.
+        on_wait: Called with who has the GPU first: each process takes its lock, see `kvexp.gpu.lock`. None
+            where this process has it.
 
     Attributes:
         coming: Curves that will be asked for, resolved for this machine: one process asks all of them.
     """
 
-    def __init__(self, waits: Waits | None = None) -> None:
+    def __init__(self, on_wait: OnWait | None = None) -> None:
         self.coming: list[Experiment] = []
-        self._waits = waits
+        self._on_wait = on_wait
         self._ask_seconds = ASK_SECONDS
         self._known: dict[str, Contract] = {}
         self._in_doubt = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._errors: IO[bytes] | None = None
-        self._heard = b""
+        self._child: LineChild | None = None
 
     def limit(self, ask_seconds: float | None) -> None:
-        """Have no more patience with one question than that."""
+        """Lower the time limit of one question."""
         self._ask_seconds = ASK_SECONDS if ask_seconds is None else min(ask_seconds, ASK_SECONDS)
 
-    def contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
-        """Return what is known of the curve's implementation, which is asked where nothing is.
+    def get_contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
+        """Return the contract of the curve's implementation; ask it where nothing is known.
 
         Args:
             experiment: The curve, resolved for this machine's device.
             machine: The machine's columns.
 
         Raises:
-            KvexpError: Nothing can be asked; the message says why. A ConfigError where what was typed is
-                wrong on any machine.
+            ConfigError: The experiment is wrong on any machine.
+            KvexpError: Nothing can be asked; the message says why.
         """
-        key = kept.key(experiment, machine)
+        key = answer_cache.make_key(experiment, machine)
         if not self._is_known(experiment, key):
             try:
                 self._remember(experiment, key, self.ask(experiment))
                 for other in self.coming:
-                    its_key = kept.key(other, machine)
+                    its_key = answer_cache.make_key(other, machine)
                     if not self._is_known(other, its_key):
-                        with contextlib.suppress(KvexpError):  # told when its turn comes
+                        with contextlib.suppress(KvexpError):  # raised again when its turn comes
                             self._remember(other, its_key, self.ask(other))
             finally:
-                # An idle process would be seen on the GPU, and count as another one's.
+                # An idle process would be counted among the other processes on the GPU.
                 self.close()
         return self._known[key]
 
@@ -91,25 +78,25 @@ class Asker:
         """Ask all clauses, at the curve's sizes too, whatever is known.
 
         Raises:
-            KvexpError: See `contract`.
+            KvexpError: See `get_contract`.
         """
         died: dict[tuple[str, int], str] = {}
         self._in_doubt = False
         for _ in range(MOST_PROCESSES):
             last: tuple[str, int] | None = None
-            fresh = self._process is None
+            fresh = self._child is None
             try:
                 for answer in self._answers(experiment, list(died)):
                     if "holder" in answer:
-                        assert self._waits
-                        self._waits(answer["holder"])
+                        assert self._on_wait
+                        self._on_wait(answer["holder"])
                     elif "ask" in answer:
                         clause, num_tokens = answer["ask"]
                         last = clause, num_tokens
                     elif "refusal" in answer:
                         raise (ConfigError if answer["typed_wrong"] else KvexpError)(answer["refusal"])
                     else:
-                        found = _with_last_words(Contract.from_json(answer["contract"]), died)
+                        found = _add_last_words(Contract.from_json(answer["contract"]), died)
                         self._in_doubt |= _is_short_of_memory(experiment, found)
                         return found
             except _Died as death:
@@ -117,7 +104,7 @@ class Asker:
                 self._in_doubt |= death.in_doubt
                 if last:
                     died[last] = str(death)
-                elif fresh:  # else it may have died of what it was asked before
+                elif fresh:  # else it may have died of an earlier curve's question
                     raise KvexpError(f"the process that asks about the contract {death}") from death
         deaths = [Finding(clause, "broken", how, size) for (clause, size), how in died.items()]
         return Contract(
@@ -126,93 +113,55 @@ class Asker:
         )
 
     def close(self) -> None:
-        """End the process, where there is one."""
-        if self._process:
-            self._process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it in the kernel
-                self._process.wait(END_SECONDS)
-            for pipe in (self._process.stdin, self._process.stdout, self._errors):
-                if pipe:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-        self._process, self._heard = None, b""
+        """End the process, if there is one."""
+        if self._child:
+            self._child.close()
+        self._child = None
 
     def _is_known(self, experiment: Experiment, key: str) -> bool:
-        if key not in self._known and (found := kept.read(experiment, key)):
+        if key not in self._known and (found := answer_cache.read(experiment, key)):
             self._known[key] = found
         return key in self._known
 
     def _remember(self, experiment: Experiment, key: str, found: Contract) -> None:
         self._known[key] = found
         if not self._in_doubt:
-            kept.write(experiment, key, found)
+            answer_cache.write(experiment, key, found)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> LineChild:
         try:
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
-            return subprocess.Popen(
-                [sys.executable, "-m", "kvexp.bench.contract.process"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                bufsize=0,
-            )
+            return LineChild("kvexp.bench.contract.process", own_session=False)
         except OSError as error:
             raise KvexpError(
                 f"the process that asks about the contract cannot be started: {error.strerror}"
             ) from error
 
     def _answers(self, experiment: Experiment, died: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
-        """Yield what the process says.
+        """Yield the answers of the process.
 
         Raises:
-            _Died: It has ended, or was silent for too long and is ended.
+            _Died: It has ended, or was silent for too long.
         """
-        patience_s = self._ask_seconds if self._process else START_SECONDS
-        self._process = self._process or self._start()
-        assert self._process.stdin
+        limit_s: float | None = self._ask_seconds if self._child else START_SECONDS
+        self._child = child = self._child or self._start()
         request = {
             "experiment": asdict(experiment),
             "num_tokens": list(experiment.workload.num_tokens),
             "died": died,
-            "takes_turn": self._waits is not None,
+            "takes_turn": self._on_wait is not None,
         }
-        with contextlib.suppress(OSError):  # it is gone, as what it does not say tells
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        with contextlib.suppress(OSError):  # `receive` finds out how it ended
+            child.send(json.dumps(request))
         while True:
-            answer = json.loads(self._line(patience_s))
+            try:
+                answer = child.receive(limit_s)
+            except TimeoutError:
+                raise _Died(f"did not return within {limit_s:g} s", in_doubt=True) from None
+            except EOFError:
+                raise _explain_death(child) from None
             yield answer
-            # To wait for another process's curve is no hang, however long that takes.
-            patience_s = math.inf if answer.get("holder") else self._ask_seconds
-
-    def _line(self, patience_s: float) -> bytes:
-        assert self._process
-        assert self._process.stdout
-        pipe, until = self._process.stdout.fileno(), time.monotonic() + patience_s
-        while b"\n" not in self._heard:
-            left = None if math.isinf(patience_s) else max(0.0, until - time.monotonic())
-            if not select.select([pipe], [], [], left)[0]:
-                raise _Died(f"did not return within {patience_s:g} s", in_doubt=True)
-            heard = os.read(pipe, 1 << 16)
-            if not heard:
-                raise self._death()
-            self._heard += heard
-        line, _, self._heard = self._heard.partition(b"\n")
-        return line
-
-    def _death(self) -> "_Died":
-        """Return how the process has ended."""
-        assert self._process
-        assert self._errors
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_SECONDS)
-        code = self._process.poll() or 0
-        how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
-        self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").strip().splitlines()
-        told = f" ({words[-1][:LAST_WORDS_BYTES]})" if words else ""
-        # The kernel kills what takes the last of the host's memory, whoever is to blame.
-        return _Died(f"died{how}{told}", in_doubt=code == -signal.SIGKILL)
+            # Waiting for another process's curve is no hang, however long it takes.
+            limit_s = None if answer.get("holder") else self._ask_seconds
 
 
 class _Died(Exception):
@@ -227,20 +176,29 @@ class _Died(Exception):
         self.in_doubt = in_doubt
 
 
+def _explain_death(child: LineChild) -> _Died:
+    code = child.wait(END_SECONDS) or 0
+    how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
+    lines = child.read_errors().splitlines()
+    last_words = f" ({lines[-1][:LAST_WORDS_BYTES]})" if lines else ""
+    # The kernel kills whoever process when the host runs out of memory, whoever is to blame.
+    return _Died(f"died{how}{last_words}", in_doubt=code == -signal.SIGKILL)
+
+
 def _is_short_of_memory(experiment: Experiment, found: Contract) -> bool:
-    """Return whether clauses were not posed at sizes for which a GPU may have had the memory another time."""
+    """Return whether sizes are missing that a GPU may have the memory for another time."""
     tried = {*found.sizes, *(finding.num_tokens for finding in found.wrong)}
     return (
         experiment.device != "cpu" and bool(found.findings) and not tried >= {*experiment.workload.num_tokens}
     )
 
 
-def _with_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) -> Contract:
-    """Return the same, with how each process died."""
+def _add_last_words(contract: Contract, died: Mapping[tuple[str, int], str]) -> Contract:
+    """Return the contract with how each process died."""
 
-    def told(found: Finding) -> Finding:
+    def add(found: Finding) -> Finding:
         how = died.get((found.clause, found.num_tokens)) if found.num_tokens is not None else None
         return replace(found, words=how) if how else found
 
-    findings, wrong = map(told, contract.findings), map(told, contract.wrong)
+    findings, wrong = map(add, contract.findings), map(add, contract.wrong)
     return replace(contract, findings=tuple(findings), wrong=tuple(wrong))

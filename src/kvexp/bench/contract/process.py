@@ -1,9 +1,9 @@
-"""Answer in a process of its own: `python -m kvexp.contract.process` poses clauses until its input closes.
+"""Pose clauses in a process of its own: `python -m kvexp.bench.contract.process` runs until its input closes.
 
-It speaks JSON lines. For each request, an experiment with numbers of tokens and what has died before, it
-says `ask` before each question and `contract` at the end. Where nothing can be asked it says `refusal`, and
-whether what was typed is wrong. Where it takes a turn at the GPU and must wait, it says `holder`. A kernel
-may end it: the last `ask` says with what.
+It speaks JSON lines. A request is an experiment with numbers of tokens and the questions that have ended a
+process before. It says `ask` before each question and `contract` at the end. Where nothing can be asked it
+says `refusal`, and whether what was typed is wrong. While it waits for its turn at the GPU it says `holder`.
+A kernel may end the process: the last `ask` names the question.
 """
 
 import contextlib
@@ -15,18 +15,15 @@ from typing import IO, Any
 from kvexp.case import Case
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
-from kvexp.gpu.lock import turn
-from kvexp.process import die_with_parent, frozen_imports
+from kvexp.gpu.lock import gpu_lock
+from kvexp.process import frozen_imports, start_serving
 
 
 def serve() -> None:
     """Answer every request on the standard input."""
-    die_with_parent()
-    # What libraries print must not come between the lines of the protocol.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    out = start_serving()
     with frozen_imports():
-        import torch  # noqa: F401  # what is asked imports it
+        import torch  # noqa: F401  # later imports of it are free
     for line in sys.stdin:
         _answer(out, json.loads(line))
 
@@ -41,20 +38,20 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
             # Before any kernel's module is imported: Triton reads it when it decorates.
             os.environ["TRITON_INTERPRET"] = "1"
         uuid = environment.read(device)["device_uuid"] if request["takes_turn"] else None
-        with turn(uuid, lambda holder: _say(out, holder=holder)):
-            found = _find(out, experiment.resolved(device), request["num_tokens"], request["died"])
+        with gpu_lock(uuid, lambda holder: _say(out, holder=holder)):
+            found = _pose(out, experiment.resolve(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
         _say(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
     except BaseException as fault:
-        if not _is_of_cuda(fault):  # where a kernel has spoilt CUDA, it is to blame
+        if not _is_of_cuda(fault):  # else the kernel that broke CUDA is to blame
             _say(out, refusal=f"{type(fault).__name__}: {fault}", typed_wrong=False)
         raise
     else:
         _say(out, contract=found)
 
 
-def _find(out: IO[str], experiment: Experiment, num_tokens: list[int], died: list[list[Any]]) -> Any:
-    """Return the contract as JSON.
+def _pose(out: IO[str], experiment: Experiment, num_tokens: list[int], died: list[list[Any]]) -> Any:
+    """Pose the clauses and return the contract as JSON.
 
     Raises:
         KvexpError: Nothing can be asked: the choices do not go together, or not on this device.
@@ -62,7 +59,7 @@ def _find(out: IO[str], experiment: Experiment, num_tokens: list[int], died: lis
     import torch
 
     from kvexp.bench import mode
-    from kvexp.bench.contract.clauses import Asked, find
+    from kvexp.bench.contract.clauses import Subject, pose_clauses
     from kvexp.impl import make
 
     case = next(experiment.cases())
@@ -79,19 +76,19 @@ def _find(out: IO[str], experiment: Experiment, num_tokens: list[int], died: lis
         # What is not timed here, such as interpreted Triton, would take minutes at a curve's own sizes.
         own = [] if impl.untimed else num_tokens
         sizes = [count for count in own if _fits(case, count, source.itemsize)]
-        asked = Asked(impl, op, layout, source, case)
+        subject = Subject(impl, op, layout, source, case)
         before = {(clause, count) for clause, count in died}
-        return find(asked, sizes, before, lambda ask: _say(out, ask=ask)).to_json()
+        return pose_clauses(subject, sizes, before, lambda ask: _say(out, ask=ask)).to_json()
 
 
 MOST_CPU_BYTES = 32 << 20
-"""Of keys and values: on a CPU clauses are posed at no larger size; each question would take seconds."""
+"""Most bytes of keys and values at which clauses are posed on a CPU; beyond, each question takes seconds."""
 COPIES = 12
-"""How often a question holds the rows at once: inputs and cache, what is expected, and what is compared."""
+"""Copies of the rows that a question holds at once: inputs, cache, expected bytes and comparisons."""
 
 
 def _is_of_cuda(fault: BaseException) -> bool:
-    """Return whether CUDA may have raised it for what a kernel did; a lack of memory is nobody's breach."""
+    """Return whether CUDA may have raised it because of a kernel; a lack of memory is no breach."""
     import torch
 
     is_memory = isinstance(fault, torch.OutOfMemoryError)
@@ -99,7 +96,7 @@ def _is_of_cuda(fault: BaseException) -> bool:
 
 
 def _fits(case: Case, num_tokens: int, item_bytes: int) -> bool:
-    """Return whether the clauses are posed to a call of so many tokens."""
+    """Return whether clauses are posed in calls of so many tokens."""
     rows_bytes = num_tokens * case.num_heads * (case.head_size + case.head_size_v) * item_bytes
     if case.device == "cpu":
         return rows_bytes <= MOST_CPU_BYTES

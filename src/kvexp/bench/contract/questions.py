@@ -1,10 +1,10 @@
-"""Define the questions that pose each clause: how a call, its data and its cache differ from a plain one."""
+"""Define the questions of each clause: how a call, its data and its cache differ from a plain one."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 STATES = 5
-"""What a slot may hold of its row beforehand; see `pose.Posed.prepare`."""
+"""How many parts of its row a slot may hold beforehand; see `QuestionTensors.prepare`."""
 
 
 @dataclass(frozen=True)
@@ -14,22 +14,22 @@ class Question:
     Attributes:
         padding: Some tokens have the slot -1, the last one among them.
         first_none: The first token has the slot -1, too.
-        all_padding: All have.
-        negatives: Some have other negative slots.
-        past_end: Some have slots past the last.
-        wrapped: Slots that are negative or past the last are those whose lower 32 bits name the last slot.
+        all_padding: All tokens have the slot -1.
+        negatives: Some tokens have other negative slots.
+        past_end: Some tokens have slots past the last.
+        wrapped: The lower 32 bits of slots that are negative or past the last name the last slot.
         extra_rows: Key and value have rows past the last token's.
         rows: How key and value lie in memory; see `workload.inputs`.
-        gaps: Items between two rows of key, and of value, whose distances differ where these do.
+        gaps: Items between two rows of key, and of value.
         shifted: The caches begin one item past an aligned address.
-        other_blocks: Slots lie in blocks all over the cache, the first and the last among them; by default
-            they follow one another from the begin of a block on.
-        partly_there: The cache holds some of the rows already, among them the first token's.
-        turn: Which slots hold how much of their row then; from 0 to STATES - 1.
+        other_blocks: Slots lie in blocks all over the cache, the first and the last included. By default they
+            follow one another from the beginning of a block.
+        partly_there: The cache holds some of the rows already, the first token's included.
+        turn: Shifts which slots hold how much of their row then; from 0 to STATES - 1.
         special_values: Keys and values hold NaN, infinities, -0.0, subnormals, ties and any other bits.
         again: The call runs again with the same inputs and another cache.
         fresh_inputs: Keys, values and scales change in place once the call is bound, and again after a run.
-        fresh_slots: The slots do.
+        fresh_slots: So do the slots.
     """
 
     padding: bool = False
@@ -52,7 +52,7 @@ class Question:
 
     @property
     def changes(self) -> bool:
-        """Whether data change in place after the call was bound."""
+        """Return whether data change in place after the call was bound."""
         return self.fresh_inputs or self.fresh_slots
 
 
@@ -78,15 +78,15 @@ QUESTIONS: dict[str, tuple[Question, ...]] = {
     "partly_there": tuple(Question(partly_there=True, turn=turn) for turn in range(STATES)),
     "fresh_inputs": (Question(fresh_inputs=True),),
     "fresh_slots": (Question(fresh_slots=True),),
-    # The last one, since it changes inputs, too: of whoever is known to read them.
+    # Last, since it changes inputs too: posed so to implementations that are known to read them anew.
     "misaligned": (
         Question(rows="misaligned", fresh_inputs=True),
         Question(gaps=(1, 1)),
         Question(shifted=True),
     ),
 }
-"""How each clause is posed alone. A question that comes later may do harm where an earlier one is answered
-wrong: slots that a kernel takes for 32 bits wide are posed to those alone that look at the ends."""
+"""The questions that pose each clause alone, in order. A later one could do harm where an earlier one fails:
+slots that look valid in 32 bits are for implementations that check both ends."""
 
 
 def combine(clauses: Iterable[str]) -> Question:

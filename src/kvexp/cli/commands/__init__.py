@@ -1,7 +1,7 @@
 """The subcommands, one file each: `kvexp NAME ...` runs `main(argv)` of the module of that name.
 
-The files are the registry. The first line of a module's docstring is its line in `--help`; `main` takes the
-words after the name and returns the exit code, or raises ConfigError for what is typed wrong.
+The first line of a module's docstring is its line in `--help`. `main` takes the words after the name and
+returns the exit code, or raises ConfigError for what is typed wrong.
 """
 
 import ast
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def names() -> dict[str, str]:
-    """Each subcommand with its line, read without importing any."""
+    """Return each subcommand with its line in `--help`, without importing any."""
     files = sorted(Path(__file__).parent.glob("[a-z]*.py"))
     return {file.stem: _first_line(file) for file in files}
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """The exit code of a subcommand."""
+    """Run a subcommand and return its exit code."""
     code: int = importlib.import_module(f"{__name__}.{name}").main(argv)
     return code
 

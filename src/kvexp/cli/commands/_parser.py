@@ -1,4 +1,4 @@
-"""How a subcommand reads its arguments: what is typed wrong is a ConfigError, one sentence as everywhere."""
+"""An argument parser for subcommands that raises ConfigError for what is typed wrong."""
 
 import argparse
 from typing import NoReturn
@@ -9,7 +9,7 @@ SWEEPS = "a sweep's folder, a job's, a rows.jsonl file or a folder of sweeps; de
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse's parser, without its way of ending the process where something is wrong."""
+    """argparse's parser, which would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""

@@ -1,7 +1,7 @@
-"""Measures experiment=gate and keeps it in baselines/<gpu>/, for kvexp gate to compare with.
+"""Measure experiment=gate and write it to baselines/<gpu>/, for kvexp gate to compare with.
 
 kvexp baseline [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --config-dir my_conf. Each curve
-is measured by 5 processes (repeat=5). What was there before is replaced; git keeps it: commit baselines/.
+is measured by 5 processes (repeat=5). An earlier baseline is replaced; commit baselines/ to keep it in git.
 """
 
 import argparse
@@ -13,17 +13,17 @@ from pathlib import Path
 from kvexp.cli import gate_rules, say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
-from kvexp.results import baselines, rows
+from kvexp.results import baselines, point_identity, row_file
 from kvexp.sweep.runner import Job
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 when the baseline is written; else it is not, and the code is that of the sweep.
+    """Return 0 when the baseline is written, else the sweep's exit code.
 
     Raises:
         ConfigError: What was typed is wrong, nothing was timed, or the baseline cannot be written.
     """
-    from kvexp.cli.compose import swept  # here, since --help does without Hydra
+    from kvexp.cli.compose import run_sweep  # here, since --help does without Hydra
 
     parser = Parser(
         "kvexp baseline",
@@ -32,33 +32,33 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     _, words = parser.parse_known_args(argv)
-    code, home = swept(gate_rules.completed(words), _checked)
+    code, home = run_sweep(gate_rules.add_defaults(words), _check)
     if home is None:
         return code
     if code:
-        sys.stderr.write("kvexp: no baseline is written of a sweep in which not everything is right\n")
+        sys.stderr.write("kvexp: no baseline is written, since not every point of the sweep is right\n")
         return code
     try:
-        measured = rows.newest(rows.read(home))
+        measured = point_identity.select_newest(row_file.read(home))
         gate_rules.check_kernels(measured)
         files = baselines.write(measured)
     except (KvexpError, OSError) as error:
         raise ConfigError(f"baseline: {error}") from error
     for file in files:
         say(f"{file}\n")
-    for line in gate_rules.doubts(measured):
+    for line in gate_rules.find_weaknesses(measured):
         sys.stderr.write(f"kvexp: {line}\n")
     return 0
 
 
-def _checked(jobs: Sequence[Job]) -> None:
-    """Returns when the jobs can become a baseline, and there is room for one.
+def _check(jobs: Sequence[Job]) -> None:
+    """Check that the jobs can become a baseline, and that it can be written.
 
     Raises:
         ConfigError: They cannot, or baselines/ cannot be written to.
     """
-    gate_rules.check(jobs)
-    there = next(filter(Path.exists, (baselines.ROOT.absolute(), Path.cwd())))
-    folders = filter(Path.is_dir, (there, *there.glob("*")))  # one of a GPU may be all that can be written to
+    gate_rules.check_jobs(jobs)
+    root = next(filter(Path.exists, (baselines.ROOT.absolute(), Path.cwd())))
+    folders = filter(Path.is_dir, (root, *root.glob("*")))  # perhaps only the folder of one GPU is writable
     if not any(os.access(folder, os.W_OK | os.X_OK) for folder in folders):
-        raise ConfigError(f"baseline: {there} cannot be written to, so nothing was measured")
+        raise ConfigError(f"baseline: {root} cannot be written to, so nothing was measured")

@@ -1,7 +1,7 @@
-"""What became faster, slower, broken or missing between two sweeps, or between two values of one.
+"""Show what became faster, slower, broken or missing between two sweeps, or between two values of one.
 
-kvexp compare BASELINE CANDIDATE compares two sweeps. Several processes of one side, be it a sweep with
-repeat=5 or a folder of several sweeps, are judged together: from three a side on by their own scatter.
+kvexp compare BASELINE CANDIDATE compares two sweeps. Several processes per side (a sweep with repeat=5, or a
+folder of several sweeps) are judged together; with at least three per side, by their own scatter.
 kvexp compare [SWEEP] --axis impl --baseline triton --candidate cuda compares two values within one sweep.
 """
 
@@ -12,25 +12,28 @@ from pathlib import Path
 from kvexp.cli import comparison_table, row_source
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
+from kvexp.measurement import Row
 from kvexp.results import compare, load
 
-Rows = Sequence[load.Row]
+Rows = Sequence[Row]
 
 
 def main(argv: Sequence[str]) -> int:
-    """0, or 1 where a point has one of the verdicts of --fail-on.
+    """Return 1 where a point has one of the verdicts of --fail-on, else 0.
 
     Raises:
         ConfigError: What was typed is wrong, or the two cannot be compared.
     """
-    typed = _parsed(argv)
-    baseline, candidate, apart = _sides(typed)
-    points = compare.compare(baseline, candidate, apart=apart, across=typed.across, tolerance=typed.tolerance)
-    comparison_table.show(points)
-    return comparison_table.code(points, typed.fail_on)
+    typed = _parse(argv)
+    baseline, candidate, ignored = _read_sides(typed)
+    points = compare.compare(
+        baseline, candidate, ignored=ignored, across=typed.across, tolerance=typed.tolerance
+    )
+    comparison_table.print_table(points)
+    return comparison_table.exit_code(points, typed.fail_on)
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         "kvexp compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,16 +45,18 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:
-    """The baseline's rows, the candidate's, and the columns in which they may differ."""
+def _read_sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:
+    """Return the baseline's rows, the candidate's, and the columns in which they may differ."""
     if typed.axis is None:
         if len(typed.sweeps) != 2 or typed.baseline or typed.candidate:
             raise ConfigError("compare: name two sweeps, or one and --axis with --baseline and --candidate")
         first, second = map(row_source.read, typed.sweeps)
         return first, second, ()
     if not (typed.baseline and typed.candidate):
-        raise ConfigError(f"compare: --axis {typed.axis} wants two values, --baseline and --candidate")
+        raise ConfigError(f"compare: --axis {typed.axis} needs two values, --baseline and --candidate")
     named = [row for sweep in typed.sweeps for row in row_source.read(sweep)]
     rows = named if typed.sweeps else load.read([], Path("multirun"))
-    held, judged = (compare.one_of(rows, typed.axis, value) for value in (typed.baseline, typed.candidate))
-    return held, judged, (typed.axis, *load.TOGETHER.get(typed.axis, ()))
+    first, second = (
+        compare.select_value(rows, typed.axis, value) for value in (typed.baseline, typed.candidate)
+    )
+    return first, second, (typed.axis, *load.TOGETHER.get(typed.axis, ()))

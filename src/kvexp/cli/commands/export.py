@@ -1,4 +1,4 @@
-"""The points of finished sweeps as CSV, parquet or JSON, one row for each."""
+"""Write the points of finished sweeps as CSV, parquet or JSON, one row each."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +7,11 @@ from kvexp.cli import say
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import export, load
-from kvexp.results.rows import make_folder
+from kvexp.results.row_file import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, the file is written.
+    """Write the file and return 0.
 
     Raises:
         ConfigError: A sweep or the file cannot be used, or the format is not clear.
@@ -23,10 +23,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: stdout, but not for parquet")
     typed = parser.parse_args(argv)
-    kind = typed.format or _kind(typed.output)
+    kind = typed.format or _choose_format(typed.output)
     if kind == "parquet" and typed.output is None:
-        raise ConfigError("export: --format parquet is no text; name a file with --output")
-    content = export.content(load.read(typed.sweeps, Path("multirun")), kind)
+        raise ConfigError("export: --format parquet is binary; name a file with --output")
+    content = export.encode(load.read(typed.sweeps, Path("multirun")), kind)
     if typed.output is None:
         say(content.decode())
         return 0
@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _kind(output: Path | None) -> str:
+def _choose_format(output: Path | None) -> str:
     if output is None:
         return "csv"
     kind = output.suffix.removeprefix(".")
     if kind not in export.FORMATS:
         raise ConfigError(
-            f"export: {output} says no format; let it end with .{', .'.join(export.FORMATS)}, or add --format"
+            f"export: {output} names no format; end it with .{', .'.join(export.FORMATS)}, or add --format"
         )
     return kind

@@ -1,4 +1,4 @@
-"""An HTML page and a Markdown twin of finished sweeps: figures, tables, and the findings in words."""
+"""Write a report of finished sweeps as HTML and Markdown: figures, tables, and the findings in words."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import load
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.rows import make_folder
+from kvexp.results.row_file import make_folder
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, the page is written.
+    """Write the report and return 0.
 
     Raises:
         ConfigError: A sweep or a folder cannot be used.
@@ -29,22 +29,22 @@ def main(argv: Sequence[str]) -> int:
         "--figures", type=Path, metavar="DIR", help="also write every figure as PNG and SVG there"
     )
     typed = parser.parse_args(argv)
-    last = sweep_folder.last(Path("multirun"), with_rows=True)
+    last = sweep_folder.find_last(Path("multirun"), with_rows=True)
     rows = load.read(typed.sweeps, Path("multirun"))
-    from kvexp.report.written import write  # here, since it takes matplotlib a second to import
+    from kvexp.report.render import write_report  # here, since it takes matplotlib a second to import
 
     try:
         for folder in filter(None, (typed.output, typed.figures)):
             make_folder(folder)
-        page = write(rows, typed.output or _own_folder(typed.sweeps or [last]), typed.figures)
+        page = write_report(rows, typed.output or _choose_folder(typed.sweeps or [last]), typed.figures)
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
     say(f"{page}\n{page.with_suffix('.md')}\n")
     return 0
 
 
-def _own_folder(sweeps: Sequence[Path]) -> Path:
-    """The folder of a single sweep, else report/ here."""
+def _choose_folder(sweeps: Sequence[Path]) -> Path:
+    """Return the folder of a single sweep, else report/ in the current folder."""
     if len(sweeps) > 1:
         return Path("report")
     return sweeps[0] if sweeps[0].is_dir() else sweeps[0].parent

@@ -1,6 +1,6 @@
-"""Sends to MLflow what a store that was away has missed, each curve once.
+"""Send to MLflow the curves on disk that it does not have, each curve once.
 
-DIR is a sweep's folder or one that holds several; by default multirun/ here, as the store is mlruns/ here.
+DIR is a sweep's folder or one that holds several; default: multirun/. The default store is mlruns/.
 """
 
 import argparse
@@ -19,33 +19,34 @@ NOT_SENT = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """0 when everything is in the store, 1 when something could not be sent.
+    """Return 0 when everything is in the store, NOT_SENT when something could not be sent.
 
     Raises:
         ConfigError: What was typed is wrong, or there is no sweep.
     """
-    typed = _parsed(argv)
+    typed = _parse(argv)
     kind = "server" if typed.to and not typed.to.startswith("sqlite") else "local"
     settings = tracking.settings(kind, typed.to, None, typed.experiment, os.environ)
     try:
-        done = sync(typed.dir, settings, _note)
+        done = sync(typed.dir, settings, _warn)
     except TrackingError as error:
-        _note(f"kvexp: {error}; what is on disk stays, so sync again later")
+        _warn(f"kvexp: {error}; what is on disk stays, so sync again later")
         return NOT_SENT
     left = f", {done.refused} left out" if done.refused else ""
-    say(f"{done.sent} curves sent, {done.there} were there{left}: {tracking.shown(settings.uri or '')}\n")
+    store = tracking.mask_passwords(settings.uri or "")
+    say(f"{done.sent} curves sent, {done.already_sent} were there{left}: {store}\n")
     return NOT_SENT if done.refused else 0
 
 
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("kvexp sync", description=__doc__)
     parser.add_argument("dir", nargs="?", type=Path, default=Path("multirun"), metavar="DIR")
     parser.add_argument(
-        "--to", metavar="ADDRESS", help="the store; else MLFLOW_TRACKING_URI, else mlruns/ here"
+        "--to", metavar="ADDRESS", help="the store; default: MLFLOW_TRACKING_URI, else mlruns/"
     )
     parser.add_argument("--experiment", default="kvexp", help="the MLflow experiment's name (default: kvexp)")
     return parser.parse_args(argv)
 
 
-def _note(line: str) -> None:
+def _warn(line: str) -> None:
     sys.stderr.write(line + "\n")

@@ -1,4 +1,4 @@
-"""Shows the tracked runs in a browser, in MLflow's own UI; Ctrl-C ends it."""
+"""Show the tracked runs in MLflow's UI in a browser; Ctrl-C ends it."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ _QUIET = {
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """The process becomes MLflow's server.
+    """Replace this process by MLflow's server.
 
     Raises:
         ConfigError: There are no runs, or the port cannot be used.
@@ -35,33 +35,33 @@ def main(argv: Sequence[str]) -> NoReturn:
     file = typed.dir / "mlflow.db"
     if not file.is_file():
         raise ConfigError(f"there are no runs yet ({file} is missing); make run makes some")
-    _check(typed.port)
-    say("".join(f"{line}\n" for line in _pages(file, f"http://{_HOST}:{typed.port}")))
+    _check_port(typed.port)
+    say("".join(f"{line}\n" for line in _list_pages(file, f"http://{_HOST}:{typed.port}")))
     say("It answers in a few seconds; Ctrl-C ends it.\n")
     command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{file.absolute()}", "--host", _HOST]
     command += ["--port", str(typed.port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     os.execve(sys.executable, [sys.executable, "-m", *command], os.environ | _QUIET)
 
 
-def _check(port: int) -> None:
-    """Returns when the port is free; MLflow would answer with a trace of calls."""
+def _check_port(port: int) -> None:
+    """Check that the port is free; MLflow would print a traceback."""
     if not 0 < port < 1 << 16:
         raise ConfigError(f"--port must be a number from 1 to 65535, not {port}")
-    with socket.socket() as found:
+    with socket.socket() as probe:
         # As MLflow's server does: a port that was left a moment ago is free.
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            found.bind((_HOST, port))
+            probe.bind((_HOST, port))
         except OSError as error:
             raise ConfigError(
                 f"port {port} cannot be used ({error.strerror}); type --port with another"
             ) from error
 
 
-def _pages(file: Path, address: str) -> list[str]:
-    """The address of the newest sweep's page in each experiment; of the whole UI where none has one."""
+def _list_pages(file: Path, address: str) -> list[str]:
+    """List the address of the last sweep's page in each experiment; of the UI if no experiment has one."""
     try:
-        found = sqlite.experiments(file, ui_views.TAG + ui_views.LAST)
+        found = sqlite.find_experiments(file, ui_views.TAG + ui_views.LAST)
     except sqlite3.Error as error:
         raise ConfigError(f"{file} is no store of runs ({error})") from error
-    return [f"{name}: {address}{ui_views.page(number)}" for name, number in found.items()] or [address]
+    return [f"{name}: {address}{ui_views.page_path(number)}" for name, number in found.items()] or [address]

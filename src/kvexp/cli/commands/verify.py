@@ -1,8 +1,8 @@
-"""Ask an implementation about each clause of the contract, and measures nothing.
+"""Check an implementation against each clause of the contract, without measuring.
 
 kvexp verify [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --config-dir my_conf. Each clause
-of docs/semantics.md holds, is broken, with the first wrong element, or is refused. Exit code 0 when none is
-broken and one holds at least, 1 when one is broken, 3 when the implementation refuses everything.
+of docs/semantics.md holds, is broken (with the first wrong element), or is refused. Exit code 0 when at least
+one holds and none is broken, 1 when one is broken, 3 when the implementation refuses everything.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from kvexp.experiment import Experiment
 BROKEN = 1
 REFUSED = 3
 SHOWN = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "workload")
-"""Choices that a heading shows."""
+"""The choices in a curve's heading."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: What was typed is wrong.
     """
-    from kvexp.cli.compose import composed  # here, since --help does without Hydra
+    from kvexp.cli.compose import compose_experiments  # here, since --help does without Hydra
 
     parser = Parser(
         "kvexp verify",
@@ -37,9 +37,9 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     _, words = parser.parse_known_args(argv)
-    asker = Asker(_tell_wait)
+    asker = Asker(_report_wait)
     try:
-        codes = [_verify(asker, experiment) for experiment in composed(words)]
+        codes = [_verify(asker, experiment) for experiment in compose_experiments(words)]
     finally:
         asker.close()
     if BROKEN in codes:
@@ -47,13 +47,13 @@ def main(argv: Sequence[str]) -> int:
     return 0 if 0 in codes else REFUSED
 
 
-def _tell_wait(holder: str | None) -> None:
+def _report_wait(holder: str | None) -> None:
     if holder:
         sys.stderr.write(f"kvexp: waiting for {holder}, which measures a curve on this GPU\n")
 
 
 def _verify(asker: Asker, experiment: Experiment) -> int:
-    """Ask about one curve, print what is found, and return the exit code for it alone."""
+    """Check one curve, print the findings, and return the exit code for it alone."""
     say(" ".join(f"{name}={getattr(experiment, name).name}" for name in SHOWN) + "\n")
     try:
         found = asker.ask(experiment)
@@ -68,6 +68,6 @@ def _verify(asker: Asker, experiment: Experiment) -> int:
         said = f"{finding.words} ({finding.num_tokens} tokens)" if finding.words else ""
         say(f"  {finding.clause:{width}}  {finding.outcome:7}  {said}".rstrip() + "\n")
     sizes = ", ".join(map(str, found.sizes))
-    say(f"  posed with {SMALL} tokens{f' and with {sizes}' if sizes else ' alone'}\n")
+    say(f"  tested with {SMALL} tokens{f' and with {sizes}' if sizes else ' alone'}\n")
     outcomes = {finding.outcome for finding in findings}
     return BROKEN if outcomes & {"broken", "failed"} else 0 if "holds" in outcomes else REFUSED

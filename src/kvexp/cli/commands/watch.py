@@ -1,4 +1,4 @@
-"""Shows a sweep while it runs: its curves so far, how much is left, the last rows; ends when it ends."""
+"""Show a sweep while it runs, until it ends: its curves so far, how much is left, the last rows."""
 
 import time
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from rich.live import Live
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
 from kvexp.report import live
-from kvexp.results.sweep_dir import is_sweep, last
-from kvexp.results.sweep_state import Watched
+from kvexp.results.sweep_dir import find_last, is_sweep
+from kvexp.results.sweep_state import SweepWatcher
 
 _MULTIRUN = Path("multirun")
 _PIPE = 1000
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, the sweep has ended, or was shown once.
+    """Show the sweep until it has ended, or once; return 0.
 
     Raises:
-        ConfigError: There is no sweep, or what its folder holds are no rows.
+        ConfigError: There is no sweep, or its folder holds something else than rows.
     """
     parser = Parser("kvexp watch", description=__doc__)
     parser.add_argument(
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     typed = parser.parse_args(argv)
     if not 0.1 <= typed.every <= 3600:
         raise ConfigError(f"watch: --every {typed.every:g} must be from 0.1 to 3600 seconds")
-    watched, console = Watched(_home(typed.sweep)), Console()
+    watched, console = SweepWatcher(_find_sweep(typed.sweep)), Console()
     if console.is_terminal and not (console.is_dumb_terminal or typed.once):
         _draw(watched, console, typed.every)
     else:
@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _home(sweep: Path | None) -> Path:
+def _find_sweep(sweep: Path | None) -> Path:
     if sweep is None:
-        sweep = last(_MULTIRUN)
+        sweep = find_last(_MULTIRUN)
         if sweep is None:
             raise ConfigError(f"there is no sweep below {_MULTIRUN}; start one in another terminal")
     if not is_sweep(sweep):
@@ -52,26 +52,26 @@ def _home(sweep: Path | None) -> Path:
     return sweep
 
 
-def _draw(watched: Watched, console: Console, every_s: float) -> None:
-    """What is known is drawn in one place, again and again; what was drawn last stays."""
+def _draw(watched: SweepWatcher, console: Console, every_s: float) -> None:
+    """Redraw the sweep's state in place; the last state stays on the screen."""
     with Live(console=console, auto_refresh=False) as screen:
         while True:
-            state = watched.look(time.time)
-            screen.update(live.drawn(state, datetime.now(), console), refresh=True)
+            state = watched.read(time.time)
+            screen.update(live.render_state(state, datetime.now(), console), refresh=True)
             if state.worker is None:
                 return
             time.sleep(every_s)
 
 
-def _print(watched: Watched, console: Console, once: bool, every_s: float) -> None:
-    """A line each time that there are more points, and everything at the end."""
+def _print(watched: SweepWatcher, console: Console, once: bool, every_s: float) -> None:
+    """Print a line each time that there are more points, and everything at the end."""
     seen = None
     while True:
-        state = watched.look(time.time)
+        state = watched.read(time.time)
         if once or state.worker is None:
-            console.print(live.drawn(state, datetime.now(), console), soft_wrap=True)
+            console.print(live.render_state(state, datetime.now(), console), soft_wrap=True)
             return
         if len(state.rows) != seen:
-            console.print(live.line(state, datetime.now()), highlight=False, soft_wrap=True)
+            console.print(live.describe_progress(state, datetime.now()), highlight=False, soft_wrap=True)
             seen = len(state.rows)
         time.sleep(every_s)

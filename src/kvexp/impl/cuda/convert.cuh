@@ -1,8 +1,8 @@
-// Source items to cache items: copied, or divided by their scale and rounded to fp8 once.
+// Convert source items to cache items: copy them, or divide by the scale and round to fp8 once.
 //
-// Macros: SOURCE_BYTES of a source item; SOURCE_IS_BFLOAT16, which of two bytes' formats; CACHE_FORMAT, one of Format;
-// SCALE_PER_HEAD, whether a scale tensor holds one scale for each head; SOFTWARE_FP8, defined to leave the conversion
-// instruction unused where there is one.
+// Macros: SOURCE_BYTES of a source item; SOURCE_IS_BFLOAT16, whether two bytes are a bfloat16 or a float16;
+// CACHE_FORMAT, one of Format; SCALE_PER_HEAD, whether a scale tensor holds one scale for each head; SOFTWARE_FP8,
+// defined to convert without the hardware's instruction.
 //
 // Semantics: docs/semantics.md.
 
@@ -26,7 +26,7 @@ __device__ __forceinline__ float source_item(const Chunk<N>& chunk, int i) {
     return value;
 }
 
-// Two floats as fp8 codes, `low` in the low byte: to nearest even, saturating, NaN is 0x7F.
+// Returns two floats as fp8 codes, `low` in the low byte: to nearest even, saturating, NaN as 0x7F.
 #if __CUDA_ARCH__ >= 890 && !defined(SOFTWARE_FP8)
 __device__ __forceinline__ uint16_t fp8x2(float low, float high) {
     uint16_t codes;
@@ -38,8 +38,8 @@ __device__ __forceinline__ uint16_t fp8x2(float low, float high) {
     return codes;
 }
 #else
-// Before compute capability 8.9 there is no such instruction. Adding a power of two whose last bit weighs what the
-// code's last bit weighs at x's exponent makes the float adder round to nearest even at that place.
+// Before compute capability 8.9 there is no such instruction. Adding a power of two whose last bit has the weight of
+// the code's last bit at x's exponent makes the float adder round to nearest even at that bit.
 __device__ __forceinline__ uint32_t fp8(float x) {
     constexpr int MANTISSA = CACHE_FORMAT == E4M3 ? 3 : 2;
     constexpr int BIAS = CACHE_FORMAT == E4M3 ? 7 : 15;
@@ -53,7 +53,7 @@ __device__ __forceinline__ uint32_t fp8(float x) {
     const int exponent = max(int(__float_as_uint(magnitude) >> 23) - 127, LEAST);
     const float magic = __uint_as_float(uint32_t(exponent - MANTISSA + 23 + 127) << 23);
     const float rounded = __fsub_rn(__fadd_rn(magnitude, magic), magic);
-    // Exact from here: subnormals in units of the smallest one, else the exponent and the mantissa's bits.
+    // Exact from here on: subnormals in units of the smallest one, otherwise exponent and mantissa bits.
     if (rounded < __uint_as_float(uint32_t(LEAST + 127) << 23)) {
         return sign | uint32_t(rounded * float(1 << (MANTISSA - LEAST)));
     }
@@ -63,9 +63,9 @@ __device__ __forceinline__ uint32_t fp8(float x) {
 __device__ __forceinline__ uint16_t fp8x2(float low, float high) { return uint16_t(fp8(low) | (fp8(high) << 8)); }
 #endif
 
-// The scale of a head's items; copies have none and read none. Like a row's, the load is relaxed so that it is not
-// moved behind the test of the slot, and L1 may answer: each thread of the grid asks for the same few scales, and one
-// slice of L2 would answer them all in turn.
+// Loads the scale of a head's items; copies read none. Like a row's load it is relaxed, so that it is not moved behind
+// the test of the slot, and of CTA scope, so that L1 may serve it: all threads of the grid load the same few scales,
+// which one slice of L2 would serve one after the other.
 __device__ __forceinline__ float load_scale(const float* scales, uint32_t head) {
     float scale = 1.0f;
     if constexpr (CACHE_FORMAT != COPIED) {
@@ -75,7 +75,7 @@ __device__ __forceinline__ float load_scale(const float* scales, uint32_t head) 
     return scale;
 }
 
-// `x`, or where it is larger than 2^20 that many of its sign; NaN stays.
+// Clamps x to the range from -2^20 to 2^20; NaN stays NaN.
 __device__ __forceinline__ float clamped(float x) {
     constexpr float MOST = 0x1p20f;
     float clamp;
@@ -87,21 +87,20 @@ __device__ __forceinline__ float clamped(float x) {
     return clamp;
 }
 
-// A scale to divide by. Division by the machine's own sequence takes some ten instructions and a call for the rare
-// cases; where the scale is positive and its exponent mild, a reciprocal that all items of a chunk share and corrections
-// by the exact remainder, two instructions each, come to the same quotient.
+// Divides by a scale. CUDA's own division takes about ten instructions and a call for rare cases. Where the scale is
+// positive and its exponent moderate, a reciprocal that all items of a chunk share and corrections by the exact
+// remainder, two instructions each, give the same quotient.
 //
-// One correction is enough for sources of 16 bits: tests/gpu/test_division_on_gpu.py tries all their significands with
-// all of the scale's. Two are for any: the first leaves less than an ulp, from where the second rounds correctly
-// (P. Markstein, IBM Journal of Research and Development 34, 1990).
+// One correction is enough for sources of 16 bits: tests/gpu/test_division_on_gpu.py tests all their significands with
+// all of the scale's. Two are enough for any source: the first leaves an error below one ulp, from which the second
+// rounds correctly (P. Markstein, IBM Journal of Research and Development 34, 1990).
 //
-// The remainder of an infinite quotient would be NaN, so each quotient is clamped before it is corrected: what it then
-// lacks, all of an infinity, comes with the correction. The remainder is taken with its sign turned, from which a
-// quotient of -0 keeps its own.
+// The remainder of an infinite quotient would be NaN, so each quotient is clamped before its correction, which adds the
+// part that was cut off. The remainder is computed with its sign negated, so that a quotient of -0 keeps its sign.
 struct Divisor {
     float scale;
     float reciprocal;
-    bool mild;  // no remainder of a quotient that fp8 can tell from 0 is subnormal
+    bool mild;  // whether the remainders of all quotients that fp8 distinguishes from 0 are normal
 
     __device__ __forceinline__ explicit Divisor(float by)
         : scale(by), reciprocal(__frcp_rn(by)), mild(by >= 0x1p-60f && by <= 0x1p60f) {}
@@ -142,7 +141,7 @@ __device__ __forceinline__ Chunk<ITEMS> fp8_codes(const Chunk<ITEMS * SOURCE_BYT
     }
 }
 
-// The cache's bytes for ITEMS source items of one head.
+// Returns the cache's bytes for ITEMS source items of one head.
 template <int ITEMS>
 __device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted(const Chunk<ITEMS * SOURCE_BYTES>& chunk, float scale) {
     if constexpr (CACHE_FORMAT == COPIED) {
@@ -153,8 +152,8 @@ __device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted(const Chunk<ITEM
     }
 }
 
-// The same, now: an empty statement asks for it, or the compiler would convert behind the test of the slot, and so begin
-// when that has come from memory instead of meanwhile.
+// The same, before the slot is known: an empty asm statement uses the result here. Without it the compiler would move
+// the conversion behind the test of the slot, and so wait for the slot from memory.
 template <int ITEMS>
 __device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted_now(const Chunk<ITEMS * SOURCE_BYTES>& chunk,
                                                                     float scale) {

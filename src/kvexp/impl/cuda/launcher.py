@@ -1,4 +1,4 @@
-"""From a specialisation to launches: what is done once for a number of tokens, and what for each call."""
+"""Launch a specialisation: prepare once per number of tokens, then launch each call."""
 
 import functools
 from collections.abc import Callable
@@ -8,21 +8,21 @@ from typing import Any
 from kvexp.gpu import launch, nvrtc
 from kvexp.gpu.launch import Launch
 from kvexp.impl.cuda.spec import SOURCES, Options, Spec
-from kvexp.impl.cuda.tuning import tuned
+from kvexp.impl.cuda.tuning import tune
 
 MOST_CTAS = 2**31 - 1
 """CTAs of one row of a grid."""
 
 PLANS = 4096
-"""Numbers of tokens whose plans are kept; one more costs some microseconds, not a compilation."""
+"""Numbers of tokens with a cached plan; a miss costs some microseconds, not a compilation."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a launch depends on of a GPU.
+    """The properties of a GPU that a launch depends on.
 
     Attributes:
-        index: CUDA's number of it.
+        index: CUDA's number of the GPU.
         arch: `sm_90` and the like.
         sm_count: Multiprocessors.
     """
@@ -33,33 +33,31 @@ class Gpu:
 
 
 class Launcher:
-    """Launches one specialisation; good for every call whose tensors lead to it.
+    """Launches one specialisation, for every call whose tensors lead to it.
 
     Args:
         spec: The specialisation.
-        options: What the user fixed of it.
+        options: The user's options.
         num_slots: Slots of the cache.
         gpu: The tensors' device, which must be the current one.
         value_at: Bytes from K of a head to its V where one cache holds both.
 
     Attributes:
-        plan: From a number of tokens to the grid's CTAs in x and y, a CTA's threads, the kernel, and the
-            arguments that follow the addresses. Asking it compiles and loads what such a call needs.
-        prepare: From a number of tokens, at least one, to what launches such a call, compiled and loaded: a
-            function of the addresses of the op's tensors in its order, 0 for one that is not read.
+        plan: Takes a number of tokens. Compiles and loads the kernel and returns the grid's CTAs in x and y,
+            the threads of a CTA, the kernel, and the arguments that follow the addresses.
+        prepare: Takes a number of tokens, at least one. Returns a compiled and loaded launch: a function of
+            the addresses of the op's tensors in its order, 0 for one that is not read.
     """
 
     def __init__(
         self, spec: Spec, options: Options, num_slots: int, gpu: Gpu, value_at: int | None = None
     ) -> None:
-        self.plan = functools.lru_cache(PLANS)(functools.partial(_plan, spec, options, num_slots, gpu))
-        self.prepare = functools.lru_cache(PLANS)(
-            functools.partial(_prepared, self.plan, gpu.index, value_at)
-        )
+        self.plan = functools.lru_cache(PLANS)(functools.partial(_make_plan, spec, options, num_slots, gpu))
+        self.prepare = functools.lru_cache(PLANS)(functools.partial(_prepare, self.plan, gpu.index, value_at))
 
 
-def grid(threads: int, cta_threads: int) -> tuple[int, int]:
-    """CTAs in x and y, whole rows, for so many threads."""
+def compute_grid(threads: int, cta_threads: int) -> tuple[int, int]:
+    """Return the CTAs in x and y, whole rows, for so many threads."""
     ctas = -(-threads // cta_threads)
     rows = -(-ctas // MOST_CTAS)
     return -(-ctas // rows), rows
@@ -68,21 +66,21 @@ def grid(threads: int, cta_threads: int) -> tuple[int, int]:
 Plan = tuple[tuple[int, int], int, Any, tuple[int, ...]]
 
 
-def _prepared(plan: Callable[[int], Plan], device: int, value_at: int | None, num_tokens: int) -> Launch:
+def _prepare(plan: Callable[[int], Plan], device: int, value_at: int | None, num_tokens: int) -> Launch:
     ctas, cta_threads, kernel, sizes = plan(num_tokens)
-    function = launch.function_of(device, int(kernel.handle))
-    launched = launch.bound(device, function, ctas, cta_threads, sizes)
+    function = launch.get_function(device, int(kernel.handle))
+    launch_kernel = launch.bind(device, function, ctas, cta_threads, sizes)
     if value_at is None:
-        return launched
+        return launch_kernel
 
-    def packed(key: int, value: int, kv_cache: int, slots: int, k_scale: int, v_scale: int) -> None:
-        launched(key, value, kv_cache, kv_cache + value_at, slots, k_scale, v_scale)
+    def launch_packed(key: int, value: int, kv_cache: int, slots: int, k_scale: int, v_scale: int) -> None:
+        launch_kernel(key, value, kv_cache, kv_cache + value_at, slots, k_scale, v_scale)
 
-    return packed
+    return launch_packed
 
 
-def _plan(spec: Spec, options: Options, num_slots: int, gpu: Gpu, num_tokens: int) -> Plan:
-    fitting = tuned(spec, options, num_tokens, gpu.sm_count)
-    kernel = nvrtc.kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, fitting.macros, gpu.arch)
-    ctas = grid(fitting.threads(num_tokens), fitting.cta_threads)
-    return ctas, fitting.cta_threads, kernel, (*fitting.sizes(num_tokens), num_slots)
+def _make_plan(spec: Spec, options: Options, num_slots: int, gpu: Gpu, num_tokens: int) -> Plan:
+    tuned = tune(spec, options, num_tokens, gpu.sm_count)
+    kernel = nvrtc.load_kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, tuned.macros, gpu.arch)
+    ctas = compute_grid(tuned.threads(num_tokens), tuned.cta_threads)
+    return ctas, tuned.cta_threads, kernel, (*tuned.sizes(num_tokens), num_slots)

@@ -1,31 +1,31 @@
-// reshape_and_cache: K and V of each token into its slot of a head-major paged cache, where the offset in the block is
-// an inner dim.
+// reshape_and_cache: write K and V of each token to its slot of a head-major paged cache, where the offset in the block
+// is an inner dim.
 //
 //   key, value    [>= num_tokens, NUM_HEADS, HEAD_SIZE], items of SOURCE_BYTES; rows are KEY_STRIDE and VALUE_STRIDE
 //                 items apart, the heads of a row adjacent
 //   key_cache     [num_blocks, NUM_HEADS, HEAD_SIZE / X, BLOCK_SIZE, X]; X items fill 16 bytes; blocks are
-//                 KEY_BLOCK_STRIDE items apart, each in one piece
-//   value_cache   [num_blocks, NUM_HEADS, HEAD_SIZE, BLOCK_SIZE]; blocks are VALUE_BLOCK_STRIDE items apart, each in
-//                 one piece
+//                 KEY_BLOCK_STRIDE items apart, each contiguous
+//   value_cache   [num_blocks, NUM_HEADS, HEAD_SIZE, BLOCK_SIZE]; blocks are VALUE_BLOCK_STRIDE items apart, each
+//                 contiguous
 //   slot_mapping  int64 [num_tokens]; slot = block * BLOCK_SIZE + offset; a slot outside [0, num_slots) writes nothing
 //   k_scale, v_scale  float [NUM_HEADS] when SCALE_PER_HEAD, else one float; read when CACHE_FORMAT is not COPIED
 //   group_shift   a group is 2^group_shift tokens
 //
-// A row is CHUNKS chunks of X items. Neighbouring lanes take the same chunk of a group's tokens, then come the next
-// chunks, then the next group: where slots follow one another, a group's items of V for one place of the head are one
-// run, and its chunks of K another. Where they do not, every item of V has a sector of 32 bytes of its own, and a warp
-// turns its chunks first, so that neighbouring lanes write neighbouring items of one token: four sectors of a line at
-// once instead of one. With BOTH a thread moves the same chunk of K and of V, else one chunk of either. A thread reads
-// in pieces of SOURCE_VEC items; it writes K in pieces of KEY_VEC and V item by item. Stores come last.
-// As many threads as groups * TOKEN_CHUNKS << group_shift, THREADS in a CTA.
+// A row consists of CHUNKS chunks of X items. Neighbouring lanes take the same chunk of a group's tokens; then come the
+// next chunks, then the next group. Where slots are consecutive, a group's items of V at one place of the head are
+// contiguous, and so are its chunks of K. Where they are not, every item of V is in a different sector of 32 bytes; a
+// warp then transposes its chunks first, so that neighbouring lanes write neighbouring items of one token: four sectors
+// of a line at once instead of one. With BOTH a thread moves the same chunk of K and of V, otherwise one chunk of
+// either. A thread reads in pieces of SOURCE_VEC items; it writes K in pieces of KEY_VEC items and V item by item.
+// Stores come last. There are groups * TOKEN_CHUNKS << group_shift threads, THREADS in a CTA.
 //
-// Loads do not wait for the slot, unless SLOT_FIRST says so, which spares the rows of padding.
+// Loads of rows do not wait for the slot, except with SLOT_FIRST, which saves the rows of padding.
 //
-// With EXCHANGE groups exchange tokens. A span is as many slots as a group has tokens, aligned, which V's items fill
-// whole sectors of. Slots in a row that begin inside a span would have every group write parts of two. So a group takes
-// the first tokens of the next one, as long as they go on from its last slot and in that span, and gives its own first
-// ones away by the same rule. It has all tokens from one such border to the next, so each token is one group's,
-// whatever the slots are. A lane whose token is another then reads that one's row instead.
+// With EXCHANGE groups exchange tokens. A span is an aligned run of as many slots as a group has tokens; its items of V
+// fill whole sectors. If a run of slots began inside a span, every group would write parts of two spans. So a group
+// takes the first tokens of the next group, as long as they continue from its last slot inside that span, and gives its
+// own first ones away by the same rule. A group has all tokens from one such border to the next, so each token belongs
+// to exactly one group, whatever the slots are. A lane that gets another token reads that token's row instead.
 //
 // Semantics: docs/semantics.md.
 
@@ -41,8 +41,8 @@ constexpr int64_t NOWHERE = -1;
 constexpr int64_t PADDING = -1;
 constexpr uint32_t LANES = 32;
 constexpr uint32_t WARP = 0xffffffff;
-// CTAs that a multiprocessor has threads for, and must have registers for. Left alone, the compiler takes up to 96 a
-// thread, to keep what it can compute again where a group has more tokens than its lanes, which is seldom.
+// CTAs for which a multiprocessor has threads and must have registers. By default the compiler uses up to 96 registers
+// per thread, to keep values that it could recompute in the rare case that a group has more tokens than lanes.
 constexpr int SM_CTAS = 2048 / THREADS;
 
 static_assert(HEAD_SIZE % X == 0, "a chunk must not cross a head");
@@ -65,25 +65,25 @@ __device__ __forceinline__ void store_key(uint8_t* key_cache, uint64_t slot, uin
     store<KEY_VEC * CACHE_BYTES>(key_cache + item * CACHE_BYTES, codes);
 }
 
-// Where the chunk's first item lies in the value cache, in bytes; the next ones are ITEM_STRIDE apart.
+// Returns the byte of the chunk's first item in the value cache; its items are ITEM_STRIDE apart.
 __device__ __forceinline__ int64_t value_place(uint64_t slot, uint32_t chunk) {
     const int64_t item = int64_t(slot / BLOCK_SIZE) * VALUE_BLOCK_STRIDE + int64_t(chunk) * X * BLOCK_SIZE +
                          int64_t(slot % BLOCK_SIZE);
     return item * CACHE_BYTES;
 }
 
-// The token, or for any past it the last one, whose slot and row can be read.
+// Returns the token, or the last one if it is past the last, so that its slot and row can be read.
 __device__ __forceinline__ index_t known(index_t token, int64_t num_tokens) {
     return token < index_t(num_tokens) ? token : index_t(num_tokens) - 1;
 }
 
-// The slot of a token; PADDING past the last one. The load is not behind a test, so that several run together.
+// Returns the slot of a token; PADDING past the last one. The load is unconditional, so that loads overlap.
 __device__ __forceinline__ int64_t slot_of(const int64_t* slot_mapping, index_t token, int64_t num_tokens) {
     const int64_t slot = slot_mapping[known(token, num_tokens)];
     return token < index_t(num_tokens) ? slot : PADDING;
 }
 
-// A thread's chunks of one token: of K and of V with BOTH, else k is the chunk of either. The scales alike.
+// A thread's chunks of one token: of K and of V with BOTH, otherwise k is the chunk of either; the same for scales.
 struct Chunks {
     SourceChunk k, v;
 };
@@ -111,20 +111,20 @@ __device__ __forceinline__ Scales load_scales(const float* k_scale, const float*
     return {load_scale(is_key ? k_scale : v_scale, (is_key ? chunk : chunk - CHUNKS) / HEAD_CHUNKS), 1.0f};
 }
 
-// How many tokens of the group that begins with `first` the group before it takes, fewer than all: the same for all
-// lanes of a group, and for both groups.
+// Returns how many tokens the previous group takes from the group that begins with `first`: not all, and the same
+// number in all lanes of both groups.
 __device__ __forceinline__ int taken(const int64_t* slot_mapping, index_t first, int64_t num_tokens,
                                      uint32_t group_shift) {
     const uint32_t last_of_span = (1u << group_shift) - 1;
     const uint32_t in_group = threadIdx.x & last_of_span;
     const int64_t slot = slot_of(slot_mapping, first + in_group, num_tokens);
-    const int64_t before = slot_of(slot_mapping, first - 1, num_tokens);  // the one before 0 is past the last, too
+    const int64_t before = slot_of(slot_mapping, first - 1, num_tokens);  // the token before 0 counts as past the last
     const bool goes_on = in_group < (~uint32_t(before) & last_of_span) && slot == before + 1 + in_group;
     const uint32_t group_s = __ballot_sync(WARP, goes_on) >> (threadIdx.x % LANES - in_group);
     return __ffs(~group_s) - 1;
 }
 
-// Whether runs of following slots are half as many as the warp's written tokens, or fewer; the same for all its lanes.
+// Returns whether there are at most half as many runs of consecutive slots as written tokens; the same in all lanes.
 __device__ __forceinline__ bool slots_follow(int64_t slot, bool written, uint32_t group_shift) {
     const int64_t before = __shfl_up_sync(WARP, slot, 1);
     const uint32_t in_group = threadIdx.x & ((1u << group_shift) - 1);
@@ -132,7 +132,7 @@ __device__ __forceinline__ bool slots_follow(int64_t slot, bool written, uint32_
     return 2 * runs <= __popc(__ballot_sync(WARP, written));
 }
 
-// Each lane's chunk of V to its place; none where that is NOWHERE. All lanes of a warp take part.
+// Stores each lane's chunk of V at its place, unless that is NOWHERE. All lanes of a warp must take part.
 __device__ __forceinline__ void store_values(uint8_t* value_cache, int64_t slot, int64_t place,
                                              const CacheChunk& codes, uint32_t group_shift) {
     if (slots_follow(slot, place != NOWHERE, group_shift)) {
@@ -147,7 +147,7 @@ __device__ __forceinline__ void store_values(uint8_t* value_cache, int64_t slot,
     __shared__ CacheChunk turned[THREADS];
     const uint32_t lane = threadIdx.x % LANES;
     CacheChunk* const chunks = turned + (threadIdx.x - lane);
-    __syncwarp();  // whoever reads from an earlier turn has done so
+    __syncwarp();  // all reads of an earlier call have finished
     chunks[lane] = codes;
     __syncwarp();
     const uint32_t token_items = (LANES * X) >> group_shift;  // of one token in this warp
@@ -179,11 +179,11 @@ reshape_and_cache(const uint8_t* __restrict__ key, const uint8_t* __restrict__ v
     Chunks chunks;
     if (!SLOT_FIRST) chunks = load_chunks(key, value, known(first + in_group, num_tokens), chunk);
     const Scales scales = load_scales(k_scale, v_scale, chunk);
-    // Counted from `first`: where the group's tokens begin, and this lane's token.
+    // Relative to `first`: the start of the group's tokens, and this lane's token.
     int begin = 0;
     int place = in_group;
     if constexpr (EXCHANGE) {
-        // A group from a span's first slot to its last takes nothing and gives nothing, which its own slots tell.
+        // A group that fills a span exactly exchanges no tokens, which its own slots show.
         const uint32_t in_span = uint32_t(slot_of(slot_mapping, first + in_group, num_tokens)) & (group - 1);
         const bool at_border = in_group == 0 || in_group == group - 1;
         if (__any_sync(WARP, at_border && in_span != in_group)) {
@@ -191,8 +191,8 @@ reshape_and_cache(const uint8_t* __restrict__ key, const uint8_t* __restrict__ v
             place += taken(slot_mapping, first + group, num_tokens, shift);
         }
     }
-    // First as many as a group's lanes, the last ones: a span, where slots follow one another. Where those begin, the
-    // group has some more.
+    // The first pass takes the group's last tokens, one per lane: a whole span, where slots are consecutive. Further
+    // passes take what remains where a run begins.
     do {
         const index_t token = first + index_t(place);
         const int64_t slot = place < begin ? PADDING : slot_of(slot_mapping, token, num_tokens);

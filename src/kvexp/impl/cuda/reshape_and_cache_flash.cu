@@ -1,4 +1,4 @@
-// reshape_and_cache_flash: K and V of each token into its slot of a paged cache whose rows are in one piece a head.
+// reshape_and_cache_flash: write K and V of each token to its slot of a paged cache with contiguous heads.
 //
 //   key, value              [>= num_tokens, NUM_HEADS, HEAD_SIZE and HEAD_SIZE_V], items of SOURCE_BYTES; rows are
 //                           KEY_STRIDE and VALUE_STRIDE items apart, the heads of a row adjacent
@@ -9,13 +9,13 @@
 //   k_scale, v_scale        float [NUM_HEADS] when SCALE_PER_HEAD, else one float; read when CACHE_FORMAT is not COPIED
 //   total                   num_tokens * TOKEN_CHUNKS
 //
-// A row is chunks of VEC items. A chunk never crosses a head, so one flat index serves every head count and every
-// layout; layouts differ in where a chunk goes. With BOTH a thread moves the same chunk of K and of V, else one chunk
-// of either. Loads do not wait for the slot, unless SLOT_FIRST says so, which spares the rows of padding; stores come
-// last.
-// A thread has UNROLL chunks, THREADS apart: all their slots are asked for, then all their rows, which are converted
-// while the slots are on their way; then all are stored.
-// THREADS in a CTA, and as many CTAs as `total` needs.
+// A row consists of chunks of VEC items. A chunk never crosses a head, so one flat index serves every number of heads
+// and every layout; layouts differ in the place of a chunk. With BOTH a thread moves the same chunk of K and of V,
+// otherwise one chunk of either. Loads of rows do not wait for the slot, except with SLOT_FIRST, which saves the rows
+// of padding. Stores come last.
+// A thread has UNROLL chunks, THREADS apart. It loads all their slots, then all their rows, converts the rows while the
+// slots arrive, then stores all.
+// A CTA has THREADS threads, and the grid as many CTAs as `total` needs.
 //
 // Semantics: docs/semantics.md.
 
@@ -48,14 +48,14 @@ struct Part {
     uint32_t chunk;
 };
 
-// The part that a token's chunk is, K and V of a head in turn: in one cache of both they are neighbours.
+// Returns the part for a token's chunk, with K and V of a head in turn: in a packed cache they are adjacent.
 __device__ __forceinline__ Part part_of(uint32_t chunk) {
     const uint32_t in_head = chunk % (HEAD_CHUNKS + HEAD_CHUNKS_V);
     const bool is_key = in_head < HEAD_CHUNKS;
     return {is_key, chunk / (HEAD_CHUNKS + HEAD_CHUNKS_V), is_key ? in_head : in_head - HEAD_CHUNKS};
 }
 
-// Bytes from a plane's begin to where a chunk of a head lives, the chunk counted inside the head.
+// Returns the bytes from the start of a plane to a chunk of a head, counted inside the head.
 __device__ __forceinline__ int64_t place(int64_t slot, uint32_t head, uint32_t chunk) {
     const uint64_t at = uint64_t(slot);
     const int64_t item = int64_t(at / BLOCK_SIZE) * BLOCK_STRIDE + int64_t(at % BLOCK_SIZE) * TOKEN_STRIDE +
@@ -63,7 +63,7 @@ __device__ __forceinline__ int64_t place(int64_t slot, uint32_t head, uint32_t c
     return item * CACHE_BYTES;
 }
 
-// The place, or the last one instead of any that follows it: what is read for those is stored by nobody.
+// Returns the index, at most the last one; what a thread loads for an index beyond is never stored.
 __device__ __forceinline__ index_t known(index_t flat, int64_t total) {
     return UNROLL == 1 || flat < index_t(total) ? flat : index_t(total) - 1;
 }
@@ -76,7 +76,7 @@ reshape_and_cache_flash(const uint8_t* __restrict__ key, const uint8_t* __restri
     const index_t first = flat_index<UNROLL>();
     if (first >= index_t(total)) return;
     int64_t slot[UNROLL];
-    SourceChunk k[UNROLL], v[UNROLL];  // without BOTH k is the chunk of either
+    SourceChunk k[UNROLL], v[UNROLL];  // without BOTH, k is the chunk of K or of V
     CacheChunk k_codes[UNROLL], v_codes[UNROLL];
     float own_k_scale[UNROLL], own_v_scale[UNROLL];
 #pragma unroll

@@ -1,7 +1,7 @@
-"""The specialisations of the kernels: frozen dataclasses of their compile-time constants.
+"""Describe the kernels' specialisations: frozen dataclasses of their compile-time constants.
 
-The number of tokens and the addresses are no part of one, apart from what the addresses' alignment allows
-and from the width of the flat index: one specialisation serves every call of a kind.
+A specialisation depends on the addresses only by their alignment, and on the number of tokens only by the
+width of the flat index and by tuning, so that many calls share it.
 """
 
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ VECTOR_BYTES = 16
 """The widest access of one thread, and the chunk of a head-major key cache."""
 
 SECTOR_BYTES = 32
-"""What the memory writes at once."""
+"""The smallest unit of a memory write."""
 
 THREADS = 128
-"""Of a CTA, unless an option says otherwise."""
+"""Default threads of a CTA."""
 
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
 FORMATS = {"auto": "COPIED", "fp8_e4m3": "E4M3", "fp8_e5m2": "E5M2"}
-"""The cache's items by `kv_cache_dtype`, in the kernels' words. An fp8 source is COPIED into any."""
+"""The kernels' name of the cache's items by `kv_cache_dtype`. An fp8 source is always COPIED."""
 
 Macros = tuple[tuple[str, str | int], ...]
 
 
 @dataclass(frozen=True)
 class Items:
-    """What a source item is, and what becomes of it in the cache.
+    """The type of a source item and its conversion to a cache item.
 
     Attributes:
         source: torch's name of the source's dtype.
         cache: `COPIED`, `E4M3` or `E5M2`.
         scale_per_head: A scale tensor holds one scale for each head, not one for all.
-        software_fp8: The conversion that GPUs before sm_89 need is used on every one.
+        software_fp8: Use on every GPU the conversion that GPUs before sm_89 need.
     """
 
     source: str
@@ -44,7 +44,7 @@ class Items:
 
     @property
     def copied(self) -> bool:
-        """Whether the cache's bytes are the source's."""
+        """Whether the cache holds the source's bytes."""
         return self.cache == "COPIED"
 
     @property
@@ -59,7 +59,7 @@ class Items:
 
     @property
     def macros(self) -> Macros:
-        """The constants of convert.cuh; copies of items of one width share them."""
+        """The macros of convert.cuh; copies of items of one width share them."""
         macros: Macros = (
             ("SOURCE_BYTES", self.source_bytes),
             ("SOURCE_IS_BFLOAT16", int(self.source == "bfloat16" and not self.copied)),
@@ -71,19 +71,19 @@ class Items:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may fix of the kernels; None leaves it to `tuning`.
+    """The kernels' options; None leaves the choice to `tuning`.
 
     Attributes:
         software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
         group_tokens: Tokens that neighbouring lanes of `reshape_and_cache` take, a power of two up to 32.
         cta_threads: Threads of a CTA, a multiple of 32 up to 1024.
-        slot_first: Whether a row is read only once its slot is known, which spares the rows of padding, lets
-            `reshape_and_cache` fill sectors wherever slots in a row begin, and makes every other row wait.
-        paired: Whether a thread moves a chunk of K and the same of V, not one of either; for head sizes that
-            are equal.
+        slot_first: Whether a row is read only after its slot: this saves the rows of padding, lets
+            `reshape_and_cache` fill sectors wherever a run of slots begins, and makes every other row wait.
+        paired: Whether a thread moves a chunk of K and the same chunk of V, not one of either; needs equal
+            head sizes.
         unroll: Chunks that a thread of `reshape_and_cache_flash` moves, a power of two up to 8.
-        exchange: Whether groups of tokens of `reshape_and_cache` are cut where blocks' spans end, which fills
-            sectors wherever slots in a row begin.
+        exchange: Whether groups of tokens of `reshape_and_cache` are cut where spans of a block end, which
+            fills sectors wherever a run of slots begins.
     """
 
     software_fp8: bool = False
@@ -109,10 +109,10 @@ class Flash:
         row_strides: Items from one row to the next, of key and of value.
         cache_strides: Items from one block, token and head to the next.
         slot_first: See `Options`.
-        paired: See `Options`; None is for `both` to decide.
+        paired: See `Options`; None leaves it to `both`.
         unroll: Chunks, or pairs of them, that a thread moves.
         cta_threads: Threads of a CTA.
-        wide_index: The flat index needs 64 bits.
+        wide_index: Whether the flat index needs 64 bits.
     """
 
     num_heads: int
@@ -133,31 +133,31 @@ class Flash:
 
     @property
     def both(self) -> bool:
-        """Whether a thread moves a chunk of K and the same of V, not one of either.
+        """Whether a thread moves a chunk of K and the same chunk of V, not one of either.
 
-        Copying, the second access is free and halves the arithmetic of places. Converting to fp8 is itself
-        arithmetic, which more threads finish sooner.
+        When copying, the second access is free and halves the address arithmetic. Conversion to fp8 is
+        arithmetic itself, which more threads finish sooner.
         """
         if self.paired is not None:
             return self.paired
         return self.items.copied and self.head_size == self.head_size_v
 
     def chunks(self, num_tokens: int) -> int:
-        """Chunks, or pairs of them, of so many tokens."""
+        """Return the chunks, or pairs of chunks, of so many tokens."""
         planes = self.head_size if self.both else self.head_size + self.head_size_v
         return num_tokens * self.num_heads * planes // self.vec
 
     def threads(self, num_tokens: int) -> int:
-        """Threads that a call for so many tokens needs."""
+        """Return the threads that a call for so many tokens needs."""
         return -(-self.chunks(num_tokens) // self.unroll)
 
     def sizes(self, num_tokens: int) -> tuple[int, ...]:
-        """The kernel's arguments between the addresses and the number of slots."""
+        """Return the kernel's arguments between the addresses and the number of slots."""
         return (self.chunks(num_tokens),)
 
     @property
     def macros(self) -> Macros:
-        """The constants as the macros that the source expects."""
+        """The constants as macros of the source."""
         key_stride, value_stride = self.row_strides
         block_stride, token_stride, head_stride = self.cache_strides
         return (
@@ -193,12 +193,12 @@ class HeadMajor:
         key_vec: Elements of one store into the key cache.
         row_strides: Items from one row to the next, of key and of value.
         block_strides: Items from one block to the next, of the key cache and of the value cache.
-        group_tokens: Tokens that neighbouring lanes take, a power of two; None for as many as fill a sector.
+        group_tokens: Tokens of neighbouring lanes, a power of two; None for as many as fill a sector.
         slot_first: See `Options`.
         exchange: See `Options`.
-        paired: See `Options`; None is for `both` to decide.
+        paired: See `Options`; None leaves it to `both`.
         cta_threads: Threads of a CTA.
-        wide_index: The flat index needs 64 bits.
+        wide_index: Whether the flat index needs 64 bits.
     """
 
     num_heads: int
@@ -221,27 +221,27 @@ class HeadMajor:
 
     @property
     def both(self) -> bool:
-        """Whether a thread moves a chunk of K and the same of V; see `Flash.both`."""
+        """Whether a thread moves a chunk of K and the same chunk of V; see `Flash.both`."""
         return self.items.copied if self.paired is None else self.paired
 
     def group_shift(self, num_tokens: int) -> int:
-        """The logarithm of the tokens of a group: as many as fill a sector with items of V, or fewer."""
+        """Return log2 of the tokens of a group: as many as fill a sector with items of V, or fewer."""
         most = self.group_tokens or SECTOR_BYTES // self.items.cache_bytes
-        return min(most, _next_power_of_two(num_tokens)).bit_length() - 1
+        return min(most, _round_up_to_power_of_two(num_tokens)).bit_length() - 1
 
     def threads(self, num_tokens: int) -> int:
-        """Threads that a call for so many tokens needs; the last group counts whole."""
+        """Return the threads that a call for so many tokens needs; the last group counts as a whole one."""
         shift = self.group_shift(num_tokens)
         chunks = (1 if self.both else 2) * self.num_heads * self.head_size * self.items.cache_bytes
         return -(-num_tokens >> shift) * (chunks // VECTOR_BYTES) << shift
 
     def sizes(self, num_tokens: int) -> tuple[int, ...]:
-        """The kernel's arguments between the addresses and the number of slots."""
+        """Return the kernel's arguments between the addresses and the number of slots."""
         return num_tokens, self.group_shift(num_tokens)
 
     @property
     def macros(self) -> Macros:
-        """The constants as the macros that the source expects."""
+        """The constants as macros of the source."""
         key_stride, value_stride = self.row_strides
         key_block_stride, value_block_stride = self.block_strides
         return (
@@ -266,5 +266,5 @@ class HeadMajor:
 Spec = Flash | HeadMajor
 
 
-def _next_power_of_two(number: int) -> int:
+def _round_up_to_power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()

@@ -1,7 +1,7 @@
-// Integers, the flat index, and pieces of a row in registers: what every kernel here is made of.
+// Define integers, the flat index, and chunks of a row in registers, for every kernel here.
 //
 // Macros: THREADS of a CTA; WIDE_INDEX, whether the grid has more than 2^32 - 1 threads.
-// Compiled by NVRTC with no headers but these.
+// NVRTC compiles this without any other headers.
 
 #pragma once
 
@@ -11,19 +11,19 @@ using uint16_t = unsigned short;
 using uint32_t = unsigned int;
 using uint64_t = unsigned long long;
 
-// Tokens times chunks can pass 2^32; 32 bits divide faster.
+// Tokens times chunks can exceed 2^32; 32 bits divide faster.
 #if WIDE_INDEX
 using index_t = uint64_t;
 #else
 using index_t = uint32_t;
 #endif
 
-// The first place of this thread in an order that gives each CTA EACH * THREADS places in a row; its others follow
-// THREADS apart.
+// Returns this thread's first index, where each CTA has EACH * THREADS consecutive indices; the thread's other indices
+// follow at distances of THREADS.
 template <int EACH = 1>
 __device__ __forceinline__ index_t flat_index() {
 #if WIDE_INDEX
-    // grid.x ends at 2^31 - 1; the CTAs that it cannot count come as further rows of grid.y.
+    // grid.x is at most 2^31 - 1; further CTAs are further rows of grid.y.
     return (index_t(blockIdx.y) * gridDim.x + blockIdx.x) * (EACH * THREADS) + threadIdx.x;
 #else
     return blockIdx.x * (EACH * THREADS) + threadIdx.x;
@@ -39,8 +39,8 @@ struct choose<false, A, B> {
     using type = B;
 };
 
-// N bytes of a row. Words, not bytes: the compiler takes a byte array apart, which costs instructions and makes it
-// wait for the load before it issues the next.
+// N bytes of a row. They are words, not bytes: the compiler splits a byte array, which costs instructions and makes
+// each load wait for the one before.
 template <int N>
 struct alignas(N < 16 ? N : 16) Chunk {
     using word_t = typename choose<N >= 4, uint32_t, typename choose<N == 2, uint16_t, uint8_t>::type>::type;
@@ -49,8 +49,7 @@ struct alignas(N < 16 ? N : 16) Chunk {
     word_t word[WORDS];
 };
 
-// `BYTES` bytes of the chunk, from byte `at` on, in the low bits. Both are powers of two at most a word's, or a
-// multiple of it.
+// Returns `BYTES` bytes of the chunk from byte `at` on, in the low bits. They lie in one word.
 template <int BYTES, int N>
 __device__ __forceinline__ uint32_t bits_of(const Chunk<N>& chunk, int at) {
     static_assert(BYTES <= Chunk<N>::WORD_BYTES, "an item lies in one word");
@@ -58,10 +57,10 @@ __device__ __forceinline__ uint32_t bits_of(const Chunk<N>& chunk, int at) {
     return BYTES == 4 ? word : (word >> (at % Chunk<N>::WORD_BYTES * 8)) & ((1u << (8 * BYTES % 32)) - 1);
 }
 
-// Loads here are relaxed, which asks nothing of the hardware that a plain load does not, but holds the assembler: it
-// would move a plain load behind the test of the slot, and the kernel would wait for two memory accesses one after
-// the other instead of both at once. Their scope is the CTA, for which L1 may answer: a thread that reads 32 bytes does
-// so in two halves, and with a wider scope L2 would send each sector twice.
+// Loads here are relaxed. The hardware treats them as plain loads, but the assembler would move a plain load behind the
+// test of the slot, and the kernel would wait for two memory accesses in sequence instead of at once. Their scope is
+// the CTA, so that L1 may serve them: a thread reads 32 bytes in two halves, and with a wider scope L2 would send each
+// sector twice.
 template <int BYTES>
 __device__ __forceinline__ uint32_t load_bits(const uint8_t* from) {
     static_assert(BYTES == 1 || BYTES == 2, "wider ones are words");
@@ -74,7 +73,7 @@ __device__ __forceinline__ uint32_t load_bits(const uint8_t* from) {
     return bits;
 }
 
-// N bytes from an address that ACCESS divides, in accesses of that many bytes.
+// Loads N bytes from an address that ACCESS divides, in accesses of ACCESS bytes.
 template <int N, int ACCESS>
 __device__ __forceinline__ Chunk<N> load(const uint8_t* from) {
     Chunk<N> chunk;
@@ -112,7 +111,7 @@ __device__ __forceinline__ Chunk<N> load(const uint8_t* from) {
     return chunk;
 }
 
-// The chunk is at an address that ACCESS divides, written in accesses of that many bytes.
+// Stores the chunk to an address that ACCESS divides, in accesses of ACCESS bytes.
 template <int ACCESS, int N>
 __device__ __forceinline__ void store(uint8_t* to, const Chunk<N>& chunk) {
     using Piece = Chunk<ACCESS>;
@@ -129,7 +128,7 @@ __device__ __forceinline__ void store(uint8_t* to, const Chunk<N>& chunk) {
     }
 }
 
-// Whether the slot is one of the cache's. Any other is padding, which writes nothing.
+// Returns whether the slot is in the cache. Any other is padding, for which nothing is written.
 __device__ __forceinline__ bool is_slot(int64_t slot, int64_t num_slots) {
     return slot >= 0 && slot < num_slots;
 }

@@ -1,6 +1,6 @@
-"""triton: the ops in Triton, all layouts alike.
+"""triton: the ops in Triton, for all layouts.
 
-`TRITON_INTERPRET=1` must be in the environment before this package is imported for a CPU: Triton reads it
+For a CPU, `TRITON_INTERPRET=1` must be in the environment before this package is imported: Triton reads it
 when `@triton.jit` decorates. The measuring process of a CPU device sets it.
 """
 
@@ -18,7 +18,7 @@ from kvexp.impl.triton.launch import Launcher
 from kvexp.op import Call
 
 PACKED = ("reshape_and_cache_flash_diffkv",)
-"""The ops whose K and V lie side by side in one cache."""
+"""The ops that write K and V side by side to one cache."""
 
 VIEWS = {
     "*i8": torch.int8,
@@ -33,7 +33,7 @@ VIEWS = {
 
 
 class Triton:
-    """The ops in Triton; interpreted on a CPU, where they can be verified and not timed.
+    """The ops in Triton; on a CPU they are interpreted, verified and not timed.
 
     Args:
         device: `cuda:N`, or `cpu` with the interpreter.
@@ -78,9 +78,9 @@ class Triton:
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> Call:
-        """`op.reshape_and_cache` bound to these tensors; nothing is launched for no tokens."""
+        """Bind `op.reshape_and_cache` to these tensors; launch nothing for no tokens."""
         tensors = (key, value, key_cache, value_cache, slot_mapping)
-        return self._bound("reshape_and_cache", *tensors, kv_cache_dtype, k_scale, v_scale)
+        return self._bind("reshape_and_cache", *tensors, kv_cache_dtype, k_scale, v_scale)
 
     def reshape_and_cache_flash(
         self,
@@ -93,9 +93,9 @@ class Triton:
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> Call:
-        """`op.reshape_and_cache_flash` bound to these tensors; nothing is launched for no tokens."""
+        """Bind `op.reshape_and_cache_flash` to these tensors; launch nothing for no tokens."""
         tensors = (key, value, key_cache, value_cache, slot_mapping)
-        return self._bound("reshape_and_cache_flash", *tensors, kv_cache_dtype, k_scale, v_scale)
+        return self._bind("reshape_and_cache_flash", *tensors, kv_cache_dtype, k_scale, v_scale)
 
     def reshape_and_cache_flash_diffkv(
         self,
@@ -107,15 +107,15 @@ class Triton:
         k_scale: Tensor | None,
         v_scale: Tensor | None,
     ) -> Call:
-        """`op.reshape_and_cache_flash_diffkv` bound to these tensors; nothing is launched for no tokens."""
+        """Bind `op.reshape_and_cache_flash_diffkv` to these tensors; launch nothing for no tokens."""
         tensors = (key, value, kv_cache, slot_mapping)
-        return self._bound("reshape_and_cache_flash_diffkv", *tensors, kv_cache_dtype, k_scale, v_scale)
+        return self._bind("reshape_and_cache_flash_diffkv", *tensors, kv_cache_dtype, k_scale, v_scale)
 
     def launcher(self, op: str, *arguments: Any) -> Launcher:
-        """What launches the op for every call that agrees with this one.
+        """Return a launcher of the op for every call whose tensors agree with these.
 
-        Such calls have tensors of the same dtypes, sizes and strides, key and value at addresses whose
-        bitwise or ends in the same four bits, and the caches too. Nothing is compiled before it is called.
+        They have the same dtypes, sizes and strides; the bitwise or of the addresses of key and value ends in
+        the same four bits, and that of the caches too. Nothing is compiled yet.
 
         Args:
             op: The op's name.
@@ -130,7 +130,7 @@ class Triton:
         """
         if self.interpreted:
             raise Unsupported("impl=triton on a CPU has no launcher: Triton's interpreter takes no addresses")
-        plan, _ = self._plan(op, *arguments)
+        plan, _ = self._make_plan(op, *arguments)
         device = self.device.index or 0
         if op in PACKED:
             key, _, kv_cache, *_ = arguments
@@ -138,17 +138,17 @@ class Triton:
             return Launcher(plan, device, self.gpu, self.options, value_at)
         return Launcher(plan, device, self.gpu, self.options)
 
-    def _bound(self, op: str, *arguments: Any) -> Call:
+    def _bind(self, op: str, *arguments: Any) -> Call:
         if self.interpreted:
-            return self._interpreted(op, *arguments)
+            return self._bind_interpreted(op, *arguments)
         launcher = self.launcher(op, *arguments)
         *before, _kv_cache_dtype, k_scale, v_scale = arguments
         tensors: tuple[Tensor | None, ...] = (*before, k_scale, v_scale)
         num_tokens = before[-1].shape[0]
         if not num_tokens:
-            return _nothing
+            return _do_nothing
         addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-        # Here and not in the first call, which a CUDA graph may be capturing.
+        # Not in the first call, which a CUDA graph may be capturing.
         launch = launcher.prepare(num_tokens)
 
         def call(_alive: tuple[Tensor | None, ...] = tensors) -> None:
@@ -156,31 +156,31 @@ class Triton:
 
         return call
 
-    def _interpreted(self, op: str, *arguments: Any) -> Call:
-        plan, tensors = self._plan(op, *arguments)
+    def _bind_interpreted(self, op: str, *arguments: Any) -> Call:
+        plan, tensors = self._make_plan(op, *arguments)
         *four, slot_mapping, k_scale, v_scale = tensors
         num_tokens = slot_mapping.shape[0]
         if not num_tokens:
-            return _nothing
+            return _do_nothing
         kernel = plan.kernel
         views = (tensor.view(VIEWS[word]) for tensor, word in zip(four, kernel.pointers, strict=False))
-        tokens, columns = source.tile(kernel, plan.row_items, False, self.options)
+        tokens, columns = source.choose_tile(kernel, plan.row_items, False, self.options)
         grid = (triton.cdiv(num_tokens, tokens) * triton.cdiv(plan.row_items, columns),)
         function: Any = getattr(kernels, kernel.name)
         values = (*views, slot_mapping, k_scale, v_scale, num_tokens, *plan.sizes)
-        constants = source.constants(kernel, tokens, columns, bool(self.options.slot_first))
+        constants = source.make_constants(kernel, tokens, columns, bool(self.options.slot_first))
         return functools.partial(function[grid], *values, **constants)
 
-    def _plan(self, op: str, *arguments: Any) -> tuple[source.Plan, tuple[Any, ...]]:
-        """The plan of a call, and the tensors of its kernel in their order."""
+    def _make_plan(self, op: str, *arguments: Any) -> tuple[source.Plan, tuple[Any, ...]]:
+        """Return the plan of a call, and the tensors of its kernel in order."""
         *tensors, kv_cache_dtype, k_scale, v_scale = arguments
         if op in PACKED:
             key, value, kv_cache, slot_mapping = tensors
             head_size = key.shape[2]
             tensors = [key, value, kv_cache[..., :head_size], kv_cache[..., head_size:], slot_mapping]
-        if not source.copies(tensors[0], kv_cache_dtype):
+        if not source.is_copy(tensors[0], kv_cache_dtype):
             self._check_fp8()
-        make: Any = source.head_major if op == "reshape_and_cache" else source.flash
+        make: Any = source.plan_head_major if op == "reshape_and_cache" else source.plan_flash
         *four, _slot_mapping = tensors
         return make(*four, kv_cache_dtype, k_scale), (*tensors, k_scale, v_scale)
 
@@ -196,5 +196,5 @@ class Triton:
             )
 
 
-def _nothing() -> None:
-    """The call for no tokens."""
+def _do_nothing() -> None:
+    """Do nothing, for no tokens."""

@@ -1,7 +1,7 @@
-"""The Triton kernels: a program moves a tile of tokens x columns of K, and the same of V.
+"""Define the Triton kernels: a program moves a tile of tokens x columns of K, and the same tile of V.
 
-A column is an item of a token's row: `head * head_size + place in the head`. Whether an access is as wide as
-it can be is left to Triton, which knows what divides each argument (`source.py`).
+A column is an item of a token's row: `head * head_size + place in the head`. Triton chooses the width of each
+access, since it knows a divisor of each argument (`source.py`).
 """
 
 import triton
@@ -10,12 +10,12 @@ import triton.language as tl
 
 @triton.jit
 def _quotient(x, divisor, CORRECTIONS: tl.constexpr):
-    """`x / divisor`, as far as fp8 can tell, by the divisor's reciprocal and the exact remainder.
+    """Return `x / divisor`, exact once rounded to fp8, by the divisor's reciprocal and the exact remainder.
 
     One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
-    It takes a divisor between 2^-60 and 2^60, so any other comes with its dividend into that range by a power
-    of two. What that costs of a dividend, its last bits or its being finite, is of a quotient that becomes 0,
-    or the largest number, anyway.
+    This needs a divisor between 2^-60 and 2^60; any other is scaled into that range, together with its
+    dividend, by a power of two. A dividend that loses bits or overflows by this has a quotient that becomes 0
+    or the largest number anyway.
     """
     size = tl.abs(divisor)
     shift = tl.where(size < 2.0**-60, 2.0**96, tl.where(size > 2.0**60, 2.0**-96, 1.0))
@@ -25,7 +25,7 @@ def _quotient(x, divisor, CORRECTIONS: tl.constexpr):
     better = first
     for _ in tl.static_range(CORRECTIONS):
         better = tl.fma(tl.fma(-better, divisor, x), reciprocal, better)
-    # A zero would lose its sign, and an infinity become NaN.
+    # The correction would drop the sign of a zero and turn an infinity into NaN.
     return tl.where(tl.abs(better) > 0.0, better, first)
 
 
@@ -40,14 +40,14 @@ def _cache_items(
     FP8: tl.constexpr,
     PER_HEAD: tl.constexpr,
 ):
-    """Source items as cache items; fp8 divides in float32 and rounds once, to the kind of the cache's items.
+    """Convert source items to cache items; fp8 divides in float32 and rounds once, to the cache's item type.
 
     tl.div_rn is IEEE division; Triton's `/` is not.
     """
     if FP8:
         x = items.to(tl.float32)
         if PER_HEAD:
-            # One reciprocal serves a run of items of one head: 16, or the largest power of two below that
+            # Items of one head share a reciprocal in runs of 16, or of the largest smaller power of two that
             # divides the head size.
             COLUMNS: tl.constexpr = items.shape[1]
             RUN: tl.constexpr = min(16, COLUMNS, HEAD_SIZE & -HEAD_SIZE)
@@ -63,7 +63,7 @@ def _cache_items(
 
 @triton.jit
 def _tile(ROW_ITEMS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
-    """First token and first column of this program: neighbours share tokens, and write rows whole."""
+    """Return first token and first column of this program; neighbours share tokens and write whole rows."""
     tiles: tl.constexpr = (ROW_ITEMS + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
     return (program // tiles).to(tl.int64) * TOKENS, program % tiles * COLUMNS
@@ -71,18 +71,18 @@ def _tile(ROW_ITEMS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _tile_by_columns(num_tokens, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The same where neighbours share columns: tokens whose slots share sectors then write at nearly the same
-    time, wherever they stand in the call, and L2 joins what they write.
+    """Return the same for neighbours that share columns: tokens whose slots share sectors then write at about
+    the same time, wherever they are in the call, and L2 merges the writes.
     """
     tiles = tl.cdiv(num_tokens, TOKENS)
     program = tl.program_id(0)
-    # With 32 bits Triton makes a kernel of it that takes 5 % longer, where slots are contiguous.
+    # With 32 bits Triton's kernel takes 5 % longer where slots are contiguous.
     return (program % tiles).to(tl.int64) * TOKENS, (program // tiles).to(tl.int32) * COLUMNS
 
 
 @triton.jit
 def _place_in_row(column, head_stride, HEAD_SIZE: tl.constexpr):
-    """Where each column lies from the start of its slot."""
+    """Return the distance of each column from the start of its slot."""
     return (column // HEAD_SIZE).to(tl.int64) * head_stride + column % HEAD_SIZE
 
 
@@ -112,9 +112,9 @@ def flash(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Writes caches of which only the strides matter; grid ceil(num_tokens / TOKENS) * ceil(row / COLUMNS).
+    """Write caches of any strides; grid ceil(num_tokens / TOKENS) * ceil(row / COLUMNS).
 
-    What K and V have in common, the compiler finds: equal head sizes cost one set of places and masks.
+    The compiler merges what K and V have in common: with equal head sizes, places and masks.
     """
     KEY_ITEMS: tl.constexpr = NUM_HEADS * HEAD_SIZE
     VALUE_ITEMS: tl.constexpr = NUM_HEADS * HEAD_SIZE_V
@@ -134,7 +134,7 @@ def flash(
     key = tl.load(key_ptr + key_item, mask=read[:, None] & in_key)
     value = tl.load(value_ptr + value_item, mask=read[:, None] & in_value)
     if not SLOT_FIRST:
-        # After the rows, which do not wait for it.
+        # Loaded after the rows, which do not wait for it.
         slot = tl.load(slot_mapping_ptr + token, mask=known, other=-1)
 
     written = (slot >= 0) & (slot < num_slots)
@@ -151,9 +151,9 @@ def flash(
 
 @triton.jit
 def _flat(items, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """`[ROWS, LANES]`, to which the items broadcast, as one dim: a warp's lanes run along the second.
+    """Broadcast the items to `[ROWS, LANES]` and flatten, so that a warp's lanes run along the second dim.
 
-    Triton's versions differ in which of two dims a warp runs along when neither has adjacent addresses.
+    Triton's versions differ in the dim that a warp runs along when neither has adjacent addresses.
     """
     return tl.reshape(tl.broadcast_to(items, (ROWS, LANES)), (ROWS * LANES,))
 
@@ -172,11 +172,11 @@ def _store_keys(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Stores runs of X items of a token; consecutive slots of a block are consecutive runs of the cache."""
+    """Store runs of X items of a token; consecutive slots of a block are consecutive runs of the cache."""
     GROUPS: tl.constexpr = COLUMNS // X
     runs = tl.permute(tl.reshape(key, (TOKENS, GROUPS, X)), (1, 0, 2))
     group = first_column // X + tl.arange(0, GROUPS)
-    # A reshape hides what divides its items, so the multiplications come after it.
+    # A reshape hides the divisors of its items, so the multiplications come after it.
     block = _flat((slot // BLOCK_SIZE)[None, :], GROUPS, TOKENS)
     run = _flat((slot % BLOCK_SIZE)[None, :] + (group.to(tl.int64) * BLOCK_SIZE)[:, None], GROUPS, TOKENS)
     mask = _flat(written[None, :] & (group < ROW_ITEMS // X)[:, None], GROUPS, TOKENS)
@@ -200,10 +200,10 @@ def _store_values(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Stores X tokens' items of a column at once where the slots are aligned runs, else item by item.
+    """Store X tokens' items of a column at once where the slots are aligned runs, otherwise item by item.
 
-    Lanes run along tokens where most slots follow their neighbour's, so that they fill sectors; along columns
-    where not, so that they write neighbouring sectors.
+    Lanes run along tokens where most slots follow their neighbour's, so that they fill sectors; otherwise
+    along columns, so that they write neighbouring sectors.
     """
     column = first_column + tl.arange(0, COLUMNS)
     in_row = column < ROW_ITEMS
@@ -250,11 +250,11 @@ def head_major(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Writes the head-major caches; grid ceil(num_tokens / TOKENS) * ceil(ROW_ITEMS / COLUMNS).
+    """Write the head-major caches; grid ceil(num_tokens / TOKENS) * ceil(ROW_ITEMS / COLUMNS).
 
-    Heads do not show in the places: X divides HEAD_SIZE, so column c of a row is item c % X of group c // X
-    of K's block, and row c of V's. Rows are read along columns and the caches written mostly along tokens;
-    what turns a tile in between is the compiler, through shared memory.
+    Places do not depend on heads: X divides HEAD_SIZE, so column c of a row is item c % X of group c // X of
+    K's block, and row c of V's. Rows are read along columns and the caches written mostly along tokens; the
+    compiler transposes the tile in between, through shared memory.
     """
     first_token, first_column = _tile_by_columns(num_tokens, TOKENS, COLUMNS)
     token = first_token + tl.arange(0, TOKENS)

@@ -1,7 +1,7 @@
-"""From the tensors of a call to the source of a compiled kernel: pure functions of dtypes, shapes, strides.
+"""Derive a kernel's source from the tensors of a call: pure functions of dtypes, shapes and strides.
 
-Triton's own dispatch looks at each call's arguments to decide what to compile. Here the decision is taken
-once, from what all calls of a launcher have in common, so that one compiled kernel is right for all of them.
+Triton's own dispatch inspects each call's arguments to decide what to compile. Here the decision is made
+once, from what all calls of a launcher have in common, so that one compiled kernel serves all of them.
 """
 
 import math
@@ -17,20 +17,20 @@ from kvexp.errors import ConfigError, Unsupported
 from kvexp.impl.triton import kernels
 
 VECTOR_BYTES = 16
-"""The widest access of one thread, and so the largest divisor worth knowing."""
+"""The widest access of one thread, and so the largest divisor of interest."""
 
 SOURCES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 FP8 = {"fp8_e4m3": "*fp8e4nv", "fp8_e5m2": "*fp8e5"}
 
 THREADS = 128
-"""Of a program with the usual number of warps."""
+"""Threads of a program with the default number of warps."""
 
 FP8_ITEMS = 8
-"""Items of a thread that become fp8, of the smaller tile."""
+"""Items per thread that are converted to fp8, in the smaller tile."""
 
 LARGE_ITEMS = 4096
 TILES = ((LARGE_ITEMS, 128), (1024, 64))
-"""Of head_major: items of K, and of V, of one program, and the most columns; with many tokens and with few.
+"""Tiles of head_major for many and for few tokens: items of K, and of V, and the most columns.
 
 It reads along columns and writes along tokens, so its tiles are wide in both; with few tokens they are small,
 so that every multiprocessor gets one.
@@ -39,26 +39,26 @@ so that every multiprocessor gets one.
 MOST_TILE_ITEMS = 1 << 16
 
 SM_THREADS = 2048
-"""The most that a multiprocessor holds, on most GPUs; fewer there only fill it sooner."""
+"""Most threads of a multiprocessor, on most GPUs."""
 
 FILLED = 3
-"""How many times accesses must fill the GPU before they wait for their slots."""
+"""How many times accesses must fill the GPU before rows are read after their slots."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may fix of the kernels; None leaves it to the functions below and to `NUM_WARPS`.
+    """The kernels' options; None leaves the choice to the functions below and to `NUM_WARPS`.
 
-    Numbers are powers of two, but for `num_stages`.
+    Numbers are powers of two, except `num_stages`.
 
     Attributes:
         num_warps: Warps of a program, up to 32.
         num_stages: Stages of Triton's software pipelining, from 1 on. These kernels have no loop to
-            pipeline, so that their code is the same for any number.
+            pipeline, so their code is the same for any number.
         tile_tokens: Tokens of a program's tile.
         tile_columns: Items of a token's row in a tile; for `reshape_and_cache` whole runs of 16 bytes.
-        slot_first: Whether flash reads a row only once its slot is known, which spares the rows of padding
-            and makes every other row wait.
+        slot_first: Whether flash reads a row only after its slot, which saves the rows of padding and makes
+            every other row wait.
     """
 
     num_warps: int | None = None
@@ -68,11 +68,10 @@ class Options:
     slot_first: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what no kernel can be compiled for.
+        """Reject values that no kernel can be compiled for.
 
         Raises:
-            ConfigError: A value is no power of two, or too large, or no whole number or truth value where it
-                must be one.
+            ConfigError: A value is not a power of two, too large, or of the wrong type.
         """
         if self.slot_first is not None and type(self.slot_first) is not bool:
             raise ConfigError(f"impl.slot_first must be true, false or null, not {self.slot_first!r}")
@@ -91,13 +90,13 @@ UNSET = Options()
 
 @dataclass(frozen=True)
 class Kernel:
-    """What a compiled kernel depends on, its tile apart.
+    """What a compiled kernel depends on, except its tile.
 
     Attributes:
-        name: Of the function in `kernels`.
+        name: Name of the function in `kernels`.
         pointers: Triton's types of the pointers.
-        divisors: For each pointer, then for `num_tokens` and the sizes: a power of two of at most 16 that
-            divides it in every call.
+        divisors: For each pointer, then for `num_tokens` and the sizes: a power of two up to 16 that divides
+            it in every call.
         constants: The compile-time constants, in the function's order.
     """
 
@@ -109,10 +108,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the calls of one launcher have in common.
+    """What all calls of one launcher have in common.
 
     Attributes:
-        kernel: What is compiled.
+        kernel: The kernel.
         sizes: The integers that follow `num_tokens`.
         row_items: Items of a token's row, of the longer of K and V.
     """
@@ -122,12 +121,12 @@ class Plan:
     row_items: int
 
 
-def copies(key: Tensor, kv_cache_dtype: str) -> bool:
-    """Whether bytes are only moved: the cache holds the source's items, which fp8 sources are too."""
+def is_copy(key: Tensor, kv_cache_dtype: str) -> bool:
+    """Return whether bytes are only copied: without a cache format, or from fp8 sources."""
     return kv_cache_dtype == "auto" or key.element_size() == 1
 
 
-def flash(
+def plan_flash(
     key: Tensor,
     value: Tensor,
     key_cache: Tensor,
@@ -135,11 +134,11 @@ def flash(
     kv_cache_dtype: str,
     k_scale: Tensor | None,
 ) -> Plan:
-    """The plan for caches of the logical shape `[num_blocks, block_size, num_heads, head_size]`."""
+    """Return the plan for caches of the shape `[num_blocks, block_size, num_heads, head_size]`."""
     _, num_heads, head_size = key.shape
     head_size_v = value.shape[2]
     num_blocks, block_size = key_cache.shape[:2]
-    # The stride of a dim of size 1 is arbitrary, and multiplied by nothing but 0.
+    # The stride of a dim of size 1 is arbitrary, and is only multiplied by 0.
     strides = [s if n > 1 else 0 for n, s in zip(key_cache.shape[:3], key_cache.stride(), strict=False)]
     sizes = (num_blocks * block_size, key.stride(0), value.stride(0), *strides)
     constants = {
@@ -148,11 +147,13 @@ def flash(
         "HEAD_SIZE_V": head_size_v,
         "BLOCK_SIZE": block_size,
     }
-    kernel = _kernel("flash", (key, value, key_cache, value_cache), kv_cache_dtype, k_scale, sizes, constants)
+    kernel = _make_kernel(
+        "flash", (key, value, key_cache, value_cache), kv_cache_dtype, k_scale, sizes, constants
+    )
     return Plan(kernel, sizes, num_heads * max(head_size, head_size_v))
 
 
-def head_major(
+def plan_head_major(
     key: Tensor,
     value: Tensor,
     key_cache: Tensor,
@@ -160,7 +161,7 @@ def head_major(
     kv_cache_dtype: str,
     k_scale: Tensor | None,
 ) -> Plan:
-    """The plan for caches whose heads are outside, K's in groups of `x` items of a token."""
+    """Return the plan for head-major caches, K's in groups of `x` items of a token."""
     _, num_heads, head_size = key.shape
     num_blocks, _, _, block_size, x = key_cache.shape
     strides = (key_cache.stride(0), value_cache.stride(0)) if num_blocks > 1 else (0, 0)
@@ -172,11 +173,11 @@ def head_major(
         "X": x,
     }
     tensors = (key, value, key_cache, value_cache)
-    kernel = _kernel("head_major", tensors, kv_cache_dtype, k_scale, sizes, constants)
+    kernel = _make_kernel("head_major", tensors, kv_cache_dtype, k_scale, sizes, constants)
     return Plan(kernel, sizes, num_heads * head_size)
 
 
-def _kernel(
+def _make_kernel(
     name: str,
     tensors: tuple[Tensor, Tensor, Tensor, Tensor],
     kv_cache_dtype: str,
@@ -185,32 +186,32 @@ def _kernel(
     constants: dict[str, int],
 ) -> Kernel:
     key, value, key_cache, value_cache = tensors
-    copy = copies(key, kv_cache_dtype)
-    # A copy moves integers, so that one kernel serves all types of a width and no NaN is touched.
+    copy = is_copy(key, kv_cache_dtype)
+    # A copy moves integers, so that one kernel serves all types of a width and keeps NaNs.
     source = f"*i{8 * key.element_size()}" if copy else SOURCES[key.dtype]
     cache = source if copy else FP8[kv_cache_dtype]
-    # Which of the two is aligned may change from call to call; what divides both does not.
-    rows = _divisor(key.data_ptr() | value.data_ptr())
-    places = _divisor(key_cache.data_ptr() | value_cache.data_ptr())
+    # Which of the two is aligned may differ between calls; the common alignment does not.
+    rows = _find_divisor(key.data_ptr() | value.data_ptr())
+    places = _find_divisor(key_cache.data_ptr() | value_cache.data_ptr())
     _num_slots, *strides = sizes
     per_head = not copy and k_scale is not None and k_scale.numel() > 1
     return Kernel(
         name=name,
         pointers=(source, source, cache, cache, "*i64", "*fp32", "*fp32"),
         # torch aligns slots and scales to their items at least; counts may be anything.
-        divisors=(rows, rows, places, places, 8, 4, 4, 1, 1, *map(_divisor, strides)),
+        divisors=(rows, rows, places, places, 8, 4, 4, 1, 1, *map(_find_divisor, strides)),
         constants=(*constants.items(), ("FP8", int(not copy)), ("PER_HEAD", int(per_head))),
     )
 
 
-def _divisor(number: int) -> int:
-    """The largest power of two up to 16 that divides the number."""
+def _find_divisor(number: int) -> int:
+    """Return the largest power of two up to 16 that divides the number."""
     return math.gcd(number, VECTOR_BYTES)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a tile depends on of a GPU.
+    """The properties of a GPU that tiles depend on.
 
     Attributes:
         sm_count: Multiprocessors.
@@ -222,48 +223,47 @@ class Gpu:
 
 
 def is_large(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
-    """Whether the larger tiles are the faster ones: they fill the GPU four times, and for flash, the L2 takes
-    what is written. Beyond that the memory is the bound, and more programs hide more of its latency.
+    """Return whether larger tiles are faster: they fill the GPU four times and, for flash, the L2 holds the
+    written bytes. Beyond that the memory is the bottleneck, and more programs hide more of its latency.
 
-    Converting to fp8 is itself what takes the time, of which a larger tile spares some from a quarter of a
-    filling on.
+    Conversion to fp8 is bound by arithmetic, of which larger tiles save some once they fill a quarter of the
+    GPU.
     """
     if kernel.name == "flash" and dict(kernel.constants)["FP8"]:
         return 4 * num_tokens * row_items >= FP8_ITEMS * gpu.sm_count * SM_THREADS
     fills = num_tokens * row_items >= LARGE_ITEMS * gpu.sm_count * 4
     if kernel.name != "flash":
         return fills
-    written = 2 * num_tokens * row_items * _source_bytes(kernel)
+    written = 2 * num_tokens * row_items * _get_source_bytes(kernel)
     return fills and written <= gpu.l2_bytes // 2
 
 
 def waits_for_slots(kernel: Kernel, row_items: int, num_tokens: int, gpu: Gpu) -> bool:
-    """Whether flash reads rows only when their slots are known, so that those of padding are not read at all.
+    """Return whether flash reads rows only after their slots, so that rows of padding are not read.
 
-    Every other row then waits for two memory accesses one after the other. Where copies by accesses of 16
-    bytes to K and to V fill the GPU many times over, other programs hide that; conversions to fp8 would take
-    9 % longer.
+    Every other row then waits for two memory accesses in sequence. Where copies in accesses of 16 bytes to
+    K and to V fill the GPU many times, other programs hide the latency; conversion to fp8 would take 9 %
+    longer.
     """
     if kernel.name != "flash" or dict(kernel.constants)["FP8"]:
         return False
-    accesses = num_tokens * row_items * _source_bytes(kernel) // VECTOR_BYTES
+    accesses = num_tokens * row_items * _get_source_bytes(kernel) // VECTOR_BYTES
     return accesses >= FILLED * gpu.sm_count * SM_THREADS
 
 
-def tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) -> tuple[int, int]:
-    """Tokens and columns of one program of the kernel.
+def choose_tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) -> tuple[int, int]:
+    """Return the tokens and columns of one program of the kernel.
 
-    A tile is at most one row wide. Of flash's smaller one each thread has one access of 16 bytes to K and one
-    to V, or 8 items that become fp8; of the larger one two.
+    A tile is at most one row wide. In flash's smaller tile each thread has one access of 16 bytes to K and
+    one to V, or 8 items that become fp8; in the larger tile twice that.
 
     Raises:
-        Unsupported: The options' columns would split a run of a head-major cache, or with the other side the
-            tile would be too large.
+        Unsupported: The options' columns would split a run of a head-major cache, or the tile is too large.
     """
     constant = dict(kernel.constants)
     if kernel.name == "flash":
-        a_thread_s = FP8_ITEMS if constant["FP8"] else VECTOR_BYTES // _source_bytes(kernel)
-        items = widest = THREADS * a_thread_s * (2 if large else 1)
+        per_thread = FP8_ITEMS if constant["FP8"] else VECTOR_BYTES // _get_source_bytes(kernel)
+        items = widest = THREADS * per_thread * (2 if large else 1)
     else:
         items, widest = TILES[0 if large else 1]
     columns = options.tile_columns or min(widest, triton.next_power_of_2(row_items))
@@ -278,21 +278,21 @@ def tile(kernel: Kernel, row_items: int, large: bool, options: Options = UNSET) 
     return tokens, columns
 
 
-def _source_bytes(kernel: Kernel) -> int:
-    """Bytes of an item of key: of `*bf16` and the like."""
+def _get_source_bytes(kernel: Kernel) -> int:
+    """Return the bytes of an item of key, from `*bf16` and the like."""
     return int("".join(filter(str.isdigit, kernel.pointers[0]))) // 8
 
 
-def constants(kernel: Kernel, tokens: int, columns: int, slot_first: bool = False) -> dict[str, int]:
-    """All compile-time constants, in the function's order."""
+def make_constants(kernel: Kernel, tokens: int, columns: int, slot_first: bool = False) -> dict[str, int]:
+    """Return all compile-time constants, in the function's order."""
     waits = {"SLOT_FIRST": int(slot_first)} if kernel.name == "flash" else {}
     return dict(kernel.constants) | waits | {"TOKENS": tokens, "COLUMNS": columns}
 
 
-def source(kernel: Kernel, tokens: int, columns: int, slot_first: bool = False) -> ASTSource:
-    """What `triton.compile` takes; every integer is an i64, so that none depends on a value's width."""
+def make_source(kernel: Kernel, tokens: int, columns: int, slot_first: bool = False) -> ASTSource:
+    """Return the input of `triton.compile`; every integer is an i64, whatever its value."""
     function: Any = getattr(kernels, kernel.name)
-    fixed = constants(kernel, tokens, columns, slot_first)
+    fixed = make_constants(kernel, tokens, columns, slot_first)
     integers = len(kernel.divisors) - len(kernel.pointers)
     types = [*kernel.pointers, *["i64"] * integers, *["constexpr"] * len(fixed)]
     signature = dict(zip(function.arg_names, types, strict=True))

@@ -1,4 +1,4 @@
-"""Two processes on one GPU measure in turns, and who waits finds the memory of the one before free."""
+"""Two processes measure on one GPU one after the other; the second finds the memory of the first free."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def folder(tmp_path, monkeypatch):
 
 def curve():
     sizes = ("workload=quickstart", "workload.num_tokens=[1,16,64]")
-    return compose.experiment("impl=cuda", "timer.max_seconds=0.1", *sizes).resolved("cuda:0")
+    return compose.experiment("impl=cuda", "timer.max_seconds=0.1", *sizes).resolve("cuda:0")
 
 
 def test_two_processes_measure_one_after_the_other():
@@ -39,7 +39,7 @@ def test_two_processes_measure_one_after_the_other():
     assert [row["status"] for row, _ in found] == ["ok"] * 6
 
 
-def test_a_turn_ends_when_the_cache_is_free():
+def test_the_lock_is_released_when_the_cache_is_free():
     def free():
         return torch.cuda.mem_get_info(0)[0]
 
@@ -57,6 +57,6 @@ def test_a_turn_ends_when_the_cache_is_free():
             if holder:
                 list(points)
 
-        with lock.turn(environment.read("cuda:0")["device_uuid"], ends):
+        with lock.gpu_lock(environment.read("cuda:0")["device_uuid"], ends):
             assert free() - before >= cache_bytes
     assert told[-1] is None

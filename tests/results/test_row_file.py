@@ -6,7 +6,7 @@ import pytest
 
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
-from kvexp.results.rows import RowFile, curves, identity, labels, make_folder, newest, read
+from kvexp.results.row_file import RowFile, make_folder, read
 
 
 def row(**columns):
@@ -149,53 +149,6 @@ def test_a_torn_line_is_cut_off_with_a_word_when_its_file_is_continued(tmp_path,
     assert torn == [f"{tmp_path / 'rows.jsonl'}, line 2: the last line is not whole and was left out"]
 
 
-def test_the_identity_of_a_point_leaves_out_its_outcome_and_its_labels():
-    one = row(impl="torch", torch="2.13.0", impl_hash="a", workload="tiny", latency_us=1.0)
-    assert identity(one) == identity(one | {"workload": "mine", "latency_us": 2.0, "status": "failed"})
-    for column, value in (("impl", "cuda"), ("torch", "2.14.0"), ("impl_hash", "b"), ("num_tokens", 4)):
-        assert identity(one) != identity(one | {column: value})
-
-
-# docs/reliability.md: the implementation's sources, the GPU by name and UUID, the driver, torch and triton.
-@pytest.mark.parametrize("column", ["impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"])
-def test_a_point_is_another_one_where_what_measured_it_differs(column):
-    one = row(**{column: "the one"})
-    assert identity(one) != identity(one | {column: "the other"})
-    assert identity(one) != identity(one | {column: None})
-    assert newest([one, one | {column: "the other"}, one]) == (
-        [one] if column == "impl_hash" else [one, one | {column: "the other"}]
-    )
-
-
-def test_of_several_tries_of_a_point_the_newest_counts():
-    first, other, again = row(status="failed"), row(num_tokens=4), row(status="ok")
-    assert newest([first, other, again]) == [again, other]
-
-
-UNNAMED = {"status": "failed", "device": "auto", "mode": "auto", "timer": "auto", "device_name": None}
-NAMED = {"device": "cuda:0", "mode": "cudagraph", "timer": "cuda_event", "device_name": "NVIDIA H200"}
-
-
-@pytest.mark.parametrize("turned", [1, -1])
-def test_a_try_without_a_device_is_left_out_where_its_point_has_another(turned):
-    died, alone, done = row(**UNNAMED), row(**UNNAMED, num_tokens=4), row(**NAMED)
-    tries = [died, alone, done][::turned]
-    assert newest(tries) == [one for one in tries if one is not died]
-
-
-@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:0"])
-def test_what_a_device_was_called_at_first_does_not_matter(device):
-    assert newest([row(**UNNAMED | {"device": device}), row(**NAMED)]) == [row(**NAMED)]
-
-
-@pytest.mark.parametrize(
-    "other", [{"device": "cpu"}, {"device": "cuda:1"}, {"mode": "no_graph"}, {"repetition": 2}, {"seed": 1}]
-)
-def test_a_try_without_a_device_stands_beside_those_of_other_points(other):
-    tries = [row(**UNNAMED), row(**NAMED | other)]
-    assert newest(tries) == tries
-
-
 def test_jobs_are_read_in_numeric_order(tmp_path):
     for job in (10, 9, 0):
         RowFile(tmp_path / str(job)).append(row(num_tokens=job))
@@ -206,42 +159,6 @@ def test_a_folder_without_rows_has_none_and_a_missing_path_is_an_error(tmp_path)
     assert read(tmp_path) == []
     with pytest.raises(KvexpError, match="does not exist"):
         read(tmp_path / "missing")
-
-
-def test_rows_fall_apart_into_curves_over_num_tokens():
-    rows = [row(layout=layout, num_tokens=n) for n in (2, 4) for layout in ("NHD", "HND")]
-    assert [[(r["layout"], r["num_tokens"]) for r in curve] for curve in curves(rows)] == [
-        [("NHD", 2), ("NHD", 4)],
-        [("HND", 2), ("HND", 4)],
-    ]
-
-
-def test_a_label_holds_only_what_tells_the_curves_apart():
-    rows = [
-        row(impl=impl, layout=layout, dtype="half", workload="tiny", num_heads=8)
-        for impl in ("cuda", "torch")
-        for layout in ("NHD", "HND")
-    ]
-    assert labels(curves(rows)) == ["cuda NHD", "cuda HND", "torch NHD", "torch HND"]
-
-
-def test_a_workloads_name_stands_for_its_sizes():
-    rows = [row(workload="tiny", num_heads=2), row(workload="seed", num_heads=128)]
-    assert labels(curves(rows)) == ["tiny", "seed"]
-
-
-def test_numbers_and_options_carry_their_names_in_a_label():
-    rows = [
-        row(workload="tiny", num_heads=heads, impl_options=options)
-        for heads in (8, 32)
-        for options in ('{"threads":128}', '{"threads":256}')
-    ]
-    assert labels(curves(rows))[1] == "num_heads=8 threads=256"
-
-
-def test_curves_of_two_devices_are_told_apart_by_the_device_not_by_its_mode():
-    rows = [row(device="cpu", mode="no_graph"), row(device="cuda:0", mode="cudagraph")]
-    assert labels(curves(rows)) == ["cpu", "cuda:0"]
 
 
 def test_a_folder_that_cannot_be_made_says_what_is_in_its_way(tmp_path):
@@ -256,11 +173,3 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
     with pytest.raises(KvexpError, match=r"the folder .* cannot be written to"):
         make_folder(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("kv_cache_dtype", "label"), [("auto", "cuda HND half"), ("fp8_e4m3", "cuda HND half fp8_e4m3")]
-)
-def test_a_single_curve_is_called_by_its_main_choices(kv_cache_dtype, label):
-    made = row(impl="cuda", layout="HND", dtype="half", kv_cache_dtype=kv_cache_dtype)
-    assert labels([[made]]) == [label]

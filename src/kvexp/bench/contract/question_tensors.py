@@ -1,7 +1,7 @@
-"""The tensors of one question: a small cache between guard blocks, and what it must hold after the call.
+"""Hold the tensors of one question: a small cache between guard blocks, and the bytes expected in it.
 
-The implementation is given a cache that is the middle of a larger one. So a slot before the first or past the
-last lies in memory that is ours, where a write does no harm and is seen.
+The implementation gets the middle of a larger cache. So a slot before the first or past the last lies in
+memory of ours, where a write does no harm and is found.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kvexp.bench.contract import given
-from kvexp.bench.contract.given import INTEGERS
+from kvexp.bench.contract import question_inputs
 from kvexp.bench.contract.questions import STATES, Question
+from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.gpu import scan
 from kvexp.layout import Layout, Plane
@@ -29,10 +29,10 @@ MOST_LAYERS = 2
 EXTRA_ROWS = 3
 DRAWN_BYTES = 64 << 20
 WRAPS = 1 << 32
-"""What 32 bits do not tell from 0."""
+"""Equal to 0 in 32 bits."""
 
 
-class Posed:
+class QuestionTensors:
     """The tensors that an op binds, for one question; see `workload.Tensors` for their shapes.
 
     Args:
@@ -40,7 +40,7 @@ class Posed:
         layout: Of the cache.
         source: Type of key and value.
         question: How the call differs from a plain one.
-        generator: What everything is drawn with, on the case's device.
+        generator: Draws everything, on the case's device.
     """
 
     def __init__(
@@ -71,17 +71,17 @@ class Posed:
         packed = _view(items, planes.packed)[GUARD_BLOCKS:-GUARD_BLOCKS] if planes.packed else None
         self.kv_cache = packed
         self.kv_cache_dtype = case.kv_cache_dtype
-        self.rows = given.make(self.case, source, question.gaps)
+        self.rows = question_inputs.make(self.case, source, question.gaps)
         count = case.num_tokens + self.case.extra_tokens
         self.key, self.value = self.rows[0].key[:count], self.rows[-1].value[:count]
         heads = case.num_heads if case.scale == "per_head" else 1
         scales = torch.empty((2, heads), dtype=torch.float32, device=device)
         self.k_scale, self.v_scale = scales if case.scale == "per_head" else scales[:, 0]
-        # Behind the mapping lie slots that no token has: whoever reads on writes there, and is seen.
+        # Behind the mapping lie slots that no token has: who reads too far writes there, which is found.
         self._slots = torch.empty(case.num_tokens + EXTRA_ROWS, dtype=torch.int64, device=device)
         self.slot_mapping = self._slots[: case.num_tokens]
         self.expected = torch.empty_like(self.storage)
-        # K and V with the guard blocks, as integers, in the storage and as they must be.
+        # K and V with the guard blocks, as integers: in the storage, and as expected.
         integers = [whole.view(INTEGERS[whole.itemsize]) for whole in self._whole]
         self._planes, self._expected_planes = (
             [_twin(plane, storage) for plane in integers] for storage in (self.storage, self.expected)
@@ -101,20 +101,20 @@ class Posed:
         for rows in self.rows:
             rows.fill(self.generator)
             if self.question.special_values:
-                given.fill_special(rows.flat, scales, self.generator)
+                question_inputs.fill_special(rows.flat, scales, self.generator)
 
     def draw_slots(self) -> None:
-        """Change the slots in place; which tokens have none may change, too."""
+        """Change the slots in place, and which tokens have none."""
         self._right = None
         num_tokens = len(self.slot_mapping)
-        slots = self._all_over() if self.question.other_blocks else self._adjacent()
+        slots = self._spread_slots() if self.question.other_blocks else self._draw_adjacent_slots()
         self._slots.copy_(slots[: num_tokens + EXTRA_ROWS])
         if self.question.other_blocks:
-            self.slot_mapping.copy_(self.slot_mapping[self._shuffled(num_tokens)])
-        none = self._words_of_none()
-        count = self._count_of_none(len(none))
+            self.slot_mapping.copy_(self.slot_mapping[self._shuffle(num_tokens)])
+        none = self._list_invalid_slots()
+        count = self._count_invalid_slots(len(none))
         if count:
-            which = self._shuffled(num_tokens)
+            which = self._shuffle(num_tokens)
             ends = [num_tokens - 1, 0] if self.question.first_none else [num_tokens - 1]
             if self.question.padding:
                 which = torch.cat([which.new_tensor(ends), which])
@@ -122,8 +122,8 @@ class Posed:
             words = torch.tensor(none, device=which.device)
             self.slot_mapping[which] = words[torch.arange(count, device=which.device) % len(words)]
 
-    def _words_of_none(self) -> list[int]:
-        """Return the numbers that name no slot here."""
+    def _list_invalid_slots(self) -> list[int]:
+        """Return slot numbers that name no slot of this cache, as the question asks."""
         block_size, end = self.case.block_size, self.num_blocks * self.case.block_size
         wrapped = self.question.wrapped
         return [
@@ -132,8 +132,8 @@ class Posed:
             *([end - 1 + WRAPS] if wrapped else [end, end + block_size]) * self.question.past_end,
         ]
 
-    def _count_of_none(self, words: int) -> int:
-        """Return how many tokens have no slot."""
+    def _count_invalid_slots(self, words: int) -> int:
+        """Return how many tokens get a number that names no slot."""
         num_tokens = len(self.slot_mapping)
         if self.question.all_padding or not words:
             return num_tokens if words else 0
@@ -143,37 +143,36 @@ class Posed:
             return self._drawn % 2 if self.question.fresh_slots else int(not self.question.padding)
         return min(num_tokens - 1, max(words, 1 + self.question.first_none, num_tokens // 4))
 
-    def _adjacent(self) -> Tensor:
-        """Return slots in a row that begin with a block, another one each time."""
+    def _draw_adjacent_slots(self) -> Tensor:
+        """Return consecutive slots from the beginning of a block, another block each time."""
         needed = -(-len(self._slots) // self.case.block_size)
         self._begin = (self._begin + 1) % (self.num_blocks - needed + 1)
         first = self._begin * self.case.block_size
         return torch.arange(first, first + len(self._slots), device=self._slots.device)
 
-    def _all_over(self) -> Tensor:
+    def _spread_slots(self) -> Tensor:
         """Return slots of all blocks but the spare ones, one of each block before a second one of any."""
         block_size, device = self.case.block_size, self._slots.device
         first_spare = self.num_blocks // 2
         blocks = torch.arange(self.num_blocks, device=device)
         used = blocks[(blocks < first_spare) | (blocks >= first_spare + SPARE_BLOCKS)]
-        used = used[self._shuffled(len(used))]
+        used = used[self._shuffle(len(used))]
         ends = (used == 0) | (used == self.num_blocks - 1)
         used = torch.cat([used[ends], used[~ends]])
         begins = torch.randint(block_size, used.shape, generator=self.generator, device=device)
         offsets = (begins + torch.arange(block_size, device=device).unsqueeze(-1)) % block_size
         slots = (used * block_size + offsets).flatten()
         others = slots[len(used) :]
-        slots[len(used) :] = others[self._shuffled(len(others))]
+        slots[len(used) :] = others[self._shuffle(len(others))]
         return slots
 
     def prepare(self) -> None:
-        """Fill the cache anew, put some rows there where that is asked, and note what must be there later.
+        """Fill the cache anew, put some rows there if the question asks so, and note the expected bytes.
 
-        What a small cache is filled with is drawn each time, so that bytes which a call kept are no longer
-        right; a large one is poisoned.
-        Where rows are to be there already, a slot holds one of STATES: its row, K alone, V alone, the
-        first half or the second half of both. The first and the last token's slots, and the middle one's,
-        hold the same, which is their row in turn 0.
+        A small cache is filled with random bytes, so that bytes which a call kept are no longer right; a
+        large one is poisoned. With `partly_there` a slot holds one of STATES: its row, K alone, V alone, the
+        first half or the second half of both. The slots of the first, middle and last token hold the same:
+        in turn 0 their row.
         """
         if len(self.storage) <= DRAWN_BYTES:
             whole = self.storage[: len(self.storage) // 8 * 8]
@@ -181,7 +180,7 @@ class Posed:
             self.storage[len(whole) :].random_(0, 256, generator=self.generator)
         else:
             scan.poison(self.storage)
-        slots, codes = self._rows_in_slots()
+        slots, codes = self._expect_rows()
         if self.question.partly_there and len(slots):
             self._prepared += 1
             state = torch.arange(len(slots), device=slots.device)
@@ -198,24 +197,24 @@ class Posed:
             for plane, rows in zip(self._expected_planes, codes, strict=True):
                 self.layout.scatter(plane, slots, rows)
 
-    def difference(self) -> str:
-        """Return what is wrong after the call, in words; empty where nothing is."""
+    def describe_difference(self) -> str:
+        """Describe what is wrong after the call; empty where nothing is."""
         if not all(map(torch.equal, self._inputs, self._inputs_before)):
             return "it changed its inputs: keys, values, slots or scales"
         differs = self.storage != self.expected
         if not bool(differs.any()):
             return ""
-        # A token without a slot has one all the same: in the guard blocks.
+        # Most numbers that name no slot of this cache name one in the guard blocks.
         num_slots = (self.num_blocks + 2 * GUARD_BLOCKS) * self.case.block_size
         everywhere = torch.arange(num_slots, device=self.slot_mapping.device)
         guard_slots = GUARD_BLOCKS * self.case.block_size
         near = self.slot_mapping[self.slot_mapping.abs() < num_slots - guard_slots]
         near = near[near >= -guard_slots]
-        for slots in (self.slot_mapping[self._written()], near, everywhere - guard_slots):
+        for slots in (self.slot_mapping[self._find_written()], near, everywhere - guard_slots):
             for name, *planes in zip(
                 ("key_cache", "value_cache"), self._planes, self._expected_planes, strict=True
             ):
-                if found := self._first_wrong(name, planes, slots):
+                if found := self._describe_first_wrong(name, planes, slots):
                     return found
         at = int(differs.view(torch.uint8).argmax())
         return (
@@ -223,13 +222,13 @@ class Posed:
             f"is 0x{int(self.storage[at]):02x} instead of 0x{int(self.expected[at]):02x}"
         )
 
-    def _written(self) -> Tensor:
+    def _find_written(self) -> Tensor:
         """Return the tokens that have a slot, int64 ascending."""
         end = self.num_blocks * self.case.block_size
         return ((self.slot_mapping >= 0) & (self.slot_mapping < end)).nonzero().flatten()
 
-    def _first_wrong(self, name: str, planes: Sequence[Tensor], slots: Tensor) -> str:
-        """Return the first element in these slots that is not what it must be, in words."""
+    def _describe_first_wrong(self, name: str, planes: Sequence[Tensor], slots: Tensor) -> str:
+        """Describe the first wrong element in these slots; empty where none is."""
         if not len(slots):
             return ""
         found, asked = (
@@ -250,14 +249,14 @@ class Posed:
             f"(slot {slot}): 0x{wrote:0{digits}x} instead of 0x{right:0{digits}x}"
         )
 
-    def _rows_in_slots(self) -> tuple[Tensor, list[Tensor]]:
-        """Return the slots that are written, and what K and V must hold there.
+    def _expect_rows(self) -> tuple[Tensor, list[Tensor]]:
+        """Return the slots that are written, and the expected rows of K and V.
 
         The slots are int64 and count from the first guard block on. The codes of a plane are
         `[n, num_heads, head size]`, integers of the cache's items. Both hold until something is drawn again.
         """
         if self._right is None:
-            tokens = self._written()
+            tokens = self._find_written()
             codes = []
             for rows, scale, plane in zip(
                 (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
@@ -269,7 +268,7 @@ class Posed:
                 before.copy_(now)
         return self._right
 
-    def _shuffled(self, count: int) -> Tensor:
+    def _shuffle(self, count: int) -> Tensor:
         return torch.randperm(max(0, count), generator=self.generator, device=self._slots.device)
 
 

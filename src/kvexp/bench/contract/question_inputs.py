@@ -1,4 +1,4 @@
-"""Make and fill the keys and values that a question gives: near each other or apart, plain or special."""
+"""Make and fill the keys and values of a question: contiguous or with gaps, plain or special."""
 
 import math
 from collections.abc import Sequence
@@ -6,34 +6,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.op.quantize import FORMATS
 from kvexp.workload import inputs
 from kvexp.workload.inputs import Rows
 
 SPECIAL_ITEMS = 4 << 20
-"""Special items at each end of a memory; what is said of values does not ask where they lie."""
+"""Special items at each end of a memory; values are checked alike wherever they lie."""
 SCALE_EXPONENTS = (-6, -3)
-"""Of special scales, powers of two: there many quotients are ties."""
+"""Exponents of special scales, which are powers of two: with them many quotients are ties."""
 EXPONENTS = (-14, 4)
-"""Of factors that spread special numbers over the range of an 8-bit float."""
+"""Exponents of factors that spread special numbers over the range of an 8-bit float."""
 
-OFTEN = 8
-"""Entries of each edge of the source's own type, among those of all types."""
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-"""Types by which items are copied and compared: bits, whatever they mean as numbers."""
+SOURCE_REPEATS = 8
+"""How often the edges of the source's own type occur among those of all types."""
 
 
 def make(case: Case, source: torch.dtype, gaps: tuple[int, int]) -> list[Rows]:
-    """Return memories with keys and values, contents not set: one, or one for each where they have gaps.
+    """Allocate memories of keys and values: one, or one for each where rows have gaps.
 
-    The first one's key is the question's, and the last one's value.
+    The question takes the first one's key and the last one's value.
     """
     device = torch.device(case.device)
     if gaps == (0, 0):
-        return [inputs.make(case, source, device)]
-    count = inputs.num_rows(case, source.itemsize)
+        return [inputs.allocate(case, source, device)]
+    count = inputs.count_rows(case, source.itemsize)
     made = []
     for gap, size in zip(gaps, (case.head_size, case.head_size_v), strict=True):
         stride = case.num_heads * size + gap
@@ -46,8 +44,8 @@ def make(case: Case, source: torch.dtype, gaps: tuple[int, int]) -> list[Rows]:
 def fill_special(flat: Tensor, scales: Sequence[Tensor], generator: torch.Generator) -> None:
     """Fill both ends of the items with special ones, and set the scales to powers of two.
 
-    A quarter of those items are edges of the types, a quarter are any bits, of NaN the usual codes alone, and
-    the others are numbers whose quotients are often ties.
+    A quarter of those items are edges of the types, a quarter are random bits (of NaN only the usual codes),
+    and half are numbers whose quotients are often ties.
     """
     for scale in scales:
         exponents = torch.randint(*SCALE_EXPONENTS, scale.shape, generator=generator, device=scale.device)
@@ -65,8 +63,8 @@ def _fill(part: Tensor, generator: torch.Generator) -> None:
 
     integer = INTEGERS[part.itemsize]
     limits = torch.iinfo(integer)
-    edges = torch.tensor(_edges(part.dtype), dtype=torch.float32, device=device)
-    # Of bfloat16, in any type: few digits make ties.
+    edges = torch.tensor(_list_edges(part.dtype), dtype=torch.float32, device=device)
+    # Rounded to bfloat16 whatever the type: few digits make ties.
     numbers = torch.randn(shape, generator=generator, device=device).bfloat16().float()
     numbers *= draw(*EXPONENTS).float().exp2()
     kind = draw(0, 4)
@@ -74,16 +72,16 @@ def _fill(part: Tensor, generator: torch.Generator) -> None:
     bits = draw(limits.min, limits.max + 1).to(integer)
     part.view(integer).copy_(torch.where(kind == 1, bits, chosen.view(integer)))
     if part.itemsize > 1:
-        # Of NaN the usual code is asked, of either sign: a way through wider registers changes the others.
+        # Only the usual NaN of either sign: conversion through wider registers changes other codes.
         usual = torch.copysign(torch.full_like(part, math.nan), part)
         part.copy_(torch.where(part.isnan(), usual, part))
 
 
-def _edges(source: torch.dtype) -> list[float]:
+def _list_edges(source: torch.dtype) -> list[float]:
     """Return numbers where types begin, end and round, with those that a special scale makes of them."""
     own = torch.finfo(source)
-    # Several times, so that small calls have them beside the numbers that concern 8-bit floats alone.
-    found = [0.0, math.inf, math.nan, own.max, own.tiny, own.tiny / 2] * OFTEN
+    # Repeated, so that small calls have them beside the numbers that concern 8-bit floats alone.
+    found = [0.0, math.inf, math.nan, own.max, own.tiny, own.tiny / 2] * SOURCE_REPEATS
     for target in FORMATS.values():
         info = torch.finfo(target.dtype)
         least = info.smallest_normal * info.eps

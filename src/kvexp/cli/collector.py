@@ -1,0 +1,122 @@
+"""The curves that Hydra has composed, and what is wrong with them as one sweep."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from kvexp.cli import options, schema
+from kvexp.cli.argv import CommandLine
+from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
+from kvexp.errors import ConfigError
+from kvexp.experiment import Experiment
+from kvexp.results.row_file import ROWS
+from kvexp.sweep.settings import SweepSettings
+from kvexp.tracking import TrackingSettings, settings
+
+HOLDS_ROWS = "{} holds the rows of another sweep; choose another hydra.sweep.dir"
+
+
+class Collector:
+    """The task that Hydra calls once per job; it collects curves and measures nothing.
+
+    Attributes:
+        valid: Each curve that can be measured, with its folder and its overrides.
+        invalid: The overrides of every other curve, and what is wrong with it.
+        settings: How the sweep is run; more than one where its curves disagree.
+    """
+
+    def __init__(self, line: CommandLine, resumes: bool = False) -> None:
+        self.line = line
+        self.resumes = resumes
+        self.valid: list[tuple[Experiment, Path, tuple[str, ...]]] = []
+        self.invalid: list[tuple[str, str]] = []
+        self.settings: set[SweepSettings] = set()
+
+    def __call__(self, config: DictConfig) -> None:
+        """Add the job's curve to the valid or to the invalid ones."""
+        job = HydraConfig.get()
+        overrides = tuple(job.overrides.task)
+        try:
+            experiment = self._build(config, job.runtime, overrides)
+        except ConfigError as error:
+            self.invalid.append((" ".join(overrides), str(error)))
+        else:
+            self.valid.append((experiment, Path(job.runtime.output_dir), overrides))
+
+    def check(self) -> None:
+        """Check that there is something to measure and that all of it is valid.
+
+        Raises:
+            ConfigError: A curve is invalid or there twice, there is none, its folder holds rows already, or
+                the curves disagree about how to run and track the sweep.
+        """
+        if self.invalid:
+            raise ConfigError(self._describe_invalid())
+        if not self.valid:
+            raise ConfigError("what was typed matches no option, so there is nothing to measure")
+        if len(self.settings) > 1:
+            raise ConfigError("the curves of a sweep are run and tracked in one way; choose one")
+        self._check_duplicates()
+        self._check_folders()
+
+    def _build(self, config: DictConfig, runtime: Any, overrides: tuple[str, ...]) -> Experiment:
+        try:
+            container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        except COMPOSE_ERRORS as error:
+            raise ConfigError(explain(error)) from error
+        values, choices = cast(dict[str, Any], container), runtime.choices
+        folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+        options.check_experiment(choices.get("experiment"), folders)
+        resolved, names, reason = options.resolve_layout(values, choices, folders, os.environ)
+        experiment = schema.build_experiment(resolved, names, overrides, reason)
+        tracking = self._build_tracking(choices["tracking"], values["tracking"])
+        self.settings.add(schema.build_settings(values, tracking, self.resumes))
+        return experiment
+
+    def _build_tracking(self, option: str, config: Mapping[str, Any]) -> TrackingSettings:
+        schema.check_keys("tracking", config, ("uri", "experiment"))
+        uri = None if config["uri"] is None else schema.read_text("tracking.uri", config["uri"])
+        was_typed = self.line.sets("tracking.uri")
+        return settings(
+            kind=option,
+            typed_uri=uri if was_typed else None,
+            yaml_uri=None if was_typed else uri,
+            experiment=schema.read_text("tracking.experiment", config["experiment"]),
+            environ=os.environ,
+        )
+
+    def _describe_invalid(self) -> str:
+        overrides, message = self.invalid[0]
+        total = len(self.invalid) + len(self.valid)
+        if len(self.invalid) == total and len({text for _, text in self.invalid}) == 1:
+            return message
+        return f"{message} (in the curve {overrides}; wrong in {len(self.invalid)} of {total} curves)"
+
+    def _check_duplicates(self) -> None:
+        """Refuse two curves that share a point: every table would show them as one."""
+        seen: dict[object, str] = {}
+        for experiment, _, overrides in self.valid:
+            typed = " ".join(overrides)
+            # The workload's name tells curves apart as well, though it is no part of a case's identity.
+            points = [(case, case.workload) for case in experiment.cases()]
+            twin = next((seen[point] for point in points if point in seen), None)
+            if twin is not None:
+                which = f"{twin} and {typed}" if twin != typed else twin
+                raise ConfigError(f"the same curve is typed twice ({which}); keep one of them")
+            seen.update(dict.fromkeys(points, typed))
+
+    def _check_folders(self) -> None:
+        """Refuse a folder that two curves or two sweeps would share."""
+        folders = Counter(folder for _, folder, _ in self.valid)
+        for folder, count in folders.items():
+            if count > 1:
+                raise ConfigError(
+                    f"{count} curves would share {folder}; name hydra.job.num in hydra.sweep.subdir"
+                )
+            if (folder / ROWS).exists():
+                raise ConfigError(HOLDS_ROWS.format(folder))

@@ -1,0 +1,52 @@
+"""Group rows by curve, and give each curve a short label."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from kvexp.case import Case
+from kvexp.measurement import Row
+
+_NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "scale", "device", "mode", "workload", "op")
+_OTHERS = [name for name in Case.__dataclass_fields__ if name not in (*_NAMES, "num_tokens", "layout_reason")]
+CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
+"""The columns of a case that are fixed along a curve, those that people vary most first."""
+
+
+def group_by_curve(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group the rows by curve: equal in every column of the case but `num_tokens`."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row.get(column) for column in CURVE), []).append(row)
+    return list(found.values())
+
+
+def label_curves(curves: Sequence[Sequence[Row]]) -> list[str]:
+    """Make a short label for each curve from the columns that distinguish them.
+
+    A column that distinguishes no more than those before it (the sizes of a named workload) is left out. A
+    single curve is labelled by its main choices.
+    """
+    if len(curves) == 1:
+        words = (curves[0][0].get(column) for column in CURVE[:4])
+        return [" ".join(str(name) for name in words if name not in ("auto", None))]
+    firsts = [curve[0] for curve in curves]
+    chosen: list[str] = []
+    distinct = 1
+    for column in CURVE:
+        kinds = len({tuple(row.get(name) for name in (*chosen, column)) for row in firsts})
+        if kinds > distinct:
+            chosen.append(column)
+            distinct = kinds
+    return [" ".join(filter(None, (format_column(row, column) for column in chosen))) for row in firsts]
+
+
+def format_column(row: Row, column: str) -> str:
+    """Format a column for a label: a name as it is, a number or an option as `name=value`."""
+    value = row.get(column)
+    if column.endswith("_options"):
+        options: dict[str, Any] = json.loads(value) if value else {}
+        return " ".join(f"{name}={option}" for name, option in options.items())
+    if column in _NAMES:
+        return str(value)
+    return f"{column}={value}"

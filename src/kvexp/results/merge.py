@@ -1,0 +1,51 @@
+"""Merge the rows of a point's repetitions into one."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kvexp.measurement import Row, is_wrong
+from kvexp.results.load import SWEEP
+from kvexp.results.point_identity import REPETITION, identify_without_kernel
+
+PROCESSES, LATENCIES = "processes", "latencies_us"
+"""The columns of a merged row that say how many processes timed the point, and each one's latency in µs."""
+
+
+def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
+    """Merge the repetitions of each point: a wrong row if there is one, else the row of median latency.
+
+    Of an even number of latencies the faster middle one counts, and of a kernel that was changed between
+    repetitions its last state. A merged row has no repetition of its own. It holds how many PROCESSES timed
+    the point, their LATENCIES, and the disturbances of all of them.
+    """
+    points: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        points.setdefault((row.get(SWEEP), *identify_without_kernel(row)), []).append(row)
+    return [_merge_point(own) for own in points.values()]
+
+
+def _merge_point(rows: Sequence[Row]) -> Row:
+    wrong = [row for row in rows if is_wrong(row["status"])]
+    timed = _select_timed(rows)
+    chosen = [*wrong, *timed[(len(timed) - 1) // 2 :], *rows][0]
+    return (
+        {column: value for column, value in chosen.items() if column != REPETITION}
+        | {PROCESSES: len(timed), LATENCIES: tuple(row["latency_us"] for row in timed)}
+        | merge_disturbances(rows)
+    )
+
+
+def merge_disturbances(rows: Iterable[Row]) -> dict[str, Any]:
+    """Return `throttled` with every reason of any row, and the most `other_processes`; without empty ones."""
+    found = list(rows)
+    reasons = [word for row in found for word in (row.get("throttled") or "").split(", ") if word]
+    others = max((row.get("other_processes") or 0 for row in found), default=0)
+    merged = {"throttled": ", ".join(dict.fromkeys(reasons)), "other_processes": others}
+    return {column: value for column, value in merged.items() if value}
+
+
+def _select_timed(rows: Sequence[Row]) -> list[Row]:
+    """Select the `ok` rows of the kernel's last state, the fastest first."""
+    timed = [row for row in rows if row["status"] == "ok"]
+    last = [row for row in timed if row.get("impl_hash") == timed[-1].get("impl_hash")]
+    return sorted(last, key=lambda row: row["latency_us"])

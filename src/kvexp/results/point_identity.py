@@ -1,0 +1,74 @@
+"""Which point a row is of: what resume, the newest of several attempts and repetitions are decided by."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
+
+from kvexp.case import Case
+from kvexp.experiment import MEANING
+from kvexp.measurement import Row
+
+IDENTITY = (
+    *(column.name for column in fields(Case) if column.compare),
+    *("impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"),
+)
+"""The columns that say which point a row is of: what was measured, and what can change its outcome."""
+Identity = tuple[Any, ...]
+_WITHOUT_KERNEL = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
+_REQUESTED = ("workload", *(column.name for column in fields(Case) if column.compare))
+REPETITION = "repetition"
+"""The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
+
+
+def identify(row: Row) -> Identity:
+    """Return the row's values of IDENTITY: equal where nothing that can change the outcome differs."""
+    return tuple(row.get(column) for column in IDENTITY)
+
+
+def identify_in_workload(row: Row) -> Identity:
+    """Return the row's workload and identity: a sweep does not measure again what is right under these."""
+    return (row.get("workload"), *identify(row))
+
+
+def identify_without_kernel(row: Row) -> Identity:
+    """Return the row's workload and identity without `impl_hash`: equal for all attempts at a point."""
+    return tuple(row.get(column) for column in _WITHOUT_KERNEL)
+
+
+def get_repetition(row: Row) -> int:
+    """Return the number of the process that measured the row; 1 where the row has none."""
+    return int(row.get(REPETITION) or 1)
+
+
+def select_newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Select the last row of each point and repetition, in the order of the first attempts.
+
+    A kernel that was changed between two attempts leaves one row, that of its last state. Points whose
+    workloads differ in name alone are two. A row without a device (its process ended before it had one) is
+    left out where its point has a row with one.
+    """
+    found = list({(get_repetition(row), *identify_without_kernel(row)): row for row in rows}.values())
+    named: dict[tuple[Any, ...], list[Row]] = {}
+    for row in found:
+        if row.get("device_name") is not None:
+            named.setdefault(_get_requested(row), []).append(row)
+    return [
+        row
+        for row in found
+        if row.get("device_name") is not None
+        or not any(_resolves_to(row, other) for other in named.get(_get_requested(row), ()))
+    ]
+
+
+def _get_requested(row: Row) -> tuple[Any, ...]:
+    """Return what was requested, without the columns that a machine resolves."""
+    return (get_repetition(row), *(row.get(column) for column in _REQUESTED if column not in MEANING["cpu"]))
+
+
+def _resolves_to(nameless: Row, other: Row) -> bool:
+    """Return whether the first row's device, mode and timer, which may be `auto`, resolve to the other's."""
+    meant = MEANING["cpu" if nameless.get("device") == "cpu" else "cuda"]
+    return all(
+        other.get(column) == (meaning if nameless.get(column) in ("auto", "cuda") else nameless.get(column))
+        for column, meaning in meant.items()
+    )
