@@ -190,7 +190,7 @@ def test_a_changed_source_is_asked_anew(asker, started, tmp_path, monkeypatch):
     assert asker.get_contract(mine, MACHINE).column(1) == FULL
     from kvexp.bench import impl_hash
 
-    impl_hash.impl_hash.cache_clear()
+    impl_hash.hash_impl.cache_clear()
     module.write_text(text.replace("pass", "'''Another one.'''"))
     assert asker.get_contract(mine, MACHINE).column(1) == FULL
     assert len(started) == 2
