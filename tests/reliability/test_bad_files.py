@@ -76,7 +76,7 @@ def test_brackets_without_end_and_lines_without_end_are_refused(tmp_path, monkey
     file.write_bytes(b"[" * 200_000 + b"\n{}\n")
     with pytest.raises(KvexpError, match=r"line 1: not JSON .nested too deeply"):
         row_file.read(file)
-    monkeypatch.setattr(jsonl, "LONGEST_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
     file.write_bytes(b'{"reason": "' + b"x" * 2000)
     with pytest.raises(KvexpError, match="line 1: longer than the 1000 bytes"):
         row_file.read(file)
