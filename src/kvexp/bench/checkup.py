@@ -20,7 +20,7 @@ from kvexp.gpu.nvml import load_nvml
 MIN_DRIVER = 580
 """The first driver of CUDA 13."""
 SEED_BYTES = 75e9
-"""What the default workload takes: 2 x 65536 blocks x 16 slots x 128 heads x 128 x 2 bytes, and inputs."""
+"""Memory of the default workload: 2 x 65536 blocks x 16 slots x 128 heads x 128 x 2 bytes, and inputs."""
 PEERS = ("vllm", "flashinfer")
 
 

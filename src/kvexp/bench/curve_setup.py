@@ -53,7 +53,7 @@ Unrolls = dict[tuple[object, ...], int]
 
 @dataclass(frozen=True)
 class Curve:
-    """What all points of a curve share.
+    """Hold what all points of a curve share.
 
     Attributes:
         op: What is written.

@@ -39,7 +39,7 @@ MIN_EMPTY_KERNELS = 0.5
 
 
 class Seconds(dict[str, float]):
-    """Where a point's time goes: seconds by part."""
+    """Count the seconds that each part of a point takes."""
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:

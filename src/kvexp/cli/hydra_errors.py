@@ -19,7 +19,7 @@ COMPOSE_ERRORS = (
     RuntimeError,
     OSError,
 )
-"""What Hydra raises while it composes; no code of ours that could raise them runs meanwhile."""
+"""Errors that Hydra raises while it composes; none of our own code that could raise them runs then."""
 
 
 def explain(error: BaseException) -> str:

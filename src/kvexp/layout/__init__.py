@@ -92,7 +92,7 @@ class Layout(Protocol):
 
     @property
     def packed(self) -> bool:
-        """Whether K and V of a head are adjacent, so that both form one plane as well."""
+        """Say whether K and V of a head are adjacent, so that both form one plane as well."""
         ...
 
     @property

@@ -33,7 +33,7 @@ class Line:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it is the line of `impl=copy`, which is not an implementation and never ranked."""
+        """Say whether it is the line of `impl=copy`, which is not an implementation and never ranked."""
         return bool(self.key["impl"] == "copy")
 
     def at(self, num_tokens: int) -> Row | None:

@@ -93,7 +93,7 @@ class CurveRun:
 
     @property
     def is_host_sensitive(self) -> bool:
-        """Whether host load can affect the measured times.
+        """Say whether host load can affect the measured times.
 
         It cannot if the GPU's own clock is read and a replay is one launch.
         """

@@ -3,16 +3,15 @@
 Imports neither torch nor MLflow: two child processes do, while this one composes the curves.
 """
 
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from kvexp import tracking
-from kvexp.errors import ConfigError, KvexpError, ResultsError, Terminated
+from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
 from kvexp.measurement import is_right, is_wrong
 from kvexp.results import sweep_dir
@@ -23,6 +22,7 @@ from kvexp.sweep.curve_run import CurveRun, WorkerSupervisor
 from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.progress import Progress
 from kvexp.sweep.settings import SweepSettings
+from kvexp.sweep.signals import raise_on_signals
 from kvexp.sweep.subprocess_worker import Point
 from kvexp.sweep.summary import Row, print_summary, say
 from kvexp.tracking import artifacts
@@ -92,7 +92,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
     """
     home = jobs[0].folder.parent
     with ExitStack() as stack:
-        stack.enter_context(_raise_on_signals())
+        stack.enter_context(raise_on_signals())
         outcome = _open_folder(home, settings, stack)
         measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
         prestart = prestart or stack.enter_context(Prestart(measures, tracks))
@@ -122,30 +122,6 @@ def exit_code(rows: Sequence[Row]) -> int:
     if any(is_wrong(row["status"]) for row in rows):
         return 1
     return 0 if any(is_right(row["status"]) for row in rows) else 3
-
-
-@contextmanager
-def _raise_on_signals() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end the sweep as Ctrl-C does: no process is left, and the store is told.
-
-    A signal that is ignored stays ignored, as `nohup` wants.
-
-    Raises:
-        Terminated: One of them came.
-    """
-
-    def terminate(number: int, _: object) -> None:
-        raise Terminated(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, terminate)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _open_folder(home: Path, settings: SweepSettings, stack: ExitStack) -> Outcome:

@@ -75,7 +75,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether the process can take another experiment."""
+        """Say whether the process can take another experiment."""
         return not self._given_up and self._process.poll() is None
 
     @property

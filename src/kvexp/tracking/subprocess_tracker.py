@@ -109,7 +109,7 @@ class SubprocessTracker:
 
     @property
     def _awaits_answer(self) -> bool:
-        """Whether an answer may still come."""
+        """Say whether an answer may still come."""
         return self._last_answer < self._last_request
 
     def _call(self, method: str, *arguments: Any) -> Any:

@@ -24,7 +24,7 @@ CLAUSES = {
     "fresh_inputs": "keeps the keys, values or scales that it saw when it was bound",
     "fresh_slots": "keeps the slots that it saw when it was bound",
 }
-"""Each clause, with what an implementation does that breaks it."""
+"""The clauses; each says what an implementation that breaks it does."""
 
 PLAIN = "plain"
 """Asked before any clause: a call without anything unusual."""

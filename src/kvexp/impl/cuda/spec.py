@@ -44,7 +44,7 @@ class Items:
 
     @property
     def copied(self) -> bool:
-        """Whether the cache holds the source's bytes."""
+        """Say whether the cache holds the source's bytes."""
         return self.cache == "COPIED"
 
     @property
@@ -133,7 +133,7 @@ class Flash:
 
     @property
     def both(self) -> bool:
-        """Whether a thread moves a chunk of K and the same chunk of V, not one of either.
+        """Say whether a thread moves a chunk of K and the same chunk of V, not one of either.
 
         When copying, the second access is free and halves the address arithmetic. Conversion to fp8 is
         arithmetic itself, which more threads finish sooner.
@@ -221,7 +221,7 @@ class HeadMajor:
 
     @property
     def both(self) -> bool:
-        """Whether a thread moves a chunk of K and the same chunk of V; see `Flash.both`."""
+        """Say whether a thread moves a chunk of K and the same chunk of V; see `Flash.both`."""
         return self.items.copied if self.paired is None else self.paired
 
     def group_shift(self, num_tokens: int) -> int:
