@@ -188,6 +188,7 @@ class SweepStart(Callback):
         if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
             raise _Refusal(HOLDS_ROWS.format(folder))
         try:
+            sweep_folder.check_links(folder, is_new=not self.resumes)
             make_folder(folder)
             _locks.enter_context(sweep_folder.hold_for_sweep(folder))
         except KvexpError as error:

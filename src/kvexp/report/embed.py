@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from kvexp import plain_file
 from kvexp.measurement import Row
 from kvexp.report import figures as drawing
 from kvexp.report.content import Content
@@ -149,7 +150,9 @@ def _save(figure: Figure, folder: Path, name: str) -> None:
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else None
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-            figure.savefig(folder / f"{name}.{kind}", dpi=_DPI, facecolor="white", metadata=metadata)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+        plain_file.replace(folder / f"{name}.{kind}", buffer.getvalue())
         figure.set_layout_engine("none")  # both have one layout, which is half of the work
 
 

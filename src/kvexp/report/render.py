@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kvexp import plain_file
 from kvexp.measurement import Row
 from kvexp.report.content import Content, build_content
 from kvexp.report.embed import Picture, draw_figures, save_figures
@@ -29,9 +30,9 @@ def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None)
     pictures = draw_figures(content)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.html"
-    file.write_text(render_html(content, pictures), "utf-8")
+    plain_file.replace(file, render_html(content, pictures).encode())
     base = os.path.relpath(figures, folder) if figures else ""
-    file.with_suffix(".md").write_text(render_markdown(content, pictures, base), "utf-8")
+    plain_file.replace(file.with_suffix(".md"), render_markdown(content, pictures, base).encode())
     if figures:
         save_figures(content, pictures, figures)
     return file

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kvexp.results.row_file import ROWS, read
 
 COMMAND = "command.json"
 LOCK = ".lock"
+_MULTIRUN = "multirun.yaml"  # Hydra writes it
 _MAX_COMMAND_BYTES = 1 << 20
 _NAME = "%Y-%m-%d/%H-%M-%S-%f"  # the default name of a sweep, in local time
 
@@ -67,6 +69,23 @@ def hold_for_sweep(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be locked ({error.strerror}); nothing was measured"
             ) from error
         yield
+
+
+def check_links(folder: Path, *, is_new: bool) -> None:
+    """Check that nothing of a sweep would be written through a symbolic link in its folder.
+
+    Args:
+        folder: The sweep's.
+        is_new: Whether its curves take the numbers from 0 on; else their folders are new.
+
+    Raises:
+        ConfigError: There is such a link.
+    """
+    patterns = ("[0-9]*", "[0-9]*/*", "[0-9]*/.hydra/*") if is_new else ()
+    own = (folder / name for name in (_MULTIRUN, COMMAND, LOCK))
+    for path in chain(own, *(folder.glob(pattern) for pattern in patterns)):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link, through which a sweep does not write; remove it")
 
 
 def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:

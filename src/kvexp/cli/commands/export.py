@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvexp import plain_file
 from kvexp.cli import say
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         make_folder(typed.output.parent)
-        typed.output.write_bytes(content)
+        plain_file.replace(typed.output, content)
     except (KvexpError, OSError) as error:
         raise ConfigError(f"export: cannot write {typed.output}: {error}") from error
     say(f"{typed.output}\n")
