@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kvexp import disk_cache
 from kvexp.bench import equal_copy
 from kvexp.errors import CompileError
 from kvexp.gpu import nvrtc
@@ -150,7 +151,7 @@ class TestTheCache:
         assert len(compiled) == 2
 
     def test_on_a_full_disk_leaves_nothing_behind(self, source, cache, monkeypatch):
-        def full(*_):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)
@@ -160,12 +161,12 @@ class TestTheCache:
     def test_is_where_the_user_s_caches_are(self, monkeypatch, tmp_path):
         monkeypatch.delenv("KVEXP_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert nvrtc.cache_dir() == tmp_path / "kvexp"
+        assert disk_cache.cache_dir() == tmp_path / "kvexp"
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        assert nvrtc.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
+        assert disk_cache.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
         monkeypatch.setenv("KVEXP_CACHE_DIR", "~/kc")
-        assert nvrtc.cache_dir() == tmp_path / "home" / "kc"
+        assert disk_cache.cache_dir() == tmp_path / "home" / "kc"
 
 
 class TestAnIncludedFile:

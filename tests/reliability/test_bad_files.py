@@ -172,18 +172,17 @@ def test_a_changed_kernel_is_measured_again(place, half):
 @pytest.mark.parametrize("name", ["x.cubin", "contracts/x.json"])
 def test_the_caches_entries_are_the_owners_alone(tmp_path, monkeypatch, name):
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
-    entry = disk_cache.cache_dir() / name
-    disk_cache.keep(entry, b"code")
+    disk_cache.keep(name, b"code")
     kept = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
     assert [path.stat().st_mode & 0o077 for path in kept] == [0] * len(kept)
-    assert entry.read_bytes() == b"code"
+    assert disk_cache.read(name) == b"code"
 
 
-def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path):
+def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path, monkeypatch):
     from kvexp.gpu import nvrtc
 
-    entry = tmp_path / "x.cubin"
-    entry.write_bytes(hashlib.sha256(b"code").digest() + b"code")
-    assert nvrtc._read_entry(entry) == b"code"
-    entry.write_bytes(entry.read_bytes()[:-1] + b"!")
-    assert nvrtc._read_entry(entry) is None
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))
+    disk_cache.keep("x.cubin", hashlib.sha256(b"code").digest() + b"code")
+    assert nvrtc._read_entry("x.cubin") == b"code"
+    disk_cache.keep("x.cubin", hashlib.sha256(b"code").digest() + b"cod!")
+    assert nvrtc._read_entry("x.cubin") is None

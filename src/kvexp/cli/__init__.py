@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kvexp import __version__
+from kvexp import __version__, disk_cache
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.sweep import prestart
@@ -30,6 +30,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
+    disk_cache.settle()
     try:
         with prestart.start_for(sys.argv[1:]) as prestarted:
             code = dispatch(sys.argv[1:], prestarted)

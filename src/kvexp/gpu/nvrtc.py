@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvexp.disk_cache import cache_dir, keep
+from kvexp import disk_cache
 from kvexp.errors import CompileError
 
 OPTIONS = {"std": "c++17", "lineinfo": True}
@@ -36,11 +36,11 @@ def compile_cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> b
     identity = json.dumps(
         [text, _read_includes(source.parent, text), defined, arch, OPTIONS, _compiler_version()]
     )
-    entry = cache_dir() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
+    entry = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
     code = _read_entry(entry)
     if code is None:
         code = _compile(text, source, defined, arch)
-        keep(entry, hashlib.sha256(code).digest() + code)
+        disk_cache.keep(entry, hashlib.sha256(code).digest() + code)
     return code
 
 
@@ -134,11 +134,8 @@ def _compiler_version() -> list[int]:
     return [major, minor]
 
 
-def _read_entry(entry: Path) -> bytes | None:
+def _read_entry(entry: str) -> bytes | None:
     """Return the entry's code; None when there is no entry or its digest does not match."""
-    try:
-        content = entry.read_bytes()
-    except OSError:
-        return None
+    content = disk_cache.read(entry) or b""
     digest, code = content[:32], content[32:]
     return code if hashlib.sha256(code).digest() == digest else None
