@@ -5,6 +5,7 @@ May import every other room, and Hydra only inside functions, so that `--help` a
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kvexp import __version__, disk_cache
+from kvexp import __version__, disk_cache, terminal
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.sweep import prestart
@@ -30,6 +31,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
+    if logging.lastResort:
+        logging.lastResort.setFormatter(terminal.LogFormatter())
     disk_cache.settle()
     try:
         with prestart.start_for(sys.argv[1:]) as prestarted:
@@ -51,15 +54,14 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
         return _run(list(argv), prestarted)
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        sys.stderr.write(f"kvexp: {error}\n")
+            terminal.say(traceback.format_exc().rstrip())
+        terminal.say(f"kvexp: {error}")
         return BAD_INPUT
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         what = error.filename or "the output"
-        with suppress(OSError):  # it may be the same disk
-            sys.stderr.write(f"kvexp: cannot write {what} ({error.strerror})\n")
+        terminal.say(f"kvexp: cannot write {what} ({error.strerror})")
         with suppress(OSError):  # drops what is still buffered
             say("")
         return CANNOT_WRITE
@@ -70,7 +72,12 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """Print text to stdout at once; ignore a closed pipe (`| head -1`)."""
+    """Print text to stdout at once, printable characters alone; ignore a closed pipe (`| head -1`)."""
+    write(terminal.make_printable(text))
+
+
+def write(text: str) -> None:
+    """Write text to stdout at once, as it is; ignore a closed pipe."""
     if sys.stdout is None:
         return
     try:

@@ -1,13 +1,13 @@
 """Turn `resume=` into a command line that Hydra composes into the folder of an earlier sweep."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from kvexp import terminal
 from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
@@ -38,7 +38,7 @@ def read_resume(line: CommandLine) -> tuple[CommandLine, Path | None]:
         return line, None
     folder = _find_folder(value)
     if folder is None:
-        sys.stderr.write(f"kvexp: there is no sweep below {ROOT}/ to resume, so this is a new one\n")
+        terminal.say(f"kvexp: there is no sweep below {ROOT}/ to resume, so this is a new one")
         return line, None
     if line.sets(_SWEEP_DIR):
         raise ConfigError(f"{_SWEEP_DIR} is refused beside resume={folder}, which says where the sweep goes")

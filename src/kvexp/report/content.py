@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from kvexp.case import Case
 from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
-from kvexp.report.curves import Line, Machine, group_by_machine
+from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
 from kvexp.report.findings import (
     Finding,
     compare_with_copy,
@@ -109,7 +109,7 @@ class Content:
 
 def build_content(rows: Sequence[Row]) -> Content:
     """Build the report of the rows, their repetitions merged."""
-    rows = merge_repetitions(rows)
+    rows = make_rows_printable(merge_repetitions(rows))
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
     grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
     names = _name_curves(grouped)

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
@@ -24,7 +22,8 @@ from kvexp.sweep.progress import Progress
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.signals import raise_on_signals
 from kvexp.sweep.subprocess_worker import Point
-from kvexp.sweep.summary import Row, print_summary, say
+from kvexp.sweep.summary import Row, print_summary
+from kvexp.terminal import say
 from kvexp.tracking import artifacts
 from kvexp.tracking.best_effort import BestEffort
 
@@ -170,7 +169,7 @@ def _measure(
     wrong: list[tuple[Job, CurveRun, ConfigError]] = []
     total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
     repetition = jobs[0].repetition
-    with Progress(total, Console(stderr=True)) as progress:
+    with Progress(total) as progress:
         for job in jobs:
             if job.repetition != repetition:  # each round has a process of its own
                 supervisor.close()

@@ -1,18 +1,15 @@
-"""Print the summary of a sweep, and single lines to stderr."""
+"""Print the summary of a sweep."""
 
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from kvexp import report
 from kvexp.measurement import STATUSES, is_wrong
 from kvexp.results import merge
+from kvexp.terminal import say
 
 Row = Mapping[str, Any]
 
@@ -33,7 +30,7 @@ def print_summary(
         untried: How many points `fail_fast` left.
     """
     try:
-        report.print_summary(merge.merge_repetitions(rows), Console())
+        report.print_summary(merge.merge_repetitions(rows), report.PrintableConsole())
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")
@@ -69,9 +66,3 @@ def _merge_repetitions(curves: Sequence[Curve]) -> list[Curve]:
     for label, words, rows in curves:
         found.setdefault((label, words), []).extend(rows)
     return [(*curve, merge.merge_repetitions(rows)) for curve, rows in found.items()]
-
-
-def say(line: str) -> None:
-    """Print a line to stderr; ignore a closed pipe or a full disk."""
-    with suppress(OSError):
-        print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table

@@ -5,11 +5,10 @@ DIR is a sweep's folder or one that holds several; default: multirun/. The defau
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import tracking
+from kvexp import terminal, tracking
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import TrackingError
@@ -28,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
     kind = "server" if typed.to and not typed.to.startswith("sqlite") else "local"
     settings = tracking.settings(kind, typed.to, None, typed.experiment, os.environ)
     try:
-        done = sync(typed.dir, settings, _warn)
+        done = sync(typed.dir, settings, terminal.say)
     except TrackingError as error:
-        _warn(f"kvexp: {error}; what is on disk stays, so sync again later")
+        terminal.say(f"kvexp: {error}; what is on disk stays, so sync again later")
         return NOT_SENT
     left = f", {done.refused} left out" if done.refused else ""
     store = tracking.mask_passwords(settings.uri or "")
@@ -46,7 +45,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--experiment", default="kvexp", help="the MLflow experiment's name (default: kvexp)")
     return parser.parse_args(argv)
-
-
-def _warn(line: str) -> None:
-    sys.stderr.write(line + "\n")
