@@ -82,7 +82,7 @@ def wait_for_exit(handle: int, timeout_s: float) -> None:
 def _is_running(pid: int) -> bool:
     """Return whether the process is running; a zombie is not."""
     try:
-        _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        _, _, fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return False
     return fields.split()[0] not in ("Z", "X")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvexp.results.overrides import quote_value
 from kvexp.results.row_file import RowFile
 from tests.results.test_row_file import row
 
@@ -92,6 +93,17 @@ def test_a_folder_with_a_quote_and_a_blank_is_a_folder(typed, sweep):
     outcome = typed("resume=true")
     assert outcome.err == ""
     assert [job.folder for job in outcome.jobs] == [home / "2"]
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu\\7", "ends\\", "a\\'b", "\\\\", 'two"', "a,b", "100%", "null", "[1]", "x=y"]
+)
+def test_a_folder_of_any_name_is_gone_on_in_and_no_other_is_made(typed, sweep, elsewhere, name):
+    home = sweep("impl=torch", name=name)
+    outcome = typed("impl=torch", f"resume={quote_value(str(home))}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [job.folder for job in outcome.jobs] == [home / "2"]
+    assert list((elsewhere / "multirun").iterdir()) == [home]
 
 
 def test_how_a_sweep_is_run_is_typed_and_has_defaults(typed):

@@ -53,11 +53,12 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
     try:
         return _run(list(argv), prestarted)
     except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            terminal.say(traceback.format_exc().rstrip())
-        terminal.say(f"kvexp: {error}")
-        return BAD_INPUT
+        return _refuse(str(error))
     except OSError as error:
+        if (
+            error.errno != errno.ENOSPC and error.filename
+        ):  # a name that is too long, a folder of another user
+            return _refuse(f"{error.filename} cannot be used ({error.strerror})")
         if error.errno != errno.ENOSPC:
             raise
         what = error.filename or "the output"
@@ -69,6 +70,13 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
         return SIGNALS + end.number
     except KeyboardInterrupt:
         return SIGNALS + signal.SIGINT
+
+
+def _refuse(sentence: str) -> int:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        terminal.say(traceback.format_exc().rstrip())
+    terminal.say(f"kvexp: {sentence}")
+    return BAD_INPUT
 
 
 def say(text: str) -> None:

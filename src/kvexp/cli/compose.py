@@ -185,14 +185,16 @@ class SweepStart(Callback):
             folder = Path(config.hydra.sweep.dir)
         except COMPOSE_ERRORS as error:
             raise _Refusal(explain(error)) from error
-        if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
-            raise _Refusal(HOLDS_ROWS.format(folder))
         try:
+            if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
+                raise _Refusal(HOLDS_ROWS.format(folder))
             sweep_folder.check_links(folder, is_new=not self.resumes)
             make_folder(folder)
             _locks.enter_context(sweep_folder.hold_for_sweep(folder))
         except KvexpError as error:
             raise _Refusal(str(error)) from error
+        except OSError as error:  # a name that is too long
+            raise _Refusal(f"{folder} cannot be used ({error.strerror})") from error
         count = _count_jobs(config)
         if count > MANY:
             say(f"composing {count} curves\n")

@@ -12,6 +12,7 @@ from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
 from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.overrides import quote_value
 
 ROOT = "multirun"
 _KEY = "resume"
@@ -50,9 +51,8 @@ def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
     if folder is None:
         return line
     number = sweep_folder.next_number(folder)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = (
-        f"{_SWEEP_DIR}='{quoted}'",
+        f"{_SWEEP_DIR}={quote_value(str(folder))}",
         f"hydra.sweep.subdir='${{kvexp.plus:{number},${{hydra.job.num}}}}'",
         "hydra.callbacks.sweep_start.resumes=true",
     )
