@@ -52,12 +52,100 @@ def test_a_sweep_that_was_killed_before_its_first_row_is_resumed_too(typed, swee
     assert [job.folder for job in typed("resume=true").jobs] == [home / "0"]
 
 
+@pytest.mark.parametrize("beside", [(), ("tracking=none",), ("tracking.experiment=mine", "-m")])
+def test_where_there_is_nothing_to_resume_and_nothing_else_is_typed_nothing_is_measured(typed, beside):
+    outcome = typed("resume=true", *beside)
+    said = "kvexp: there is no sweep below multirun/ to resume; type what to measure, or resume=FOLDER\n"
+    assert (outcome.code, outcome.err, list(outcome.jobs), outcome.folders) == (2, said, [], [])
+
+
 def test_where_there_is_nothing_to_resume_it_is_a_fresh_sweep_and_a_word(typed):
     outcome = typed("resume=true", "impl=torch")
     assert outcome.code == 0
     assert outcome.err == "kvexp: there is no sweep below multirun/ to resume, so this is a new one\n"
     assert not outcome.settings.resumes
     assert [job.folder.name for job in outcome.jobs] == ["0"]
+
+
+NOT_KEPT = "is not kept; type tracking.uri=ADDRESS beside resume= to track there\n"
+HEADS = "'${oc.decode:${oc.env:HEADS}}'"
+
+
+@pytest.mark.parametrize(
+    ("first", "beside", "tracking"),
+    [
+        (["tracking=none"], [], ("none", None, "kvexp")),
+        (["tracking=none"], ["tracking=local"], ("local", "here", "kvexp")),
+        (["tracking=none"], ["tracking.uri=sqlite:////there.db"], ("local", "sqlite:////there.db", "kvexp")),
+        (["tracking.experiment=mine"], [], ("local", "here", "mine")),
+        (["tracking.experiment=mine"], ["tracking.experiment=other"], ("local", "here", "other")),
+        (
+            ["tracking=server", "tracking.uri=http://host:1", "tracking.experiment=mine"],
+            [],
+            ("local", "here", "mine"),
+        ),
+        (
+            ["tracking=server", "tracking.uri=http://me:secret@host:1", "tracking.experiment=mine"],
+            ["tracking=server", "tracking.uri=http://me:secret@host:1"],
+            ("server", "http://me:secret@host:1", "mine"),
+        ),
+    ],
+)
+def test_where_to_track_is_typed_again_beside_it(typed, elsewhere, first, beside, tracking):
+    home = elsewhere / "multirun" / "a" / "b"
+    assert typed("impl=torch", "workload=tiny", *first, f"hydra.sweep.dir={home}").code == 0
+    kept = (home / "command.json").read_text()
+    assert ("://" in kept, "secret" in kept) == (False, False)
+    outcome = typed("resume=true", *beside)
+    kind, uri, name = tracking
+    uri = f"sqlite:///{elsewhere}/mlruns/mlflow.db" if uri == "here" else uri
+    assert (outcome.tracking.kind, outcome.tracking.uri, outcome.tracking.experiment) == (kind, uri, name)
+    assert [(job.experiment.impl.name, job.experiment.workload.name) for job in outcome.jobs] == [
+        ("torch", "tiny")
+    ]
+    is_missed = "tracking=server" in first and not beside
+    assert outcome.err == (
+        f"kvexp: the store that the sweep in {home} was typed with {NOT_KEPT}" if is_missed else ""
+    )
+
+
+def test_a_store_of_this_machines_configuration_is_taken(typed, sweep, monkeypatch):
+    sweep("impl=torch", "tracking=server", "tracking.uri=http://theirs:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ours:1")
+    assert typed("resume=true").tracking.uri == "http://ours:1"
+
+
+@pytest.mark.parametrize(
+    ("typed_first", "kept"),
+    [
+        ([f"workload.num_heads={HEADS}"], ["workload.num_heads=6"]),
+        (["workload.head_size=${workload.num_heads}", "workload.num_heads=8"],
+         ["workload.head_size=8", "workload.num_heads=8"]),
+        ([f"workload.num_tokens=[1,{HEADS}]"], ["workload.num_tokens=[1,6]"]),
+        (["tracking.experiment=${oc.env:TEAM}"], ["tracking.experiment='it\\'s us'"]),
+        (["layout=NHD,HND", f"workload.seed={HEADS}"], ["layout=NHD,HND", "workload.seed=6"]),
+        (["workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"], None),
+        ([f"workload.num_heads=8,{HEADS}"], None),
+        (["+impl.compile=${oc.env:LITERAL}"], None),
+    ],
+)  # fmt: skip
+def test_a_reference_is_kept_by_its_value_or_the_command_is_not_kept(
+    typed, elsewhere, monkeypatch, typed_first, kept
+):
+    for name, value in {"HEADS": "6", "TEAM": "it's us", "LITERAL": r"\${x}"}.items():
+        monkeypatch.setenv(name, value)
+    first = typed("impl=torch", "workload=tiny", *typed_first)
+    (home,) = {job.folder.parent for job in first.jobs}
+    assert json.loads((home / "command.json").read_text())["overrides"] == (
+        None if kept is None else ["impl=torch", "workload=tiny", *kept]
+    )
+    for name in ("HEADS", "TEAM", "LITERAL"):
+        monkeypatch.delenv(name)
+    again = typed(f"resume={home.relative_to(elsewhere)}")
+    if kept is None:
+        assert "does not say what was typed; type the whole command again, with resume=" in again.err
+    else:
+        assert [job.experiment for job in again.jobs] == [job.experiment for job in first.jobs]
 
 
 @pytest.mark.parametrize("value", ["false", "null"])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,10 @@ def test_nothing_in_a_resumed_folder_is_run(place, half):
         ("impl=torch", [], "is no command line"),
         ([["impl=torch"]], [], "is no command line"),
         (["impl=tornch"], [], "unknown impl 'tornch'"),
+        (["tracking.experiment=${oc.env:HOME}"], [], "it refers to something outside of the folder"),
+        (["impl=torch", "workload.seed=${oc.env:UID}"], [], "it refers to something outside of the folder"),
+        (["+x=[1,'${oc.env:HOME}']"], [], "it refers to something outside of the folder"),
+        (None, [], "does not say what was typed; type the whole command again"),
     ],
 )
 def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, flags, complaint):
@@ -139,6 +144,32 @@ def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, fla
     assert done.stderr.count("\n") == 1
     assert complaint in done.stderr
     assert not list(home.glob("*/rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ["tracking.uri=http://127.0.0.1:{port}"],
+        ["tracking=server", "++tracking.uri='http://127.0.0.1:{port}'"],
+        ["tracking={{uri:'http://127.0.0.1:{port}',experiment:x}}"],
+        ["tracking@tracking=server", "+tracking.uri=http://127.0.0.1:{port}"],
+    ],
+)
+def test_a_folder_does_not_choose_where_a_sweep_is_tracked(place, half, where):
+    """What listens at the address of the folder's choice is never called; our own store has the runs."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        typed = [*SWEEP[:-1], *(text.format(port=port) for text in where)]
+        (half / "command.json").write_text(json.dumps({"overrides": typed, "flags": []}))
+        done = place.run("resume=true")
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert done.returncode == 0, done.stderr
+    assert "the store that the sweep in" in done.stderr
+    assert "is not kept; type tracking.uri=ADDRESS beside resume= to track there" in done.stderr
+    assert f"tracked in sqlite:///{place.folder}/mlruns/mlflow.db" in done.stderr
+    assert len(place.rows()) == 4
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "1", None])

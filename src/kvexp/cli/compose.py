@@ -125,7 +125,7 @@ def _measure(
     jobs = plan_rounds(jobs, settings.repeat)
     try:
         check(jobs)
-        sweep_folder.write_command(home, collector.line.overrides, flags)
+        sweep_folder.write_command(home, collector.resolve_overrides(), flags)
         return runner.run(jobs, settings, mask_passwords(command), prestarted), home
     finally:
         for job in jobs:
