@@ -107,6 +107,7 @@ def test_a_new_thread_can_be_the_first_to_call(impl):
     assert torch.equal(posed.storage, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("op", compose.options("op"))
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_it_compiles_without_a_break(impl, op, backend):
