@@ -6,6 +6,10 @@ A layout turns the cache's sizes into two planes (K and V) inside one flat stora
 rows of given slots in a plane. `slot = block * block_size + block_offset`.
 """
 
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -118,3 +122,11 @@ class Layout(Protocol):
     def scatter(self, plane: Any, slots: Any, rows: Any) -> None:
         """Write rows (broadcast to `[n, num_heads, head_size]`) to `slots` (int64 `[n]`, all valid)."""
         ...
+
+
+@functools.cache
+def load_layouts() -> Mapping[str, Layout]:
+    """Return the layouts of this package by name."""
+    files = [importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    found: list[Any] = [made for file in files for made in vars(file).values() if isinstance(made, type)]
+    return {made.name: made() for made in found if isinstance(vars(made).get("name"), str)}
