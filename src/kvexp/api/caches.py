@@ -162,9 +162,10 @@ def allocate_layers(
         words = ", ".join(map(format_dtype, SOURCES.values()))
         raise TypeError(f"dtype must be one of {words}, not {dtype!r}")
     item = dtype if resolve_format(kv_cache_dtype) == "auto" else torch.uint8
-    if made.shape == "head_major" and sizes.head_size % (16 // item.itemsize):
+    multiple = made.head_multiple(item.itemsize)
+    if sizes.head_size % multiple:
         raise ValueError(
-            f"head_size {sizes.head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
+            f"head_size {sizes.head_size} is not a multiple of {multiple}, the items of 16 bytes"
         )
     storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
     return [_cache(storage, made, sizes, layer) for layer in range(sizes.num_layers)]

@@ -89,10 +89,14 @@ class Layout(Protocol):
         name: Its name in the configuration.
         shape: The shape of its planes. `flash` is `[num_blocks, block_size, num_heads, head_size]` with a
             contiguous last dim and any other strides; `head_major` is what `op.reshape_and_cache` takes.
+        slot_dim: The dim of a plane that counts the slots of a block.
+        has_whole_heads: The items of a head are adjacent in every plane.
     """
 
     name: str
     shape: Shape
+    slot_dim: int
+    has_whole_heads: bool
 
     @property
     def packed(self) -> bool:
@@ -106,6 +110,10 @@ class Layout(Protocol):
         The shape is `[num_blocks, 2, block_size, num_heads, head_size]`, or where packed
         `[num_blocks, block_size, num_heads, head_size + head_size_v]`. None where there is no such shape.
         """
+        ...
+
+    def head_multiple(self, item_bytes: int) -> int:
+        """Return the elements of which a key head must have a whole multiple."""
         ...
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout
+from kvexp.layout import Layout, Sizes
 
 Call = Callable[[], None]
 """A bound call: it is fully set up, takes no arguments and returns nothing."""
@@ -98,6 +98,24 @@ class Op:
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """Return the bytes that one call must read and the bytes that it must write, each once."""
+        raise NotImplementedError
+
+    def cache_sizes(self, case: Case) -> Sizes:
+        """Return the sizes of the cache: the case's, unless a slot holds more than its row."""
+        return case
+
+    def expect(self, cache: str, rows: Any, kv_cache_dtype: str, scale: Any) -> Any:
+        """Return the bytes that the slots of these rows must hold: the op's law.
+
+        Args:
+            cache: `key_cache` or `value_cache`: which rows these are.
+            rows: `[n, num_heads, head size]`, of any type of keys and values.
+            kv_cache_dtype: `auto` or the fp8 format.
+            scale: float32 with one element or `[num_heads]`.
+
+        Returns:
+            uint8 `[n, num_heads, bytes of a head in the cache]`.
+        """
         raise NotImplementedError
 
     def validate(self, arguments: Sequence[Any]) -> ValidCall:

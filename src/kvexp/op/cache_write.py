@@ -51,6 +51,12 @@ class CacheWrite(Op):
         slots = 8 * case.num_tokens
         return items * item_bytes + slots, items * cache_item_bytes(case.kv_cache_dtype, item_bytes)
 
+    def expect(self, cache: str, rows: "Tensor", kv_cache_dtype: str, scale: "Tensor | None") -> "Tensor":
+        """See `op.Op.expect`: the rows as they are, or over their scale as 8-bit floats."""
+        from kvexp.op.quantize import quantize  # imports torch
+
+        return quantize(rows, kv_cache_dtype, scale)
+
     def validate(self, arguments: Sequence[Any]) -> ValidCall:
         """See `op.Op.validate`."""
         from kvexp.op.arguments import validate  # imports torch

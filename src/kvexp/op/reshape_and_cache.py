@@ -71,7 +71,7 @@ class ReshapeAndCache(CacheWrite):
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
         super().check(case, layout, item_bytes)
-        x = PIECE_BYTES // cache_item_bytes(case.kv_cache_dtype, item_bytes)
+        x = layout.head_multiple(cache_item_bytes(case.kv_cache_dtype, item_bytes))
         if case.head_size % x:
             raise Unsupported(
                 f"head_size {case.head_size} is not a multiple of {x}, the cache items of 16 bytes, which "
