@@ -29,8 +29,8 @@ def bind(
     grid: tuple[int, int],
     threads: int,
     sizes: tuple[int, ...],
+    num_addresses: int,
     shared_bytes: int = 0,
-    num_addresses: int = 7,
 ) -> Launch:
     """Return a launch of the kernel that takes only the addresses.
 
@@ -41,14 +41,14 @@ def bind(
         threads: Threads of a CTA, whole warps.
         sizes: The arguments after the addresses: 64-bit integers, none negative. Those beyond the kernel's
             parameters are not read.
-        shared_bytes: Dynamic shared memory of a CTA.
         num_addresses: Addresses that the kernel takes, as key, value, two caches, slots and two scales.
+        shared_bytes: Dynamic shared memory of a CTA.
 
     Returns:
         A function of so many addresses. It raises RuntimeError with the driver's message.
     """
     if static_launch is None:
-        return _bind_driver(device, function, grid, threads, sizes, shared_bytes, num_addresses)
+        return _bind_driver(device, function, grid, threads, sizes, num_addresses, shared_bytes)
     # Here and below every name is a local: a launch costs the host about 4 us, and a look-up 0.05.
     launch, current = static_launch, raw_stream
     x, y = grid
@@ -66,8 +66,8 @@ def _bind_driver(
     grid: tuple[int, int],
     threads: int,
     sizes: tuple[int, ...],
-    shared_bytes: int,
     num_addresses: int,
+    shared_bytes: int,
 ) -> Launch:
     from cuda.bindings import driver
 

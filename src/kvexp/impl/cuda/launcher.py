@@ -149,8 +149,7 @@ Plan = tuple[tuple[int, int], int, Any, tuple[int, ...]]
 def _prepare(plan: Callable[[int], Plan], device: int, spec: Spec, num_tokens: int) -> Launch:
     ctas, cta_threads, kernel, sizes = plan(num_tokens)
     function = launch.get_function(device, int(kernel.handle))
-    num_addresses = spec.num_addresses
-    return spec.adapt(launch.bind(device, function, ctas, cta_threads, sizes, num_addresses=num_addresses))
+    return spec.adapt(launch.bind(device, function, ctas, cta_threads, sizes, spec.num_addresses))
 
 
 def _make_plan(spec: Spec, options: Options, last: tuple[int, ...], gpu: Gpu, num_tokens: int) -> Plan:

@@ -85,4 +85,4 @@ class Launcher:
         ctas = (-(-num_tokens // tile.tokens) * tile.programs, 1)
         sizes = (num_tokens, *plan.sizes, *NO_SCRATCH)
         threads, pointers = num_warps * launch.WARP, len(plan.kernel.pointers)
-        return launch.bind(self.device, made.function, ctas, threads, sizes, made.metadata.shared, pointers)
+        return launch.bind(self.device, made.function, ctas, threads, sizes, pointers, made.metadata.shared)
