@@ -87,7 +87,9 @@ def run(
         parts = attempt(functools.partial(_make_parts, experiment, cases)) if refusal is None else refusal
         if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
             contract = ask_contract()
-            parts = attempt(functools.partial(_check_contract, parts, contract, cases))
+            needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
+            if breach := contract.breach(needed):
+                parts = Failure("incorrect", breach)
         curve: Curve | Failure
         seconds = Seconds()
         with seconds.measure("curve_setup_s"):
@@ -148,18 +150,6 @@ def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
     mode.check_mode(largest.mode, largest.device)
     timer.check_timer(largest.timer, largest.device)
     slots.check(min(cases, key=lambda case: case.num_tokens))
-    return parts
-
-
-def _check_contract(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
-    """Return the parts.
-
-    Raises:
-        IncorrectResult: The implementation breaks a clause that engines or this curve need.
-    """
-    needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
-    if breach := contract.breach(needed):
-        raise IncorrectResult(breach)
     return parts
 
 
