@@ -9,7 +9,7 @@ import statistics as stats
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, cycle, islice
+from itertools import chain
 
 import torch
 
@@ -23,7 +23,7 @@ from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
 from kvexp.statistics import summarise
-from kvexp.timer import Timing, profile, replay_plan
+from kvexp.timer import Timing, replay_plan
 from kvexp.timer.replay import Replay
 from kvexp.workload import LAST, TIMED, Tensors, build, slots
 from kvexp.workload.inputs import window_step
@@ -59,8 +59,7 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
     slots.check(case)
     seconds = Seconds()
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curve_setup.plan_replay(curve, case, read, written)
-    timed = curve_setup.is_timed(curve, case)
+    plan = curve.plan(case, read, written)
     with seconds.measure("setup_s"):
         step = window_step(case, curve.item_bytes, cold=plan.inputs_state == "cold")
         tensors = build(case, curve.memory, plan.mappings, plan.windows, step)
@@ -72,20 +71,19 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
     with seconds.measure("verify_s"):
         # The calls were bound and captured with other data than they are to write.
         _renew_data(curve, tensors, TIMED)
-        _check_first_run(curve, replay, tensors, plan, every_run=not timed)
-    if not timed:
-        if case.timer == "profile":
-            calls = list(islice(cycle(turns[0]), profile.PROFILED_CALLS))
-            profile.run_for_profiler(calls, f"kvexp {case.num_tokens}")
+        _check_first_run(curve, replay, tensors, plan, every_run=bool(curve.untimed))
+    if curve.untimed:
+        curve.timer.run_untimed(turns[0], f"kvexp {case.num_tokens}")
         with seconds.measure("verify_s"):
             _check_last_run(curve, replay, tensors, windows)()
-        reason = curve.impl.untimed or curve_setup.UNTIMED[case.timer]
-        return Measurement(case, "verified", reason, seconds=seconds)
+        return Measurement(case, "verified", curve.untimed, seconds=seconds)
     with seconds.measure("timing_s"):
         before = curve.machine.read()
         with _scan_on_error(tensors, plan.mappings):
             timing = timer.time_replay(
-                replay, curve.criterion, lambda run: check_timed_slots(tensors, windows[run], AUDITED_BYTES)
+                replay,
+                curve.timer.criterion,
+                lambda run: check_timed_slots(tensors, windows[run], AUDITED_BYTES),
             )
         after = curve.machine.read()
     with seconds.measure("verify_s"):
@@ -205,15 +203,17 @@ def measure_copy_point(curve: Curve, case: Case) -> Measurement:
     """Measure the point of impl=copy: check the copy of each unroll, time it if asked, take the fastest.
 
     Raises:
-        Unsupported: There is no such copy here, or timer=profile was asked for.
+        Unsupported: There is no such copy here, or the timer runs implementations alone.
         IncorrectResult: The copied bytes are wrong.
     """
-    if case.timer == "profile":
-        raise Unsupported("impl=copy is an equal copy, not an implementation; timer=profile runs those alone")
+    if not curve.timer.runs_copy:
+        raise Unsupported(
+            f"impl=copy is an equal copy, not an implementation; timer={case.timer} runs those alone"
+        )
     slots.check(case)
     seconds = Seconds()
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curve_setup.plan_replay(curve, case, read, written)
+    plan = curve.plan(case, read, written)
     copies = 0
     timed: list[tuple[float, Timing, tuple[GpuState | None, GpuState | None]]] = []
     unrolls = equal_copy.list_unrolls(case.device, written)
@@ -221,11 +221,11 @@ def measure_copy_point(curve: Curve, case: Case) -> Measurement:
         copies += 1
         with seconds.measure("verify_s"):
             equal_copy.check_copies(curve.memory, moves, replay)
-        if not curve_setup.is_timed(curve, case):
+        if curve.untimed:
             continue
         with seconds.measure("timing_s"):
             before = curve.machine.read()
-            timing = timer.time_replay(replay, curve.criterion)
+            timing = timer.time_replay(replay, curve.timer.criterion)
             after = curve.machine.read()
         with seconds.measure("verify_s"):
             equal_copy.check_copies(curve.memory, moves, replay)
@@ -236,7 +236,7 @@ def measure_copy_point(curve: Curve, case: Case) -> Measurement:
             "and on a CPU it reads no more than it writes"
         )
     if not timed:
-        return Measurement(case, "verified", curve_setup.UNTIMED[case.timer], seconds=seconds)
+        return Measurement(case, "verified", curve.untimed, seconds=seconds)
     copy_us, timing, looks = min(timed, key=lambda copy: copy[0])
     return _make_measurement(curve, case, plan, timing, looks, copy_us, seconds)
 

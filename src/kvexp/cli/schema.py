@@ -144,11 +144,17 @@ def _check_fixed(overrides: Iterable[str]) -> None:
             raise ConfigError(f"{text!r} is refused: choose an option of {group}, not a key of it")
 
 
-def _build_code(group: str, name: str, config: Config) -> Choice:
+def _pop_target(group: str, name: str, config: Config) -> tuple[str, Config]:
+    """Return the path of the option's class, and its other keys."""
     options = dict(config)
     target = options.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{group}={name} names no class; its YAML needs `_target_: package.Class`")
+    return target, options
+
+
+def _build_code(group: str, name: str, config: Config) -> Choice:
+    target, options = _pop_target(group, name, config)
     return Choice(name, target, {k: _read_scalar(f"{group}.{k}", v) for k, v in options.items()})
 
 
@@ -158,6 +164,7 @@ def _build_data(group: str, name: str, config: Config) -> Choice:
 
 
 def _build_timer(name: str, config: Config) -> Choice:
+    target, config = _pop_target("timer", name, config)
     check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
     counts = {key: read_whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
     real = {key: read_positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
@@ -166,7 +173,7 @@ def _build_timer(name: str, config: Config) -> Choice:
         raise ConfigError(
             f"timer.max_samples {counts['max_samples']} is below timer.min_samples {counts['min_samples']}"
         )
-    return Choice(name, options={**counts, **real, **words})
+    return Choice(name, target, {**counts, **real, **words})
 
 
 def _build_workload(name: str, config: Config) -> WorkloadSpec:

@@ -41,15 +41,6 @@ class Activity:
         return durations
 
 
-def check() -> None:
-    """Check that CUPTI can be used.
-
-    Raises:
-        Unsupported: Its package is missing, or CUPTI returns an error.
-    """
-    _load_cupti()
-
-
 @contextmanager
 def record() -> Iterator[Activity]:
     """Record the GPU's activity inside the block; capture graphs inside, or CUPTI does not know them.
@@ -57,7 +48,7 @@ def record() -> Iterator[Activity]:
     Raises:
         Unsupported: CUPTI is missing or returns an error, for example because a profiler is running.
     """
-    cupti = _load_cupti()
+    cupti = load_cupti()
     with ExitStack() as stack:
         for name in KINDS:
             kind = getattr(cupti.ActivityKind, name)
@@ -68,8 +59,12 @@ def record() -> Iterator[Activity]:
 
 
 @functools.cache
-def _load_cupti() -> Any:
-    """Return the module `cupti.cupti`; register the callbacks once a process."""
+def load_cupti() -> Any:
+    """Return the module `cupti.cupti`; register the callbacks once a process.
+
+    Raises:
+        Unsupported: It is missing, or CUPTI returns an error.
+    """
     try:
         from cupti import cupti
     except (ImportError, OSError) as error:
