@@ -5,7 +5,6 @@ replay -> time the same replay, one sample of it audited -> change the data agai
 of equal bytes -> Measurement
 """
 
-import statistics as stats
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,11 @@ from itertools import chain
 import torch
 
 from kvexp import timer
-from kvexp.bench import curve_setup, equal_copy, mode
+from kvexp.bench import curve_setup, mode
 from kvexp.bench.curve_setup import Curve
 from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore
 from kvexp.case import Case
-from kvexp.errors import IncorrectResult, KvexpError, Unsupported
+from kvexp.errors import IncorrectResult, KvexpError
 from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
@@ -97,7 +96,7 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
             finish_scan()
     with seconds.measure("ceiling_s"):
         copy_us = measure_copy()
-    return _make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
+    return make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
 
 
 def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[Call]]:
@@ -199,49 +198,7 @@ def _scan_on_error(tensors: Tensors, mappings: int) -> Iterator[None]:
         raise
 
 
-def measure_copy_point(curve: Curve, case: Case) -> Measurement:
-    """Measure the point of impl=copy: check the copy of each unroll, time it if asked, take the fastest.
-
-    Raises:
-        Unsupported: There is no such copy here, or the timer runs implementations alone.
-        IncorrectResult: The copied bytes are wrong.
-    """
-    if not curve.timer.runs_copy:
-        raise Unsupported(
-            f"impl=copy is an equal copy, not an implementation; timer={case.timer} runs those alone"
-        )
-    slots.check(case)
-    seconds = Seconds()
-    read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curve.plan(case, read, written)
-    copies = 0
-    timed: list[tuple[float, Timing, tuple[GpuState | None, GpuState | None]]] = []
-    unrolls = equal_copy.list_unrolls(case.device, written)
-    for moves, replay in curve_setup.prepare_copies(curve, case, plan, read, written, unrolls):
-        copies += 1
-        with seconds.measure("verify_s"):
-            equal_copy.check_copies(curve.memory, moves, replay)
-        if curve.untimed:
-            continue
-        with seconds.measure("timing_s"):
-            before = curve.machine.read()
-            timing = timer.time_replay(replay, curve.timer.criterion)
-            after = curve.machine.read()
-        with seconds.measure("verify_s"):
-            equal_copy.check_copies(curve.memory, moves, replay)
-        timed.append((stats.median(timing.samples_us), timing, (before, after)))
-    if not copies:
-        raise Unsupported(
-            "impl=copy has no copy for this point: one writes at least 16 bytes and at most the cache, "
-            "and on a CPU it reads no more than it writes"
-        )
-    if not timed:
-        return Measurement(case, "verified", curve.untimed, seconds=seconds)
-    copy_us, timing, looks = min(timed, key=lambda copy: copy[0])
-    return _make_measurement(curve, case, plan, timing, looks, copy_us, seconds)
-
-
-def _make_measurement(
+def make_measurement(
     curve: Curve,
     case: Case,
     plan: replay_plan.Plan,
@@ -250,6 +207,11 @@ def _make_measurement(
     copy_us: float | None,
     seconds: dict[str, float],
 ) -> Measurement:
+    """Make the measurement of a timed point; `looks` are the GPU's states before and after its samples.
+
+    Raises:
+        KvexpError: The samples are too short to be the call's.
+    """
     return Measurement(
         case=case,
         status="ok",
