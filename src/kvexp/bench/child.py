@@ -65,9 +65,11 @@ def hash_impl(experiment: Experiment) -> str | None:
 def is_host_sensitive(experiment: Experiment) -> bool:
     """Return whether host load can affect the curve's times; see `Timer`."""
     from kvexp.bench import run_curve
+    from kvexp.impl import make
 
+    own = {"device": experiment.device, "mode": experiment.mode.name}
     with contextlib.suppress(ConfigError):  # measuring raises it again
-        return run_curve.attempt(lambda: run_curve.make_timer(experiment).is_host_sensitive) is not False
+        return run_curve.attempt(lambda: make(experiment.timer, **own).is_host_sensitive) is not False
     return True
 
 

@@ -131,18 +131,12 @@ def attempt(work: Callable[[], T]) -> T | Failure:
         return Failure("failed", f"{type(error).__name__}: {error}")
 
 
-def make_timer(experiment: Experiment) -> Timer:
-    """Make the timer of a resolved curve; see `impl.make`."""
-    timer: Timer = make(experiment.timer, device=experiment.device, mode=experiment.mode.name)
-    return timer
-
-
 def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
     """Make what was chosen, and refuse what no point can do before anything is allocated."""
     largest = max(cases, key=lambda case: case.num_tokens)
     parts = Parts(
         source=getattr(torch, str(experiment.dtype.options["torch_dtype"])),
-        timer=make_timer(experiment),
+        timer=make(experiment.timer, device=largest.device, mode=largest.mode),
         impl=make(experiment.impl, device=largest.device),
         op=make(experiment.op),
         layout=make(experiment.layout),

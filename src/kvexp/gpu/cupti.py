@@ -1,7 +1,7 @@
 """Record kernel, copy and fill times with CUPTI's Activity API; its Python package is optional."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,45 +17,34 @@ FLUSH_FORCED = 1
 _durations_ns: list[int] = []
 
 
-class Activity:
-    """Durations recorded since they were last taken.
+@contextmanager
+def record() -> Iterator[Callable[[], list[int]]]:
+    """Record the GPU's activity inside the block; capture graphs inside, or CUPTI does not know them.
 
-    Args:
-        cupti: The module `cupti.cupti`.
+    Yields:
+        Takes the nanoseconds of each kernel, copy and fill since it was last called, all of which must have
+        ended. It raises KvexpError where CUPTI does not report a duration for one.
+
+    Raises:
+        Unsupported: CUPTI is missing or returns an error, for example because a profiler is running.
     """
+    cupti = load_cupti()
 
-    def __init__(self, cupti: Any) -> None:
-        self._cupti = cupti
-
-    def take(self) -> list[int]:
-        """Return and forget the nanoseconds of each kernel, copy and fill, all of which must have ended.
-
-        Raises:
-            KvexpError: CUPTI does not report a duration for one.
-        """
-        self._cupti.activity_flush_all(FLUSH_FORCED)
+    def take() -> list[int]:
+        cupti.activity_flush_all(FLUSH_FORCED)
         durations = _durations_ns.copy()
         _durations_ns.clear()
         if any(duration <= 0 for duration in durations):
             raise KvexpError("CUPTI recorded kernels without their durations")
         return durations
 
-
-@contextmanager
-def record() -> Iterator[Activity]:
-    """Record the GPU's activity inside the block; capture graphs inside, or CUPTI does not know them.
-
-    Raises:
-        Unsupported: CUPTI is missing or returns an error, for example because a profiler is running.
-    """
-    cupti = load_cupti()
     with ExitStack() as stack:
         for name in KINDS:
             kind = getattr(cupti.ActivityKind, name)
             with _translate_errors(cupti):
                 cupti.activity_enable(kind)
             stack.callback(cupti.activity_disable, kind)
-        yield Activity(cupti)
+        yield take
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Time a replay by the kernel durations that CUPTI records (timer=cupti)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,7 @@ class Cupti(Timer):
     name = "cupti"
     needs_gpu = True
     has_gpu_clock = True
-    _records: cupti.Activity
+    _take: Callable[[], list[int]]
 
     def check(self) -> None:
         """See `Timer`; CUPTI's package must be there, too."""
@@ -30,7 +30,7 @@ class Cupti(Timer):
     @contextmanager
     def open(self) -> Iterator[None]:
         """Record what the GPU runs: graphs must be captured meanwhile."""
-        with cupti.record() as self._records:
+        with cupti.record() as self._take:
             yield
 
     def plan(self, case: Case, read: int, written: int, l2_bytes: int | None) -> Plan:
@@ -43,16 +43,16 @@ class Cupti(Timer):
         A sample raises KvexpError where the number of recorded kernels is no multiple of the number of calls.
         """
         runs = [prepare(calls) for calls in turns]
-        calls, records, wait = plan.calls, self._records, torch.cuda.synchronize
+        calls, take, wait = plan.calls, self._take, torch.cuda.synchronize
 
         def sample(turn: int) -> float:
             if flush_l2:
                 flush_l2()
             wait()
-            records.take()
+            take()
             runs[turn]()
             wait()
-            durations_ns = records.take()
+            durations_ns = take()
             if not durations_ns or len(durations_ns) % calls:
                 raise KvexpError(f"CUPTI has recorded {len(durations_ns)} kernels of {calls} equal calls")
             return sum(durations_ns) / 1e3 / calls
