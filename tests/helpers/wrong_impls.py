@@ -249,7 +249,7 @@ class Chatty(Torch):
 
 
 class Deadly(Torch):
-    """Right for fewer than 16 tokens; then it ends its process, as `by` says."""
+    """Right for fewer than 16 tokens; then it ends its process or never returns, as `by` says."""
 
     def __init__(self, device, by):
         super().__init__(device)
@@ -273,6 +273,8 @@ class Deadly(Torch):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.by == "segfault":
             ctypes.string_at(0)
+        while self.by == "hang":
+            pass
         raise AssertionError(f"{self.by} is no way to end")
 
 

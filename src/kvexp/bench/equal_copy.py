@@ -89,13 +89,14 @@ def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: P
     source = memory.inputs.view(torch.uint8).view(-1)
     step = -(-written // VECTOR) * VECTOR
     count = min(plan.mappings, storage.numel() // step)
-    reads = (read - SLOT_BYTES * num_tokens) // written
+    reads = max(1, (read - SLOT_BYTES * num_tokens) // written)
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
-        return [Move(source, 1, memory.slots[:0], place) for place in places] if reads == 1 else []
+        can_copy = reads == 1 and written <= source.numel()
+        return [Move(source, 1, memory.slots[:0], place) for place in places] if can_copy else []
     size = written // VECTOR * VECTOR
-    if not size or not count:
+    if not size or not count or reads * written > source.numel():
         return []
     places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.

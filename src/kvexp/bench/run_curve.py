@@ -161,7 +161,7 @@ def _set_up_curve(
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
     item_bytes = parts.source.itemsize
     rows = curve_setup.count_cold_rows(cases, parts.op, parts.timer, item_bytes, l2_bytes)
-    memory = stack.enter_context(allocate(largest, parts.layout, parts.source, rows))
+    memory = stack.enter_context(allocate(parts.op, largest, parts.layout, parts.source, rows))
     poison(memory.cache)
     curve = Curve(
         op=parts.op,
