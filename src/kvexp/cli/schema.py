@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from kvexp.cli.help import GROUPS
@@ -144,17 +144,11 @@ def _check_fixed(overrides: Iterable[str]) -> None:
             raise ConfigError(f"{text!r} is refused: choose an option of {group}, not a key of it")
 
 
-def _pop_target(group: str, name: str, config: Config) -> tuple[str, Config]:
-    """Return the path of the option's class, and its other keys."""
+def _build_code(group: str, name: str, config: Config) -> Choice:
     options = dict(config)
     target = options.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{group}={name} names no class; its YAML needs `_target_: package.Class`")
-    return target, options
-
-
-def _build_code(group: str, name: str, config: Config) -> Choice:
-    target, options = _pop_target(group, name, config)
     return Choice(name, target, {k: _read_scalar(f"{group}.{k}", v) for k, v in options.items()})
 
 
@@ -164,16 +158,17 @@ def _build_data(group: str, name: str, config: Config) -> Choice:
 
 
 def _build_timer(name: str, config: Config) -> Choice:
-    target, config = _pop_target("timer", name, config)
-    check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
-    counts = {key: read_whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
-    real = {key: read_positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
-    words = {key: read_word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
+    options = dict(config)
+    code = _build_code("timer", name, {"_target_": options.pop("_target_", None)})
+    check_keys("timer", options, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
+    counts = {key: read_whole(f"timer.{key}", options[key], n) for key, n in TIMER_WHOLE.items()}
+    real = {key: read_positive(f"timer.{key}", options[key]) for key in TIMER_REAL}
+    words = {key: read_word(f"timer.{key}", options[key], words) for key, words in TIMER_WORDS.items()}
     if counts["max_samples"] < counts["min_samples"]:
         raise ConfigError(
             f"timer.max_samples {counts['max_samples']} is below timer.min_samples {counts['min_samples']}"
         )
-    return Choice(name, target, {**counts, **real, **words})
+    return replace(code, options={**counts, **real, **words})
 
 
 def _build_workload(name: str, config: Config) -> WorkloadSpec:

@@ -62,7 +62,8 @@ def load_cupti() -> Any:
             "pip install 'kvexp[cupti]' brings it"
         ) from error
     with _translate_errors(cupti):
-        cupti.activity_register_callbacks(_request_buffer, _collect_records)
+        # A buffer's limit of records, 0, means as many as fit.
+        cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), _collect_records)
     return cupti
 
 
@@ -73,11 +74,6 @@ def _translate_errors(cupti: Any) -> Iterator[None]:
         yield
     except (cupti.cuptiError, RuntimeError) as error:
         raise Unsupported(f"timer=cupti cannot record, since CUPTI refuses: {error}") from error
-
-
-def _request_buffer() -> tuple[int, int]:
-    """Return the bytes of a buffer and its limit of records; 0 means as many as fit."""
-    return BUFFER_BYTES, 0
 
 
 def _collect_records(records: list[Any]) -> None:

@@ -84,7 +84,7 @@ class Timer:
         return nullcontext()
 
     def plan(self, case: Case, read: int, written: int, l2_bytes: int | None) -> Plan:
-        """Plan the replay of a point whose calls read and write so many bytes; None is a CPU's L2.
+        """Plan the replay of a point whose calls read and write so many bytes; a CPU has no `l2_bytes`.
 
         Raises:
             Unsupported: The L2 cannot be in the state that was asked for.
