@@ -11,7 +11,7 @@ from kvexp import op as ops
 from kvexp.api.launch_cache import MAX_PER_KEY, GuardedLaunch, LaunchCache
 from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import Gpu
-from kvexp.impl.cuda.spec import Options
+from kvexp.impl.cuda.options import Options
 from tests.helpers import oracle
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 

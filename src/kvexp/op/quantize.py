@@ -1,4 +1,4 @@
-"""Convert rows to cache bytes, so that `gather(written slots) == quantize(rows)`."""
+"""Convert rows to cache bytes: the law of the ops that copy rows or store them as 8-bit floats."""
 
 from dataclasses import dataclass
 
