@@ -113,6 +113,13 @@ def test_the_documents_files_and_commands_are_found():
     assert len(COMMANDS) > 30
 
 
+def test_the_timer_of_the_page_on_measuring_times_a_curve(stranger):
+    (command,) = (command for command in COMMANDS if "timer=process_time" in command)
+    done = run(command, stranger)
+    assert done.returncode == 0, done.stderr
+    assert [(row["status"], row["timer"]) for row in read_last_rows(stranger)] == [("ok", "process_time")] * 4
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch):
     monkeypatch.chdir(stranger)

@@ -27,19 +27,6 @@ VECTOR = 16
 SLOT_BYTES = 8
 
 
-class Copy:
-    """impl=copy: the equal copy as a curve of its own. It writes no slots, so it has no op's method.
-
-    `run_point.measure_copy_point` measures the copies of `plan_moves` and checks the bytes that they wrote.
-    """
-
-    name = "copy"
-    untimed = ""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-
 @dataclass(frozen=True)
 class Move:
     """One copy, of bytes in the curve's memory.

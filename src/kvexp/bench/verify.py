@@ -63,30 +63,22 @@ def restore(tensors: Tensors, mappings: int) -> None:
             scan.poison_rows(tensors.cache.storage, words, tensors.cache.layout.slot_dim, chunk)
 
 
-def verify(run: Callable[[], None], tensors: Tensors, windows: Sequence[int]) -> None:
-    """Run the calls and check all that they wrote. The cache must be all poison, and is so again.
+def check_run(
+    run: Callable[[], None], tensors: Tensors, windows: Sequence[int], others: bool = False
+) -> None:
+    """Run the calls and check the slots that they wrote, and their inputs.
+
+    The written slots stay as they are, whatever they held before. The rest of the cache is left to a later
+    scan, before which nothing but these calls may run.
 
     Args:
         run: Writes the rows of `tensors` to the slots of its first slot mappings.
         tensors: The case's tensors.
         windows: For each of those mappings, the window whose rows it holds in the end.
+        others: Check the curve's other inputs, too.
 
     Raises:
-        IncorrectResult: Wrong bytes in a written slot, a changed byte elsewhere in the cache, or changed
-            inputs. The cache is poisoned.
-    """
-    check_run(run, tensors, windows)
-    restore(tensors, len(windows))
-    check_untouched(tensors.cache)()
-
-
-def check_run(
-    run: Callable[[], None], tensors: Tensors, windows: Sequence[int], others: bool = False
-) -> None:
-    """Run the calls and check the slots that they wrote, and their inputs; see `verify`.
-
-    The written slots stay as they are, whatever they held before. The rest of the cache is left to a later
-    scan, before which nothing but these calls may run. With `others` check the curve's other inputs, too.
+        IncorrectResult: Wrong bytes in a written slot, or changed inputs. The cache is poisoned.
     """
     try:
         run()

@@ -77,7 +77,7 @@ def make(choice: Choice, **arguments: Any) -> Any:
     """Create an object of the class in the choice's YAML, with the YAML's options.
 
     Args:
-        choice: The chosen option of `impl`, `op` or `layout`.
+        choice: The chosen option of `impl`, `op`, `layout` or `timer`.
         **arguments: Further keyword arguments.
 
     Raises:
