@@ -33,7 +33,9 @@ def outcomes(**chosen):
 def test_memory_is_given_back_after_each_point_on_a_gpu_whatever_happened(monkeypatch, device, trimmed):
     given = []
     monkeypatch.setattr(device_memory, "trim", lambda: given.append(1))
-    curve = SimpleNamespace(impl=None, memory=SimpleNamespace(cache=None, fill=lambda: None))
+    curve = SimpleNamespace(
+        impl=None, op=SimpleNamespace(name="any"), memory=SimpleNamespace(cache=None, fill=lambda: None)
+    )
     for measured in (lambda curve, case: "right", lambda curve, case: 1 / 0):
         monkeypatch.setattr(run_curve.run_point, "measure_point", measured)
         run_curve._measure_point(curve, SimpleNamespace(device=device))

@@ -189,8 +189,10 @@ def _get_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _measure_point(curve: Curve, case: Case) -> Measurement | Failure:
     """Measure the point; the cache is all poison again, whatever happened."""
-    # The equal copy, which is no implementation, brings a way of its own.
-    measure = getattr(curve.impl, "measure_point", run_point.measure_point)
+    measure = run_point.measure_point
+    if not hasattr(curve.impl, curve.op.name):
+        # The equal copy, which is no implementation, brings a way of its own. What writes the op cannot.
+        measure = getattr(curve.impl, "measure_point", measure)
     outcome = attempt(lambda: measure(curve, case))
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
