@@ -18,8 +18,8 @@ MLRUNS ?= mlruns
 # Folder for the rows and the table of `make targets`, and words of the cases that it measures; all without any.
 TARGETS ?= targets
 WORDS ?=
-# Processes of `make test`.
-JOBS ?= 2
+# Processes of `make test`: more than cores, since many tests wait for a child.
+JOBS ?= 3
 # Processes of the part of `make test-gpu` that runs side by side: of a GPU's memory each takes up to some 4 GB, and the
 # one that has the tests of large caches 52 GB more.
 GPU_JOBS ?= 12
@@ -74,7 +74,7 @@ doctor: $(READY)  ## Say what this machine can run, and why not
 	@$(RUN) -m kvexp doctor
 
 test: $(READY)  ## Run the tests that need no GPU
-	$(RUN) -m pytest tests --ignore=tests/gpu --numprocesses=$(JOBS)
+	$(RUN) -m pytest tests --ignore=tests/gpu --numprocesses=$(JOBS) --dist=worksteal
 
 test-reliability: $(READY)  ## Run the tests of faults, the long ones too: 50 kills, 24 writers (minutes)
 	$(RUN) -m pytest tests/reliability -m "slow or not slow" --numprocesses=$(JOBS)

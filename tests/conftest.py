@@ -13,3 +13,8 @@ if not torch.cuda.is_available():
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As under nohup or a shell's `&`; what the tests start and then interrupt would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin the long tests first: no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

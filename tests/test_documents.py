@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+OP = (DOCS / "add-an-op.md").read_text("utf-8")
 IMPLEMENTATION = (DOCS / "add-an-implementation.md").read_text("utf-8")
 
 FILE = re.compile(r"`([\w./]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", re.DOTALL)
@@ -102,8 +103,21 @@ def test_the_navigation_names_every_page():
 
 
 def test_the_documents_files_and_commands_are_found():
-    assert {"my_kernels.py", "my_conf/impl/index_put.yaml", "my_conf/workload/my_model.yaml"} <= set(FILES)
+    assert {
+        "my_kernels.py",
+        "my_conf/impl/index_put.yaml",
+        "my_conf/workload/my_model.yaml",
+        "my_op.py",
+        "my_conf/op/write_with_largest.yaml",
+    } <= set(FILES)
     assert len(COMMANDS) > 30
+
+
+def test_the_timer_of_the_page_on_measuring_times_a_curve(stranger):
+    (command,) = (command for command in COMMANDS if "timer=process_time" in command)
+    done = run(command, stranger)
+    assert done.returncode == 0, done.stderr
+    assert [(row["status"], row["timer"]) for row in read_last_rows(stranger)] == [("ok", "process_time")] * 4
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -152,3 +166,26 @@ def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stran
         assert [row["status"] for row in read_last_rows(stranger)] == ["ok"] * 8
     assert run(report, stranger).returncode == 0
     assert "sort=true" in next(stranger.glob("multirun/*/*/report.md")).read_text().lower()
+
+
+def test_the_op_of_the_how_to_page_comes_to_what_the_page_says(stranger):
+    ask, measure = find_commands(OP)
+    (broken,) = re.findall(r"```\n( +\w+ .*)\n```", OP)
+
+    assert run(ask, stranger).returncode == 0
+    assert run(measure, stranger).returncode == 0
+    rows = read_last_rows(stranger)
+    assert [row["status"] for row in rows] == ["ok"] * 8
+    assert {row["contract"] for row in rows} == {"full"}
+    # A token has 2 heads, 32 + 32 items of 2 bytes in each, and a slot of 8 bytes; 2 more items are written.
+    assert {row["bytes_moved"] // row["num_tokens"] for row in rows} == {2 * 2 * (32 + 32) * 2 + 2 * 2 + 8}
+    listed = run("python -m kvexp --config-dir my_conf --help", stranger).stdout
+    assert "write_with_largest" in listed
+
+    file = stranger / "my_op.py"
+    wrong = re.search(r"largest: `(largest = .*?)`", OP)[1]
+    file.write_text(re.sub(r"largest = key.*", wrong, file.read_text()))
+    done = run(ask, stranger)
+    assert (done.returncode, done.stdout.count(broken)) == (1, 2), done.stdout
+    assert run(measure, stranger).returncode == 1
+    assert [row["status"] for row in read_last_rows(stranger)] == ["incorrect"] * 8

@@ -7,20 +7,16 @@ DataFrame, also without torch.
 
 from typing import TYPE_CHECKING, Any
 
+from kvexp.op import list_names
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kvexp.api import (
-        KVCache,
-        allocate,
-        allocate_layers,
-        reshape_and_cache,
-        reshape_and_cache_flash,
-        reshape_and_cache_flash_diffkv,
-        select_layout,
-        stride_order,
-        verify,
-    )
+    # An op without a line here has the type Any.
+    from kvexp.api import KVCache, allocate, allocate_layers, select_layout, stride_order, verify
+    from kvexp.op.reshape_and_cache import reshape_and_cache  # noqa: F401
+    from kvexp.op.reshape_and_cache_flash import reshape_and_cache_flash  # noqa: F401
+    from kvexp.op.reshape_and_cache_flash_diffkv import reshape_and_cache_flash_diffkv  # noqa: F401
     from kvexp.results.export import load
 
 __all__ = [
@@ -29,12 +25,10 @@ __all__ = [
     "allocate",
     "allocate_layers",
     "load",
-    "reshape_and_cache",
-    "reshape_and_cache_flash",
-    "reshape_and_cache_flash_diffkv",
     "select_layout",
     "stride_order",
     "verify",
+    *list_names(),
 ]
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvexp.api.checks import validate
+from kvexp import op as ops
 from kvexp.op import FP8
 from tests.helpers import oracle
 from tests.helpers.library_calls import SLOTS, assert_refused, called
@@ -198,7 +198,7 @@ class TestScales:
     def test_that_are_not_read_may_be_anything(self, op, unread):
         posed = oracle.problem("cpu", SLOTS, op=op)
         expected = posed.expected()
-        found = validate(op, replace(posed, k_scale=unread, v_scale=unread).arguments)
+        found = ops.load(op).validate(replace(posed, k_scale=unread, v_scale=unread).arguments)
         assert found.arguments[-2:] == (None, None)
         assert found.addresses[-2:] == (0, 0)
         called(replace(posed, k_scale=unread, v_scale=unread))

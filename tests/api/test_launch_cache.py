@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import kvexp
-from kvexp.api import checks
+from kvexp import op as ops
 from kvexp.api.launch_cache import MAX_PER_KEY, GuardedLaunch, LaunchCache
 from kvexp.impl.cuda import Cuda
 from kvexp.impl.cuda.launcher import Gpu
-from kvexp.impl.cuda.spec import Options
+from kvexp.impl.cuda.options import Options
 from tests.helpers import oracle
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
@@ -34,7 +34,7 @@ def tensors(posed):
 
 
 def make_guarded(posed):
-    return GuardedLaunch(tensors(posed), checks.validate(posed.op, posed.arguments), Launcher())
+    return GuardedLaunch(tensors(posed), ops.load(posed.op).validate(posed.arguments), Launcher())
 
 
 def apart(posed, rows, caches):
@@ -69,7 +69,7 @@ def remembered(posed):
         if isinstance(cell.cell_contents, LaunchCache)
     )
     launched = []
-    made = GuardedLaunch(with_scales(posed), checks.validate(posed.op, posed.arguments), Launcher())
+    made = GuardedLaunch(with_scales(posed), ops.load(posed.op).validate(posed.arguments), Launcher())
     made.launch = lambda *addresses: launched.append(addresses)
     cache.remember(("cuda", posed.kv_cache_dtype, len(posed.slot_mapping), len(with_scales(posed))), made,
                    with_scales(posed))  # fmt: skip
@@ -124,7 +124,7 @@ class TestAGuardedLaunch:
     def test_rejects_a_call_with_a_lazy_view_or_without_strides(self, op, at):
         """What validation refuses by the tensor's kind is not let through by a call that was remembered."""
         posed = oracle.problem("cpu", [3, 1], op=op, kv_cache_dtype="fp8", scale="per_head")
-        guarded = GuardedLaunch(with_scales(posed), checks.validate(op, posed.arguments), Launcher())
+        guarded = GuardedLaunch(with_scales(posed), ops.load(op).validate(posed.arguments), Launcher())
         given = with_scales(posed)
         assert guarded.check(*given)
         position = at % len(given)
@@ -145,7 +145,7 @@ class TestAGuardedLaunch:
             posed = apart(oracle.problem("cpu", [3, 1, 7], op=op), *ends)
             found = make_guarded(posed)
             spec = impl.launcher(op, *posed.arguments).plan.__wrapped__.args[0]
-            made.setdefault((found.rows_at, found.caches_at), set()).add(spec)
+            made.setdefault((found.reads_at, found.writes_at), set()).add(spec)
         assert {len(specs) for specs in made.values()} == {1}
 
 

@@ -8,8 +8,10 @@ import pytest
 from kvexp.bench import curve_setup, equal_copy
 from kvexp.bench.curve_setup import Curve, prepare_copy
 from kvexp.timer import cuda_event
+from kvexp.timer.cuda_event import CudaEvent
 from kvexp.timer.replay_plan import Plan
 from kvexp.timer.stopping_criterion import StoppingCriterion
+from kvexp.timer.wall_clock import WallClock
 from tests.helpers import tiny_curve
 
 L2 = 60 << 20
@@ -43,20 +45,21 @@ def measured(monkeypatch):
 
 @pytest.fixture
 def gpu_s():
-    nothing = dict.fromkeys(["op", "impl", "memory", "l2_state", "flush_l2", "empty_kernel_us", "machine"])
-    return Curve(**nothing, criterion=StoppingCriterion(), item_bytes=2, l2_bytes=L2)
+    nothing = dict.fromkeys(["op", "memory", "flush_l2", "empty_kernel_us", "machine"])
+    impl, timer = SimpleNamespace(untimed=""), CudaEvent("cuda:0", "no_graph")
+    return Curve(**nothing, impl=impl, timer=timer, item_bytes=2, l2_bytes=L2)
 
 
-@pytest.mark.parametrize(("short_calls", "clock"), [(3, "cuda_event"), (0, "wall_clock")])
+@pytest.mark.parametrize(("short_calls", "clock"), [(3, CudaEvent), (0, WallClock)])
 def test_each_run_of_a_replay_makes_the_calls_of_both_series(monkeypatch, gpu_s, short_calls, clock):
     made = []
     event = SimpleNamespace(record=lambda: None)
     monkeypatch.setattr(cuda_event.torch.cuda, "Event", lambda **_: event)
     calls = [lambda number=number: made.append(number) for number in range(16)]
     plan = Plan(5, short_calls, 6, "cold", True)
-    swept = replace(gpu_s, flush_l2=lambda: made.append("sweep"))
+    swept = replace(gpu_s, flush_l2=lambda: made.append("sweep"), timer=clock("cuda:0", "no_graph"))
     turns = [calls[: 5 + short_calls], calls[8 : 13 + short_calls]]
-    case = replace(tiny_curve.case(), mode="no_graph", timer=clock)
+    case = replace(tiny_curve.case(), mode="no_graph", timer=clock.name)
     replay = curve_setup.make_replay(swept, case, turns, plan)
     for run, first in zip(replay.runs, (0, 8), strict=True):
         made.clear()

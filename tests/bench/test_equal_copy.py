@@ -18,7 +18,7 @@ from tests.helpers.strides import all_poison
 def memory():
     made = compose.experiment("workload=tiny", "impl=torch").resolve("cpu")
     case = max(made.cases(), key=lambda case: case.num_tokens)
-    with allocate(case, make(made.layout), torch.bfloat16) as held:
+    with allocate(make(made.op), case, make(made.layout), torch.bfloat16) as held:
         poison(held.cache)
         yield held
 

@@ -76,8 +76,9 @@ def test_our_implementations_differ_and_have_their_kernels_in_their_hash():
     ours = [again(f"kvexp.impl.{name}") for name in ("torch.Torch", "triton.Triton", "cuda.Cuda")]
     assert None not in ours
     assert len(set(ours)) == 3
-    files = {path.suffix for path in impl_hash._files(IMPL / "cuda")}
-    assert {".py", ".cu", ".cuh"} <= files
+    files = set(impl_hash._files(IMPL / "cuda"))
+    assert {path for path in (IMPL / "cuda").iterdir() if path.is_file()} == files
+    assert {".py", ".cu", ".cuh"} == {path.suffix for path in files}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from kvexp import timer
 from kvexp.bench import run_curve
 from kvexp.errors import ConfigError
 from kvexp.measurement import SECONDS
 from kvexp.statistics import summarise
+from kvexp.timer.cuda_event import CudaEvent
 from kvexp.workload import device_memory, inputs
 from kvexp.workload import slots as patterns
 from tests.helpers import compose, tiny_curve
@@ -33,7 +33,9 @@ def outcomes(**chosen):
 def test_memory_is_given_back_after_each_point_on_a_gpu_whatever_happened(monkeypatch, device, trimmed):
     given = []
     monkeypatch.setattr(device_memory, "trim", lambda: given.append(1))
-    curve = SimpleNamespace(impl=None, memory=SimpleNamespace(cache=None, fill=lambda: None))
+    curve = SimpleNamespace(
+        impl=None, op=SimpleNamespace(name="any"), memory=SimpleNamespace(cache=None, fill=lambda: None)
+    )
     for measured in (lambda curve, case: "right", lambda curve, case: 1 / 0):
         monkeypatch.setattr(run_curve.run_point, "measure_point", measured)
         run_curve._measure_point(curve, SimpleNamespace(device=device))
@@ -164,9 +166,9 @@ class TestATimedPoint:
 
     def test_no_cuda_event_is_recorded_on_a_cpu(self, monkeypatch):
         def refused(*_):
-            raise AssertionError("timer.cuda_event was called on a CPU")
+            raise AssertionError("CUDA events were recorded on a CPU")
 
-        monkeypatch.setattr(timer, "cuda_event", refused)
+        monkeypatch.setattr(CudaEvent, "make_replay", refused)
         points = measured(timer="auto", rule=RULE)
         assert [(point.status, point.case.timer, point.case.mode) for point in points] == [
             ("ok", "wall_clock", "no_graph")

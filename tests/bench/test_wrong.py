@@ -47,6 +47,7 @@ def right(**chosen):
             r"100 % of the 512 elements written to key_cache are wrong, the first at token 0, head 0, "
             r"element 0 \(slot \d+\): 0x[0-9a-f]{4} instead of 0x[0-9a-f]{4}",
         ),
+        ("Boasting", "100 % of the 512 elements written to key_cache are wrong, .*"),
         (
             "OneBit",
             r"1\.56 % of the 512 elements written to value_cache are wrong, the first at token 0, "

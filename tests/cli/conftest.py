@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvexp import cli
-from kvexp.layout.selection import VALID
+from kvexp.layout.selection import list_variables
 from kvexp.sweep import runner
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
@@ -38,7 +38,7 @@ Typed = Callable[..., Outcome]
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder, and an environment that says nothing."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", *VALID):
+    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", *list_variables()):
         monkeypatch.delenv(name, raising=False)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level

@@ -35,8 +35,8 @@ def bind_driver(posed):
         posed.k_scale,
         posed.v_scale,
     )
-    parameters = words, pointers, _ = launch._pack_parameters(sizes)
-    launch.ADDRESSES.pack_into(words, 0, *(0 if item is None else item.data_ptr() for item in tensors))
+    parameters = pack, pointers, _ = launch._pack_parameters(len(tensors), sizes)
+    pack(*(0 if item is None else item.data_ptr() for item in tensors))
     posed.bind(impl)()
     error, function = driver.cuKernelGetFunction(driver.CUkernel(int(kernel.handle)))
     assert not error

@@ -90,6 +90,7 @@ def test_ours_keep_all_of_it(impl, op, layout, kv_cache_dtype, mode):
     assert contract.column(300) == FULL, contract
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_a_kernel_that_traps_is_broken_and_the_rest_is_asked(mode, monkeypatch, tmp_path):
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))

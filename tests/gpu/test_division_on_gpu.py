@@ -9,7 +9,8 @@ import torch
 
 import kvexp
 from kvexp.gpu import nvrtc
-from kvexp.impl.cuda.spec import SOURCES, Items
+from kvexp.impl.cuda.items import Items
+from kvexp.impl.cuda.launcher import SOURCES
 from kvexp.op.quantize import quantize
 
 THREADS = 128

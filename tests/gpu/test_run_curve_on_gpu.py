@@ -10,7 +10,6 @@ from kvexp.bench import environment, run_curve
 from kvexp.bench.run_point import STALE
 from kvexp.errors import WorkerDied
 from kvexp.impl.cuda import launcher
-from kvexp.impl.cuda.spec import SOURCES
 from kvexp.measurement import ENVIRONMENT
 from kvexp.sweep.subprocess_worker import Worker
 from kvexp.timer.replay_plan import COLD_FACTOR
@@ -100,7 +99,7 @@ def test_a_cache_beyond_the_memory_is_skipped_with_what_would_fit():
 
 
 def test_a_broken_source_is_failed_with_the_compiler_s_words(tmp_path, monkeypatch):
-    broken = Path(shutil.copytree(SOURCES, tmp_path / "broken")) / "reshape_and_cache_flash.cu"
+    broken = Path(shutil.copytree(launcher.SOURCES, tmp_path / "broken")) / "reshape_and_cache_flash.cu"
     line = "const index_t first = flat_index<UNROLL>()"
     source = broken.read_text()
     assert f"{line};" in source

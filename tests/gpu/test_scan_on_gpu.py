@@ -52,6 +52,7 @@ def test_rows_become_poison_as_on_a_cpu(dtype, order, slot_dim):
     assert int((found[0] != 0).sum()) > 0.9 * len(slots) * 24 * dtype.itemsize
 
 
+@pytest.mark.long
 def test_one_other_bit_anywhere_is_found(bytes_there):
     tensor = bytes_there
     scan.poison(tensor)

@@ -11,7 +11,8 @@ from kvexp import timer
 from kvexp.bench import environment, equal_copy, mode, run_curve
 from kvexp.gpu import nvrtc
 from kvexp.statistics import summarise
-from kvexp.timer import cuda_event
+from kvexp.timer.cuda_event import CudaEvent
+from kvexp.timer.replay_plan import Plan
 from kvexp.timer.stopping_criterion import StoppingCriterion
 from tests.helpers import compose
 
@@ -43,8 +44,9 @@ def latency_us(call, how, calls=10, sooner=lambda: None):
         call()
         torch.cuda.synchronize()
         prepare = functools.partial(mode.prepare, how)
-        turns = [[call] * calls]
-        replay = cuda_event.make_replay(prepare, turns, calls // 5, None, eager=how == "no_graph")
+        short_calls = calls // 5
+        plan = Plan(calls - short_calls, short_calls, mappings=1, cache_state=None, flush_l2=False)
+        replay = CudaEvent("cuda:0", how).make_replay(prepare, [[call] * calls], plan, None)
 
         def sample(turn):
             sooner()

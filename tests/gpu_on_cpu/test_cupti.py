@@ -3,19 +3,19 @@
 import enum
 import sys
 from dataclasses import replace
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from kvexp import timer
-from kvexp.bench import curve_setup
+from kvexp.bench.mode import prepare
 from kvexp.errors import KvexpError, Unsupported
 from kvexp.gpu import cupti as activity
 from kvexp.timer import cupti as timer_cupti
-from kvexp.timer.stopping_criterion import StoppingCriterion
+from kvexp.timer import time_replay
+from kvexp.timer.cuda_event import CudaEvent
+from kvexp.timer.replay_plan import ONCE
 from tests.helpers import tiny_curve
-
-RULE = StoppingCriterion(warmup=1, min_samples=5, max_samples=5)
 
 
 class cuptiError(Exception):  # its name there
@@ -80,31 +80,35 @@ def installed(monkeypatch):
         monkeypatch.setitem(sys.modules, "cupti", package)
         return cupti
 
-    activity._load_cupti.cache_clear()
+    activity.load_cupti.cache_clear()
     yield put
-    activity._load_cupti.cache_clear()
+    activity.load_cupti.cache_clear()
 
 
 @pytest.fixture
 def missing(monkeypatch):
-    activity._load_cupti.cache_clear()
+    activity.load_cupti.cache_clear()
     monkeypatch.setitem(sys.modules, "cupti", None)
 
 
-def timed(call, calls=4, flush_l2=None):
-    """The samples of a replay of that many calls."""
+@pytest.fixture
+def timed(monkeypatch):
+    """Gives the samples of a replay of that many calls, on a GPU that is played."""
+    played = SimpleNamespace(cuda=SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(timer_cupti, "torch", played)
 
-    def run():
-        for _ in range(calls):
-            call()
+    def measure(call, calls=4, flush_l2=None):
+        timer = timer_cupti.Cupti("cuda:0", "no_graph", warmup=1, min_samples=5, max_samples=5)
+        plan = replace(ONCE, calls=calls)
+        with timer.open():
+            replay = timer.make_replay(partial(prepare, timer.mode), [[call] * calls], plan, flush_l2)
+            return time_replay(replay, timer.criterion).samples_us
 
-    with activity.record() as records:
-        replay = timer_cupti.make_replay([run], calls, flush_l2, records, wait=lambda: None)
-        return timer.time_replay(replay, RULE).samples_us
+    return measure
 
 
 class TestALatency:
-    def test_is_what_the_kernels_of_a_call_took(self, installed):
+    def test_is_what_the_kernels_of_a_call_took(self, installed, timed):
         cupti = installed(Cupti())
 
         def call():
@@ -114,29 +118,29 @@ class TestALatency:
 
         assert timed(call) == pytest.approx([1.8] * 5)
 
-    def test_is_a_mean_over_the_calls_of_a_replay(self, installed):
+    def test_is_a_mean_over_the_calls_of_a_replay(self, installed, timed):
         cupti = installed(Cupti())
         lengths = iter(range(1000, 100_000, 100))
         assert timed(lambda: cupti.run(next(lengths)), calls=2) == pytest.approx(
             [1.25, 1.45, 1.65, 1.85, 2.05]
         )
 
-    def test_leaves_out_the_l2_flush_before_it(self, installed):
+    def test_leaves_out_the_l2_flush_before_it(self, installed, timed):
         cupti = installed(Cupti())
         assert timed(lambda: cupti.run(1000), flush_l2=lambda: cupti.run(90_000)) == pytest.approx([1.0] * 5)
 
-    def test_of_lost_records_is_none(self, installed):
+    def test_of_lost_records_is_none(self, installed, timed):
         cupti = installed(Cupti())
         kinds = iter([ActivityKind.CONCURRENT_KERNEL, ActivityKind.MEMCPY, None, None] * 10)
         with pytest.raises(KvexpError, match="CUPTI has recorded 2 kernels of 4 equal calls"):
             timed(lambda: cupti.run(1000, next(kinds)))
 
-    def test_of_a_call_that_runs_nothing_is_none(self, installed):
+    def test_of_a_call_that_runs_nothing_is_none(self, installed, timed):
         installed(Cupti())
         with pytest.raises(KvexpError, match="recorded 0 kernels"):
             timed(lambda: None)
 
-    def test_of_records_without_times_is_none(self, installed):
+    def test_of_records_without_times_is_none(self, installed, timed):
         cupti = installed(Cupti())
         with pytest.raises(KvexpError, match="without their durations"):
             timed(lambda: cupti.run(0))
@@ -159,24 +163,22 @@ def test_without_the_package_it_is_refused_with_the_fix(missing):
     with pytest.raises(
         Unsupported, match=r"needs the package cupti-python, .*; pip install 'kvexp\[cupti\]'"
     ):
-        timer.check_timer("cupti", "cuda:0")
+        timer_cupti.Cupti("cuda:0", "cudagraph").check()
 
 
 def test_a_cpu_is_refused(installed):
     installed(Cupti())
-    timer.check_timer("cupti", "cuda:0")
+    timer_cupti.Cupti("cuda:0", "cudagraph").check()
     with pytest.raises(Unsupported, match="timer=cupti needs a GPU"):
-        timer.check_timer("cupti", "cpu")
+        timer_cupti.Cupti("cpu", "no_graph").check()
 
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
 def test_its_calls_find_the_l2_as_those_of_cuda_events_do(mode):
     case = replace(tiny_curve.case(num_tokens=16), device="cuda:0", mode=mode)
     one, other = (
-        curve_setup._plan_timed(
-            replace(case, timer=clock), 8192, 8192, 10_000, curve_setup.L2State("cold", "cold")
-        )
-        for clock in ("cuda_event", "cupti")
+        timer("cuda:0", mode, cache="cold", inputs="cold").plan(case, 8192, 8192, 10_000)
+        for timer in (CudaEvent, timer_cupti.Cupti)
     )
     assert other == one.without_short_calls()
     assert other.short_calls == 0

@@ -4,6 +4,7 @@ It is a process of its own because a kernel that was decorated under TRITON_INTE
 cannot be compiled.
 """
 
+import importlib
 import json
 import sys
 
@@ -43,9 +44,15 @@ def plan(
         x = 16 // cache_item.itemsize
         key_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128 // x, BLOCK_SIZE, x), cache_item, off)
         value_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128, BLOCK_SIZE), cache_item, off)
-        return source.plan_head_major(*rows, key_cache, value_cache, kv_cache_dtype, scale)
-    packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, head_size + head_size_v), cache_item, off)
-    return source.plan_flash(*rows, packed[..., :head_size], packed[..., head_size:], kv_cache_dtype, scale)
+    else:
+        packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, head_size + head_size_v), cache_item, off)
+        key_cache, value_cache = packed[..., :head_size], packed[..., head_size:]
+    slots = torch.zeros(3, dtype=torch.int64)
+    file = importlib.import_module(f"kvexp.impl.triton.{op}")
+    made: tuple[source.Plan, object, int] = file.fit(
+        *rows, key_cache, value_cache, slots, kv_cache_dtype, scale, scale
+    )
+    return made[0]
 
 
 def compile_plan(
@@ -53,8 +60,10 @@ def compile_plan(
 ) -> dict[str, object]:
     """Return the PTX and the size of the cubin."""
     made = plan(**asked)  # type: ignore[arg-type]  # it comes from JSON
-    kernel = made.kernel
-    code = source.make_source(kernel, *source.choose_tile(kernel, made.row_items, large))
+    num_tokens, gpu = (1 << 20, source.Gpu(1, 1 << 40)) if large else (1, source.Gpu(132, 0))
+    code = source.make_source(
+        made.kernel, made.choose_tile(made, num_tokens, gpu, source.Options(slot_first=False))
+    )
     found = compile(
         code, target=GPUTarget("cuda", arch, 32), options=make_compiler_options(NUM_WARPS, num_stages)
     )

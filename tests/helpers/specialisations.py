@@ -3,7 +3,10 @@
 import random
 from itertools import combinations
 
-from kvexp.impl.cuda.spec import Flash, HeadMajor, Items, Spec
+from kvexp.impl.cuda.items import Items
+from kvexp.impl.cuda.launcher import Spec
+from kvexp.impl.cuda.reshape_and_cache import HeadMajor
+from kvexp.impl.cuda.reshape_and_cache_flash import Flash
 
 ITEMS = {
     "source": ["float16", "bfloat16", "float32", "float8_e4m3fn"],

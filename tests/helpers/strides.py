@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvexp.bench.verify import poison, verify
+from kvexp.bench.verify import check_run, check_untouched, poison, restore
 from kvexp.errors import IncorrectResult
 from kvexp.gpu.scan import find_unpoisoned
 from kvexp.layout import Sizes
@@ -109,6 +109,13 @@ def free_slot(tensors: Tensors) -> int:
     """Return the last slot that is in no mapping."""
     taken = set(tensors.slot_mappings.flatten().tolist())
     return next(slot for slot in reversed(range(tensors.case.num_slots)) if slot not in taken)
+
+
+def verify(run: Callable[[], None], tensors: Tensors, windows: Sequence[int]) -> None:
+    """Run the calls on a cache that is all poison and check all that they wrote, as a point does."""
+    check_run(run, tensors, windows)
+    restore(tensors, len(windows))
+    check_untouched(tensors.cache)()
 
 
 def reason(tensors: Tensors, run: Callable[[], None], windows: Sequence[int] = FIRST) -> str:

@@ -57,7 +57,7 @@ def memory(*, least_rows: int = 0, **chosen: Any) -> AbstractContextManager[Memo
     """Allocate the memory of the curve, with at least so many rows of keys and of values."""
     made = curve(**chosen)
     largest = max(made.cases(), key=lambda case: case.num_tokens)
-    return allocate(largest, make(made.layout), source(made), least_rows)
+    return allocate(make(made.op), largest, make(made.layout), source(made), least_rows)
 
 
 def source(made: Experiment) -> torch.dtype:

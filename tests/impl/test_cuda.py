@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from kvexp.gpu import nvrtc
-from kvexp.impl.cuda import fit
-from kvexp.impl.cuda.fit import choose_vector
-from kvexp.impl.cuda.spec import SECTOR_BYTES, SOURCES, VECTOR_BYTES, Flash, HeadMajor, Items
+from kvexp.impl.cuda.items import VECTOR_BYTES, Items, choose_vector, fit_items
+from kvexp.impl.cuda.launcher import SOURCES
+from kvexp.impl.cuda.reshape_and_cache import SECTOR_BYTES, HeadMajor
+from kvexp.impl.cuda.reshape_and_cache_flash import Flash
 from tests.helpers import oracle, specialisations
 
 ARCHES = ["sm_80", "sm_89", "sm_90", "sm_100"]
@@ -264,19 +265,19 @@ class TestItems:
     @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3", "fp8_e5m2"])
     def test_of_an_fp8_source_are_copied_bytes(self, dtype, kv_cache_dtype):
-        found = fit.fit_items(torch.zeros(1, 1, 16, dtype=dtype), kv_cache_dtype, torch.ones(8), True)
+        found = fit_items(torch.zeros(1, 1, 16, dtype=dtype), kv_cache_dtype, torch.ones(8), True)
         assert (found.cache, found.source_bytes, found.cache_bytes) == ("COPIED", 1, 1)
         assert (found.scale_per_head, found.software_fp8) == (False, False)
 
     @pytest.mark.parametrize("dtype", oracle.WIDE)
     def test_of_a_wider_source_are_what_kv_cache_dtype_says(self, dtype):
         key = torch.zeros(1, 1, 16, dtype=oracle.DTYPES[dtype])
-        found = [fit.fit_items(key, word, torch.ones(1), False) for word in ("auto", "fp8_e4m3", "fp8_e5m2")]
+        found = [fit_items(key, word, torch.ones(1), False) for word in ("auto", "fp8_e4m3", "fp8_e5m2")]
         assert [items.cache for items in found] == ["COPIED", "E4M3", "E5M2"]
         assert [items.cache_bytes for items in found] == [key.element_size(), 1, 1]
 
     def test_have_a_scale_per_head_where_there_is_more_than_one(self):
         key = torch.zeros(1, 8, 16)
         for scale, per_head in ((torch.ones([]), False), (torch.ones(1), False), (torch.ones(8), True)):
-            assert fit.fit_items(key, "fp8_e4m3", scale, False).scale_per_head == per_head
-        assert fit.fit_items(key, "auto", torch.ones(8), False) == fit.fit_items(key, "auto", None, False)
+            assert fit_items(key, "fp8_e4m3", scale, False).scale_per_head == per_head
+        assert fit_items(key, "auto", torch.ones(8), False) == fit_items(key, "auto", None, False)

@@ -12,15 +12,14 @@ from cuda.bindings import driver
 from kvexp.errors import ConfigError, Unsupported
 from kvexp.gpu import launch, nvrtc
 from kvexp.impl.cuda import Cuda
-from kvexp.impl.cuda.launcher import MOST_CTAS, Gpu, compute_grid
-from kvexp.impl.cuda.spec import THREADS, Options
-from kvexp.impl.cuda.tuning import MOST_THREADS
+from kvexp.impl.cuda.launcher import MOST_CTAS, MOST_THREADS, THREADS, Fitted, Gpu, Spec, compute_grid
+from kvexp.impl.cuda.options import Options
 from tests.helpers import oracle
 
 OPS = [oracle.FLASH, oracle.DIFFKV, oracle.PAGED]
 STREAMS = (11, 22)
-HANDLES = {oracle.FLASH: 101, oracle.PAGED: 102}
-NUM_ARGUMENTS = {101: 9, 102: 10}
+HANDLES = {oracle.FLASH: 101, oracle.PAGED: 102, "read_layer": 103}
+NUM_ARGUMENTS = {101: 9, 102: 10, 103: 5}
 
 
 @pytest.fixture
@@ -185,6 +184,35 @@ class TestALauncher:
         posed = oracle.problem("cpu", [], op=op)
         assert posed.bind(impl)() is None
         assert loaded == launched == []
+
+
+class ReadLayer(Spec):
+    """The specialisation of an op that takes three tensors and a number."""
+
+    kernel, num_addresses, macros = "read_layer", 3, (("VEC", 8),)
+
+    def threads(self, num_tokens):
+        return 100 * num_tokens
+
+    def sizes(self, num_tokens):
+        return (num_tokens,)
+
+    def tuned(self, options, num_tokens, sm_count):
+        return self.with_ctas(options, num_tokens)
+
+
+def test_an_op_has_any_tensors_and_numbers(impl, launched):
+    """Its file says which; nothing else knows of it."""
+    cache, rows, slots = torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+    file = SimpleNamespace(
+        fit=lambda cache, layer, rows, slots, *, options: Fitted(ReadLayer(), (layer,), len(slots))
+    )
+    impl.bind_file(file, cache, 5, rows, slots)()
+    (found,) = launched
+    assert found.arguments == (cache.data_ptr(), rows.data_ptr(), slots.data_ptr(), 3, 5)
+    assert (found.grid, found.block) == ((3, 1, 1), (THREADS, 1, 1))
+    assert impl.bind_file(file, cache, 5, rows, slots[:0])() is None
+    assert len(launched) == 1
 
 
 def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):

@@ -206,6 +206,12 @@ class TestInterpreted:
         with pytest.raises(Unsupported, match="interpreter takes no addresses"):
             Triton("cpu").launcher(posed.op, *posed.arguments)
 
+    def test_an_op_without_a_file_has_no_launcher(self):
+        impl = Triton("cpu")
+        impl.interpreted = False
+        with pytest.raises(Unsupported, match="impl=triton has no copy_blocks"):
+            impl.launcher("copy_blocks")
+
     def test_it_is_not_timed(self):
         assert Triton("cpu").untimed == "interpreted: Triton's interpreter is no measure of the kernel"
 

@@ -1,15 +1,25 @@
 import functools
+import math
 
 import pytest
 import torch
 import triton
 
 from kvexp.errors import ConfigError, Unsupported
-from kvexp.impl.triton import source
+from kvexp.impl.triton import (
+    reshape_and_cache,
+    reshape_and_cache_flash,
+    reshape_and_cache_flash_diffkv,
+    source,
+)
 from kvexp.impl.triton.launch import make_compiler_options
 from tests.helpers import oracle
 
-KERNELS = ("flash", "head_major")
+FILES = {oracle.FLASH: reshape_and_cache_flash, oracle.PAGED: reshape_and_cache}
+OPS = tuple(FILES)
+GPU = source.Gpu(132, l2_bytes=60 << 20)
+ANY_L2 = 1 << 40
+TO_FP8 = ("*bf16", "*fp8e4nv")
 
 
 def plan(op=oracle.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **asked):
@@ -17,8 +27,8 @@ def plan(op=oracle.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **aske
     posed = oracle.problem("cpu", [0] * num_tokens, op=op, num_heads=8, head_size=128, **asked)
     key, value = (moved(t, at) for t, at in ((posed.key, key_at), (posed.value, value_at)))
     caches = (moved(cache, cache_at) for cache in (posed.key_cache, posed.value_cache))
-    make = source.plan_head_major if op == oracle.PAGED else source.plan_flash
-    return make(key, value, *caches, posed.kv_cache_dtype, posed.k_scale)
+    others = (posed.slot_mapping, posed.kv_cache_dtype, posed.k_scale, posed.v_scale)
+    return FILES[op].fit(key, value, *caches, *others)[0]
 
 
 def moved(tensor, at):
@@ -30,13 +40,13 @@ def moved(tensor, at):
 
 
 class TestWhatALauncherCompiles:
-    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
+    @pytest.mark.parametrize("op", OPS)
     def test_num_tokens_and_addresses_of_one_class_change_nothing(self, op):
         made = plan(op)
         assert plan(op, num_tokens=500) == made
         assert plan(op, key_at=16, value_at=8, cache_at=24) == made
 
-    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
+    @pytest.mark.parametrize("op", OPS)
     def test_key_and_value_may_swap_their_alignment_within_a_class(self, op):
         assert plan(op, key_at=4) == plan(op, value_at=4) == plan(op, key_at=4, value_at=4)
 
@@ -45,12 +55,12 @@ class TestWhatALauncherCompiles:
         assert plan(key_at=off).kernel.divisors[:4] == (divisor, divisor, 16, 16)
         assert plan(cache_at=off).kernel.divisors[:4] == (16, 16, divisor, divisor)
 
-    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
+    @pytest.mark.parametrize("op", OPS)
     def test_nothing_is_assumed_of_counts(self, op):
         """The numbers of tokens and of slots, which differ from call to call and from cache to cache."""
         assert plan(op, num_tokens=16).kernel.divisors[7:9] == (1, 1)
 
-    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
+    @pytest.mark.parametrize("op", OPS)
     def test_num_blocks_is_no_part_of_the_kernel(self, op):
         small, large = plan(op, num_blocks=8), plan(op, num_blocks=11)
         assert small.kernel == large.kernel
@@ -60,7 +70,7 @@ class TestWhatALauncherCompiles:
         narrow = plan(layout="NHD").kernel.divisors[9:]
         assert narrow == (16,) * 5
         posed = oracle.problem("cpu", [0, 1], num_heads=3, head_size=46)
-        odd = source.plan_flash(posed.key, posed.value, posed.key_cache, posed.value_cache, "auto", None)
+        odd, _, _ = reshape_and_cache_flash.fit(*posed.arguments)
         assert odd.sizes[1:] == (138, 138, 2 * 16 * 138, 138, 46)
         assert odd.kernel.divisors[9:] == (2, 2, 16, 2, 2)
 
@@ -69,19 +79,17 @@ class TestWhatALauncherCompiles:
         row = 128 + 128
         assert apart.sizes[-3:] == (16 * row, row, 9 * 16 * row)
         assert apart.kernel == plan(layout="LHBNC").kernel
-        assert source.make_source(apart.kernel, 1, 1024).signature["head_stride"] == "i64"
+        assert source.make_source(apart.kernel, tile(apart, 1)).signature["head_stride"] == "i64"
 
     def test_the_stride_of_a_dim_of_one_says_nothing(self):
         posed = oracle.problem("cpu", [0, 1], num_heads=1, head_size=64)
-        strange = [
-            cache.as_strided(cache.shape, (*cache.stride()[:2], 7, 1))
-            for cache in (posed.key_cache, posed.value_cache)
-        ]
-        plans = [
-            source.plan_flash(posed.key, posed.value, *caches, "auto", None)
-            for caches in (strange, (posed.key_cache, posed.value_cache))
-        ]
-        assert plans[0] == plans[1]
+        key, value, *caches, slots, kv_cache_dtype, k_scale, v_scale = posed.arguments
+        strange = [cache.as_strided(cache.shape, (*cache.stride()[:2], 7, 1)) for cache in caches]
+        found, expected = (
+            reshape_and_cache_flash.fit(key, value, *both, slots, kv_cache_dtype, k_scale, v_scale)[0]
+            for both in (strange, caches)
+        )
+        assert found == expected
 
     def test_a_copy_depends_on_the_width_of_an_item_alone(self):
         assert plan(dtype="half") == plan(dtype="bfloat16")
@@ -99,95 +107,132 @@ class TestWhatALauncherCompiles:
         ]
         assert len({plan(**one) for one in asked}) == len(asked)
 
-    @pytest.mark.parametrize("op", [oracle.FLASH, oracle.PAGED])
+    def test_one_cache_of_k_and_v_is_launched_as_two(self):
+        posed = oracle.problem("cpu", [0], op=oracle.DIFFKV, head_size=46, head_size_v=33)
+        made, (key, value, key_cache, value_cache, *_), _ = reshape_and_cache_flash_diffkv.fit(
+            *posed.arguments
+        )
+        launched = []
+        made.adapt(lambda *addresses: launched.append(addresses))(1, 2, key_cache.data_ptr(), 4, 5, 6)
+        assert launched == [(1, 2, key_cache.data_ptr(), value_cache.data_ptr(), 4, 5, 6)]
+        assert (key.shape[2], value.shape[2]) == (key_cache.shape[3], value_cache.shape[3])
+
+    @pytest.mark.parametrize("op", OPS)
     def test_each_parameter_of_the_kernel_gets_a_type_and_each_constant_a_value(self, op):
-        made = plan(op).kernel
-        code = source.make_source(made, 32, 128)
+        made = plan(op)
+        chosen = tile(made, 1)
+        code = source.make_source(made.kernel, chosen)
         assert list(code.signature) == code.fn.arg_names
         constant = [name for name, word in code.signature.items() if word == "constexpr"]
-        assert constant == list(source.make_constants(made, 32, 128))
-        assert len(code.signature) == len(made.divisors) + len(constant)
+        assert constant == [name for name, _ in (*made.kernel.constants, *chosen.constants)]
+        assert len(code.signature) == len(made.kernel.divisors) + len(constant)
         assert code.attrs[(0,)] == [["tt.divisibility", 16]]
 
 
-def kernel(name):
-    return source.Kernel(name, ("*i16",), (), (("FP8", 0), *([("X", 8)] if name == "head_major" else [])))
+def rows(op, items, pointers=("*i16",), x=1):
+    """A plan for rows of so many items, of a head-major cache in runs of `x`."""
+    kernel = source.Kernel(None, pointers, (), (("X", x),))
+    return source.Plan(kernel, (), items, FILES[op].choose_tile)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+def tile(plan, num_tokens, gpu=GPU, **options):
+    return plan.choose_tile(plan, num_tokens, gpu, source.Options(**options))
+
+
+def sides(plan, num_tokens, gpu=GPU, **options):
+    """Tokens and columns of a tile."""
+    constants = dict(tile(plan, num_tokens, gpu, **options).constants)
+    return constants["TOKENS"], constants["COLUMNS"]
+
+
+def is_large(plan, num_tokens, gpu):
+    """Whether the tile has more items than the one of a single token."""
+    return math.prod(sides(plan, num_tokens, gpu)) > math.prod(sides(plan, 1, source.Gpu(1 << 20, 0)))
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("row_items", [16, 45, 92, 1024, 1920, 16384])
-def test_a_tile_is_a_power_of_two_within_a_row(name, row_items, large):
-    tokens, columns = source.choose_tile(kernel(name), row_items, large)
+def test_a_tile_is_a_power_of_two_within_a_row(op, row_items, large):
+    num_tokens, gpu = (1 << 20, source.Gpu(132, ANY_L2)) if large else (1, GPU)
+    made = tile(rows(op, row_items), num_tokens, gpu)
+    tokens, columns = sides(rows(op, row_items), num_tokens, gpu)
     assert tokens.bit_count() == columns.bit_count() == 1
     assert columns < 2 * row_items
-    items = {"flash": 2048, "head_major": 4096}[name] if large else 1024
+    items = {oracle.FLASH: 2048, oracle.PAGED: 4096}[op] if large else 1024
     assert tokens * columns == items
+    assert (made.tokens, made.programs) == (tokens, triton.cdiv(row_items, columns))
 
 
 @pytest.mark.parametrize(
-    ("pointer", "fp8", "items"), [("*i8", 0, 2048), ("*i32", 0, 512), ("*bf16", 1, 1024), ("*fp32", 1, 1024)]
+    ("pointers", "items"),
+    [(("*i8",), 2048), (("*i32",), 512), (TO_FP8, 1024), (("*fp32", "*fp8e5"), 1024)],
 )
-def test_a_thread_of_flash_has_sixteen_bytes_or_eight_items_that_become_fp8(pointer, fp8, items):
-    made = source.Kernel("flash", (pointer,), (), (("FP8", fp8),))
-    tokens, columns = source.choose_tile(made, 128, large=False)
+def test_a_thread_of_flash_has_sixteen_bytes_or_eight_items_that_become_fp8(pointers, items):
+    tokens, columns = sides(rows(oracle.FLASH, 128, pointers), 1)
     assert (tokens * columns, columns) == (items, 128)
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_a_tile_of_head_major_holds_whole_accesses_both_ways(large):
-    tokens, columns = source.choose_tile(kernel("head_major"), 1024, large)
+@pytest.mark.parametrize("num_tokens", [1, 1 << 20])
+def test_a_tile_of_head_major_holds_whole_accesses_both_ways(num_tokens):
+    tokens, columns = sides(rows(oracle.PAGED, 1024), num_tokens)
     assert tokens % 16 == columns % 16 == 0
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("sm_count", [1, 108, 132, 148])
 @pytest.mark.parametrize("row_items", [1, 45, 1024, 16384])
-def test_large_tiles_come_when_they_fill_the_gpu_four_times(name, row_items, sm_count):
-    gpu = source.Gpu(sm_count, l2_bytes=1 << 40)
+def test_large_tiles_come_when_they_fill_the_gpu_four_times(op, row_items, sm_count):
+    gpu = source.Gpu(sm_count, ANY_L2)
     first = -(-4 * sm_count * 4096 // row_items)
-    assert [source.is_large(kernel(name), row_items, n, gpu) for n in (first - 1, first)] == [False, True]
+    assert [is_large(rows(op, row_items), n, gpu) for n in (first - 1, first)] == [False, True]
 
 
 def test_flash_has_large_tiles_only_where_the_l2_takes_what_it_writes():
-    gpu, flash = source.Gpu(132, l2_bytes=60 << 20), kernel("flash")
     # K and V of 1024 items of 2 bytes.
     last = (30 << 20) // 4096
-    assert [source.is_large(flash, 1024, n, gpu) for n in (last, last + 1)] == [True, False]
-    assert source.is_large(kernel("head_major"), 1024, last + 1, gpu)
+    assert [is_large(rows(oracle.FLASH, 1024), n, GPU) for n in (last, last + 1)] == [True, False]
+    assert is_large(rows(oracle.PAGED, 1024), last + 1, GPU)
 
 
 def test_what_becomes_fp8_has_large_tiles_from_a_quarter_of_a_filling_on():
-    gpu, to_fp8 = source.Gpu(132, l2_bytes=60 << 20), source.Kernel("flash", ("*bf16",), (), (("FP8", 1),))
+    to_fp8 = rows(oracle.FLASH, 1024, TO_FP8)
     first = 132 * 2048 * 8 // 4 // 1024
-    found = [source.is_large(to_fp8, 1024, n, gpu) for n in (first - 1, first, 1 << 20)]
-    assert found == [False, True, True]
-    assert source.choose_tile(to_fp8, 1024, large=True) == (2, 1024)
+    assert [is_large(to_fp8, n, GPU) for n in (first - 1, first, 1 << 20)] == [False, True, True]
+    assert sides(to_fp8, first) == (2, 1024)
 
 
 def test_rows_wait_for_their_slots_where_accesses_fill_the_gpu_three_times():
-    gpu = source.Gpu(132, 60 << 20)
     filled = 3 * 132 * 2048 * 8 // 1024
-    found = [source.waits_for_slots(kernel("flash"), 1024, n, gpu) for n in (filled - 1, filled)]
-    assert found == [False, True]
-    assert not source.waits_for_slots(kernel("head_major"), 1024, filled, gpu)
+
+    def waits(op, num_tokens, **asked):
+        return dict(tile(rows(op, 1024, **asked), num_tokens).constants).get("SLOT_FIRST")
+
+    assert [waits(oracle.FLASH, n) for n in (filled - 1, filled)] == [0, 1]
+    assert waits(oracle.FLASH, filled, pointers=TO_FP8) == 0
+    assert waits(oracle.PAGED, filled) is None
 
 
-def test_small_tiles_make_more_programs_than_the_gpu_has_multiprocessors():
-    gpu = source.Gpu(132, 60 << 20)
-    for name in KERNELS:
-        assert not source.is_large(kernel(name), 1024, 512, gpu)
-        tokens, columns = source.choose_tile(kernel(name), 1024, large=False)
-        assert triton.cdiv(512, tokens) * triton.cdiv(1024, columns) > 132
+@pytest.mark.parametrize("op", OPS)
+def test_small_tiles_make_more_programs_than_the_gpu_has_multiprocessors(op):
+    assert not is_large(rows(op, 1024), 512, GPU)
+    made = tile(rows(op, 1024), 512)
+    assert triton.cdiv(512, made.tokens) * made.programs > 132
 
 
 class TestOptions:
     def test_say_the_tile_or_a_part_of_it(self):
-        tile = functools.partial(source.choose_tile, kernel("flash"), 1024, False)
-        assert tile(source.Options(tile_tokens=2, tile_columns=64)) == (2, 64)
-        assert tile(source.Options(tile_columns=64)) == (1024 // 64, 64)
-        assert tile(source.Options(tile_tokens=8)) == (8, 1024)
-        assert tile(source.Options(tile_columns=4096, tile_tokens=1)) == (1, 4096)
+        of = functools.partial(sides, rows(oracle.FLASH, 1024), 1)
+        assert of(tile_tokens=2, tile_columns=64) == (2, 64)
+        assert of(tile_columns=64) == (1024 // 64, 64)
+        assert of(tile_tokens=8) == (8, 1024)
+        assert of(tile_columns=4096, tile_tokens=1) == (1, 4096)
+
+    @pytest.mark.parametrize("slot_first", [False, True])
+    def test_say_whether_rows_wait_for_their_slots(self, slot_first):
+        for num_tokens in (1, 1 << 20):
+            made = tile(rows(oracle.FLASH, 1024), num_tokens, slot_first=slot_first)
+            assert dict(made.constants)["SLOT_FIRST"] == slot_first
 
     @pytest.mark.parametrize("name", ["num_warps", "tile_tokens", "tile_columns"])
     @pytest.mark.parametrize("value", [0, -1, 3, 8192, 1.0, True, "4"])
@@ -225,8 +270,8 @@ class TestOptions:
 
     def test_that_make_too_large_a_tile_of_the_kernel_s_own_columns_are_refused(self):
         with pytest.raises(Unsupported, match="a tile of 128 x 1024 items is more than 65536"):
-            source.choose_tile(kernel("flash"), 1024, True, source.Options(tile_tokens=128))
+            tile(rows(oracle.FLASH, 1024), 1, tile_tokens=128)
 
     def test_that_split_a_run_are_refused(self):
         with pytest.raises(Unsupported, match="must hold whole runs of 8 items, and 4 do not"):
-            source.choose_tile(kernel("head_major"), 1024, True, source.Options(tile_columns=4))
+            tile(rows(oracle.PAGED, 1024, x=8), 1, tile_columns=4)

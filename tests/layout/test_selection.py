@@ -4,21 +4,15 @@ from itertools import product
 
 import pytest
 
+from kvexp import op as ops
 from kvexp.errors import ConfigError
-from kvexp.layout.selection import (
-    ALIASES,
-    FLASHINFERS,
-    NAMES,
-    OURS,
-    TWINS,
-    VALID,
-    VLLMS,
-    Selection,
-    select,
-)
+from kvexp.layout import load_layouts
+from kvexp.layout.selection import ALIASES, FLASHINFERS, OURS, VLLMS, Selection, list_variables, select
 from tests.helpers import compose
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
+NAMES = tuple(load_layouts())
+TWINS = {name: ops.load(name).twins for name in ops.list_names()}
 NOBODY = "no variable names a layout and connector=none asks for none"
 
 
@@ -119,19 +113,19 @@ def test_each_variable_keeps_to_its_own_names():
 class TestTwins:
     @pytest.mark.parametrize(("wish", "twin"), [("NHD", "NHD_packed"), ("HND", "HND_packed")])
     def test_diffkv_takes_the_packed_one(self, wish, twin):
-        assert select(DIFFKV, {OURS: wish}) == Selection(
+        assert select(DIFFKV, {OURS: wish}, twins=TWINS[DIFFKV]) == Selection(
             twin, f"{OURS}={wish}; {twin} is what reshape_and_cache_flash_diffkv writes for {wish}"
         )
 
     @pytest.mark.parametrize("wish", [name for name in NAMES if name != "head_major"])
     def test_reshape_and_cache_takes_head_major(self, wish):
-        assert select(PAGED, {OURS: wish}) == Selection(
+        assert select(PAGED, {OURS: wish}, twins=TWINS[PAGED]) == Selection(
             "head_major", f"{OURS}={wish}; head_major is what reshape_and_cache writes for {wish}"
         )
 
     def test_what_an_op_writes_itself_needs_none(self):
         for op, layout in compose.pairs():
-            assert select(op, {OURS: layout}) == Selection(layout, f"{OURS}={layout}")
+            assert select(op, {OURS: layout}, twins=TWINS[op]) == Selection(layout, f"{OURS}={layout}")
 
     def test_are_what_the_op_writes(self):
         for op, layout in ((op, twin) for op, twins in TWINS.items() for twin in twins.values()):
@@ -140,9 +134,10 @@ class TestTwins:
     @pytest.mark.parametrize("op", compose.options("op"))
     def test_leave_no_op_without_a_layout_whatever_an_engine_would_say(self, op):
         for variable, names in (
-            (VLLMS, VALID[VLLMS]),
-            (FLASHINFERS, VALID[FLASHINFERS]),
+            (VLLMS, list_variables()[VLLMS]),
+            (FLASHINFERS, list_variables()[FLASHINFERS]),
             (OURS, ("NHD", "HND")),
         ):
             for name, wish in product(("", *names), (None, "HND")):
-                assert (op, select(op, {variable: name}, "some", wish).layout) in compose.pairs()
+                found = select(op, {variable: name}, "some", wish, TWINS[op])
+                assert (op, found.layout) in compose.pairs()

@@ -184,8 +184,8 @@ def test_a_sweep_of_another_schema_is_not_resumed(place, half, schema):
 
 
 def test_a_changed_kernel_is_measured_again(place, half):
-    source = place.folder / "my_kernels.py"
-    shutil.copy(ROOT / "src" / "kvexp" / "impl" / "torch.py", source)
+    shutil.copytree(ROOT / "src" / "kvexp" / "impl" / "torch", place.folder / "my_kernels")
+    source = place.folder / "my_kernels" / "reshape_and_cache_flash.py"
     (place.folder / "my_conf" / "impl" / "mine.yaml").write_text("# Mine.\n_target_: my_kernels.Torch\n")
     words = ("impl=mine", *SWEEP[1:], "--config-dir", "my_conf")
     assert place.run(*words).returncode == 0

@@ -4,6 +4,8 @@ import shlex
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 SMALL = ("workload=tiny", "timer=none", "device=cpu", "tracking=none", "--config-dir", "my_conf")
 
 

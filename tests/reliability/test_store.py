@@ -17,6 +17,8 @@ from kvexp.tracking.best_effort import BestEffort
 from tests.helpers import limits
 
 SWEEP = ("impl=torch", "layout=NHD,HND", "workload=tiny", "timer=none", "device=cpu")
+pytestmark = pytest.mark.long
+
 WRITER = """
 import sys
 from kvexp import tracking

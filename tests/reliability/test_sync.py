@@ -15,6 +15,8 @@ from kvexp.results import sweep_dir as sweep_folder
 from kvexp.tracking import connect, settings
 from tests.helpers import mlflow_server
 
+pytestmark = pytest.mark.long
+
 SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
 CURVES = 24
 

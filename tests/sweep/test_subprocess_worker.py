@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from kvexp.bench import environment
-from kvexp.bench.curve_setup import UNTIMED
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.measurement import Measurement
 from kvexp.results.point_identity import identify
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
+from kvexp.timer.none import NoTimer
 from tests.helpers import compose
 from tests.helpers.processes import ended
 
@@ -73,7 +73,7 @@ class TestAProcess:
         (case, *_) = curve().cases()
         at = {key: value for key, value in row.items() if key == "started_at" or key.endswith("_s")}
         environment = shared.columns
-        expected = Measurement(case, "verified", UNTIMED["none"], environment=environment, contract="full")
+        expected = Measurement(case, "verified", NoTimer.untimed, environment=environment, contract="full")
         assert row == expected.row() | at
         assert samples_us == []
 
@@ -114,6 +114,30 @@ class TestAProcess:
         shared.open(curve(how="Idle"))
         assert list(shared.measure([])) == []
         assert shared.impl_hash != before
+
+    @pytest.mark.parametrize(
+        ("overrides", "device", "sensitive"),
+        [
+            (["timer=wall_clock"], "cpu", True),
+            ([], "cuda:0", False),
+            (["timer=cupti"], "cuda:0", False),
+            (["timer=auto", "mode=no_graph"], "cuda:0", True),
+            (["timer=wall_clock", "mode=cudagraph"], "cuda:0", True),
+        ],
+    )
+    def test_says_whether_host_load_can_affect_the_times(self, shared, overrides, device, sensitive):
+        made = compose.experiment("workload=tiny", "impl=torch", *overrides).resolve(device)
+        inline = InlineWorker("cpu")
+        for worker in (shared, inline):
+            worker.open(made)
+            assert worker.is_host_sensitive == sensitive
+        assert list(shared.measure([])) == []
+
+    def test_takes_a_timer_that_is_not_there_for_one_that_host_load_affects(self, shared):
+        made = compose.experiment("workload=tiny", "impl=torch").resolve("cuda:0")
+        shared.open(replace(made, timer=replace(made.timer, target="kvexp.timer.nowhere.Sundial")))
+        assert shared.is_host_sensitive
+        assert list(shared.measure([])) == []
 
     def test_measures_only_the_points_that_are_wanted(self, shared):
         for wanted in ([16, 3], [], [50]):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from kvexp.bench.mode import prepare
-from kvexp.errors import ConfigError, IncorrectResult, Unsupported
+from kvexp.errors import IncorrectResult, Unsupported
 from kvexp.statistics import median_standard_error
-from kvexp.timer import check_timer, cuda_event, time_replay, wall_clock
+from kvexp.timer import cuda_event, time_replay, wall_clock
+from kvexp.timer.cuda_event import CudaEvent
 from kvexp.timer.replay import Replay
+from kvexp.timer.replay_plan import ONCE, Plan
 from kvexp.timer.stopping_criterion import StoppingCriterion, collect_samples
 
 NEVER = StoppingCriterion(warmup=0, relative_error=0.0, max_seconds=math.inf)
@@ -95,19 +97,6 @@ class TestTheStoppingRule:
     def test_takes_no_more_than_the_most(self):
         rule = replace(NEVER, min_samples=2, max_samples=2)
         assert len(Bench(noisy()).collected(rule)) == 2
-
-
-class TestItsOptions:
-    def test_are_the_rule_s_fields(self):
-        options = {"max_samples": 7, "max_seconds": 0.5}
-        assert StoppingCriterion.from_options(options) == StoppingCriterion(**options)
-
-    def test_that_it_does_not_have_are_named_with_those_that_it_has(self):
-        with pytest.raises(ConfigError) as raised:
-            StoppingCriterion.from_options({"min_sample": 7})
-        assert str(raised.value) == (
-            "timer has no min_sample; it has max_samples, max_seconds, min_samples, relative_error, warmup"
-        )
 
 
 class Numbered:
@@ -196,22 +185,28 @@ class TestAnAudit:
         assert 3 <= len(bench.turns) <= 7
 
 
+def by_wall_clock(call, calls):
+    """A replay of so many calls by the host's clock."""
+    timer = wall_clock.WallClock("cpu", "no_graph")
+    return timer.make_replay(EAGERLY, [[call] * calls], replace(ONCE, calls=calls), None)
+
+
 class TestWallClock:
     def test_is_the_host_s_time_of_one_call(self, monkeypatch):
         now = iter(range(1000))
         monkeypatch.setattr(wall_clock.time, "perf_counter", lambda: next(now) * 0.5)
         ran = []
         rule = StoppingCriterion(warmup=2, min_samples=3, max_samples=3)
-        found = time_replay(wall_clock.make_replay([lambda: ran.append(1)], 10, on_gpu=False), rule)
+        found = time_replay(by_wall_clock(lambda: ran.append(1), 10), rule)
         # One step of the clock, half a second, for ten calls.
         assert found.samples_us == (50_000.0,) * 3
         assert found.host_us is None
-        assert len(ran) == 5
+        assert len(ran) == 5 * 10
 
     def test_of_more_work_is_longer(self):
         def busy(steps):
             rule = StoppingCriterion(warmup=1, min_samples=5, max_samples=5)
-            return time_replay(wall_clock.make_replay([lambda: sum(range(steps))], 1, on_gpu=False), rule)
+            return time_replay(by_wall_clock(lambda: sum(range(steps)), 1), rule)
 
         few, many = busy(1000), busy(1_000_000)
         assert len(few.samples_us) == 5
@@ -276,13 +271,19 @@ def played(monkeypatch):
     return put
 
 
+def by_events(turns, short_calls, flush_l2, prepare=EAGERLY, mode="cudagraph"):
+    """A replay of these calls by CUDA events, of which so many are the short series."""
+    plan = Plan(len(turns[0]) - short_calls, short_calls, len(turns[0]), "cold", bool(flush_l2))
+    return CudaEvent("cuda:0", mode).make_replay(prepare, turns, plan, flush_l2)
+
+
 class TestCudaEvents:
     RULE = StoppingCriterion(warmup=2, min_samples=3, max_samples=3)
 
     def test_are_around_the_calls_of_each_series_and_not_around_sweeps(self, played):
         gpu = played(Gpu())
         calls = [gpu.call(us) for us in (4, 2, 3, 3, 8)]
-        replay = cuda_event.make_replay(EAGERLY, [calls], 1, gpu.call(90), eager=False)
+        replay = by_events([calls], 1, gpu.call(90))
         # Four calls take 12 us, the one of the short series 8.
         assert time_replay(replay, self.RULE).samples_us == pytest.approx([(12 - 8) / 3] * 3)
         assert replay.calls == 5
@@ -292,7 +293,7 @@ class TestCudaEvents:
         gpu, made = played(Gpu()), []
         calls = [lambda number=number: made.append(number) for number in range(10)]
         turns, sweep = [calls[:5], calls[5:]], lambda: made.append("sweep")
-        replay = cuda_event.make_replay(EAGERLY, turns, 2, sweep, eager=False)
+        replay = by_events(turns, 2, sweep)
         for turn, first in ((0, 0), (1, 5)):
             whole = ["sweep", first, first + 1, first + 2, "sweep", first + 3, first + 4]
             made.clear()
@@ -305,9 +306,7 @@ class TestCudaEvents:
     def test_are_nodes_of_a_graph_that_each_of_its_replays_records(self, played):
         gpu = played(Gpu())
         sequence = []
-        cuda_event.make_replay(
-            lambda calls: sequence.extend(calls) or gpu.call(0), [[gpu.call(1)] * 5], 1, None, eager=False
-        )
+        by_events([[gpu.call(1)] * 5], 1, None, lambda calls: sequence.extend(calls) or gpu.call(0))
         events = [
             step.__self__ for step in sequence if isinstance(getattr(step, "__self__", None), gpu.Event)
         ]
@@ -317,7 +316,7 @@ class TestCudaEvents:
 
     def test_of_eager_calls_come_with_the_host_s_time_for_one(self, played):
         gpu = played(Gpu())
-        replay = cuda_event.make_replay(EAGERLY, [[gpu.call(3, 7)] * 10], 2, gpu.call(90, 50), eager=True)
+        replay = by_events([[gpu.call(3, 7)] * 10], 2, gpu.call(90, 50), mode="no_graph")
         replay.runs[0]()  # as verifying does
         found = time_replay(replay, self.RULE)
         assert found.samples_us == pytest.approx([3] * 3)
@@ -331,7 +330,7 @@ class TestCudaEvents:
             return lambda: (made.append(turn), gpu.call(3, 7)())
 
         turns = [[call(turn)] * 10 for turn in (0, 1)]
-        replay = cuda_event.make_replay(EAGERLY, turns, 2, None, eager=True)
+        replay = by_events(turns, 2, None, mode="no_graph")
         assert replay.sample(1) == pytest.approx(3)
         # The other run comes between: the calls are to find in their slots what that one has written.
         assert made[::10] == [1, 0, 1, 0, 1]
@@ -340,25 +339,9 @@ class TestCudaEvents:
 
     def test_refuse_a_call_that_can_never_be_queued(self, played):
         gpu = played(Gpu(early=math.inf))
-        replay = cuda_event.make_replay(EAGERLY, [[gpu.call(3)] * 10], 2, None, eager=True)
+        replay = by_events([[gpu.call(3)] * 10], 2, None, mode="no_graph")
         with pytest.raises(
             Unsupported, match="the call waits for the GPU, so timer=cuda_event cannot queue it"
         ):
             replay.sample(0)
         assert max(gpu.slept) <= cuda_event.LAST_SPIN_CYCLES
-
-
-@pytest.mark.parametrize("name", ["wall_clock", "none"])
-def test_a_cpu_has_the_host_s_clock(name):
-    assert check_timer(name, "cpu") is None
-
-
-@pytest.mark.parametrize("name", ["cuda_event", "profile"])
-def test_a_cpu_has_none_of_cuda_s(name):
-    with pytest.raises(Unsupported) as raised:
-        check_timer(name, "cpu")
-    assert str(raised.value) == f"timer={name} needs a GPU; on device=cpu use timer=wall_clock"
-
-
-def test_a_gpu_has_cuda_events():
-    assert check_timer("cuda_event", "cuda:3") is None

@@ -1,7 +1,5 @@
 """Allocate caches in any layout, and select a layout."""
 
-import functools
-import importlib
 import operator
 import os
 from collections.abc import Mapping
@@ -12,23 +10,12 @@ from typing import NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
-from kvexp.api import checks
-from kvexp.api.cache_checks import CACHES, format_dtype
+from kvexp import op as ops
 from kvexp.errors import ConfigError
-from kvexp.layout import Layout, Plane, selection
+from kvexp.layout import Layout, Plane, load_layouts, selection
 from kvexp.layout.selection import Selection
-
-CLASSES = {
-    "NHD": "kvexp.layout.flash.NHD",
-    "HND": "kvexp.layout.flash.HND",
-    "NHD_packed": "kvexp.layout.flash.NHDPacked",
-    "HND_packed": "kvexp.layout.flash.HNDPacked",
-    "BHLNC": "kvexp.layout.flash.BHLNC",
-    "LHBNC": "kvexp.layout.flash.LHBNC",
-    "head_major": "kvexp.layout.head_major.HeadMajor",
-}
-
-OPS = tuple(CACHES)
+from kvexp.op.arguments import format_dtype, resolve_format
+from kvexp.op.quantize import SOURCES
 
 
 class KVCache(NamedTuple):
@@ -93,11 +80,11 @@ def select_layout(
     """
     try:
         variables = os.environ if environ is None else environ
-        if op not in OPS:
-            raise ValueError(f"op must be one of {', '.join(OPS)}, not {op!r}")
+        if op not in ops.list_names():
+            raise ValueError(f"op must be one of {', '.join(ops.list_names())}, not {op!r}")
         if wish is not None:
             load_layout(wish)
-        return selection.select(op, variables, "the connector", wish)
+        return selection.select(op, variables, "the connector", wish, ops.load(op).twins)
     except ConfigError as error:
         raise ValueError(str(error)) from error
 
@@ -171,12 +158,14 @@ def allocate_layers(
         head_size_v=head_size if head_size_v is None else head_size_v,
         num_layers=num_layers,
     )
-    if dtype not in checks.SOURCES:
-        raise TypeError(f"dtype must be one of {', '.join(map(format_dtype, checks.SOURCES))}, not {dtype!r}")
-    item = dtype if checks.resolve_format(kv_cache_dtype) == "auto" else torch.uint8
-    if made.shape == "head_major" and sizes.head_size % (16 // item.itemsize):
+    if dtype not in SOURCES.values():
+        words = ", ".join(map(format_dtype, SOURCES.values()))
+        raise TypeError(f"dtype must be one of {words}, not {dtype!r}")
+    item = dtype if resolve_format(kv_cache_dtype) == "auto" else torch.uint8
+    multiple = made.head_multiple(item.itemsize)
+    if sizes.head_size % multiple:
         raise ValueError(
-            f"head_size {sizes.head_size} is not a multiple of {16 // item.itemsize}, the items of 16 bytes"
+            f"head_size {sizes.head_size} is not a multiple of {multiple}, the items of 16 bytes"
         )
     _check_device(device)
     storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
@@ -219,15 +208,13 @@ def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCach
     return KVCache(view(planes.key), view(planes.value), packed)
 
 
-@functools.cache
 def load_layout(name: str) -> Layout:
     """Return the layout of that name.
 
     Raises:
         ValueError: There is none.
     """
-    if name not in CLASSES:
-        raise ValueError(f"layout {name!r} is not one of {', '.join(CLASSES)}")
-    module, _, made = CLASSES[name].rpartition(".")
-    layout: Layout = getattr(importlib.import_module(module), made)()
-    return layout
+    layouts = load_layouts()
+    if name not in layouts:
+        raise ValueError(f"layout {name!r} is not one of {', '.join(layouts)}")
+    return layouts[name]

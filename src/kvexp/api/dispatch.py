@@ -1,28 +1,27 @@
-"""Validate eager calls, or recognise them as valid, and launch them.
+"""Make the library's function of an op: it validates an eager call, or recognises it, and launches it.
 
 A valid call leaves a GuardedLaunch: torch's own guard over the dtypes, sizes, strides and devices of its
 tensors, which compares all of them in a fraction of a microsecond, and the launch that the pipeline uses. The
 next call that passes the guard is launched at once. Python takes about 0.1 us to read one attribute of one
-tensor, so this path is inlined by hand: no loop over tensors, no helper, two similar functions.
+tensor, so the path of such a call has no loop over tensors and no helper: its source is generated from the
+parameters of the op.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch._C import _len_torch_dispatch_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
-from kvexp.api import cache_checks, checks
 from kvexp.api.launch_cache import GuardedLaunch, LaunchCache
 from kvexp.errors import Unsupported
 from kvexp.experiment import Choice
 from kvexp.impl import make
-
-F = TypeVar("F", bound=Callable[..., None])
+from kvexp.op import Op
 
 IMPLS = {
     "cuda": "kvexp.impl.cuda.Cuda",
@@ -30,73 +29,17 @@ IMPLS = {
     "torch": "kvexp.impl.torch.Torch",
 }
 
-
-class TwoCaches(Protocol):
-    """A library function that writes a key cache and a value cache."""
-
-    def __call__(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-        *,
-        impl: str = "cuda",
-        check_slots: bool = False,
-    ) -> None:
-        """See `kvexp.api`."""
-
-
-class OneCache(Protocol):
-    """A library function that writes one cache of K and V."""
-
-    def __call__(
-        self,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-        *,
-        impl: str = "cuda",
-        check_slots: bool = False,
-    ) -> None:
-        """See `kvexp.api`."""
-
-
-def make_two_cache_function(op: str, doc: str) -> TwoCaches:
-    """Return the library's function for an op with a key cache and a value cache."""
-    cache = LaunchCache()
-
-    def function(
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-        *,
-        impl: str = "cuda",
-        check_slots: bool = False,
-    ) -> None:
+SOURCE = """
+def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch):
+    def {name}({parameters}, *, impl="cuda", check_slots=False):
         if is_dynamo_compiling():
-            arguments = key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-            return _call_operator(op, arguments, impl, check_slots)
-        tensors: tuple[Any, ...]
-        if kv_cache_dtype == "auto" or k_scale is None or v_scale is None:
-            tensors, count = (key, value, key_cache, value_cache, slot_mapping), 5
-        elif k_scale is v_scale:
-            tensors, count = (key, value, key_cache, value_cache, slot_mapping, k_scale), 6
+            return call_operator("{name}", ({arguments}), impl, check_slots)
+        if {unread}:
+            tensors, count = ({tensors}), {count}
+        elif {first} is {second}:
+            tensors, count = ({tensors}, {first}), {count} + 1
         else:
-            tensors, count = (key, value, key_cache, value_cache, slot_mapping, k_scale, v_scale), 7
+            tensors, count = ({tensors}, {first}, {second}), {count} + 2
         try:
             cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
             entries = () if key.is_nested else cache.get(cache_key, ())  # the guard aborts on nested tensors
@@ -104,74 +47,47 @@ def make_two_cache_function(op: str, doc: str) -> TwoCaches:
             entries = ()
         for guarded in entries:
             if guarded.check(*tensors) and not check_slots:
-                key_at, value_at = key.data_ptr(), value.data_ptr()
-                key_cache_at, value_cache_at = key_cache.data_ptr(), value_cache.data_ptr()
-                if (key_at | value_at) & 15 == guarded.rows_at and (
-                    key_cache_at | value_cache_at
-                ) & 15 == guarded.caches_at:
-                    k_at = v_at = 0
-                    if count > 5 and k_scale is not None and v_scale is not None:
-                        k_at, v_at = k_scale.data_ptr(), v_scale.data_ptr()
-                    guarded.launch(
-                        key_at, value_at, key_cache_at, value_cache_at, slot_mapping.data_ptr(), k_at, v_at
-                    )
+                {addresses}
+                if ({reads}) & 15 == guarded.reads_at and ({writes}) & 15 == guarded.writes_at:
+                    {first}_at = {second}_at = 0
+                    if count > {count} and {first} is not None and {second} is not None:
+                        {first}_at, {second}_at = {first}.data_ptr(), {second}.data_ptr()
+                    guarded.launch({launched})
                     return None
-        arguments = key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-        return _validate_and_launch(op, arguments, impl, check_slots, cache, tensors)
-
-    return _name(function, op, doc)
-
-
-def make_one_cache_function(op: str, doc: str) -> OneCache:
-    """Return the library's function for an op with one cache of K and V."""
-    cache = LaunchCache()
-
-    def function(
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None = None,
-        v_scale: Tensor | None = None,
-        *,
-        impl: str = "cuda",
-        check_slots: bool = False,
-    ) -> None:
-        if is_dynamo_compiling():
-            arguments = key, value, kv_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-            return _call_operator(op, arguments, impl, check_slots)
-        tensors: tuple[Any, ...]
-        if kv_cache_dtype == "auto" or k_scale is None or v_scale is None:
-            tensors, count = (key, value, kv_cache, slot_mapping), 4
-        elif k_scale is v_scale:
-            tensors, count = (key, value, kv_cache, slot_mapping, k_scale), 5
-        else:
-            tensors, count = (key, value, kv_cache, slot_mapping, k_scale, v_scale), 6
-        try:
-            cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
-            entries = () if key.is_nested else cache.get(cache_key, ())  # the guard aborts on nested tensors
-        except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
-            entries = ()
-        for guarded in entries:
-            if guarded.check(*tensors) and not check_slots:
-                key_at, value_at, kv_cache_at = key.data_ptr(), value.data_ptr(), kv_cache.data_ptr()
-                if (key_at | value_at) & 15 == guarded.rows_at and kv_cache_at & 15 == guarded.caches_at:
-                    k_at = v_at = 0
-                    if count > 4 and k_scale is not None and v_scale is not None:
-                        k_at, v_at = k_scale.data_ptr(), v_scale.data_ptr()
-                    guarded.launch(key_at, value_at, kv_cache_at, slot_mapping.data_ptr(), k_at, v_at)
-                    return None
-        arguments = key, value, kv_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-        return _validate_and_launch(op, arguments, impl, check_slots, cache, tensors)
-
-    return _name(function, op, doc)
+        return validate_and_launch(({arguments}), impl, check_slots, cache, tensors)
+    return {name}
+"""
+"""The library's function of an op whose tensors end in slot_mapping and two scales, around its own cache."""
 
 
-def _name(function: F, op: str, doc: str) -> F:
-    """Give the function the op's name and its docstring."""
-    function.__name__ = function.__qualname__ = op
-    function.__doc__, function.__module__ = doc, "kvexp"
+def make_function(op: Op) -> Callable[..., None]:
+    """Return the library's function of an op, with the signature and the docstring of `op.function`."""
+    names = op.parameters
+    *tensors, _kv_cache_dtype, first, second = names
+    ends = {name: f"{name}_at" for name in (*tensors, first, second)}
+    source = SOURCE.format(
+        name=op.name,
+        parameters=", ".join((*names[:-2], f"{first}=None", f"{second}=None")),
+        arguments=", ".join(names),
+        unread=f'kv_cache_dtype == "auto" or {first} is None or {second} is None',
+        first=first,
+        second=second,
+        tensors=", ".join(tensors),
+        count=len(tensors),
+        addresses="; ".join(f"{ends[name]} = {name}.data_ptr()" for name in tensors),
+        reads=" | ".join(ends[name] for name in op.reads),
+        writes=" | ".join(ends[name] for name in op.writes),
+        launched=", ".join(ends.values()),
+    )
+    scope: dict[str, Any] = {}
+    exec(compile(source, f"<kvexp.{op.name}>", "exec"), scope)
+    validate_and_launch = functools.partial(_validate_and_launch, op)
+    function: Callable[..., None] = scope["make_function"](
+        LaunchCache(), is_dynamo_compiling, _call_operator, validate_and_launch
+    )
+    function.__qualname__, function.__module__ = op.name, "kvexp"
+    function.__doc__ = op.function.__doc__
+    function.__annotations__ = inspect.get_annotations(op.function)
     return function
 
 
@@ -181,7 +97,7 @@ def _call_operator(op: str, arguments: tuple[Any, ...], impl: str, check_slots: 
 
 
 def _validate_and_launch(
-    op: str,
+    op: Op,
     arguments: tuple[Any, ...],
     impl: str,
     check_slots: bool,
@@ -197,11 +113,10 @@ def _validate_and_launch(
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}, not {impl!r}")
     if _len_torch_dispatch_stack() or any(isinstance(argument, FakeTensor) for argument in arguments):
-        return _call_operator(op, arguments, impl, check_slots)
-    op = cache_checks.find_op(op, arguments[2])
-    call = checks.validate(op, arguments)
+        return _call_operator(op.name, arguments, impl, check_slots)
+    call = op.validate(arguments)
     if check_slots:
-        checks.check_slot_range(call)
+        call.op.check_slots(call)
     if not call.num_slots:
         return None
     if impl == "cuda" and call.device.type != "cuda":
@@ -211,9 +126,9 @@ def _validate_and_launch(
         if call.device.type != "cuda" or not hasattr(made, "launcher"):
             # The caches may or may not be inference tensors.
             with torch.inference_mode():
-                getattr(made, op)(*call.arguments)()
+                getattr(made, call.op.name)(*call.arguments)()
             return None
-        launcher = made.launcher(op, *call.arguments)
+        launcher = made.launcher(call.op.name, *call.arguments)
     except Unsupported as refusal:
         raise ValueError(f"impl={impl!r} cannot do this call: {refusal}") from refusal
     guarded = GuardedLaunch(tensors, call, launcher)

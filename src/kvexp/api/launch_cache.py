@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvexp.api.checks import ValidCall
+from kvexp.op import ValidCall
 
 MAX_KEYS = 8192
 """Most keys of a `LaunchCache`; one more clears it."""
@@ -38,17 +38,19 @@ class GuardedLaunch:
 
     Attributes:
         check: Whether as many tensors agree in dtype, sizes, strides and device.
-        rows_at: The last four bits of the bitwise or of the addresses of key and value.
-        caches_at: The same of the caches.
+        reads_at: The last four bits of the bitwise or of the addresses of the tensors in `op.reads`.
+        writes_at: The same of those in `op.writes`.
         launch: Launches such a call on the addresses of the op's tensors.
     """
 
-    __slots__ = ("caches_at", "check", "launch", "rows_at")
+    __slots__ = ("check", "launch", "reads_at", "writes_at")
 
     def __init__(self, tensors: Sequence[Tensor], call: ValidCall, launcher: Any) -> None:
         self.check: Callable[..., bool] = _make_guard(tensors) if _Guard else _refuse
-        key, value, *caches = call.addresses[: 2 + call.num_caches]
-        self.rows_at, self.caches_at = (key | value) & 15, (caches[0] | caches[-1]) & 15
+        self.reads_at, self.writes_at = (
+            call.find_alignment(call.op.reads),
+            call.find_alignment(call.op.writes),
+        )
         self.launch = _make_launch(call.num_tokens, call.device.index, launcher)
 
 

@@ -1,5 +1,6 @@
-"""Register the ops as `torch.ops.kvexp`, with the caches that they write, for torch.compile."""
+"""Register the ops as `torch.ops.kvexp`, with the tensors that they write, for torch.compile."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -7,28 +8,34 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-_library = Library("kvexp", "DEF")
+from kvexp.op import Op
 
-_LAST = "str kv_cache_dtype, Tensor? k_scale, Tensor? v_scale, str impl, bool check_slots"
-TWO_CACHES = (
-    f"(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slot_mapping, {_LAST})"
-)
-ONE_CACHE = f"(Tensor key, Tensor value, Tensor(a!) kv_cache, Tensor slot_mapping, {_LAST})"
+TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", str: "str", bool: "bool"}
+"""Words of torch's schemas for the annotations of an op's function."""
+
+_library = Library("kvexp", "DEF")
 
 
 def _fake(*_arguments: Tensor | str | bool | None) -> None:
     """Stand in for an op while torch traces: it writes existing caches and returns nothing."""
 
 
-def register(function: Callable[..., None], schema: str) -> None:
-    """Register the library's function as an operator of torch under its name."""
-    name = function.__name__
+def make_schema(op: Op) -> str:
+    """Return torch's schema of the op's function, whose written tensors are marked."""
+    marks = {name: f"Tensor({mark}!)" for name, mark in zip(op.writes, "abcdefgh", strict=False)}
+    parameters = inspect.signature(op.function).parameters.values()
+    words = (f"{marks.get(each.name, TYPES[each.annotation])} {each.name}" for each in parameters)
+    return f"{op.name}({', '.join(words)}) -> ()"
+
+
+def register(op: Op, function: Callable[..., None]) -> None:
+    """Register the library's function of the op as an operator of torch."""
 
     def call(*arguments: Any) -> None:
         *others, impl, check_slots = arguments
         function(*others, impl=impl, check_slots=check_slots)
 
-    _library.define(f"{name}{schema} -> ()")
+    _library.define(make_schema(op))
     for device in ("CPU", "CUDA"):
-        _library.impl(name, call, device)
-    torch.library.register_fake(f"kvexp::{name}", _fake, lib=_library)
+        _library.impl(op.name, call, device)
+    torch.library.register_fake(f"kvexp::{op.name}", _fake, lib=_library)

@@ -5,26 +5,18 @@ from typing import Any
 
 import torch
 
+from kvexp import op as ops
 from kvexp.api.caches import load_layout
 from kvexp.bench import environment
 from kvexp.bench.contract import CLAUSES
 from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.op import Call
-from kvexp.op.reshape_and_cache import ReshapeAndCache
-from kvexp.op.reshape_and_cache_flash import ReshapeAndCacheFlash
-from kvexp.op.reshape_and_cache_flash_diffkv import ReshapeAndCacheFlashDiffkv
+from kvexp.op import Call, Op
+from kvexp.op.arguments import resolve_format
+from kvexp.op.quantize import SOURCES
 
-OPS = {op.name: op for op in (ReshapeAndCache, ReshapeAndCacheFlash, ReshapeAndCacheFlashDiffkv)}
-WORDS = {
-    torch.float16: "half",
-    torch.bfloat16: "bfloat16",
-    torch.float32: "float",
-    torch.float8_e4m3fn: "fp8_e4m3",
-    torch.float8_e5m2: "fp8_e5m2",
-}
-FORMATS = {"auto": "auto", "fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "fp8_e5m2": "fp8_e5m2"}
+WORDS = {dtype: word for word, dtype in SOURCES.items()}
 SIZES = (1, 64, 300)
 """Numbers of tokens of the calls, besides small ones."""
 NUM_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
@@ -67,17 +59,17 @@ def verify(
             and bytes; or the function refuses a plain call.
         ValueError: An op, layout, dtype, format, device or clause is unknown, or they do not fit together.
     """
-    _check("op", op, OPS)
+    _check("op", op, ops.list_names())
     _check("dtype", dtype, WORDS)
-    _check("kv_cache_dtype", kv_cache_dtype, FORMATS)
+    resolved = resolve_format(kv_cache_dtype)
     for clause in skip:
         _check("skip", clause, CLAUSES)
     asked = Subject(
         impl=_Function(function, op),
-        op=OPS[op](),
+        op=ops.load(op),
         layout=load_layout(layout),
         source=dtype,
-        case=_case(op, layout, WORDS[dtype], FORMATS[kv_cache_dtype], _resolve_device(device)),
+        case=_case(ops.load(op), layout, WORDS[dtype], resolved, _resolve_device(device)),
     )
     try:
         asked.op.check(asked.case, asked.layout, dtype.itemsize)
@@ -143,9 +135,9 @@ class _Function:
         return call
 
 
-def _case(op: str, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> Case:
+def _case(op: Op, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> Case:
     return Case(
-        op=op,
+        op=op.name,
         impl=_Function.name,
         impl_options="{}",
         layout=layout,
@@ -159,7 +151,7 @@ def _case(op: str, layout: str, dtype: str, kv_cache_dtype: str, device: str) ->
         num_tokens=max(SIZES),
         num_heads=NUM_HEADS,
         head_size=HEAD_SIZE,
-        head_size_v=HEAD_SIZE // 2 if op == ReshapeAndCacheFlashDiffkv.name else HEAD_SIZE,
+        head_size_v=HEAD_SIZE if op.equal_heads else HEAD_SIZE // 2,
         block_size=BLOCK_SIZE,
         num_blocks=1 + max(SIZES) // BLOCK_SIZE,
         num_layers=1,

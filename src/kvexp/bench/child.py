@@ -4,7 +4,8 @@ It speaks JSON lines. It imports its libraries, is sent a device, says `ready`, 
 environment, and ends if the machine lacks the device. Then, for each curve:
 
 1. It is sent the experiment, the first time with those that will follow.
-2. It says `curve`, with the hash of the implementation's sources, and is sent the `num_tokens` to measure.
+2. It says `curve`, with the hash of the implementation's sources and whether host load can affect the times,
+   and is sent the `num_tokens` to measure.
 3. While another process measures on the GPU it says `waiting`, with that holder, and at the end with none.
 4. While another process asks the implementation about the contract it says `asking`, then `asked`.
 5. It says `point` for each `num_tokens` and waits for a line, so that the parent does nothing beside it.
@@ -59,6 +60,17 @@ def hash_impl(experiment: Experiment) -> str | None:
     # A package that cannot be imported fails the curve's points, not this.
     digest = run_curve.attempt(lambda: impl_hash.hash_impl(experiment.impl.target))
     return digest if isinstance(digest, str) else None
+
+
+def is_host_sensitive(experiment: Experiment) -> bool:
+    """Return whether host load can affect the curve's times; see `Timer`."""
+    from kvexp.bench import run_curve
+    from kvexp.impl import make
+
+    own = {"device": experiment.device, "mode": experiment.mode.name}
+    with contextlib.suppress(ConfigError):  # measuring raises it again
+        return run_curve.attempt(lambda: make(experiment.timer, **own).is_host_sensitive) is not False
+    return True
 
 
 def ask_contract(experiment: Experiment, columns: dict[str, Any], asker: Asker) -> Contract:
@@ -140,7 +152,7 @@ def _answer(
     out: IO[str], experiment: Experiment, columns: dict[str, Any], unrolls: "Unrolls", asker: Asker
 ) -> None:
     digest = hash_impl(experiment)
-    _say(out, event="curve", impl_hash=digest)
+    _say(out, event="curve", impl_hash=digest, is_host_sensitive=is_host_sensitive(experiment))
     request = json.loads(_read_line())
     num_tokens: list[int] = request["num_tokens"]
     asker.limit(request["timeout_s"])

@@ -10,41 +10,23 @@ from kvexp import timer
 from kvexp.bench import equal_copy, mode
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.gpu.cupti import Activity
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl
 from kvexp.op import Call, Op
 from kvexp.statistics import summarise
-from kvexp.timer import cuda_event, cupti, replay_plan, wall_clock
-from kvexp.timer.replay import Replay
+from kvexp.timer import Timer, replay_plan
+from kvexp.timer.cuda_event import CudaEvent
+from kvexp.timer.replay import Replay, Turns
 from kvexp.timer.stopping_criterion import StoppingCriterion
+from kvexp.timer.wall_clock import WallClock
 from kvexp.workload import Memory, slots
 from kvexp.workload.inputs import window_step
-
-UNTIMED = {
-    "none": "timer=none: not timed",
-    "profile": "timer=profile: run for a profiler, not timed",
-}
-"""Timers without a clock, and the reason of the points that they leave untimed."""
 
 TRIAL_SAMPLES = 5
 """Samples of each unroll of the copy, to choose the fastest."""
 
 COPY_WARMUP = 1
 """Samples of a copy that are thrown away: the op's have warmed the machine, and in a graph one loads it."""
-
-
-@dataclass(frozen=True)
-class L2State:
-    """The L2 state that a call is to find.
-
-    Attributes:
-        cache: `timer.cache`: whether its slots are `cold` or `hot`; `auto` is cold where that is possible.
-        inputs: `timer.inputs`: whether its keys and values are `cold` or `hot`.
-    """
-
-    cache: str
-    inputs: str
 
 
 Unrolls = dict[tuple[object, ...], int]
@@ -58,96 +40,59 @@ class Curve:
     Attributes:
         op: What is written.
         impl: What writes it.
+        timer: What times it.
         memory: The cache and the inputs.
-        criterion: When to stop sampling.
-        l2_state: What the L2 is to hold.
         item_bytes: Bytes of a source item.
         l2_bytes: The GPU's L2; None on a CPU.
         flush_l2: Flushes the L2 by reading; None on a CPU.
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
         machine: Reads the GPU's clocks and load.
-        records: What the GPU ran, for timer=cupti.
         unrolls: The fastest copies found so far in this process.
     """
 
     op: Op
     impl: Impl
+    timer: Timer
     memory: Memory
-    criterion: StoppingCriterion
-    l2_state: L2State
     item_bytes: int
     l2_bytes: int | None
     flush_l2: Call | None
     empty_kernel_us: float | None
     machine: GpuMonitor
-    records: Activity | None = None
     unrolls: Unrolls = field(default_factory=dict)
 
+    @property
+    def untimed(self) -> str:
+        """Say why its points are verified and not timed; empty where they are timed."""
+        return self.impl.untimed or self.timer.untimed
 
-def is_timed(curve: Curve, case: Case) -> bool:
-    """Return whether the point is to be timed once it is verified."""
-    return case.timer not in UNTIMED and not curve.impl.untimed
-
-
-def plan_replay(curve: Curve, case: Case, read: int, written: int) -> replay_plan.Plan:
-    """Plan how many calls a replay of the point holds, and which slots and rows they walk through.
-
-    Raises:
-        Unsupported: The L2 cannot be in the state that was asked for.
-    """
-    if not is_timed(curve, case):
-        return replay_plan.ONCE
-    return _plan_timed(case, read, written, curve.l2_bytes, curve.l2_state)
+    def plan(self, case: Case, read: int, written: int) -> replay_plan.Plan:
+        """Plan the replay of a point: a single call where it is not timed; see `Timer.plan`."""
+        return replay_plan.ONCE if self.untimed else self.timer.plan(case, read, written, self.l2_bytes)
 
 
 def count_cold_rows(
-    cases: Sequence[Case], op: Op, item_bytes: int, l2_bytes: int | None, l2_state: L2State
+    cases: Sequence[Case], op: Op, timer: Timer, item_bytes: int, l2_bytes: int | None
 ) -> int:
     """Return the most rows that calls with cold inputs walk through at a point; 0 where inputs are hot."""
-    if l2_state.inputs != "cold" or l2_bytes is None:
+    if timer.inputs != "cold" or l2_bytes is None:
         return 0
     rows = 0
     for case in cases:
         with suppress(Unsupported):  # raised again when that point is measured
             slots.check(case)
-            moved = op.bytes_moved(case, item_bytes)
-            windows = _plan_timed(case, *moved, l2_bytes, l2_state).windows
+            windows = timer.plan(case, *op.bytes_moved(case, item_bytes), l2_bytes).windows
             rows = max(rows, windows * window_step(case, item_bytes, cold=True))
     return rows
 
 
-def _plan_timed(
-    case: Case, read: int, written: int, l2_bytes: int | None, l2_state: L2State
-) -> replay_plan.Plan:
-    has_gpu_clock = l2_bytes is not None and case.timer in timer.GPU_CLOCKS
-    if not has_gpu_clock and l2_state != L2State("auto", "hot"):
-        raise Unsupported(
-            f"timer.cache={l2_state.cache} timer.inputs={l2_state.inputs} needs a GPU and timer=cuda_event "
-            "or cupti; elsewhere they are auto and hot"
-        )
-    if l2_bytes is None:
-        return replay_plan.plan_on_cpu(case.mappings, read + written)
-    if not has_gpu_clock:
-        # One call, again and again: the same slots and the same rows.
-        return replace(replay_plan.ONCE, cache_state="hot", inputs_state="hot")
-    graph = case.mode == "cudagraph"
-    cache, inputs = l2_state.cache, l2_state.inputs
-    plan = replay_plan.plan_on_gpu(case.mappings, read + written, written, l2_bytes, graph, cache, inputs)
-    # CUPTI times each kernel: no short series has to be subtracted.
-    return plan if case.timer == "cuda_event" else plan.without_short_calls()
-
-
-def make_replay(curve: Curve, case: Case, turns: Sequence[Sequence[Call]], plan: replay_plan.Plan) -> Replay:
-    """Prepare the calls of each turn, as many as planned, to be timed by the case's clock."""
+def make_replay(curve: Curve, case: Case, turns: Turns, plan: replay_plan.Plan) -> Replay:
+    """Prepare the calls of each turn, as many as planned, to be timed by the curve's timer."""
     prepare = functools.partial(mode.prepare, case.mode)
     flush_l2 = curve.flush_l2 if plan.flush_l2 else None
-    if plan.short_calls:
-        eager = case.mode == "no_graph"
-        return cuda_event.make_replay(prepare, turns, plan.short_calls, flush_l2, eager)
-    runs = [prepare(calls) for calls in turns]
-    if curve.records:
-        return cupti.make_replay(runs, plan.calls, flush_l2, curve.records)
-    return wall_clock.make_replay(runs, plan.calls, on_gpu=case.device != "cpu")
+    # Of untimed calls the runs alone are used, and nobody takes a sample.
+    clock = WallClock(case.device, case.mode) if curve.untimed else curve.timer
+    return clock.make_replay(prepare, turns, plan, flush_l2)
 
 
 def prepare_copy(
@@ -176,7 +121,7 @@ def prepare_copy(
         if first is None:
             return None
         replays = (replay for _, replay in chain([first], copies))
-        criterion = replace(curve.criterion, warmup=COPY_WARMUP)
+        criterion = replace(curve.timer.criterion, warmup=COPY_WARMUP)
         if len(unrolls) > 1:
             trial = replace(criterion, min_samples=TRIAL_SAMPLES, max_samples=TRIAL_SAMPLES)
             trials = [
@@ -213,12 +158,16 @@ def measure_median(replay: Replay, criterion: StoppingCriterion) -> float:
 
 
 def measure_empty_kernel(curve: Curve, case: Case) -> float | None:
-    """Return the median time of a kernel that does nothing, launched as the case's calls are."""
+    """Return the median time of a kernel that does nothing, launched as the case's calls are.
+
+    CUDA events time it, whatever the curve's timer.
+    """
     call = equal_copy.make_empty_call()
     call()
     plan = replay_plan.plan_on_gpu(1, 0, 1, 0, graph=case.mode == "cudagraph")
-    replay = make_replay(curve, case, [[call] * plan.all_calls], plan)
-    return _drop_unresolved(measure_median(replay, curve.criterion))
+    by_events = replace(curve, timer=CudaEvent(case.device, case.mode))
+    replay = make_replay(by_events, case, [[call] * plan.all_calls], plan)
+    return _drop_unresolved(measure_median(replay, curve.timer.criterion))
 
 
 def _drop_unresolved(median_us: float) -> float | None:

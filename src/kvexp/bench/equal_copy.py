@@ -27,19 +27,6 @@ VECTOR = 16
 SLOT_BYTES = 8
 
 
-class Copy:
-    """impl=copy: the equal copy as a curve of its own. It writes no slots, so it has no op's method.
-
-    `run_point.measure_copy_point` measures the copies of `plan_moves` and checks the bytes that they wrote.
-    """
-
-    name = "copy"
-    untimed = ""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-
 @dataclass(frozen=True)
 class Move:
     """One copy, of bytes in the curve's memory.
@@ -102,13 +89,14 @@ def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: P
     source = memory.inputs.view(torch.uint8).view(-1)
     step = -(-written // VECTOR) * VECTOR
     count = min(plan.mappings, storage.numel() // step)
-    reads = (read - SLOT_BYTES * num_tokens) // written
+    reads = max(1, (read - SLOT_BYTES * num_tokens) // written)
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
-        return [Move(source, 1, memory.slots[:0], place) for place in places] if reads == 1 else []
+        can_copy = reads == 1 and written <= source.numel()
+        return [Move(source, 1, memory.slots[:0], place) for place in places] if can_copy else []
     size = written // VECTOR * VECTOR
-    if not size or not count:
+    if not size or not count or reads * written > source.numel():
         return []
     places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.

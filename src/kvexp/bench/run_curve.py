@@ -12,24 +12,22 @@ from typing import Any, TypeVar
 
 import torch
 
-from kvexp import timer
-from kvexp.bench import curve_setup, equal_copy, mode, run_point
+from kvexp.bench import curve_setup, mode, run_point
 from kvexp.bench.contract import UNASKED, Contract
-from kvexp.bench.curve_setup import Curve, L2State, Unrolls
+from kvexp.bench.curve_setup import Curve, Unrolls
 from kvexp.bench.run_point import Seconds
 from kvexp.bench.verify import poison
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
-from kvexp.gpu.cupti import record
 from kvexp.gpu.lock import OnWait, gpu_lock
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl, make
 from kvexp.layout import Layout
 from kvexp.measurement import Measurement, Status
 from kvexp.op import Op
+from kvexp.timer import Timer
 from kvexp.timer.flush_l2 import make_flush
-from kvexp.timer.stopping_criterion import StoppingCriterion
 from kvexp.workload import allocate, device_memory, slots
 
 T = TypeVar("T")
@@ -43,8 +41,7 @@ class Parts:
     """What was chosen for a curve, as objects; see `Curve`."""
 
     source: torch.dtype
-    l2_state: L2State
-    criterion: StoppingCriterion
+    timer: Timer
     impl: Impl
     op: Op
     layout: Layout
@@ -87,7 +84,9 @@ def run(
         parts = attempt(functools.partial(_make_parts, experiment, cases)) if refusal is None else refusal
         if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
             contract = ask_contract()
-            parts = attempt(functools.partial(_check_contract, parts, contract, cases))
+            needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
+            if breach := contract.breach(needed):
+                parts = Failure("incorrect", breach)
         curve: Curve | Failure
         seconds = Seconds()
         with seconds.measure("curve_setup_s"):
@@ -135,31 +134,17 @@ def attempt(work: Callable[[], T]) -> T | Failure:
 def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
     """Make what was chosen, and refuse what no point can do before anything is allocated."""
     largest = max(cases, key=lambda case: case.num_tokens)
-    options = dict(experiment.timer.options)
     parts = Parts(
         source=getattr(torch, str(experiment.dtype.options["torch_dtype"])),
-        l2_state=L2State(str(options.pop("cache")), str(options.pop("inputs"))),
-        criterion=StoppingCriterion.from_options(options),
+        timer=make(experiment.timer, device=largest.device, mode=largest.mode),
         impl=make(experiment.impl, device=largest.device),
         op=make(experiment.op),
         layout=make(experiment.layout),
     )
     parts.op.check(largest, parts.layout, parts.source.itemsize)
     mode.check_mode(largest.mode, largest.device)
-    timer.check_timer(largest.timer, largest.device)
+    parts.timer.check()
     slots.check(min(cases, key=lambda case: case.num_tokens))
-    return parts
-
-
-def _check_contract(parts: Parts, contract: Contract, cases: Sequence[Case]) -> Parts:
-    """Return the parts.
-
-    Raises:
-        IncorrectResult: The implementation breaks a clause that engines or this curve need.
-    """
-    needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
-    if breach := contract.breach(needed):
-        raise IncorrectResult(breach)
     return parts
 
 
@@ -175,24 +160,23 @@ def _set_up_curve(
         stack.enter_context(torch.cuda.stream(_get_stream(device)))
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
     item_bytes = parts.source.itemsize
-    rows = curve_setup.count_cold_rows(cases, parts.op, item_bytes, l2_bytes, parts.l2_state)
-    memory = stack.enter_context(allocate(largest, parts.layout, parts.source, rows))
+    rows = curve_setup.count_cold_rows(cases, parts.op, parts.timer, item_bytes, l2_bytes)
+    memory = stack.enter_context(allocate(parts.op, largest, parts.layout, parts.source, rows))
     poison(memory.cache)
     curve = Curve(
         op=parts.op,
         impl=parts.impl,
+        timer=parts.timer,
         memory=memory,
-        criterion=parts.criterion,
-        l2_state=parts.l2_state,
         item_bytes=item_bytes,
         l2_bytes=l2_bytes,
         flush_l2=make_flush(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
-        records=stack.enter_context(record()) if largest.timer == "cupti" else None,
         unrolls=unrolls,
     )
-    if not curve_setup.is_timed(curve, largest) or largest.timer not in timer.GPU_CLOCKS:
+    stack.enter_context(curve.timer.open())
+    if curve.untimed or not curve.timer.has_gpu_clock:
         return curve
     return replace(curve, empty_kernel_us=curve_setup.measure_empty_kernel(curve, largest))
 
@@ -205,8 +189,10 @@ def _get_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _measure_point(curve: Curve, case: Case) -> Measurement | Failure:
     """Measure the point; the cache is all poison again, whatever happened."""
-    is_copy = isinstance(curve.impl, equal_copy.Copy)
-    measure = run_point.measure_copy_point if is_copy else run_point.measure_point
+    measure = run_point.measure_point
+    if not hasattr(curve.impl, curve.op.name):
+        # The equal copy, which is no implementation, brings a way of its own. What writes the op cannot.
+        measure = getattr(curve.impl, "measure_point", measure)
     outcome = attempt(lambda: measure(curve, case))
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))

@@ -5,25 +5,24 @@ replay -> time the same replay, one sample of it audited -> change the data agai
 of equal bytes -> Measurement
 """
 
-import statistics as stats
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, cycle, islice
+from itertools import chain
 
 import torch
 
 from kvexp import timer
-from kvexp.bench import curve_setup, equal_copy, mode
+from kvexp.bench import curve_setup, mode
 from kvexp.bench.curve_setup import Curve
 from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore
 from kvexp.case import Case
-from kvexp.errors import IncorrectResult, KvexpError, Unsupported
+from kvexp.errors import IncorrectResult, KvexpError
 from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
 from kvexp.statistics import summarise
-from kvexp.timer import Timing, profile, replay_plan
+from kvexp.timer import Timing, replay_plan
 from kvexp.timer.replay import Replay
 from kvexp.workload import LAST, TIMED, Tensors, build, slots
 from kvexp.workload.inputs import window_step
@@ -59,8 +58,7 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
     slots.check(case)
     seconds = Seconds()
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curve_setup.plan_replay(curve, case, read, written)
-    timed = curve_setup.is_timed(curve, case)
+    plan = curve.plan(case, read, written)
     with seconds.measure("setup_s"):
         step = window_step(case, curve.item_bytes, cold=plan.inputs_state == "cold")
         tensors = build(case, curve.memory, plan.mappings, plan.windows, step)
@@ -72,20 +70,19 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
     with seconds.measure("verify_s"):
         # The calls were bound and captured with other data than they are to write.
         _renew_data(curve, tensors, TIMED)
-        _check_first_run(curve, replay, tensors, plan, every_run=not timed)
-    if not timed:
-        if case.timer == "profile":
-            calls = list(islice(cycle(turns[0]), profile.PROFILED_CALLS))
-            profile.run_for_profiler(calls, f"kvexp {case.num_tokens}")
+        _check_first_run(curve, replay, tensors, plan, every_run=bool(curve.untimed))
+    if curve.untimed:
+        curve.timer.run_untimed(turns[0], f"kvexp {case.num_tokens}")
         with seconds.measure("verify_s"):
             _check_last_run(curve, replay, tensors, windows)()
-        reason = curve.impl.untimed or curve_setup.UNTIMED[case.timer]
-        return Measurement(case, "verified", reason, seconds=seconds)
+        return Measurement(case, "verified", curve.untimed, seconds=seconds)
     with seconds.measure("timing_s"):
         before = curve.machine.read()
         with _scan_on_error(tensors, plan.mappings):
             timing = timer.time_replay(
-                replay, curve.criterion, lambda run: check_timed_slots(tensors, windows[run], AUDITED_BYTES)
+                replay,
+                curve.timer.criterion,
+                lambda run: check_timed_slots(tensors, windows[run], AUDITED_BYTES),
             )
         after = curve.machine.read()
     with seconds.measure("verify_s"):
@@ -99,7 +96,7 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
             finish_scan()
     with seconds.measure("ceiling_s"):
         copy_us = measure_copy()
-    return _make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
+    return make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
 
 
 def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[Call]]:
@@ -201,47 +198,7 @@ def _scan_on_error(tensors: Tensors, mappings: int) -> Iterator[None]:
         raise
 
 
-def measure_copy_point(curve: Curve, case: Case) -> Measurement:
-    """Measure the point of impl=copy: check the copy of each unroll, time it if asked, take the fastest.
-
-    Raises:
-        Unsupported: There is no such copy here, or timer=profile was asked for.
-        IncorrectResult: The copied bytes are wrong.
-    """
-    if case.timer == "profile":
-        raise Unsupported("impl=copy is an equal copy, not an implementation; timer=profile runs those alone")
-    slots.check(case)
-    seconds = Seconds()
-    read, written = curve.op.bytes_moved(case, curve.item_bytes)
-    plan = curve_setup.plan_replay(curve, case, read, written)
-    copies = 0
-    timed: list[tuple[float, Timing, tuple[GpuState | None, GpuState | None]]] = []
-    unrolls = equal_copy.list_unrolls(case.device, written)
-    for moves, replay in curve_setup.prepare_copies(curve, case, plan, read, written, unrolls):
-        copies += 1
-        with seconds.measure("verify_s"):
-            equal_copy.check_copies(curve.memory, moves, replay)
-        if not curve_setup.is_timed(curve, case):
-            continue
-        with seconds.measure("timing_s"):
-            before = curve.machine.read()
-            timing = timer.time_replay(replay, curve.criterion)
-            after = curve.machine.read()
-        with seconds.measure("verify_s"):
-            equal_copy.check_copies(curve.memory, moves, replay)
-        timed.append((stats.median(timing.samples_us), timing, (before, after)))
-    if not copies:
-        raise Unsupported(
-            "impl=copy has no copy for this point: one writes at least 16 bytes and at most the cache, "
-            "and on a CPU it reads no more than it writes"
-        )
-    if not timed:
-        return Measurement(case, "verified", curve_setup.UNTIMED[case.timer], seconds=seconds)
-    copy_us, timing, looks = min(timed, key=lambda copy: copy[0])
-    return _make_measurement(curve, case, plan, timing, looks, copy_us, seconds)
-
-
-def _make_measurement(
+def make_measurement(
     curve: Curve,
     case: Case,
     plan: replay_plan.Plan,
@@ -250,6 +207,11 @@ def _make_measurement(
     copy_us: float | None,
     seconds: dict[str, float],
 ) -> Measurement:
+    """Make the measurement of a timed point; `looks` are the GPU's states before and after its samples.
+
+    Raises:
+        KvexpError: The samples are too short to be the call's.
+    """
     return Measurement(
         case=case,
         status="ok",

@@ -8,6 +8,8 @@ import yaml
 
 from kvexp.cli.help import GROUPS
 from kvexp.errors import ConfigError
+from kvexp.experiment import Choice
+from kvexp.impl import make
 from kvexp.layout import selection
 
 AUTO = "auto"
@@ -56,7 +58,9 @@ def resolve_layout(
         return dict(config), dict(choices), CHOSEN
     wish = config["connector"].get("layout")
     connector = choices.get("connector") or "none"
-    chosen = selection.select(choices.get("op") or "", environ, f"connector={connector}", wish)
+    name = choices.get("op") or ""
+    twins = make(Choice(name, config["op"]["_target_"])).twins
+    chosen = selection.select(name, environ, f"connector={connector}", wish, twins)
     file = _find(folders, "layout", chosen.layout)
     if file is None:
         raise ConfigError(f"layout=auto means {chosen.layout} ({chosen.reason}), which has no YAML")

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from kvexp.cli.help import GROUPS
@@ -158,15 +158,17 @@ def _build_data(group: str, name: str, config: Config) -> Choice:
 
 
 def _build_timer(name: str, config: Config) -> Choice:
-    check_keys("timer", config, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
-    counts = {key: read_whole(f"timer.{key}", config[key], n) for key, n in TIMER_WHOLE.items()}
-    real = {key: read_positive(f"timer.{key}", config[key]) for key in TIMER_REAL}
-    words = {key: read_word(f"timer.{key}", config[key], words) for key, words in TIMER_WORDS.items()}
+    options = dict(config)
+    code = _build_code("timer", name, {"_target_": options.pop("_target_", None)})
+    check_keys("timer", options, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
+    counts = {key: read_whole(f"timer.{key}", options[key], n) for key, n in TIMER_WHOLE.items()}
+    real = {key: read_positive(f"timer.{key}", options[key]) for key in TIMER_REAL}
+    words = {key: read_word(f"timer.{key}", options[key], words) for key, words in TIMER_WORDS.items()}
     if counts["max_samples"] < counts["min_samples"]:
         raise ConfigError(
             f"timer.max_samples {counts['max_samples']} is below timer.min_samples {counts['min_samples']}"
         )
-    return Choice(name, options={**counts, **real, **words})
+    return replace(code, options={**counts, **real, **words})
 
 
 def _build_workload(name: str, config: Config) -> WorkloadSpec:

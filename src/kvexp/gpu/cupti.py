@@ -1,7 +1,7 @@
 """Record kernel, copy and fill times with CUPTI's Activity API; its Python package is optional."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,59 +17,43 @@ FLUSH_FORCED = 1
 _durations_ns: list[int] = []
 
 
-class Activity:
-    """Durations recorded since they were last taken.
+@contextmanager
+def record() -> Iterator[Callable[[], list[int]]]:
+    """Record the GPU's activity inside the block; capture graphs inside, or CUPTI does not know them.
 
-    Args:
-        cupti: The module `cupti.cupti`.
+    Yields:
+        Takes the nanoseconds of each kernel, copy and fill since it was last called, all of which must have
+        ended. It raises KvexpError where CUPTI does not report a duration for one.
+
+    Raises:
+        Unsupported: CUPTI is missing or returns an error, for example because a profiler is running.
     """
+    cupti = load_cupti()
 
-    def __init__(self, cupti: Any) -> None:
-        self._cupti = cupti
-
-    def take(self) -> list[int]:
-        """Return and forget the nanoseconds of each kernel, copy and fill, all of which must have ended.
-
-        Raises:
-            KvexpError: CUPTI does not report a duration for one.
-        """
-        self._cupti.activity_flush_all(FLUSH_FORCED)
+    def take() -> list[int]:
+        cupti.activity_flush_all(FLUSH_FORCED)
         durations = _durations_ns.copy()
         _durations_ns.clear()
         if any(duration <= 0 for duration in durations):
             raise KvexpError("CUPTI recorded kernels without their durations")
         return durations
 
-
-def check() -> None:
-    """Check that CUPTI can be used.
-
-    Raises:
-        Unsupported: Its package is missing, or CUPTI returns an error.
-    """
-    _load_cupti()
-
-
-@contextmanager
-def record() -> Iterator[Activity]:
-    """Record the GPU's activity inside the block; capture graphs inside, or CUPTI does not know them.
-
-    Raises:
-        Unsupported: CUPTI is missing or returns an error, for example because a profiler is running.
-    """
-    cupti = _load_cupti()
     with ExitStack() as stack:
         for name in KINDS:
             kind = getattr(cupti.ActivityKind, name)
             with _translate_errors(cupti):
                 cupti.activity_enable(kind)
             stack.callback(cupti.activity_disable, kind)
-        yield Activity(cupti)
+        yield take
 
 
 @functools.cache
-def _load_cupti() -> Any:
-    """Return the module `cupti.cupti`; register the callbacks once a process."""
+def load_cupti() -> Any:
+    """Return the module `cupti.cupti`; register the callbacks once a process.
+
+    Raises:
+        Unsupported: It is missing, or CUPTI returns an error.
+    """
     try:
         from cupti import cupti
     except (ImportError, OSError) as error:
@@ -78,7 +62,8 @@ def _load_cupti() -> Any:
             "pip install 'kvexp[cupti]' brings it"
         ) from error
     with _translate_errors(cupti):
-        cupti.activity_register_callbacks(_request_buffer, _collect_records)
+        # A buffer's limit of records, 0, means as many as fit.
+        cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), _collect_records)
     return cupti
 
 
@@ -89,11 +74,6 @@ def _translate_errors(cupti: Any) -> Iterator[None]:
         yield
     except (cupti.cuptiError, RuntimeError) as error:
         raise Unsupported(f"timer=cupti cannot record, since CUPTI refuses: {error}") from error
-
-
-def _request_buffer() -> tuple[int, int]:
-    """Return the bytes of a buffer and its limit of records; 0 means as many as fit."""
-    return BUFFER_BYTES, 0
 
 
 def _collect_records(records: list[Any]) -> None:

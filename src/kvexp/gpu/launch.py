@@ -13,10 +13,6 @@ from typing import Any
 
 import torch
 
-NUM_ADDRESSES = 7
-"""Key, value, two caches, slots and two scales."""
-
-ADDRESSES = struct.Struct(f"{NUM_ADDRESSES}Q")
 WARP = 32
 
 Launch = Callable[..., None]
@@ -33,6 +29,7 @@ def bind(
     grid: tuple[int, int],
     threads: int,
     sizes: tuple[int, ...],
+    num_addresses: int,
     shared_bytes: int = 0,
 ) -> Launch:
     """Return a launch of the kernel that takes only the addresses.
@@ -44,53 +41,48 @@ def bind(
         threads: Threads of a CTA, whole warps.
         sizes: The arguments after the addresses: 64-bit integers, none negative. Those beyond the kernel's
             parameters are not read.
+        num_addresses: Addresses that the kernel takes, as key, value, two caches, slots and two scales.
         shared_bytes: Dynamic shared memory of a CTA.
 
     Returns:
-        A function of `NUM_ADDRESSES` addresses. It raises RuntimeError with the driver's message.
+        A function of so many addresses. It raises RuntimeError with the driver's message.
     """
-    make = _bind_driver if static_launch is None else _bind_torch
-    return make(device, function, grid, threads, sizes, shared_bytes)
-
-
-# Below, every name is a local: a launch costs the host about 4 us, and a look-up 0.05.
-
-
-def _bind_torch(
-    device: int, function: int, grid: tuple[int, int], threads: int, sizes: tuple[int, ...], shared_bytes: int
-) -> Launch:
+    if static_launch is None:
+        return _bind_driver(device, function, grid, threads, sizes, num_addresses, shared_bytes)
+    # Here and below every name is a local: a launch costs the host about 4 us, and a look-up 0.05.
     launch, current = static_launch, raw_stream
     x, y = grid
-    warps, types = threads // WARP, "K" * (NUM_ADDRESSES + len(sizes))
+    warps, types = threads // WARP, "K" * (num_addresses + len(sizes))
 
-    def launch_kernel(
-        key: int, value: int, key_cache: int, value_cache: int, slots: int, k_scale: int, v_scale: int
-    ) -> None:
-        arguments = (key, value, key_cache, value_cache, slots, k_scale, v_scale, *sizes)
-        launch(function, x, y, 1, warps, shared_bytes, types, arguments, current(device))
+    def launch_kernel(*addresses: int) -> None:
+        launch(function, x, y, 1, warps, shared_bytes, types, addresses + sizes, current(device))
 
     return launch_kernel
 
 
 def _bind_driver(
-    device: int, function: int, grid: tuple[int, int], threads: int, sizes: tuple[int, ...], shared_bytes: int
+    device: int,
+    function: int,
+    grid: tuple[int, int],
+    threads: int,
+    sizes: tuple[int, ...],
+    num_addresses: int,
+    shared_bytes: int,
 ) -> Launch:
     from cuda.bindings import driver
 
     handle = driver.CUfunction(function)
     launch, current, streams = driver.cuLaunchKernel, raw_stream, _get_streams(device)
-    pack, spare = ADDRESSES.pack_into, [_pack_parameters(sizes)]
+    spare = [_pack_parameters(num_addresses, sizes)]
     x, y = grid
 
-    def launch_kernel(
-        key: int, value: int, key_cache: int, value_cache: int, slots: int, k_scale: int, v_scale: int
-    ) -> None:
+    def launch_kernel(*addresses: int) -> None:
         try:
             parameters = spare.pop()
         except IndexError:  # another thread is launching
-            parameters = _pack_parameters(sizes)
-        words, pointers, _alive = parameters
-        pack(words, 0, key, value, key_cache, value_cache, slots, k_scale, v_scale)
+            parameters = _pack_parameters(num_addresses, sizes)
+        pack, pointers, _alive = parameters
+        pack(*addresses)
         stream = streams[current(device)]
         (error,) = launch(handle, x, y, 1, threads, 1, 1, shared_bytes, stream, pointers, 0)
         if error:
@@ -130,12 +122,13 @@ def _call_driver(device: int, call: Callable[..., tuple[Any, ...]], *arguments: 
     return results
 
 
-def _pack_parameters(sizes: tuple[int, ...]) -> tuple[Any, int, Any]:
-    """Return memory for addresses and sizes, the address of pointers to each word, and those pointers."""
-    words = (ctypes.c_uint64 * (NUM_ADDRESSES + len(sizes)))(*[0] * NUM_ADDRESSES, *sizes)
+def _pack_parameters(num_addresses: int, sizes: tuple[int, ...]) -> tuple[Callable[..., None], int, Any]:
+    """Return a function that writes the addresses, the address of pointers to all words, and the pointers."""
+    words = (ctypes.c_uint64 * (num_addresses + len(sizes)))(*[0] * num_addresses, *sizes)
     first = ctypes.addressof(words)
     pointers = (ctypes.c_void_p * len(words))(*range(first, first + ctypes.sizeof(words), 8))
-    return words, ctypes.addressof(pointers), pointers
+    pack = functools.partial(struct.Struct(f"{num_addresses}Q").pack_into, words, 0)
+    return pack, ctypes.addressof(pointers), pointers
 
 
 class Streams(dict[int, Any]):

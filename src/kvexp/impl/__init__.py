@@ -7,8 +7,11 @@ supports it has a method of the op's name and arguments, which sets everything u
 """
 
 import importlib
-from typing import Any, Protocol
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
+from kvexp import op as ops
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice
 
@@ -37,11 +40,44 @@ class Impl(Protocol):
         ...
 
 
+T = TypeVar("T", bound=type)
+
+
+def op_files(package: str, path: Iterable[str]) -> Callable[[T], T]:
+    """Give a class a method for each op that has a file of its name in the class's package.
+
+    The method is named as the op. It imports the file when it is first called, and returns
+    `self.bind_file(file, *arguments)`, the file as a module and the op's arguments.
+
+    Args:
+        package: The package's `__name__`.
+        path: The package's `__path__`.
+    """
+    own = {module.name for module in pkgutil.iter_modules(path)}
+    names = [module.name for module in pkgutil.iter_modules(ops.__path__) if module.name in own]
+
+    def decorate(made: T) -> T:
+        for name in names:
+            setattr(made, name, _make_method(f"{package}.{name}", name))
+        return made
+
+    return decorate
+
+
+def _make_method(file: str, op: str) -> Callable[..., Any]:
+    def method(self: Any, *arguments: Any, **named: Any) -> Any:
+        return self.bind_file(importlib.import_module(file), *arguments, **named)
+
+    method.__name__ = op
+    method.__doc__ = f"Bind `op.{op}` to these arguments."
+    return method
+
+
 def make(choice: Choice, **arguments: Any) -> Any:
     """Create an object of the class in the choice's YAML, with the YAML's options.
 
     Args:
-        choice: The chosen option of `impl`, `op` or `layout`.
+        choice: The chosen option of `impl`, `op`, `layout` or `timer`.
         **arguments: Further keyword arguments.
 
     Raises:

@@ -6,6 +6,10 @@ A layout turns the cache's sizes into two planes (K and V) inside one flat stora
 rows of given slots in a plane. `slot = block * block_size + block_offset`.
 """
 
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -85,10 +89,14 @@ class Layout(Protocol):
         name: Its name in the configuration.
         shape: The shape of its planes. `flash` is `[num_blocks, block_size, num_heads, head_size]` with a
             contiguous last dim and any other strides; `head_major` is what `op.reshape_and_cache` takes.
+        slot_dim: The dim of a plane that counts the slots of a block.
+        has_whole_heads: The items of a head are adjacent in every plane.
     """
 
     name: str
     shape: Shape
+    slot_dim: int
+    has_whole_heads: bool
 
     @property
     def packed(self) -> bool:
@@ -102,6 +110,10 @@ class Layout(Protocol):
         The shape is `[num_blocks, 2, block_size, num_heads, head_size]`, or where packed
         `[num_blocks, block_size, num_heads, head_size + head_size_v]`. None where there is no such shape.
         """
+        ...
+
+    def head_multiple(self, item_bytes: int) -> int:
+        """Return the elements of which a key head must have a whole multiple."""
         ...
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
@@ -118,3 +130,11 @@ class Layout(Protocol):
     def scatter(self, plane: Any, slots: Any, rows: Any) -> None:
         """Write rows (broadcast to `[n, num_heads, head_size]`) to `slots` (int64 `[n]`, all valid)."""
         ...
+
+
+@functools.cache
+def load_layouts() -> Mapping[str, Layout]:
+    """Return the layouts of this package by name."""
+    files = [importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    found: list[Any] = [made for file in files for made in vars(file).values() if isinstance(made, type)]
+    return {made.name: made() for made in found if isinstance(vars(made).get("name"), str)}

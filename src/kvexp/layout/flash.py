@@ -21,6 +21,8 @@ class Flash:
     name: str
     order: tuple[str, ...]
     shape: Shape = "flash"
+    slot_dim = 1
+    has_whole_heads = True
 
     @property
     def packed(self) -> bool:
@@ -32,6 +34,10 @@ class Flash:
         """See `layout.Layout`; the dims of one layer."""
         logical = [dim for dim in LOGICAL if not (dim == "kv" and self.packed)]
         return (*(logical.index(dim) for dim in self.order if dim in logical), len(logical))
+
+    def head_multiple(self, item_bytes: int) -> int:
+        """See `layout.Layout.head_multiple`."""
+        return 1
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
         """See `layout.Layout.planes`."""

@@ -20,8 +20,14 @@ class HeadMajor:
 
     name = "head_major"
     shape: Shape = "head_major"
+    slot_dim = 3
+    has_whole_heads = False
     packed = False
     stride_order = None
+
+    def head_multiple(self, item_bytes: int) -> int:
+        """See `layout.Layout.head_multiple`."""
+        return PIECE_BYTES // item_bytes
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
         """See `layout.Layout.planes`; items of a key head beyond its last whole 16 bytes are left out."""

@@ -1,18 +1,25 @@
-"""Define the ops: one file each.
+"""Define the ops: one file each, found by its name.
 
 Imports nothing of kvexp but case, errors and layout.
 
-An op says which layouts it writes, which bytes one call must move, and how an implementation is bound to
-the tensors of a case. The written bytes follow from the layout (where a slot's row lives) and from `quantize`
-(how a row becomes bytes).
+An op says which layouts it takes, which bytes one call must move, how an implementation is bound to the
+tensors of a case, and what the library's function of it looks like. The written bytes follow from the layout
+(where a slot's row lives) and from `quantize` (how a row becomes bytes). The files of ops import no torch.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import functools
+import importlib
+import inspect
+import operator
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout
+from kvexp.layout import Layout, Sizes
 
 Call = Callable[[], None]
 """A bound call: it is fully set up, takes no arguments and returns nothing."""
@@ -20,11 +27,61 @@ Call = Callable[[], None]
 FP8 = ("fp8_e4m3", "fp8_e5m2")
 """The 8-bit floats, both as formats of a cache and as types of keys and values."""
 
+SHARED = ("arguments", "cache_write", "quantize")
+"""Files of this package that are no ops."""
 
-class Op(Protocol):
-    """The contract of an op."""
+
+@dataclass(frozen=True)
+class ValidCall:
+    """A call of the library whose arguments are valid.
+
+    Attributes:
+        op: The op that is called.
+        arguments: The op's, in its order, with the alias of a format resolved and None for what is not read.
+        num_tokens: Tokens of the call.
+        num_slots: Slots of the cache.
+        device: The `torch.device` of all tensors.
+    """
+
+    op: "Op"
+    arguments: tuple[Any, ...]
+    num_tokens: int
+    num_slots: int
+    device: Any
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Addresses of the tensors, in the op's order; 0 for None."""
+        return tuple(
+            0 if argument is None else argument.data_ptr()
+            for argument in self.arguments
+            if not isinstance(argument, str)
+        )
+
+    def find_alignment(self, names: Sequence[str]) -> int:
+        """Return the last four bits of the bitwise or of these tensors' addresses."""
+        arguments = dict(zip(self.op.parameters, self.arguments, strict=True))
+        return functools.reduce(operator.or_, (int(arguments[name].data_ptr()) for name in names)) & 15
+
+
+class Op:
+    """The contract of an op.
+
+    Attributes:
+        name: Its name in the configuration, and that of its file.
+        function: The library's function of it without a body: its parameters, their types, and its docstring.
+        reads: Parameters of the tensors that it reads in wide accesses.
+        writes: Parameters of the tensors that it writes.
+        equal_heads: Whether K and V have heads of one size.
+        twins: For `layout=auto`: the layout that it takes in place of one that it cannot take.
+    """
 
     name: str
+    function: Callable[..., None]
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    equal_heads: bool = True
+    twins: Mapping[str, str] = MappingProxyType({})
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """Check that the op is defined for the case.
@@ -37,68 +94,81 @@ class Op(Protocol):
         Raises:
             Unsupported: The combination has no meaning; the message says why.
         """
-        ...
+        raise NotImplementedError
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """Return the bytes that one call must read and the bytes that it must write, each once."""
-        ...
+        raise NotImplementedError
+
+    def cache_sizes(self, case: Case) -> Sizes:
+        """Return the sizes of the cache: the case's, unless a slot holds more than its row."""
+        return case
+
+    def expect(self, cache: str, rows: Any, kv_cache_dtype: str, scale: Any) -> Any:
+        """Return the bytes that the slots of these rows must hold: the op's law.
+
+        Args:
+            cache: `key_cache` or `value_cache`: which rows these are.
+            rows: `[n, num_heads, head size]`, of any type of keys and values.
+            kv_cache_dtype: `auto` or the fp8 format.
+            scale: float32 with one element or `[num_heads]`.
+
+        Returns:
+            uint8 `[n, num_heads, bytes of a head in the cache]`.
+        """
+        raise NotImplementedError
+
+    def validate(self, arguments: Sequence[Any]) -> ValidCall:
+        """Check the arguments of a call of the library, in the order of `parameters`.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument's shape, strides or device is wrong.
+        """
+        raise NotImplementedError
+
+    def check_slots(self, call: ValidCall) -> None:
+        """Check that no slot is past the last; wait for the device.
+
+        Raises:
+            ValueError: A slot is, or a CUDA graph is being captured, which cannot wait.
+        """
+        raise NotImplementedError
+
+    @functools.cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the arguments that an implementation takes, in order."""
+        found = inspect.signature(self.function).parameters.values()
+        return tuple(each.name for each in found if each.kind is each.POSITIONAL_OR_KEYWORD)
 
     def bind(self, impl: Any, tensors: Any, slot_mapping: Any) -> Call:
         """Bind the implementation's call to these tensors.
 
         Args:
             impl: An implementation with a method of the op's name.
-            tensors: A `workload.Tensors`.
+            tensors: A `workload.Tensors`; it has an attribute for each parameter but `slot_mapping`.
             slot_mapping: int64 `[num_tokens]`.
 
         Raises:
             Unsupported: The implementation lacks the op, or refuses the tensors.
         """
-        ...
-
-
-def cache_item_bytes(kv_cache_dtype: str, item_bytes: int) -> int:
-    """Return the bytes of one cache item: the source's for `auto`, one for the fp8 formats."""
-    return item_bytes if kv_cache_dtype == "auto" else 1
-
-
-def count_bytes(case: Case, item_bytes: int) -> tuple[int, int]:
-    """Return the bytes that a call must read (rows of K and V, slots) and write (rows of K and V).
-
-    Of a padding token the slot is read, but not the rows.
-    """
-    items = case.written_tokens * case.num_heads * (case.head_size + case.head_size_v)
-    slots = 8 * case.num_tokens
-    return items * item_bytes + slots, items * cache_item_bytes(case.kv_cache_dtype, item_bytes)
-
-
-def check_types(case: Case) -> None:
-    """Check that rows of the case's dtype can be stored in a cache of its kv_cache_dtype.
-
-    Raises:
-        Unsupported: They cannot, or the scale has no meaning.
-    """
-    if case.dtype in FP8 and case.kv_cache_dtype != case.dtype:
-        raise Unsupported(
-            f"dtype={case.dtype} goes into a cache of its own kind, kv_cache_dtype={case.dtype}, "
-            f"not {case.kv_cache_dtype}"
+        arguments = (
+            slot_mapping if name == "slot_mapping" else getattr(tensors, name) for name in self.parameters
         )
-    if case.kv_cache_dtype == "auto" and case.scale != "per_tensor":
-        raise Unsupported(f"kv_cache_dtype=auto reads no scale, so scale={case.scale} has no meaning")
-    if case.dtype in FP8 and case.scale != "per_tensor":
-        raise Unsupported(f"dtype={case.dtype} is stored unscaled, so scale={case.scale} has no meaning")
+        return get_method(impl, self.name)(*arguments)
 
 
-def check_equal_heads(op: str, case: Case) -> None:
-    """Check that K and V have heads of one size.
+def list_names() -> tuple[str, ...]:
+    """Return the names of the ops of this package."""
+    return tuple(file.name for file in pkgutil.iter_modules(__path__) if file.name not in SHARED)
 
-    Raises:
-        Unsupported: The sizes differ.
-    """
-    if case.head_size_v != case.head_size:
-        raise Unsupported(
-            f"op={op} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
-        )
+
+@functools.cache
+def load(name: str) -> Op:
+    """Return the op of this package that has the name; see `list_names`."""
+    found = vars(importlib.import_module(f"{__name__}.{name}")).values()
+    made: Op = next(each for each in found if isinstance(each, type) and vars(each).get("name") == name)()
+    return made
 
 
 def get_method(impl: Any, op: str) -> Callable[..., Call]:
@@ -111,3 +181,8 @@ def get_method(impl: Any, op: str) -> Callable[..., Call]:
     if method is None:
         raise Unsupported(f"impl={impl.name} has no {op}")
     return method
+
+
+def cache_item_bytes(kv_cache_dtype: str, item_bytes: int) -> int:
+    """Return the bytes of one cache item: the source's for `auto`, one for the fp8 formats."""
+    return item_bytes if kv_cache_dtype == "auto" else 1

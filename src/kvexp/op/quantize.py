@@ -1,4 +1,4 @@
-"""Convert rows to cache bytes, so that `gather(written slots) == quantize(rows)`."""
+"""Convert rows to cache bytes: the law of the ops that copy rows or store them as 8-bit floats."""
 
 from dataclasses import dataclass
 
@@ -23,6 +23,14 @@ FORMATS = {
     "fp8_e4m3": Format(torch.float8_e4m3fn, 448.0),
     "fp8_e5m2": Format(torch.float8_e5m2, 57344.0),
 }
+
+SOURCES = {
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    **{name: target.dtype for name, target in FORMATS.items()},
+}
+"""The types of keys and values, by their names in the configuration."""
 
 NAN = 0x7F
 """The code for NaN of either sign, in both formats."""

@@ -93,12 +93,8 @@ class CurveRun:
 
     @property
     def is_host_sensitive(self) -> bool:
-        """Say whether host load can affect the measured times.
-
-        It cannot if the GPU's own clock is read and a replay is one launch.
-        """
-        e = self.experiment
-        return e.device == "cpu" or e.mode.name != "cudagraph" or e.timer.name == "wall_clock"
+        """Say whether host load can affect the measured times."""
+        return self.worker.is_host_sensitive
 
     def measure(self) -> Iterator[Point]:
         """Yield the points in order; those that a dead process or a missing device leaves are rows too.

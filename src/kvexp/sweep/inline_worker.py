@@ -32,6 +32,7 @@ class InlineWorker:
         self._asker = Asker()
         self._shapes: dict[tuple[object, ...], int] = {}
         self.impl_hash: str | None = None
+        self.is_host_sensitive = True
         self._experiment: Experiment | None = None
 
     @property
@@ -49,10 +50,11 @@ class InlineWorker:
             raise Unsupported(self.refusal)
 
     def open(self, experiment: Experiment) -> None:
-        """Take the curve to measure next, and find `impl_hash`."""
+        """Take the curve to measure next, and find `impl_hash` and `is_host_sensitive`."""
         from kvexp.bench import child
 
         self._experiment, self.impl_hash = experiment, child.hash_impl(experiment)
+        self.is_host_sensitive = child.is_host_sensitive(experiment)
 
     def measure(self, num_tokens: Sequence[int]) -> Iterator[Point]:
         """Yield those points of the opened curve; raises ConfigError as `Worker.measure` does."""

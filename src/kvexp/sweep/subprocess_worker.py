@@ -43,6 +43,7 @@ class Worker:
         environment: The machine's columns, once `wait` was called.
         refusal: Why the machine cannot measure on that device; empty when it can.
         impl_hash: The hash of the sources of the implementation that was opened last.
+        is_host_sensitive: Whether host load can affect the times of the curve that was opened last.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Worker:
         self.environment: dict[str, Any] = {}
         self.refusal = ""
         self.impl_hash: str | None = None
+        self.is_host_sensitive = True
         self._timeout_s = timeout_s
         self._waits = waits
         self._coming = coming
@@ -103,15 +105,16 @@ class Worker:
             raise Unsupported(self.refusal)
 
     def open(self, experiment: Experiment) -> None:
-        """Send the process the curve, resolved for its device, and receive `impl_hash`.
+        """Send the process the curve, resolved for its device; receive `impl_hash` and `is_host_sensitive`.
 
         Raises:
             WorkerDied: The process ended.
         """
-        self.impl_hash = None
+        self.impl_hash, self.is_host_sensitive = None, True
         self._send(json.dumps([curve.to_json() for curve in (experiment, *self._coming)]))
         self._coming = ()
-        self.impl_hash = self._receive(START_SECONDS, "the implementation was not found")["impl_hash"]
+        answer = self._receive(START_SECONDS, "the implementation was not found")
+        self.impl_hash, self.is_host_sensitive = answer["impl_hash"], answer["is_host_sensitive"]
 
     def measure(self, num_tokens: Sequence[int]) -> Iterator[Point]:
         """Yield the row and the raw samples of those points of the opened curve, as each is measured.

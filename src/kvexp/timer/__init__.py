@@ -1,21 +1,22 @@
-"""Time the calls of a point: one module for each clock, and the sampling that all of them share.
+"""Time the calls of a point: one file for each timer, and the sampling that all of them share.
 
-Imports op, gpu, statistics, and the experiment and errors below them.
+Imports op, gpu, statistics, and the experiment, case and errors below them.
 """
 
 import secrets
 import statistics as stats
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import cycle
+from typing import Any
 
+from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.gpu.cupti import check as check_cupti
-from kvexp.timer.replay import Replay
+from kvexp.op import Call
+from kvexp.timer.replay import Prepare, Replay, Turns
+from kvexp.timer.replay_plan import ONCE, Plan, plan_on_cpu, plan_on_gpu
 from kvexp.timer.stopping_criterion import StoppingCriterion, collect_samples
-
-GPU_CLOCKS = ("cuda_event", "cupti")
-"""Timers that tell GPU time alone, in either mode."""
 
 Audit = Callable[[int], None]
 """Check what a sample wrote, given the index of its run; raise IncorrectResult where it is wrong."""
@@ -36,16 +37,80 @@ class Timing:
     last_run: int = 0
 
 
-def check_timer(timer: str, device: str) -> None:
-    """Check that the device has the clock.
+class Timer:
+    """What an option in conf/timer names: a clock, or a reason to read none.
 
-    Raises:
-        Unsupported: A GPU's clock or profilers were asked for on a CPU, or CUPTI where it is missing.
+    A timer that is no clock says so in `untimed`; the others define `make_replay`.
+
+    Attributes:
+        name: Its name in the configuration.
+        untimed: Why points are verified and not timed; empty where they are timed.
+        needs_gpu: It works on a GPU alone.
+        has_gpu_clock: It tells GPU time alone, in either mode. Only then can the L2 state be chosen, and an
+            empty kernel is measured.
+        runs_copy: It has a use for the equal copy, not for implementations alone.
+        device: `cuda:N` or `cpu`.
+        mode: `cudagraph` or `no_graph`.
+        cache: Whether a call's slots are `cold` or `hot` in the L2; `auto` is cold where that is possible.
+        inputs: Whether its keys and values are `cold` or `hot`.
+        criterion: When to stop sampling.
     """
-    if timer in (*GPU_CLOCKS, "profile") and not device.startswith("cuda"):
-        raise Unsupported(f"timer={timer} needs a GPU; on device={device} use timer=wall_clock")
-    if timer == "cupti":
-        check_cupti()
+
+    name: str
+    untimed = ""
+    needs_gpu = False
+    has_gpu_clock = False
+    runs_copy = True
+
+    def __init__(
+        self, device: str, mode: str, cache: str = "auto", inputs: str = "hot", **stopping: Any
+    ) -> None:
+        self.device, self.mode, self.cache, self.inputs = device, mode, cache, inputs
+        self.criterion = StoppingCriterion(**stopping)
+
+    @property
+    def is_host_sensitive(self) -> bool:
+        """Say whether host load can affect the times: not where a GPU's clock times one launch."""
+        is_graph = self.device != "cpu" and self.mode == "cudagraph"
+        return not (is_graph and (self.untimed or self.has_gpu_clock))
+
+    def check(self) -> None:
+        """Check that the device, and what is installed, have what the timer needs; else raise Unsupported."""
+        if self.needs_gpu and not self.device.startswith("cuda"):
+            raise Unsupported(f"timer={self.name} needs a GPU; on device={self.device} use timer=wall_clock")
+
+    def open(self) -> AbstractContextManager[None]:
+        """Open what the timer needs while a curve is measured; raise Unsupported where it cannot be."""
+        return nullcontext()
+
+    def plan(self, case: Case, read: int, written: int, l2_bytes: int | None) -> Plan:
+        """Plan the replay of a point whose calls read and write so many bytes; a CPU has no `l2_bytes`.
+
+        Raises:
+            Unsupported: The L2 cannot be in the state that was asked for.
+        """
+        if self.has_gpu_clock and l2_bytes is not None:
+            moved, graph = read + written, self.mode == "cudagraph"
+            return plan_on_gpu(case.mappings, moved, written, l2_bytes, graph, self.cache, self.inputs)
+        if (self.cache, self.inputs) != ("auto", "hot"):
+            raise Unsupported(
+                f"timer.cache={self.cache} timer.inputs={self.inputs} needs a GPU and timer=cuda_event "
+                "or cupti; elsewhere they are auto and hot"
+            )
+        if l2_bytes is None:
+            return plan_on_cpu(case.mappings, read + written)
+        # One call, again and again: the same slots and the same rows.
+        return replace(ONCE, cache_state="hot", inputs_state="hot")
+
+    def make_replay(self, prepare: Prepare, turns: Turns, plan: Plan, flush_l2: Call | None) -> Replay:
+        """Prepare the calls of each turn as one run, and what times it.
+
+        Where `flush_l2` is given, it drives the cache's slots out of the L2 before each series.
+        """
+        raise NotImplementedError
+
+    def run_untimed(self, calls: Sequence[Call], title: str) -> None:
+        """Run the verified calls of a point of that title, if the timer wants them without timing them."""
 
 
 def time_replay(replay: Replay, criterion: StoppingCriterion, audit: Audit | None = None) -> Timing:

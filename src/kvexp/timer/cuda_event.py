@@ -6,13 +6,15 @@ one launch. Eager calls, with what lies between them, are queued while a spinnin
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from kvexp.errors import Unsupported
 from kvexp.op import Call
-from kvexp.timer.replay import Replay
+from kvexp.timer import Timer
+from kvexp.timer.replay import Prepare, Replay, Turns
+from kvexp.timer.replay_plan import Plan
 
 FIRST_SPIN_CYCLES = 400_000
 
@@ -20,51 +22,48 @@ LAST_SPIN_CYCLES = 1 << 28
 """Some 0.15 s: the host queues no replay for longer than that."""
 
 
-def make_replay(
-    prepare: Callable[[Sequence[Call]], Call],
-    turns: Sequence[Sequence[Call]],
-    short_calls: int,
-    flush_l2: Call | None,
-    eager: bool,
-) -> Replay:
-    """Put CUDA events around a long series of calls and a short one, on the current stream.
+class CudaEvent(Timer):
+    """Put CUDA events around a long series of calls and a short one."""
 
-    Args:
-        prepare: Makes one call of many; see `mode.prepare`.
-        turns: The calls of each run: those of the long series, then those of the short one.
-        short_calls: How many those are; fewer than half.
-        flush_l2: Runs before each series, outside its events, to drive the cache's slots out of the L2.
-        eager: The calls are launched from Python. Then the host's time for a call is kept too, and a sample
-            raises Unsupported where a call waits for the GPU, so that it cannot be queued.
-    """
-    # External: as nodes of a graph they are recorded anew by each of its replays.
-    events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
-    begin_long, end_long, begin_short, end_short = events
-    flush = [flush_l2] if flush_l2 else []
-    stamps: list[float] = []
-    stamp = [lambda: stamps.append(time.perf_counter())] if eager else []
-    runs = []
-    for calls in turns:
-        long, short = calls[:-short_calls], calls[-short_calls:]
-        timed_long = [begin_long.record, *stamp, *long, *stamp, end_long.record]
-        timed_short = [begin_short.record, *short, end_short.record]
-        runs.append(prepare([*flush, *timed_long, *flush, *timed_short]))
-    queued = [_QueuedRun(run, [other for other in runs if other is not run]) for run in runs] if eager else []
-    host_us: list[float] = []
+    name = "cuda_event"
+    needs_gpu = True
+    has_gpu_clock = True
 
-    def sample(turn: int) -> float:
-        if queued:
-            queued[turn].run()
-            begin, end = stamps[-2:]
-            host_us.append((end - begin) * 1e6 / len(long))
-            stamps.clear()
-        else:
-            runs[turn]()
-            torch.cuda.synchronize()
-        difference_ms = begin_long.elapsed_time(end_long) - begin_short.elapsed_time(end_short)
-        return float(difference_ms) * 1e3 / (len(long) - len(short))
+    def make_replay(self, prepare: Prepare, turns: Turns, plan: Plan, flush_l2: Call | None) -> Replay:
+        """See `Timer`; each series begins with a flush, outside its events.
 
-    return Replay(runs, len(calls), sample, host_us, flushes_l2=bool(flush_l2))
+        Of eager calls the host's time is kept too, and a sample raises Unsupported where a call waits for the
+        GPU, so that it cannot be queued.
+        """
+        # External: as nodes of a graph they are recorded anew by each of its replays.
+        events = [torch.cuda.Event(enable_timing=True, external=True) for _ in range(4)]
+        begin_long, end_long, begin_short, end_short = events
+        flush, eager = [flush_l2] if flush_l2 else [], self.mode == "no_graph"
+        stamps: list[float] = []
+        stamp = [lambda: stamps.append(time.perf_counter())] if eager else []
+        runs = []
+        for calls in turns:
+            long, short = calls[: -plan.short_calls], calls[-plan.short_calls :]
+            timed_long = [begin_long.record, *stamp, *long, *stamp, end_long.record]
+            timed_short = [begin_short.record, *short, end_short.record]
+            runs.append(prepare([*flush, *timed_long, *flush, *timed_short]))
+        others = [[other for other in runs if other is not run] for run in runs]
+        queued = list(map(_QueuedRun, runs, others)) if eager else []
+        host_us: list[float] = []
+
+        def sample(turn: int) -> float:
+            if queued:
+                queued[turn].run()
+                begin, end = stamps[-2:]
+                host_us.append((end - begin) * 1e6 / len(long))
+                stamps.clear()
+            else:
+                runs[turn]()
+                torch.cuda.synchronize()
+            difference_ms = begin_long.elapsed_time(end_long) - begin_short.elapsed_time(end_short)
+            return float(difference_ms) * 1e3 / (len(long) - len(short))
+
+        return Replay(runs, len(calls), sample, host_us, flushes_l2=bool(flush_l2))
 
 
 class _QueuedRun:

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 from kvexp.op import Call
 
+Prepare = Callable[[Sequence[Call]], Call]
+"""Makes one call of many, on the current stream; see `mode.prepare`."""
+
+Turns = Sequence[Sequence[Call]]
+"""The calls of each run, as many as planned: those of the long series, then those of the short one."""
+
 
 @dataclass(frozen=True)
 class Replay:

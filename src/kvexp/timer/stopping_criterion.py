@@ -3,10 +3,8 @@
 import statistics as stats
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from kvexp.errors import ConfigError
-from kvexp.experiment import Scalar
 from kvexp.statistics import median_standard_error
 
 
@@ -27,19 +25,6 @@ class StoppingCriterion:
     max_samples: int = 1000
     relative_error: float = 0.005
     max_seconds: float = 2.0
-
-    @classmethod
-    def from_options(cls, options: "dict[str, Scalar]") -> "StoppingCriterion":
-        """Make the criterion that a timer's options describe.
-
-        Raises:
-            ConfigError: An option is unknown.
-        """
-        known = {f.name for f in fields(cls)}
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"timer has no {name}; it has {', '.join(sorted(known))}")
-        return cls(**options)  # type: ignore[arg-type]  # cli checked the types
 
 
 def collect_samples(

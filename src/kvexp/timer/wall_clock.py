@@ -4,23 +4,31 @@ On a GPU that contains the replay's launch and the synchronisation: it repeats w
 """
 
 import time
-from collections.abc import Sequence
 
 import torch
 
 from kvexp.op import Call
-from kvexp.timer.replay import Replay
+from kvexp.timer import Timer
+from kvexp.timer.replay import Prepare, Replay, Turns
+from kvexp.timer.replay_plan import Plan
 
 
-def make_replay(runs: Sequence[Call], calls: int, on_gpu: bool) -> Replay:
-    """Put the host's clock around each run of so many calls, synchronised at its end where there is a GPU."""
+class WallClock(Timer):
+    """Put the host's clock around each run, synchronised at its end where there is a GPU."""
 
-    def sample(turn: int) -> float:
-        run = runs[turn]
-        begin = time.perf_counter()
-        run()
-        if on_gpu:
-            torch.cuda.synchronize()
-        return (time.perf_counter() - begin) * 1e6 / calls
+    name = "wall_clock"
 
-    return Replay(runs, calls, sample)
+    def make_replay(self, prepare: Prepare, turns: Turns, plan: Plan, flush_l2: Call | None) -> Replay:
+        """See `Timer`; nothing is flushed."""
+        runs = [prepare(calls) for calls in turns]
+        calls, on_gpu = plan.calls, self.device != "cpu"
+
+        def sample(turn: int) -> float:
+            run = runs[turn]
+            begin = time.perf_counter()
+            run()
+            if on_gpu:
+                torch.cuda.synchronize()
+            return (time.perf_counter() - begin) * 1e6 / calls
+
+        return Replay(runs, calls, sample)

@@ -16,7 +16,7 @@ from torch import Tensor
 from kvexp.case import Case
 from kvexp.gpu.scan import checksums
 from kvexp.layout import Layout, Plane
-from kvexp.op import cache_item_bytes
+from kvexp.op import Op, cache_item_bytes
 from kvexp.workload import device_memory, inputs
 from kvexp.workload import slots as patterns
 from kvexp.workload.inputs import Rows
@@ -174,6 +174,7 @@ class Memory:
     """The memory that a curve holds from its first point to its last.
 
     Attributes:
+        op: The op, which says what a call must write.
         largest: The case with the curve's largest `num_tokens`.
         cache: The cache.
         rows: Keys and values of the largest point; a smaller one's are `rows.for_case`.
@@ -182,6 +183,7 @@ class Memory:
         checksums: Of inputs, slots and scales when they were last set.
     """
 
+    op: Op
     largest: Case
     cache: Cache
     rows: Rows
@@ -231,10 +233,13 @@ class Memory:
 
 
 @contextmanager
-def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int = 0) -> Iterator[Memory]:
+def allocate(
+    op: Op, largest: Case, layout: Layout, source: torch.dtype, least_rows: int = 0
+) -> Iterator[Memory]:
     """Allocate a curve's memory inside the block and free it at the end.
 
     Args:
+        op: The op.
         largest: The curve's point with the most tokens.
         layout: The cache's.
         source: Type of keys and values.
@@ -245,7 +250,7 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
     """
     item_bytes = cache_item_bytes(largest.kv_cache_dtype, source.itemsize)
     # A middle layer, so that a write into a neighbouring layer is seen.
-    planes = layout.planes(largest, item_bytes, layer=largest.num_layers // 2)
+    planes = layout.planes(op.cache_sizes(largest), item_bytes, layer=largest.num_layers // 2)
     cache_bytes = planes.items * item_bytes
     device_memory.check(
         largest, cache_bytes, inputs.count_items(largest, source.itemsize, least_rows) * source.itemsize
@@ -257,6 +262,7 @@ def allocate(largest: Case, layout: Layout, source: torch.dtype, least_rows: int
     packed = _view(items, planes.packed) if planes.packed else None
     cache = Cache(storage, _view(items, planes.key), _view(items, planes.value), packed, layout)
     memory = Memory(
+        op=op,
         largest=largest,
         cache=cache,
         rows=inputs.allocate(largest, source, device, least_rows),

@@ -224,6 +224,16 @@ def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(asker):
     assert UNASKED.column(16) is None
 
 
+def test_after_a_plain_call_that_hangs_no_larger_one_is_asked(asker, started):
+    asker.limit(3)
+    found = asker.get_contract(tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "hang"}), MACHINE)
+    assert (found.sizes, found.column(16), found.column(50), found.breach()) == ((1, 3), None, None, "")
+    assert [(finding.words, finding.num_tokens) for finding in found.wrong] == [
+        ("did not return within 3 s", 16)
+    ]
+    assert len(started) == 2
+
+
 def test_a_process_that_hangs_ends_with_the_one_that_asks():
     """Nobody reads its pipe then, whose end would tell it; the kernel ends it."""
     asks = """
@@ -232,7 +242,7 @@ from kvexp.bench.contract.ask import Asker
 from kvexp.experiment import Experiment
 
 asker = Asker()
-for answer in asker._answers(Experiment.from_json(sys.argv[1]), []):
+for answer in asker._answers(Experiment.from_json(sys.argv[1]), [1, 16], []):
     if answer["ask"][0] == "past_end":
         print(asker._child.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)

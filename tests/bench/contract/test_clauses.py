@@ -199,7 +199,7 @@ def test_nothing_outside_the_posed_memory_is_touched_by_what_it_provokes():
     made = asked(None, block_size=4)
     for question in (Question(past_end=True), Question(negatives=True), Question(padding=True)):
         seeded = torch.Generator().manual_seed(0)
-        posed = QuestionTensors(made.case, made.layout, made.source, question, seeded)
+        posed = QuestionTensors(made.case, made.op, made.layout, made.source, question, seeded)
         reach = GUARD_BLOCKS * 4
         assert int(posed.slot_mapping.min()) >= -reach
         assert int(posed.slot_mapping.max()) < posed.num_blocks * 4 + reach

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from kvexp.bench import verify as law_of_bytes
-from kvexp.bench.verify import verify
 from kvexp.gpu import scan
 from tests.helpers import strides
-from tests.helpers.strides import FIRST, TOTAL, all_poison, free_slot, point, reason, spoilt
+from tests.helpers.strides import FIRST, TOTAL, all_poison, free_slot, point, reason, spoilt, verify
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,9 @@
 
 import pytest
 
-from kvexp.bench.verify import verify
 from kvexp.workload import build
 from tests.helpers import strides, tiny_curve
-from tests.helpers.strides import FIRST, MAPPINGS, all_poison, point, reason, spoilt
+from tests.helpers.strides import FIRST, MAPPINGS, all_poison, point, reason, spoilt, verify
 
 
 @pytest.mark.parametrize("padding_at", ["end", "scattered"])

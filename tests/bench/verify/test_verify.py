@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from kvexp.bench import verify as law
-from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore, verify
+from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore
 from kvexp.errors import IncorrectResult
 from kvexp.gpu import scan as memories
 from kvexp.op.quantize import quantize
 from kvexp.workload import GUARD_BYTES, build
 from tests.helpers import oracle, strides, tiny_curve
-from tests.helpers.strides import FIRST, MAPPINGS, TOTAL, all_poison, free_slot, point, reason, spoilt
+from tests.helpers.strides import FIRST, MAPPINGS, TOTAL, all_poison, free_slot, point, reason, spoilt, verify
 
 
 def test_right_bytes_pass_and_the_cache_is_all_poison_again(tensors):

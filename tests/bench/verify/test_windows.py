@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from kvexp.bench.verify import poison, verify
+from kvexp.bench.verify import poison
 from kvexp.errors import IncorrectResult
 from kvexp.workload import build
 from kvexp.workload.inputs import window_step
 from tests.helpers import oracle, tiny_curve
+from tests.helpers.strides import verify
 
 WINDOWS = 3
 

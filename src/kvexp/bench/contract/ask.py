@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from kvexp.bench.contract import CLAUSES, Contract, Finding, answer_cache
+from kvexp.bench.contract import CLAUSES, PLAIN, Contract, Finding, answer_cache
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import OnWait
@@ -81,12 +81,13 @@ class Asker:
             KvexpError: See `get_contract`.
         """
         died: dict[tuple[str, int], str] = {}
+        sizes = list(experiment.workload.num_tokens)
         self._in_doubt = False
         for _ in range(MOST_PROCESSES):
             last: tuple[str, int] | None = None
             fresh = self._child is None
             try:
-                for answer in self._answers(experiment, list(died)):
+                for answer in self._answers(experiment, sizes, list(died)):
                     if "holder" in answer:
                         assert self._on_wait
                         self._on_wait(answer["holder"])
@@ -104,6 +105,8 @@ class Asker:
                 self._in_doubt |= death.in_doubt
                 if last:
                     died[last] = str(death)
+                    if death.hung and last[0] == PLAIN:  # so would a larger call, for as long again
+                        sizes = [size for size in sizes if size <= last[1]]
                 elif fresh:  # else it may have died of an earlier curve's question
                     raise KvexpError(f"the process that asks about the contract {death}") from death
         deaths = [Finding(clause, "broken", how, size) for (clause, size), how in died.items()]
@@ -136,7 +139,9 @@ class Asker:
                 f"the process that asks about the contract cannot be started: {error.strerror}"
             ) from error
 
-    def _answers(self, experiment: Experiment, died: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+    def _answers(
+        self, experiment: Experiment, sizes: Sequence[int], died: Sequence[tuple[str, int]]
+    ) -> Iterator[dict[str, Any]]:
         """Yield the answers of the process.
 
         Raises:
@@ -146,7 +151,7 @@ class Asker:
         self._child = child = self._child or self._start()
         request = {
             "experiment": asdict(experiment),
-            "num_tokens": list(experiment.workload.num_tokens),
+            "num_tokens": sizes,
             "died": died,
             "takes_turn": self._on_wait is not None,
         }
@@ -156,7 +161,7 @@ class Asker:
             try:
                 answer = child.receive(limit_s)
             except TimeoutError:
-                raise _Died(f"did not return within {limit_s:g} s", in_doubt=True) from None
+                raise _Died(f"did not return within {limit_s:g} s", in_doubt=True, hung=True) from None
             except EOFError:
                 raise _explain_death(child) from None
             yield answer
@@ -169,11 +174,13 @@ class _Died(Exception):
 
     Attributes:
         in_doubt: The implementation may have had no part in it.
+        hung: It was silent for too long.
     """
 
-    def __init__(self, how: str, in_doubt: bool) -> None:
+    def __init__(self, how: str, in_doubt: bool, hung: bool = False) -> None:
         super().__init__(how)
         self.in_doubt = in_doubt
+        self.hung = hung
 
 
 def _explain_death(child: LineChild) -> _Died:

@@ -229,7 +229,7 @@ def _pose_question(subject: Subject, num_tokens: int, question: Question) -> Non
     """
     case = replace(subject.case, num_tokens=num_tokens)
     generator = torch.Generator(case.device).manual_seed(case.seed)
-    posed = QuestionTensors(case, subject.layout, subject.source, question, generator)
+    posed = QuestionTensors(case, subject.op, subject.layout, subject.source, question, generator)
     posed.prepare()
     with _blame_implementation(case.device):
         # A graph does not keep what its call holds: the call lives as long as the graph is replayed.

@@ -16,10 +16,10 @@ from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.gpu import scan
 from kvexp.layout import Layout, Plane
-from kvexp.op import cache_item_bytes
-from kvexp.op.quantize import quantize
+from kvexp.op import Op, cache_item_bytes
 from kvexp.workload import GUARD_BYTES, NO_SLOT
 
+CACHES = ("key_cache", "value_cache")
 GUARD_BLOCKS = 2
 """Blocks of the same cache before its first and after its last."""
 SPARE_BLOCKS = 2
@@ -37,6 +37,7 @@ class QuestionTensors:
 
     Args:
         case: Sizes, types and device; `num_tokens` of the call.
+        op: What the call must write.
         layout: Of the cache.
         source: Type of key and value.
         question: How the call differs from a plain one.
@@ -44,10 +45,16 @@ class QuestionTensors:
     """
 
     def __init__(
-        self, case: Case, layout: Layout, source: torch.dtype, question: Question, generator: torch.Generator
+        self,
+        case: Case,
+        op: Op,
+        layout: Layout,
+        source: torch.dtype,
+        question: Question,
+        generator: torch.Generator,
     ) -> None:
         device = torch.device(case.device)
-        self.question, self.layout, self.generator = question, layout, generator
+        self.op, self.question, self.layout, self.generator = op, question, layout, generator
         self._begin = self._drawn = self._prepared = -1
         self._right: tuple[Tensor, list[Tensor]] | None = None
         needed = -(-(case.num_tokens + EXTRA_ROWS) // case.block_size)
@@ -60,7 +67,7 @@ class QuestionTensors:
             num_blocks=self.num_blocks + 2 * GUARD_BLOCKS,
         )
         item_bytes = cache_item_bytes(case.kv_cache_dtype, source.itemsize)
-        planes = layout.planes(self.case, item_bytes, layer=self.case.num_layers // 2)
+        planes = layout.planes(op.cache_sizes(self.case), item_bytes, layer=self.case.num_layers // 2)
         begin = GUARD_BYTES + item_bytes * question.shifted
         size = begin + planes.items * item_bytes + GUARD_BYTES
         self.storage = torch.empty(size, dtype=torch.uint8, device=device)
@@ -211,9 +218,7 @@ class QuestionTensors:
         near = self.slot_mapping[self.slot_mapping.abs() < num_slots - guard_slots]
         near = near[near >= -guard_slots]
         for slots in (self.slot_mapping[self._find_written()], near, everywhere - guard_slots):
-            for name, *planes in zip(
-                ("key_cache", "value_cache"), self._planes, self._expected_planes, strict=True
-            ):
+            for name, *planes in zip(CACHES, self._planes, self._expected_planes, strict=True):
                 if found := self._describe_first_wrong(name, planes, slots):
                     return found
         at = int(differs.view(torch.uint8).argmax())
@@ -258,11 +263,11 @@ class QuestionTensors:
         if self._right is None:
             tokens = self._find_written()
             codes = []
-            for rows, scale, plane in zip(
-                (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
+            for name, rows, scale, plane in zip(
+                CACHES, (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
             ):
                 chosen = rows.view(INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
-                codes.append(quantize(chosen, self.kv_cache_dtype, scale).view(plane.dtype))
+                codes.append(self.op.expect(name, chosen, self.kv_cache_dtype, scale).view(plane.dtype))
             self._right = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size, codes
             for now, before in zip(self._inputs, self._inputs_before, strict=True):
                 before.copy_(now)

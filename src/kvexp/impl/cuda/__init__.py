@@ -1,6 +1,7 @@
 """cuda: CUDA C++ kernels, compiled with NVRTC for each size and launched on torch's current stream."""
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,19 +9,21 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl.cuda import fit
+from kvexp.impl import op_files
 from kvexp.impl.cuda.launcher import PLANS, Gpu, Launcher
-from kvexp.impl.cuda.spec import Options, Spec
-from kvexp.impl.cuda.tuning import parse_options
+from kvexp.impl.cuda.options import parse_options
 from kvexp.op import Call
 
 
+@op_files(__name__, __path__)
 class Cuda:
     """The ops in CUDA C++; sizes are compile-time constants, one cubin each, cached on disk.
 
+    An op is the file of its name in this package, which `launcher` describes.
+
     Args:
         device: `cuda:N`.
-        **options: See `spec.Options`.
+        **options: See `options.Options`.
     """
 
     name = "cuda"
@@ -44,50 +47,6 @@ class Cuda:
         of = torch.cuda.get_device_properties(self.device)
         self.gpu = Gpu(self.device.index, f"sm_{of.major}{of.minor}", of.multi_processor_count)
 
-    def reshape_and_cache(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache` to these tensors."""
-        tensors = (key, value, key_cache, value_cache, slot_mapping)
-        return self._call("reshape_and_cache", tensors, kv_cache_dtype, k_scale, v_scale)
-
-    def reshape_and_cache_flash(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache_flash` to these tensors."""
-        tensors = (key, value, key_cache, value_cache, slot_mapping)
-        return self._call("reshape_and_cache_flash", tensors, kv_cache_dtype, k_scale, v_scale)
-
-    def reshape_and_cache_flash_diffkv(
-        self,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache_flash_diffkv` to these tensors."""
-        tensors = (key, value, kv_cache, slot_mapping)
-        return self._call("reshape_and_cache_flash_diffkv", tensors, kv_cache_dtype, k_scale, v_scale)
-
     def launcher(self, op: str, *arguments: Any) -> Launcher:
         """Return a launcher of the op for every call whose tensors agree with these.
 
@@ -102,45 +61,28 @@ class Cuda:
             Its `prepare(num_tokens)` gives a function of the addresses of the op's tensors, in its order, 0
             for None, which launches on torch's current stream. The tensors' device must be the current one.
         """
-        return Launcher(*self._fit(op, *arguments))
+        file = importlib.import_module(f"{__name__}.{op}")
+        spec, sizes, _ = file.fit(*arguments, options=self.options)
+        return Launcher(spec, self.options, sizes, self.gpu)
 
-    @functools.cached_property
-    def _launcher(self) -> Callable[..., Launcher]:
-        """Makes each launcher once: thousands of calls of a curve share it."""
-        return functools.lru_cache(PLANS)(Launcher)
-
-    def _fit(self, op: str, *arguments: Any) -> tuple[Spec, Options, int, Gpu, int | None]:
-        """Return the arguments of the Launcher for such a call."""
-        key, value, *caches, _, kv_cache_dtype, k_scale, _ = arguments
-        items = fit.fit_items(key, kv_cache_dtype, k_scale, self.options.software_fp8)
-        if op == "reshape_and_cache":
-            key_cache, value_cache = caches
-            num_slots = value_cache.shape[0] * value_cache.shape[3]
-            spec = fit.fit_head_major(key, value, key_cache, value_cache, items)
-            return spec, self.options, num_slots, self.gpu, None
-        head_size, value_at = key.shape[2], None
-        if op == "reshape_and_cache_flash_diffkv":
-            caches = [caches[0][..., :head_size], caches[0][..., head_size:]]
-            value_at = head_size * items.cache_bytes
-        num_slots = caches[0].shape[0] * caches[0].shape[1]
-        flash = fit.fit_flash(key, value, caches[0], caches[1], items)
-        return flash, self.options, num_slots, self.gpu, value_at
-
-    def _call(
-        self, op: str, tensors: tuple[Tensor, ...], kv_cache_dtype: str, *scales: Tensor | None
-    ) -> Call:
-        """Bind the op to the tensors, which live as long as the call; launch nothing for no tokens."""
-        num_tokens = tensors[-1].shape[0]
+    def bind_file(self, file: Any, *arguments: Any) -> Call:
+        """Bind the file's op to the tensors, which live as long as the call; launch nothing for no tokens."""
+        spec, sizes, num_tokens = file.fit(*arguments, options=self.options)
         if not num_tokens:
             return _do_nothing
-        launch = self._launcher(*self._fit(op, *tensors, kv_cache_dtype, *scales)).prepare(num_tokens)
-        alive = (*tensors, *scales)
+        launch = self._launcher(spec, self.options, sizes, self.gpu).prepare(num_tokens)
+        alive = tuple(one for one in arguments if one is None or isinstance(one, Tensor))
         addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in alive)
 
         def call(_alive: tuple[Tensor | None, ...] = alive) -> None:
             launch(*addresses)
 
         return call
+
+    @functools.cached_property
+    def _launcher(self) -> Callable[..., Launcher]:
+        """Makes each launcher once: thousands of calls of a curve share it."""
+        return functools.lru_cache(PLANS)(Launcher)
 
 
 def _do_nothing() -> None:

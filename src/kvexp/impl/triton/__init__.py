@@ -2,9 +2,12 @@
 
 For a CPU, `TRITON_INTERPRET=1` must be in the environment before this package is imported: Triton reads it
 when `@triton.jit` decorates. The measuring process of a CPU device sets it.
+
+An op's file has its kernel and `fit`, which takes the op's arguments and returns a `source.Fit`.
 """
 
 import functools
+import importlib
 import os
 from typing import Any
 
@@ -13,17 +16,16 @@ import triton
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl.triton import kernels, source
+from kvexp.impl import op_files
+from kvexp.impl.triton import source
 from kvexp.impl.triton.launch import Launcher
-from kvexp.op import Call
-
-PACKED = ("reshape_and_cache_flash_diffkv",)
-"""The ops that write K and V side by side to one cache."""
+from kvexp.op import Call, get_method
 
 VIEWS = {
     "*i8": torch.int8,
     "*i16": torch.int16,
     "*i32": torch.int32,
+    "*i64": torch.int64,
     "*fp16": torch.float16,
     "*bf16": torch.bfloat16,
     "*fp32": torch.float32,
@@ -32,84 +34,30 @@ VIEWS = {
 }
 
 
+@op_files(__name__, __path__)
 class Triton:
     """The ops in Triton; on a CPU they are interpreted, verified and not timed.
 
     Args:
         device: `cuda:N`, or `cpu` with the interpreter.
-        num_warps: See `source.Options`.
-        num_stages: The same.
-        tile_tokens: The same.
-        tile_columns: The same.
-        slot_first: The same.
+        **options: See `source.Options`.
     """
 
     name = "triton"
 
-    def __init__(
-        self,
-        device: str,
-        num_warps: int | None = None,
-        num_stages: int | None = None,
-        tile_tokens: int | None = None,
-        tile_columns: int | None = None,
-        slot_first: bool | None = None,
-    ) -> None:
-        self.options = source.Options(num_warps, num_stages, tile_tokens, tile_columns, slot_first)
+    def __init__(self, device: str, **options: Any) -> None:
+        self.options = source.Options(**options)
         self.device = torch.device(device)
         self.interpreted = self.device.type != "cuda"
         if self.interpreted and os.environ.get("TRITON_INTERPRET") != "1":
             raise Unsupported("impl=triton on a CPU needs TRITON_INTERPRET=1 in the environment")
         self.untimed = "interpreted: Triton's interpreter is no measure of the kernel" * self.interpreted
-        self.gpu, self.capability = source.Gpu(1, 0), (0, 0)
+        # Interpreted tiles are small: no call fills so many multiprocessors.
+        self.gpu, self.capability = source.Gpu(1 << 20, 0), (0, 0)
         if not self.interpreted:
             properties = torch.cuda.get_device_properties(self.device)
             self.gpu = source.Gpu(properties.multi_processor_count, properties.L2_cache_size)
             self.capability = (properties.major, properties.minor)
-
-    def reshape_and_cache(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache` to these tensors; launch nothing for no tokens."""
-        tensors = (key, value, key_cache, value_cache, slot_mapping)
-        return self._bind("reshape_and_cache", *tensors, kv_cache_dtype, k_scale, v_scale)
-
-    def reshape_and_cache_flash(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache_flash` to these tensors; launch nothing for no tokens."""
-        tensors = (key, value, key_cache, value_cache, slot_mapping)
-        return self._bind("reshape_and_cache_flash", *tensors, kv_cache_dtype, k_scale, v_scale)
-
-    def reshape_and_cache_flash_diffkv(
-        self,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache_flash_diffkv` to these tensors; launch nothing for no tokens."""
-        tensors = (key, value, kv_cache, slot_mapping)
-        return self._bind("reshape_and_cache_flash_diffkv", *tensors, kv_cache_dtype, k_scale, v_scale)
 
     def launcher(self, op: str, *arguments: Any) -> Launcher:
         """Return a launcher of the op for every call whose tensors agree with these.
@@ -130,59 +78,45 @@ class Triton:
         """
         if self.interpreted:
             raise Unsupported("impl=triton on a CPU has no launcher: Triton's interpreter takes no addresses")
-        plan, _ = self._make_plan(op, *arguments)
-        device = self.device.index or 0
-        if op in PACKED:
-            key, _, kv_cache, *_ = arguments
-            value_at = key.shape[2] * kv_cache.element_size()
-            return Launcher(plan, device, self.gpu, self.options, value_at)
-        return Launcher(plan, device, self.gpu, self.options)
+        get_method(self, op)  # refuses an op without a file
+        file = importlib.import_module(f"{__name__}.{op}")
+        plan, _, _ = self._fit(file, *arguments)
+        return self._make_launcher(plan)
 
-    def _bind(self, op: str, *arguments: Any) -> Call:
-        if self.interpreted:
-            return self._bind_interpreted(op, *arguments)
-        launcher = self.launcher(op, *arguments)
-        *before, _kv_cache_dtype, k_scale, v_scale = arguments
-        tensors: tuple[Tensor | None, ...] = (*before, k_scale, v_scale)
-        num_tokens = before[-1].shape[0]
+    def bind_file(self, file: Any, *arguments: Any) -> Call:
+        """Bind the op of the file to its arguments; launch nothing for no tokens."""
+        plan, tensors, num_tokens = self._fit(file, *arguments)
         if not num_tokens:
             return _do_nothing
+        if self.interpreted:
+            return self._interpret(plan, tensors, num_tokens)
         addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
         # Not in the first call, which a CUDA graph may be capturing.
-        launch = launcher.prepare(num_tokens)
+        launch = self._make_launcher(plan).prepare_kernel(num_tokens)
 
         def call(_alive: tuple[Tensor | None, ...] = tensors) -> None:
             launch(*addresses)
 
         return call
 
-    def _bind_interpreted(self, op: str, *arguments: Any) -> Call:
-        plan, tensors = self._make_plan(op, *arguments)
-        *four, slot_mapping, k_scale, v_scale = tensors
-        num_tokens = slot_mapping.shape[0]
-        if not num_tokens:
-            return _do_nothing
-        kernel = plan.kernel
-        views = (tensor.view(VIEWS[word]) for tensor, word in zip(four, kernel.pointers, strict=False))
-        tokens, columns = source.choose_tile(kernel, plan.row_items, False, self.options)
-        grid = (triton.cdiv(num_tokens, tokens) * triton.cdiv(plan.row_items, columns),)
-        function: Any = getattr(kernels, kernel.name)
-        values = (*views, slot_mapping, k_scale, v_scale, num_tokens, *plan.sizes)
-        constants = source.make_constants(kernel, tokens, columns, bool(self.options.slot_first))
-        return functools.partial(function[grid], *values, **constants)
-
-    def _make_plan(self, op: str, *arguments: Any) -> tuple[source.Plan, tuple[Any, ...]]:
-        """Return the plan of a call, and the tensors of its kernel in order."""
-        *tensors, kv_cache_dtype, k_scale, v_scale = arguments
-        if op in PACKED:
-            key, value, kv_cache, slot_mapping = tensors
-            head_size = key.shape[2]
-            tensors = [key, value, kv_cache[..., :head_size], kv_cache[..., head_size:], slot_mapping]
-        if not source.is_copy(tensors[0], kv_cache_dtype):
+    def _fit(self, file: Any, *arguments: Any) -> source.Fit:
+        plan, tensors, num_tokens = file.fit(*arguments)
+        if plan.kernel.converts:
             self._check_fp8()
-        make: Any = source.plan_head_major if op == "reshape_and_cache" else source.plan_flash
-        *four, _slot_mapping = tensors
-        return make(*four, kv_cache_dtype, k_scale), (*tensors, k_scale, v_scale)
+        return plan, tensors, num_tokens
+
+    def _make_launcher(self, plan: source.Plan) -> Launcher:
+        return Launcher(plan, self.device.index or 0, self.gpu, self.options)
+
+    def _interpret(self, plan: source.Plan, tensors: tuple[Tensor | None, ...], num_tokens: int) -> Call:
+        kernel, tile = plan.kernel, plan.choose_tile(plan, num_tokens, self.gpu, self.options)
+        views = [
+            tensor if tensor is None else tensor.view(VIEWS[word])
+            for tensor, word in zip(tensors, kernel.pointers, strict=True)
+        ]
+        grid = (triton.cdiv(num_tokens, tile.tokens) * tile.programs,)
+        constants = dict(kernel.constants + tile.constants)
+        return functools.partial(kernel.function[grid], *views, num_tokens, *plan.sizes, **constants)
 
     def _check_fp8(self) -> None:
         if self.interpreted:

@@ -6,6 +6,7 @@ are the arguments that are not constants, then pointers to scratch memory, which
 """
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +15,7 @@ import triton
 from kvexp.errors import Unsupported
 from kvexp.gpu import launch
 from kvexp.gpu.launch import Launch
-from kvexp.impl.triton import source as sources
-from kvexp.impl.triton.source import Gpu, Kernel, Options, Plan
+from kvexp.impl.triton.source import Gpu, Kernel, Options, Plan, Tile, make_source
 
 NUM_WARPS = 4
 MOST_PROGRAMS = 2**31 - 1
@@ -26,22 +26,12 @@ NO_SCRATCH = (0, 0)
 
 
 @functools.cache
-def compile_kernel(
-    kernel: Kernel,
-    tokens: int,
-    columns: int,
-    slot_first: bool,
-    num_warps: int,
-    num_stages: int | None,
-    device: int,
-) -> Any:
+def compile_kernel(kernel: Kernel, tile: Tile, num_warps: int, num_stages: int | None, device: int) -> Any:
     """Compile the kernel, load it on the device and return Triton's CompiledKernel."""
     with torch.cuda.device(device):
         target = triton.runtime.driver.active.get_current_target()
         made = triton.compile(
-            sources.make_source(kernel, tokens, columns, slot_first),
-            target=target,
-            options=make_compiler_options(num_warps, num_stages),
+            make_source(kernel, tile), target=target, options=make_compiler_options(num_warps, num_stages)
         )
         made._init_handles()  # loads the binary, as the first access to `run` would
         return made
@@ -53,25 +43,21 @@ def make_compiler_options(num_warps: int, num_stages: int | None) -> dict[str, i
     return {"num_warps": num_warps} | stages
 
 
+@dataclass(frozen=True)
 class Launcher:
     """Launches one plan's kernel, for every call whose tensors lead to the plan.
 
-    Args:
+    Attributes:
         plan: The kernel and its sizes.
         device: Index of the tensors' device, which must be the current one.
         gpu: The properties of the device that tiles depend on.
         options: The user's options.
-        value_at: Bytes from K of a head to its V where one cache holds both.
     """
 
-    def __init__(
-        self, plan: Plan, device: int, gpu: Gpu, options: Options, value_at: int | None = None
-    ) -> None:
-        self._plan = plan
-        self._options = options
-        self._device = device
-        self._gpu = gpu
-        self._value_at = value_at
+    plan: Plan
+    device: int
+    gpu: Gpu
+    options: Options
 
     def prepare(self, num_tokens: int) -> Launch:
         """Compile and load the kernel for so many tokens and return its launch.
@@ -85,31 +71,18 @@ class Launcher:
         Raises:
             Unsupported: The grid would have too many programs, or the options do not suit the kernel.
         """
-        plan = self._plan
-        large = sources.is_large(plan.kernel, plan.row_items, num_tokens, self._gpu)
-        tokens, columns = sources.choose_tile(plan.kernel, plan.row_items, large, self._options)
-        tiles = -(-plan.row_items // columns)
-        most_tokens = MOST_PROGRAMS // tiles * tokens
+        return self.plan.adapt(self.prepare_kernel(num_tokens))
+
+    def prepare_kernel(self, num_tokens: int) -> Launch:
+        """Return the same as a function of the addresses of the kernel's tensors."""
+        plan, options = self.plan, self.options
+        tile = plan.choose_tile(plan, num_tokens, self.gpu, options)
+        most_tokens = MOST_PROGRAMS // tile.programs * tile.tokens
         if num_tokens > most_tokens:
             raise Unsupported(f"impl=triton launches at most {most_tokens} such tokens, not {num_tokens}")
-        num_warps = self._options.num_warps or NUM_WARPS
-        slot_first = self._options.slot_first
-        if slot_first is None:
-            slot_first = sources.waits_for_slots(plan.kernel, plan.row_items, num_tokens, self._gpu)
-        made = compile_kernel(
-            plan.kernel, tokens, columns, slot_first, num_warps, self._options.num_stages, self._device
-        )
-        ctas = (-(-num_tokens // tokens) * tiles, 1)
+        num_warps = options.num_warps or NUM_WARPS
+        made = compile_kernel(plan.kernel, tile, num_warps, options.num_stages, self.device)
+        ctas = (-(-num_tokens // tile.tokens) * tile.programs, 1)
         sizes = (num_tokens, *plan.sizes, *NO_SCRATCH)
-        threads = num_warps * launch.WARP
-        launch_kernel = launch.bind(self._device, made.function, ctas, threads, sizes, made.metadata.shared)
-        value_at = self._value_at
-        if value_at is None:
-            return launch_kernel
-
-        def launch_packed(
-            key: int, value: int, kv_cache: int, slots: int, k_scale: int, v_scale: int
-        ) -> None:
-            launch_kernel(key, value, kv_cache, kv_cache + value_at, slots, k_scale, v_scale)
-
-        return launch_packed
+        threads, pointers = num_warps * launch.WARP, len(plan.kernel.pointers)
+        return launch.bind(self.device, made.function, ctas, threads, sizes, pointers, made.metadata.shared)

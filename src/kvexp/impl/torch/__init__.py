@@ -1,10 +1,16 @@
-"""torch: the ops as indexed assignment, which runs on every machine and serves as a reference for ports."""
+"""torch: the ops as indexed assignment, which runs on every machine and serves as a reference for ports.
 
+An op's file has `bind(impl, *arguments)`, which takes the Torch and the op's arguments and returns the call.
+"""
+
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kvexp.impl import op_files
 from kvexp.op import Call
 from kvexp.op.quantize import quantize
 
@@ -16,13 +22,20 @@ Store = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 
 MOST_COMPILATIONS = 1 << 16
 
+_OpMethods: Any = object
+"""A base for mypy, which then takes the methods that `op_files` adds, after `super()` too."""
 
-class Torch:
+
+@op_files(__name__, __path__)
+class Torch(_OpMethods):  # type: ignore[misc]  # a base of any type
     """The ops in plain torch. Nothing synchronises, so CUDA graphs can capture them.
 
     Args:
         device: `cuda:N` or `cpu`.
         compile: Compile the call with torch.compile.
+
+    Attributes:
+        compiled: Takes a function and returns the one to call in its place.
     """
 
     name = "torch"
@@ -30,81 +43,28 @@ class Torch:
 
     def __init__(self, device: str, compile: bool = False) -> None:
         self.device = device
-        self._write = _write
+        self.compiled: Callable[[Any], Any] = lambda function: function
         if compile:
             # One function for all calls, which take the tensors as arguments and so share compilations. Each
             # size and type needs its own, more than torch allows a function by default.
             torch._dynamo.config.recompile_limit = MOST_COMPILATIONS
             torch._dynamo.config.accumulated_recompile_limit = MOST_COMPILATIONS
-            self._write = torch.compile(_write, fullgraph=True, dynamic=False)
+            self.compiled = functools.cache(functools.partial(torch.compile, fullgraph=True, dynamic=False))
         # One plane at a time: torch.compile refuses some caches that share an allocation (torch 2.13).
         self._planes_at_once = 1 if compile else 2
 
-    def reshape_and_cache_flash(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache_flash` to these tensors."""
-        planes = [(key, key_cache, k_scale), (value, value_cache, v_scale)]
-        return self._call(
-            planes, slot_mapping, key_cache.shape[0], key_cache.shape[1], kv_cache_dtype, _flash
-        )
+    def bind_file(self, file: Any, *arguments: Any) -> Any:
+        """Bind the op of the file to its arguments."""
+        return file.bind(self, *arguments)
 
-    def reshape_and_cache_flash_diffkv(
-        self,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache_flash_diffkv` to these tensors."""
-        head_size = key.shape[-1]
-        key_cache, value_cache = kv_cache[..., :head_size], kv_cache[..., head_size:]
-        return self.reshape_and_cache_flash(
-            key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale
-        )
-
-    def reshape_and_cache(
-        self,
-        key: Tensor,
-        value: Tensor,
-        key_cache: Tensor,
-        value_cache: Tensor,
-        slot_mapping: Tensor,
-        kv_cache_dtype: str,
-        k_scale: Tensor | None,
-        v_scale: Tensor | None,
-    ) -> Call:
-        """Bind `op.reshape_and_cache` to these tensors."""
-        num_blocks, _, _, block_size = value_cache.shape
-        planes = [(key, key_cache, k_scale), (value, value_cache, v_scale)]
-        return self._call(planes, slot_mapping, num_blocks, block_size, kv_cache_dtype, _head_major)
-
-    def _call(
-        self,
-        planes: list[Plane],
-        slot_mapping: Tensor,
-        num_blocks: int,
-        block_size: int,
-        kv_cache_dtype: str,
-        store: Store,
-    ) -> Call:
-        """Return the call that writes all planes; it does nothing for no tokens."""
+    def bind_write(self, store: Store, num_blocks: int, block_size: int, *arguments: Any) -> Call:
+        """Return the call that writes the tokens' rows to both caches; it does nothing for no tokens."""
+        key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale = arguments
         if not slot_mapping.shape[0] or not num_blocks * block_size:
             return _do_nothing
-        items = [(rows, _as_indexable(cache), scale) for rows, cache, scale in planes]
-        parts = [items[i : i + self._planes_at_once] for i in range(0, len(items), self._planes_at_once)]
-        write = self._write
+        planes = [(key, _as_indexable(key_cache), k_scale), (value, _as_indexable(value_cache), v_scale)]
+        parts = [planes[i : i + self._planes_at_once] for i in range(0, 2, self._planes_at_once)]
+        write = self.compiled(_write)
 
         def call() -> None:
             for part in parts:
@@ -125,15 +85,6 @@ def _write(
     block, offset = slot // block_size, slot % block_size
     for rows, cache, scale in planes:
         store(cache, _convert(rows, token, cache, kv_cache_dtype, scale), block, offset, any_valid)
-
-
-def _flash(cache: Tensor, data: Tensor, block: Tensor, offset: Tensor, any_valid: Tensor) -> None:
-    cache[block, offset] = torch.where(any_valid, data, cache[0, 0])
-
-
-def _head_major(cache: Tensor, data: Tensor, block: Tensor, offset: Tensor, any_valid: Tensor) -> None:
-    old = cache[0, :, :, 0]
-    cache[block, :, :, offset] = torch.where(any_valid, data.view(-1, *old.shape), old)
 
 
 def _do_nothing() -> None:

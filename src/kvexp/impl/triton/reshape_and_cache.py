@@ -1,72 +1,42 @@
-"""Define the Triton kernels: a program moves a tile of tokens x columns of K, and the same tile of V.
+"""Write head-major caches: a program moves a tile of tokens x columns of K, and the same tile of V.
 
-A column is an item of a token's row: `head * head_size + place in the head`. Triton chooses the width of each
-access, since it knows a divisor of each argument (`source.py`).
+A column is an item of a token's row: `head * head_size + place in the head`.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from typing import Any
 
 import triton
 import triton.language as tl
 
+from kvexp.impl.triton.convert import cache_items
+from kvexp.impl.triton.source import LARGE_ITEMS, Fit, Gpu, Options, Plan, Tile, Write, make_tile
 
-@triton.jit
-def _quotient(x, divisor, CORRECTIONS: tl.constexpr):
-    """Return `x / divisor`, exact once rounded to fp8, by the divisor's reciprocal and the exact remainder.
+TILES = ((1024, 64), (LARGE_ITEMS, 128))
+"""Tiles for few and for many tokens: items of K, and of V, and the most columns.
 
-    One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
-    This needs a divisor between 2^-60 and 2^60; any other is scaled into that range, together with its
-    dividend, by a power of two. A dividend that loses bits or overflows by this has a quotient that becomes 0
-    or the largest number anyway.
-    """
-    size = tl.abs(divisor)
-    shift = tl.where(size < 2.0**-60, 2.0**96, tl.where(size > 2.0**60, 2.0**-96, 1.0))
-    x, divisor = x * shift, divisor * shift
-    reciprocal = tl.div_rn(1.0, divisor)
-    first = x * reciprocal
-    better = first
-    for _ in tl.static_range(CORRECTIONS):
-        better = tl.fma(tl.fma(-better, divisor, x), reciprocal, better)
-    # The correction would drop the sign of a zero and turn an infinity into NaN.
-    return tl.where(tl.abs(better) > 0.0, better, first)
+The kernel reads along columns and writes along tokens, so its tiles are wide in both; with few tokens they
+are small, so that every multiprocessor gets one.
+"""
 
 
-@triton.jit
-def _cache_items(
-    items,  # [TOKENS, COLUMNS]
-    first_column,
-    scale_ptr,
-    cache_ptr,
-    ROW_ITEMS: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    FP8: tl.constexpr,
-    PER_HEAD: tl.constexpr,
-):
-    """Convert source items to cache items; fp8 divides in float32 and rounds once, to the cache's item type.
-
-    tl.div_rn is IEEE division; Triton's `/` is not.
-    """
-    if FP8:
-        x = items.to(tl.float32)
-        if PER_HEAD:
-            # Items of one head share a reciprocal in runs of 16, or of the largest smaller power of two that
-            # divides the head size.
-            COLUMNS: tl.constexpr = items.shape[1]
-            RUN: tl.constexpr = min(16, COLUMNS, HEAD_SIZE & -HEAD_SIZE)
-            item = first_column + tl.arange(0, COLUMNS // RUN) * RUN
-            scale = tl.load(scale_ptr + item // HEAD_SIZE, mask=item < ROW_ITEMS, other=1.0)[None, :, None]
-            x = tl.reshape(x, (items.shape[0], COLUMNS // RUN, RUN))
-        else:
-            scale = tl.load(scale_ptr)
-        x = _quotient(x, scale, 1 if items.dtype.primitive_bitwidth == 16 else 2)
-        items = tl.reshape(x, items.shape).to(cache_ptr.dtype.element_ty)
-    return items
+def fit(*arguments: Any) -> Fit:
+    """Fit the kernel to head-major caches, K's in groups of `x` items of a token."""
+    call = Write(*arguments)
+    _, num_heads, head_size = call.key.shape
+    num_blocks, _, _, block_size, x = call.key_cache.shape
+    strides = (call.key_cache.stride(0), call.value_cache.stride(0)) if num_blocks > 1 else (0, 0)
+    sizes = (num_blocks * block_size, call.key.stride(0), call.value.stride(0), *strides)
+    row_items = num_heads * head_size
+    constants = {"ROW_ITEMS": row_items, "HEAD_SIZE": head_size, "BLOCK_SIZE": block_size, "X": x}
+    return call.fit(head_major, sizes, constants, row_items, choose_tile)
 
 
-@triton.jit
-def _tile(ROW_ITEMS: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return first token and first column of this program; neighbours share tokens and write whole rows."""
-    tiles: tl.constexpr = (ROW_ITEMS + COLUMNS - 1) // COLUMNS
-    program = tl.program_id(0)
-    return (program // tiles).to(tl.int64) * TOKENS, program % tiles * COLUMNS
+def choose_tile(plan: Plan, num_tokens: int, gpu: Gpu, options: Options) -> Tile:
+    """Return a large tile where such tiles fill the GPU four times, else a small one."""
+    items, widest = TILES[gpu.is_filled(num_tokens * plan.row_items)]
+    return make_tile(plan.row_items, items, widest, options, run=dict(plan.kernel.constants)["X"])
 
 
 @triton.jit
@@ -78,75 +48,6 @@ def _tile_by_columns(num_tokens, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
     program = tl.program_id(0)
     # With 32 bits Triton's kernel takes 5 % longer where slots are contiguous.
     return (program % tiles).to(tl.int64) * TOKENS, (program // tiles).to(tl.int32) * COLUMNS
-
-
-@triton.jit
-def _place_in_row(column, head_stride, HEAD_SIZE: tl.constexpr):
-    """Return the distance of each column from the start of its slot."""
-    return (column // HEAD_SIZE).to(tl.int64) * head_stride + column % HEAD_SIZE
-
-
-@triton.jit
-def flash(
-    key_ptr,  # [>= num_tokens, NUM_HEADS, HEAD_SIZE]
-    value_ptr,  # [>= num_tokens, NUM_HEADS, HEAD_SIZE_V]
-    key_cache_ptr,  # [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE], last dim contiguous
-    value_cache_ptr,  # [num_blocks, BLOCK_SIZE, NUM_HEADS, HEAD_SIZE_V], equal strides
-    slot_mapping_ptr,  # int64 [num_tokens]
-    k_scale_ptr,  # float32, one element or one for each head; read when FP8
-    v_scale_ptr,
-    num_tokens,
-    num_slots,
-    key_stride,
-    value_stride,
-    block_stride,
-    token_stride,
-    head_stride,
-    NUM_HEADS: tl.constexpr,
-    HEAD_SIZE: tl.constexpr,
-    HEAD_SIZE_V: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    FP8: tl.constexpr,
-    PER_HEAD: tl.constexpr,
-    SLOT_FIRST: tl.constexpr,
-    TOKENS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """Write caches of any strides; grid ceil(num_tokens / TOKENS) * ceil(row / COLUMNS).
-
-    The compiler merges what K and V have in common: with equal head sizes, places and masks.
-    """
-    KEY_ITEMS: tl.constexpr = NUM_HEADS * HEAD_SIZE
-    VALUE_ITEMS: tl.constexpr = NUM_HEADS * HEAD_SIZE_V
-    first_token, first_column = _tile(max(KEY_ITEMS, VALUE_ITEMS), TOKENS, COLUMNS)
-    token = first_token + tl.arange(0, TOKENS)
-    column = first_column + tl.arange(0, COLUMNS)
-    in_key = (column < KEY_ITEMS)[None, :]
-    in_value = (column < VALUE_ITEMS)[None, :]
-    known = token < num_tokens
-
-    read = known
-    if SLOT_FIRST:
-        slot = tl.load(slot_mapping_ptr + token, mask=known, other=-1)
-        read = (slot >= 0) & (slot < num_slots)
-    key_item = (token * key_stride)[:, None] + column[None, :]
-    value_item = (token * value_stride)[:, None] + column[None, :]
-    key = tl.load(key_ptr + key_item, mask=read[:, None] & in_key)
-    value = tl.load(value_ptr + value_item, mask=read[:, None] & in_value)
-    if not SLOT_FIRST:
-        # Loaded after the rows, which do not wait for it.
-        slot = tl.load(slot_mapping_ptr + token, mask=known, other=-1)
-
-    written = (slot >= 0) & (slot < num_slots)
-    row = ((slot // BLOCK_SIZE) * block_stride + (slot % BLOCK_SIZE) * token_stride)[:, None]
-    key_place = row + _place_in_row(column, head_stride, HEAD_SIZE)[None, :]
-    value_place = row + _place_in_row(column, head_stride, HEAD_SIZE_V)[None, :]
-    key = _cache_items(key, first_column, k_scale_ptr, key_cache_ptr, KEY_ITEMS, HEAD_SIZE, FP8, PER_HEAD)
-    value = _cache_items(
-        value, first_column, v_scale_ptr, value_cache_ptr, VALUE_ITEMS, HEAD_SIZE_V, FP8, PER_HEAD
-    )
-    tl.store(key_cache_ptr + key_place, key, mask=written[:, None] & in_key)
-    tl.store(value_cache_ptr + value_place, value, mask=written[:, None] & in_value)
 
 
 @triton.jit
@@ -270,8 +171,8 @@ def head_major(
     followers = tl.sum((second & (slot == before + 1)).to(tl.int32), 0)
 
     written = (slot >= 0) & (slot < num_slots)
-    key = _cache_items(key, first_column, k_scale_ptr, key_cache_ptr, ROW_ITEMS, HEAD_SIZE, FP8, PER_HEAD)
-    value = _cache_items(
+    key = cache_items(key, first_column, k_scale_ptr, key_cache_ptr, ROW_ITEMS, HEAD_SIZE, FP8, PER_HEAD)
+    value = cache_items(
         value, first_column, v_scale_ptr, value_cache_ptr, ROW_ITEMS, HEAD_SIZE, FP8, PER_HEAD
     )
     _store_keys(

@@ -1,52 +1,36 @@
-"""Check the arguments of a call; each error names the argument, what it is and what it can be."""
+"""Check the arguments of a call of the library; each error names one, what it is and what it can be."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from kvexp.api import cache_checks
-from kvexp.api.cache_checks import format_dtype, format_shape, has_strides
-from kvexp.op.quantize import FORMATS
+from kvexp.op import ValidCall
+from kvexp.op.quantize import FORMATS, SOURCES
 
-SOURCES = (torch.float16, torch.bfloat16, torch.float32, *(target.dtype for target in FORMATS.values()))
+if TYPE_CHECKING:
+    from kvexp.op.cache_write import CacheWrite
+
 ALIASES = {"fp8": "fp8_e4m3"}
 
 
-@dataclass(frozen=True)
-class ValidCall:
-    """A call whose arguments are valid.
+def has_strides(tensor: Tensor, strides: Sequence[int | None]) -> bool:
+    """Return whether the tensor has these strides; None, and any dim of one element or none, matches all."""
+    return not tensor.numel() or all(
+        size == 1 or wanted is None or stride == wanted
+        for size, stride, wanted in zip(tensor.shape, tensor.stride(), strides, strict=True)
+    )
 
-    Attributes:
-        arguments: The op's, with the format's alias resolved.
-        num_tokens: Length of `slot_mapping`.
-        num_slots: Slots of the cache.
-        device: The device of all tensors.
-    """
 
-    arguments: tuple[Any, ...]
-    num_tokens: int
-    num_slots: int
-    device: torch.device
+def format_shape(tensor: Tensor) -> str:
+    """Return the shape as an error shows it."""
+    return str(list(tensor.shape))
 
-    @property
-    def slot_mapping(self) -> Tensor:
-        """The argument `slot_mapping`."""
-        found: Tensor = self.arguments[-4]
-        return found
 
-    @property
-    def num_caches(self) -> int:
-        """Number of caches among the arguments."""
-        return len(self.arguments) - 6
-
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        """Addresses of the tensors, in the op's order; 0 for None."""
-        tensors = (*self.arguments[:-3], *self.arguments[-2:])
-        return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+def format_dtype(dtype: torch.dtype) -> str:
+    """Return the dtype's name without `torch.`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def resolve_format(kv_cache_dtype: Any) -> str:
@@ -65,56 +49,75 @@ def resolve_format(kv_cache_dtype: Any) -> str:
     return resolved
 
 
-def validate(op: str, arguments: Sequence[Any]) -> ValidCall:
-    """Check all arguments and return the call.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument's shape, strides or device is wrong.
-    """
-    key, value, *caches, slot_mapping, kv_cache_dtype, k_scale, v_scale = arguments
+def validate(op: "CacheWrite", arguments: Sequence[Any]) -> ValidCall:
+    """Check all arguments of an op that writes caches; see `op.Op.validate`."""
+    tensors = dict(zip(op.parameters[:-3], arguments, strict=False))
+    kv_cache_dtype, k_scale, v_scale = arguments[-3:]
+    key, value, *_, slot_mapping = tensors.values()
+    caches = {name: tensors[name] for name in op.writes}
     resolved = resolve_format(kv_cache_dtype)
-    names = ("kv_cache",) if op.endswith("diffkv") else ("key_cache", "value_cache")
-    tensors = {
-        "key": key,
-        "value": value,
-        **dict(zip(names, caches, strict=True)),
-        "slot_mapping": slot_mapping,
-    }
     _check_tensors(tensors, key)
     num_tokens = _check_slot_mapping(slot_mapping)
     _check_rows(key, value, num_tokens)
-    _check_types(key, value, dict(zip(names, caches, strict=True)), resolved)
-    if op != "reshape_and_cache_flash_diffkv" and value.shape[2] != key.shape[2]:
+    _check_types(key, value, caches, resolved)
+    if op.equal_heads and value.shape[2] != key.shape[2]:
         raise ValueError(f"value must have heads of {key.shape[2]} elements as key has, not {value.shape[2]}")
-    num_slots = cache_checks.CACHES[op](key, value, *caches)
+    num_slots = op.check_caches(key, value, *caches.values())
     if resolved != "auto":
         _check_scale_tensors(k_scale=k_scale, v_scale=v_scale)
+    read = {}
     if resolved != "auto" and key.itemsize > 1:
         _check_scales(key, k_scale, v_scale)
-        tensors |= {"k_scale": k_scale, "v_scale": v_scale}
+        read = {"k_scale": k_scale, "v_scale": v_scale}
     else:
         k_scale = v_scale = None  # nothing is converted, so they are not read
-    _check_memory(tensors)
-    return ValidCall(
-        (key, value, *caches, slot_mapping, resolved, k_scale, v_scale), num_tokens, num_slots, key.device
-    )
+    _check_memory({**tensors, **read})
+    return ValidCall(op, (*tensors.values(), resolved, k_scale, v_scale), num_tokens, num_slots, key.device)
 
 
-def check_slot_range(call: ValidCall) -> None:
-    """Check that no slot is past the last; wait for the device.
+def check_slot_range(slot_mapping: Tensor, num_slots: int) -> None:
+    """Check that no slot is past the last; see `op.Op.check_slots`."""
+    if slot_mapping.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise ValueError("check_slots=True waits for the GPU, which the capture of a CUDA graph forbids")
+    largest = int(slot_mapping.max()) if slot_mapping.numel() else -1
+    if largest >= num_slots:
+        token = int(slot_mapping.argmax())
+        raise ValueError(
+            f"slot_mapping[{token}] is {largest}, past the last of the cache's {num_slots} slots"
+        )
+
+
+def check_flash_cache(name: str, cache: Tensor, num_heads: int, width: int, what: str) -> None:
+    """Check one cache of FlashAttention's shape; `what` names its last dim.
 
     Raises:
-        ValueError: A slot is, or a CUDA graph is being captured, which cannot wait.
+        ValueError: It does not fit.
     """
-    if call.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise ValueError("check_slots=True waits for the GPU, which the capture of a CUDA graph forbids")
-    largest = int(call.slot_mapping.max()) if call.num_tokens else -1
-    if largest >= call.num_slots:
-        token = int(call.slot_mapping.argmax())
+    if cache.dim() != 4 or tuple(cache.shape[2:]) != (num_heads, width):
         raise ValueError(
-            f"slot_mapping[{token}] is {largest}, past the last of the cache's {call.num_slots} slots"
+            f"{name} must be [num_blocks, block_size, {num_heads}, {width}] (num_heads, {what}), "
+            f"not {format_shape(cache)}"
         )
+    if not has_strides(cache, (None, None, None, 1)):
+        raise ValueError(f"{name} must have a contiguous last dim, not the strides {cache.stride()}")
+    check_own_memory(name, cache)
+
+
+def check_own_memory(name: str, cache: Tensor) -> None:
+    """Check that no two elements of the cache share memory.
+
+    Raises:
+        ValueError: Some do.
+    """
+    if not cache.numel():
+        return
+    reach = 0
+    for stride, size in sorted(zip(cache.stride(), cache.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            raise ValueError(
+                f"{name} must have memory of its own for each element, not the strides {cache.stride()}"
+            )
+        reach += (size - 1) * stride if size > 1 else 0
 
 
 def _check_tensors(tensors: dict[str, Any], key: Any) -> None:
@@ -180,10 +183,9 @@ def _check_rows(key: Tensor, value: Tensor, num_tokens: int) -> None:
 
 
 def _check_types(key: Tensor, value: Tensor, caches: dict[str, Tensor], kv_cache_dtype: str) -> None:
-    if key.dtype not in SOURCES:
-        raise TypeError(
-            f"key must be one of {', '.join(map(format_dtype, SOURCES))}, not {format_dtype(key.dtype)}"
-        )
+    if key.dtype not in SOURCES.values():
+        words = ", ".join(map(format_dtype, SOURCES.values()))
+        raise TypeError(f"key must be one of {words}, not {format_dtype(key.dtype)}")
     if value.dtype != key.dtype:
         raise TypeError(f"value must be {format_dtype(key.dtype)} as key is, not {format_dtype(value.dtype)}")
     allowed: tuple[torch.dtype, ...] = (key.dtype,)

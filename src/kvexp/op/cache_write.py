@@ -1,0 +1,87 @@
+"""What the ops that write keys and values of tokens to their slots in a paged cache have in common."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvexp.case import Case
+from kvexp.errors import Unsupported
+from kvexp.layout import Layout
+from kvexp.op import FP8, Op, ValidCall, cache_item_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CacheWrite(Op):
+    """An op whose parameters are key, value, caches, slot_mapping, kv_cache_dtype, k_scale and v_scale."""
+
+    reads = ("key", "value")
+
+    def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
+        """See `op.Op.check`."""
+        self.check_layout(layout)
+        if self.equal_heads and case.head_size_v != case.head_size:
+            raise Unsupported(
+                f"op={self.name} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
+            )
+        check_types(case)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Check that the layout has the planes that the op writes.
+
+        Raises:
+            Unsupported: It has others.
+        """
+        raise NotImplementedError
+
+    def check_caches(self, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+        """Check that the caches fit the rows, whose shapes are valid; return the number of slots.
+
+        Raises:
+            ValueError: They do not.
+        """
+        raise NotImplementedError
+
+    def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
+        """Return the bytes that a call reads (rows of K and V, slots) and writes (rows of K and V).
+
+        Of a padding token the slot is read, but not the rows.
+        """
+        items = case.written_tokens * case.num_heads * (case.head_size + case.head_size_v)
+        slots = 8 * case.num_tokens
+        return items * item_bytes + slots, items * cache_item_bytes(case.kv_cache_dtype, item_bytes)
+
+    def expect(self, cache: str, rows: "Tensor", kv_cache_dtype: str, scale: "Tensor | None") -> "Tensor":
+        """See `op.Op.expect`: the rows as they are, or over their scale as 8-bit floats."""
+        from kvexp.op.quantize import quantize  # imports torch
+
+        return quantize(rows, kv_cache_dtype, scale)
+
+    def validate(self, arguments: Sequence[Any]) -> ValidCall:
+        """See `op.Op.validate`."""
+        from kvexp.op.arguments import validate  # imports torch
+
+        return validate(self, arguments)
+
+    def check_slots(self, call: ValidCall) -> None:
+        """See `op.Op.check_slots`."""
+        from kvexp.op.arguments import check_slot_range  # imports torch
+
+        check_slot_range(call.arguments[-4], call.num_slots)
+
+
+def check_types(case: Case) -> None:
+    """Check that rows of the case's dtype can be stored in a cache of its kv_cache_dtype.
+
+    Raises:
+        Unsupported: They cannot, or the scale has no meaning.
+    """
+    if case.dtype in FP8 and case.kv_cache_dtype != case.dtype:
+        raise Unsupported(
+            f"dtype={case.dtype} goes into a cache of its own kind, kv_cache_dtype={case.dtype}, "
+            f"not {case.kv_cache_dtype}"
+        )
+    if case.kv_cache_dtype == "auto" and case.scale != "per_tensor":
+        raise Unsupported(f"kv_cache_dtype=auto reads no scale, so scale={case.scale} has no meaning")
+    if case.dtype in FP8 and case.scale != "per_tensor":
+        raise Unsupported(f"dtype={case.dtype} is stored unscaled, so scale={case.scale} has no meaning")
