@@ -159,6 +159,7 @@ class Measurement:
         machine: The columns named by MACHINE.
         seconds: The columns named by SECONDS; a part that was not reached is None in the row.
         environment: The columns named by ENVIRONMENT, read in the measuring process.
+        traceback: Of the error behind a `failed` point, where one was raised; written beside the row.
     """
 
     case: Case
@@ -178,6 +179,7 @@ class Measurement:
     machine: dict[str, Any] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
+    traceback: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.statistics is not None):

@@ -12,7 +12,7 @@ from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
 from kvexp.measurement import is_right, is_wrong
-from kvexp.results import sweep_dir
+from kvexp.results import sweep_dir, tracebacks
 from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
 from kvexp.results.row_file import RowFile
 from kvexp.sweep import curve_run
@@ -229,7 +229,7 @@ def _record(
     if len(earlier) < len(curve.already_done):
         _report_twin(job, done[curve.already_done[0]])
     new: list[Row] = []
-    for row in _write(points, job, outcome):
+    for row in _write(points, job, curve, outcome):
         if not new:
             outcome.curves.append((job, new))
         new.append(row)
@@ -250,7 +250,7 @@ def _report_twin(job: Job, row: Row) -> None:
     say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
 
 
-def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]:
+def _write(points: Iterator[Point], job: Job, curve: CurveRun, outcome: Outcome) -> Iterator[Row]:
     """Yield each row once it is on disk, flushed and synced; only then is the next point measured.
 
     Raises:
@@ -262,6 +262,8 @@ def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]
             row[REPETITION] = job.repetition
         try:
             file = file or RowFile(job.folder)
+            if curve.worker.traceback:
+                tracebacks.append(job.folder, row["num_tokens"], curve.worker.traceback)
             file.append(row, samples_us)
         except OSError as error:
             raise ResultsError(
@@ -286,4 +288,6 @@ def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, stat
             last.callback(tracker.start)
             tracker.poll()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
-            print_summary(outcome.rows, curves, home, repeat, outcome.untried)
+            files = [job.folder / tracebacks.TRACEBACKS for job, _ in outcome.curves]
+            written = [file for file in files if file.exists()]
+            print_summary(outcome.rows, curves, home, repeat, outcome.untried, written)

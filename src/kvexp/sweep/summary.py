@@ -18,7 +18,12 @@ Curve = tuple[str, tuple[str, ...], Sequence[Row]]
 
 
 def print_summary(
-    rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, untried: int
+    rows: Sequence[Row],
+    curves: Sequence[Curve],
+    home: Path,
+    repeat: int,
+    untried: int,
+    tracebacks: Sequence[Path],
 ) -> None:
     """Print the table, then what went wrong with the commands that repeat it, then where the rows are.
 
@@ -28,6 +33,7 @@ def print_summary(
         home: The sweep's folder.
         repeat: How many processes have measured each curve.
         untried: How many points `fail_fast` left.
+        tracebacks: The files of those of its failed points.
     """
     try:
         report.print_summary(merge.merge_repetitions(rows), report.PrintableConsole())
@@ -38,6 +44,8 @@ def print_summary(
             say(again)
         if untried:
             say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
+        if tracebacks:
+            say(f"tracebacks: {tracebacks[0]}{f' and {len(tracebacks) - 1} more' * (len(tracebacks) > 1)}")
         say(f"rows: {home}")
 
 
