@@ -1,6 +1,7 @@
 """`resume=` composes into an earlier sweep's folder: which one, with which overrides and curve numbers."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,50 @@ def test_a_reference_is_kept_by_its_value_or_the_command_is_not_kept(
         assert "does not say what was typed; type the whole command again, with resume=" in again.err
     else:
         assert [job.experiment for job in again.jobs] == [job.experiment for job in first.jobs]
+
+
+TYPED = ("impl=torch", "workload=tiny")
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (["layout=NHD,HND"], []),
+        (["hydra.sweep.dir='my sweeps/it\\\\s'"], []),
+        (["tracking=none", "repeat=2"], []),
+        (["tracking.experiment=mine", "tracking.uri=http://host:1"], ["tracking.uri=http://host:1"]),
+        ([f"workload.seed={HEADS}"], [*TYPED, f"workload.seed={HEADS}"]),
+        (["workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"],
+         [*TYPED, "workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"]),
+        (["hydra.job.chdir=false"], [*TYPED, "hydra.job.chdir=false"]),
+        (["--config-dir", "."], []),
+    ],
+)  # fmt: skip
+def test_an_interrupted_sweep_is_gone_on_with_by_the_command_that_it_says(
+    typed, elsewhere, monkeypatch, first, rest
+):
+    monkeypatch.setenv("HEADS", "6")
+    begun = typed(*TYPED, *first)
+    (home,) = {job.folder.parent for job in begun.jobs}
+    words = shlex.split(begun.again)
+    flags = ["--config-dir=."] if "--config-dir" in first else []
+    where = f"resume={quote_value(str(home.relative_to(elsewhere)))}"
+    assert words == ["python", "-m", "kvexp", *flags, where, *rest]
+    RowFile(home / "0").append(row())
+    resumed = typed(*words[3:])
+    assert resumed.err == ""
+    assert {job.folder.parent for job in resumed.jobs} == {home}
+    assert [job.experiment for job in resumed.jobs] == [job.experiment for job in begun.jobs]
+    assert resumed.tracking == begun.tracking
+    # Interrupted again, it says the same.
+    assert resumed.again == begun.again
+
+
+def test_other_curves_in_the_folder_of_a_sweep_are_gone_on_with_by_their_own_command(typed, sweep):
+    home = sweep(*TYPED)
+    outcome = typed("impl=triton", "workload=tiny", f"resume={home}")
+    where = quote_value(str(home.relative_to(Path.cwd())))
+    assert outcome.again == f"python -m kvexp resume={where} impl=triton workload=tiny"
 
 
 @pytest.mark.parametrize("value", ["false", "null"])

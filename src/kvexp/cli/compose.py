@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from kvexp import terminal
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume, say
 from kvexp.cli.argv import CommandLine, parse_command_line
@@ -102,6 +103,10 @@ def _compose(line: CommandLine, collector: Collector) -> int:
         return BAD_INPUT if stop.code else 0
     except BrokenPipeError:  # the reader of what it prints has left
         return 0
+    except KeyboardInterrupt:
+        terminal.say("kvexp: interrupted before anything was measured")
+        _remove_hydra_folder(line)
+        raise
     except _Refusal as refusal:
         raise ConfigError(str(refusal)) from refusal.__cause__
     except COMPOSE_ERRORS as error:
@@ -125,8 +130,10 @@ def _measure(
     jobs = plan_rounds(jobs, settings.repeat)
     try:
         check(jobs)
-        sweep_folder.write_command(home, collector.resolve_overrides(), flags)
-        return runner.run(jobs, settings, mask_passwords(command), prestarted), home
+        kept = collector.resolve_overrides()
+        sweep_folder.write_command(home, kept, flags)
+        again = resume.write_resume(collector.line, home, kept)
+        return runner.run(jobs, settings, mask_passwords(command), prestarted, again), home
     finally:
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.

@@ -1,6 +1,9 @@
 """Turn `resume=` into a command line that Hydra composes into the folder of an earlier sweep."""
 
 import os
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.overrides import get_key, is_about_tracking, is_place, quote_value
+from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, quote_value
 
 ROOT = "multirun"
 _KEY = "resume"
@@ -63,6 +66,28 @@ def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
         "hydra.callbacks.sweep_start.resumes=true",
     )
     return replace(line, overrides=(*line.overrides, *where))
+
+
+def write_resume(line: CommandLine, home: Path, kept: Sequence[str] | None) -> str:
+    """Return the command that continues the sweep in the folder.
+
+    Args:
+        line: What was typed.
+        home: The folder, with the record of the sweep's first start.
+        kept: The overrides as a record holds them, if it can.
+    """
+    flags = [flag for flag in line.flags if flag != "--multirun"]
+    rest = [text for text in line.overrides if get_key(text) != _SWEEP_DIR]
+    with suppress(ConfigError):  # else the whole command must be typed again
+        recorded, _ = sweep_folder.read_command(home)
+        if kept is not None and _select_kept(recorded) == _select_kept(kept) and all(map(is_plain, rest)):
+            rest = [text for text in rest if is_place(text)]
+    where = f"{_KEY}={quote_value(os.path.relpath(home))}"
+    return sweep_folder.mask_passwords(shlex.join(["python", "-m", "kvexp", *flags, where, *rest]))
+
+
+def _select_kept(overrides: Sequence[str]) -> list[str]:
+    return [text for text in overrides if get_key(text) not in (_KEY, _SWEEP_DIR) and not is_place(text)]
 
 
 def _read_value(line: CommandLine) -> Any:

@@ -21,18 +21,19 @@ _MARKUP = re.compile(r"[\\`*\[\]|~<&]|(?<![^\W_])_|_(?![^\W_])|^[-+=#>]|:(?=//)|
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 
 
-def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None) -> Path:
+def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None, planned: int = 0) -> Path:
     """Write report.html and report.md into the folder, and the figures into theirs.
 
     Args:
         rows: As `kvexp.results.load.read` returns them.
         folder: Made where it is missing.
         figures: The folder for every figure as PNG and SVG; the Markdown then shows them.
+        planned: See `kvexp.results.sweep_state.count_planned`.
 
     Returns:
         The page.
     """
-    content = build_content(rows)
+    content = build_content(rows, planned)
     pictures = draw_figures(content)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.html"

@@ -71,8 +71,19 @@ class Outcome:
     curves: list[tuple[Job, list[Row]]] = field(default_factory=list)
     untried: int = 0
 
+    def count(self) -> int:
+        """Count the points that have a row: right ones of any start of the sweep, and others of this one."""
+        others = sum(not is_right(row["status"]) for row in self.rows)
+        return sum(map(len, self.done.values())) + others
 
-def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Prestart | None = None) -> int:
+
+def run(
+    jobs: Sequence[Job],
+    settings: SweepSettings,
+    command: str,
+    prestart: Prestart | None = None,
+    resume_command: str = "",
+) -> int:
     """Measure every job, write its rows to disk, track them, and print the table.
 
     Args:
@@ -80,6 +91,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
         settings: How.
         command: What was typed; stored with the sweep.
         prestart: The processes that were started before.
+        resume_command: What continues the sweep where it is interrupted.
 
     Returns:
         0 when something is `ok` or `verified` and nothing is wrong, 1 when a row is `incorrect` or `failed`,
@@ -101,7 +113,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
         stack.callback(supervisor.close)
         supervisor.start(experiments[0].device)
         tracker = _start_tracking(home, settings, command, prestart if tracks else None)
-        status = "KILLED"
+        status, note = "KILLED", ""
         try:
             _measure(jobs, settings, supervisor, tracker, outcome)
             status = "FAILED" if exit_code(outcome.rows) == 1 else "FINISHED"
@@ -109,10 +121,15 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
             status = "FAILED"
             say(f"kvexp: {error}")
             return 1
+        except KeyboardInterrupt:
+            total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
+            note = f"kvexp: interrupted after {min(outcome.count(), total)} of {total} points"
+            note += f"; this goes on: {resume_command}" * bool(resume_command)
+            raise
         finally:
             # The GPU's memory is freed while a slow store is told of the end.
             supervisor.kill()
-            _finish(outcome, home, settings.repeat, tracker, status)
+            _finish(outcome, home, settings.repeat, tracker, status, note)
     return exit_code(outcome.rows)
 
 
@@ -273,8 +290,8 @@ def _write(points: Iterator[Point], job: Job, curve: CurveRun, outcome: Outcome)
         yield row
 
 
-def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str) -> None:
-    """Print the summary, then end the store's run and send the report, whatever interrupts that.
+def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str, note: str) -> None:
+    """Print the summary and the note, then end the store's run and send the report, whatever interrupts that.
 
     The summary does not wait for the store. The report is drawn while the last curve arrives there.
     """
@@ -291,3 +308,5 @@ def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, stat
             files = [job.folder / tracebacks.TRACEBACKS for job, _ in outcome.curves]
             written = [file for file in files if file.exists()]
             print_summary(outcome.rows, curves, home, repeat, outcome.untried, written)
+        if note:
+            say(note)
