@@ -7,9 +7,9 @@ to the measuring process as JSON. This module imports neither torch nor Hydra.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from kvexp.case import Case
+from kvexp.case import NUM_TOKENS, Case, Sizes
 
 Scalar = str | int | float | bool | None
 
@@ -41,43 +41,17 @@ class Choice:
         return json.dumps(dict(self.options), sort_keys=True, separators=(",", ":"))
 
 
-@dataclass(frozen=True)
-class WorkloadSpec:
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec(Sizes):
     """The sizes of one curve.
 
     Attributes:
         name: The preset's name.
         num_tokens: The points of the curve, in the order of measurement.
-        num_heads: KV heads of a token.
-        head_size: Elements of a key head.
-        head_size_v: Elements of a value head.
-        block_size: Slots of a cache block.
-        num_blocks: Blocks of the cache.
-        num_layers: Layers that share the storage; the call writes one of them.
-        slots: Pattern of the slots; see `workload.slots`.
-        padding: The fraction of the tokens whose slot is -1.
-        padding_at: `end` or `scattered`.
-        rows: Memory layout of key and value; see `workload.inputs`.
-        num_query_heads: Query heads before K and V in a fused QKV tensor.
-        extra_tokens: Rows of key and value beyond those of `slot_mapping`.
-        seed: Seed of inputs and slots.
     """
 
     name: str
-    num_tokens: tuple[int, ...]
-    num_heads: int
-    head_size: int
-    head_size_v: int
-    block_size: int
-    num_blocks: int
-    num_layers: int
-    slots: str
-    padding: float
-    padding_at: str
-    rows: str
-    num_query_heads: int
-    extra_tokens: int
-    seed: int
+    num_tokens: Annotated[tuple[int, ...], NUM_TOKENS]
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ def test_a_torn_line_is_cut_off_with_a_word_when_its_file_is_continued(tmp_path,
 
 def test_jobs_are_read_in_numeric_order(tmp_path):
     for job in (10, 9, 0):
-        RowFile(tmp_path / str(job)).append(row(num_tokens=job))
-    assert [r["num_tokens"] for r in read(tmp_path)] == [0, 9, 10]
+        RowFile(tmp_path / str(job)).append(row(seed=job))
+    assert [r["seed"] for r in read(tmp_path)] == [0, 9, 10]
 
 
 def test_a_folder_without_rows_has_none_and_a_missing_path_is_an_error(tmp_path):

@@ -3,9 +3,10 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from kvexp.case import Case
+from kvexp.column import columns_of
 from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
 from kvexp.report.curves import Line, Machine, group_by_machine
 from kvexp.report.findings import (
@@ -28,8 +29,8 @@ from kvexp.results.merge import LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
 
 _NOT_THE_MACHINES = {
-    *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
-    *("gb_per_s", "copy_fraction", "schema", SWEEP, COMMAND, PROCESSES, LATENCIES),
+    *(column for kind in (Case, Measurement, Statistics) for column in columns_of(kind)),
+    *("schema", SWEEP, COMMAND, PROCESSES, LATENCIES),
 }
 
 _ABREAST = 3

@@ -1,8 +1,9 @@
 """The settings of a whole sweep, none of which changes a measured point."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from kvexp.column import Flag, Positive, Whole, Word
 from kvexp.tracking import TrackingSettings
 
 Isolation = Literal["process", "inline"]
@@ -23,8 +24,8 @@ class SweepSettings:
     """
 
     tracking: TrackingSettings
-    timeout_s: float | None = None
-    fail_fast: bool = False
-    isolation: Isolation = "process"
+    timeout_s: Annotated[float | None, Positive()] = None
+    fail_fast: Annotated[bool, Flag()] = False
+    isolation: Annotated[Isolation, Word(words=ISOLATIONS)] = "process"
     resumes: bool = False
-    repeat: int = 1
+    repeat: Annotated[int, Whole(most=1000)] = 1
