@@ -162,12 +162,5 @@ def _case(op: str, layout: str, dtype: str, kv_cache_dtype: str, device: str) ->
         head_size_v=HEAD_SIZE // 2 if op == ReshapeAndCacheFlashDiffkv.name else HEAD_SIZE,
         block_size=BLOCK_SIZE,
         num_blocks=1 + max(SIZES) // BLOCK_SIZE,
-        num_layers=1,
-        slots="random",
-        padding=0.0,
-        padding_at="end",
-        rows="contiguous",
         num_query_heads=NUM_HEADS,
-        extra_tokens=0,
-        seed=0,
     )
