@@ -47,17 +47,11 @@ class Sizes:
     block_size: Annotated[int, Whole("Slots of a cache block.", metric=True)]
     num_blocks: Annotated[int, Whole("Blocks of the cache.", metric=True, most=INT64)]
     num_layers: Annotated[int, Whole("Layers that share the storage; the call writes one of them.")] = 1
-    slots: Annotated[str, Word("Pattern of the slots; see `workload.slots`.", words=SLOTS)] = "random"
+    slots: Annotated[str, Word("Pattern of the slots.", words=SLOTS)] = "random"
     padding: Annotated[float, Fraction("The fraction of the tokens whose slot is -1.")] = 0.0
-    padding_at: Annotated[
-        str, Word("Place of the padding: `end` or `scattered`.", words=("end", "scattered"))
-    ] = "end"
-    rows: Annotated[str, Word("Memory layout of key and value; see `workload.inputs`.", words=_ROWS)] = (
-        "contiguous"
-    )
-    num_query_heads: Annotated[
-        int, Whole("Query heads before K and V in a fused QKV tensor; used for `rows=qkv`.")
-    ]
+    padding_at: Annotated[str, Word("Place of the padding.", words=("end", "scattered"))] = "end"
+    rows: Annotated[str, Word("Memory layout of key and value.", words=_ROWS)] = "contiguous"
+    num_query_heads: Annotated[int, Whole("Query heads before K and V in a row; used for `rows=qkv`.")]
     extra_tokens: Annotated[int, Whole("Rows of key and value beyond those of `slot_mapping`.", least=0)] = 0
     seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
 

@@ -5,7 +5,6 @@ typed, the check of rows that are read, docs/reference.md and MLflow's metrics a
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import NoneType
@@ -41,7 +40,7 @@ class Column:
             case None | bool():
                 return ""
             case str():
-                return _find_fault_of_text(value)
+                return Text()._find_fault(value)
             case int():
                 return "" if abs(value) <= INT64 else "a number of 64 bits"
             case float():
@@ -105,7 +104,7 @@ class Positive(Real):
     least: float = 0.0
 
     def _find_fault(self, value: object) -> str:
-        is_positive = _is_number(value) and 0 < value < math.inf
+        is_positive = _is_number(value) and value > 0
         return super()._find_fault(value) if is_positive else "a positive number"
 
 
@@ -118,7 +117,11 @@ class Text(Column):
     def _find_fault(self, value: object) -> str:
         if not isinstance(value, str) or (self.filled and not value):
             return "a text"
-        return _find_fault_of_text(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "a text without lone surrogates"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Time(Text):
             return "a time in ISO 8601"
 
 
-def columns_of(declared: type) -> Mapping[str, Column]:
+def columns_of(declared: type) -> dict[str, Column]:
     """Return the declaration of each declared field of a class, in the order of the fields."""
     hints = get_type_hints(declared, include_extras=True)
     return {
@@ -168,11 +171,3 @@ def columns_of(declared: type) -> Mapping[str, Column]:
 def _is_number(value: object) -> TypeGuard[int | float]:
     """Return whether the value is a number and not NaN; it may be infinite, or too large for a float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-
-
-def _find_fault_of_text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "a text without lone surrogates"
-    return ""

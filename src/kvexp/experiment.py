@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from kvexp.case import NUM_TOKENS, Case, Sizes
+from kvexp.column import columns_of
 
 Scalar = str | int | float | bool | None
 
@@ -82,26 +83,18 @@ class Experiment:
 
     def cases(self) -> Iterator[Case]:
         """Yield the points of the curve, in order."""
-        w = self.workload
-        sizes = {key: value for key, value in asdict(w).items() if key not in ("name", "num_tokens")}
-        for num_tokens in w.num_tokens:
-            yield Case(
-                op=self.op.name,
-                impl=self.impl.name,
-                impl_options=self.impl.options_json,
-                layout=self.layout.name,
-                dtype=self.dtype.name,
-                kv_cache_dtype=str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
-                scale=self.scale.name,
-                mode=self.mode.name,
-                timer=self.timer.name,
-                timer_options=self.timer.options_json,
-                device=self.device,
-                num_tokens=num_tokens,
-                **sizes,
-                layout_reason=self.layout_reason,
-                workload=w.name,
-            )
+        fixed: dict[str, Any] = {
+            **{key: value.name for key, value in vars(self).items() if isinstance(value, Choice)},
+            **{key: getattr(self.workload, key) for key in columns_of(Sizes)},
+            "kv_cache_dtype": str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
+            "impl_options": self.impl.options_json,
+            "timer_options": self.timer.options_json,
+            "device": self.device,
+            "layout_reason": self.layout_reason,
+            "workload": self.workload.name,
+        }
+        for num_tokens in self.workload.num_tokens:
+            yield Case(num_tokens=num_tokens, **fixed)
 
     def to_json(self) -> str:
         """Return the experiment as one line of JSON, for `from_json`."""
@@ -113,6 +106,5 @@ class Experiment:
         fields: dict[str, Any] = json.loads(text)
         workload = fields.pop("workload")
         workload["num_tokens"] = tuple(workload["num_tokens"])
-        texts = {name: fields.pop(name) for name in ("device", "layout_reason")}
-        choices: dict[str, Any] = {name: Choice(**choice) for name, choice in fields.items()}
-        return cls(**choices, workload=WorkloadSpec(**workload), **texts)
+        made: dict[str, Any] = {k: Choice(**v) if isinstance(v, dict) else v for k, v in fields.items()}
+        return cls(**made, workload=WorkloadSpec(**workload))

@@ -3,23 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from kvexp.case import Case
-from kvexp.column import (
-    ANY,
-    INT64,
-    SMALLEST,
-    Column,
-    Flag,
-    Positive,
-    Real,
-    Text,
-    Time,
-    Whole,
-    Word,
-    columns_of,
-)
+from kvexp.column import INT64, SMALLEST, Column, Flag, Positive, Real, Text, Time, Whole, Word, columns_of
 
 SCHEMA = 1
 
@@ -40,9 +27,61 @@ def is_wrong(status: str) -> bool:
     return status in ("incorrect", "failed")
 
 
+_Text = partial(Text, optional=True)
+_Count = partial(Whole, least=0, most=INT64, optional=True)
+_Seconds = partial(Real, unit="s", least=0, optional=True)
 _Latency = partial(Positive, unit="µs", metric=True, least=SMALLEST)
-_Seconds = partial(Real, unit="s", least=0)
-_Count = partial(Whole, least=0, most=INT64)
+_Metric = partial(Real, metric=True, least=0)
+
+SECONDS: dict[str, Column] = {
+    "curve_setup_s": _Seconds("The set-up that all points of the curve share: allocation, inputs, poison."),
+    "setup_s": _Seconds("The point's own set-up: tensors, compilation, capture."),
+    "verify_s": _Seconds("The checks of the point."),
+    "timing_s": _Seconds("The samples of the point."),
+    "ceiling_s": _Seconds("The copy and the empty kernel that the point is compared with."),
+}
+"""The columns about where the time went; None for a part that was not reached."""
+
+MACHINE: dict[str, Column] = {
+    "sm_clock_mhz": _Count("Clock of the multiprocessors right after the samples.", "MHz"),
+    "memory_clock_mhz": _Count("Clock of the memory then.", "MHz"),
+    "temperature_c": Whole("Temperature of the GPU then.", "°C", least=-273, optional=True),
+    "power_w": Real("Power of the GPU then.", "W", least=0, optional=True),
+    "memory_used_bytes": _Count("Memory that all processes used then.", "bytes"),
+    "other_processes": _Count("How many other processes computed on the GPU."),
+    "throttled": _Text("What limited its clocks before, during or after the samples; empty for nothing."),
+}
+"""The columns about the GPU while the point was timed; None where it was not read or is not reported."""
+
+ENVIRONMENT: dict[str, Column] = {
+    "device_name": _Text("The GPU's name, or the CPU's."),
+    "device_uuid": _Text("The GPU's UUID, which distinguishes equal GPUs."),
+    "compute_capability": _Text("The GPU's, for example `9.0`."),
+    "sm_count": _Count("Multiprocessors of the GPU."),
+    "l2_bytes": _Count("The GPU's L2 cache.", "bytes"),
+    "device_memory_bytes": _Count("The GPU's memory; for a CPU the machine's.", "bytes"),
+    "driver": _Text("Version of the NVIDIA driver."),
+    "cuda": _Text("Version of CUDA that torch was built with."),
+    "torch": _Text("Version."),
+    "triton": _Text("Version."),
+    "cuda_core": _Text("Version, of the package that launches our CUDA kernels."),
+    "python": _Text("Version."),
+    "kvexp": _Text("Version."),
+    "source_hash": _Text("Hash of kvexp's sources and options, the same wherever they are installed."),
+    "git_commit": _Text("Commit of the checkout that kvexp runs from."),
+    "git_dirty": Flag("Whether that checkout had changes.", optional=True),
+    "host": _Text("The machine's name."),
+    "cpu": _Text("The CPU's name."),
+    "cpu_threads": _Count("Threads that torch computes with on the CPU."),
+}
+"""The columns about the machine and the software; None where something does not apply or is unknown."""
+
+_RECORD: dict[str, Column] = {
+    "impl_hash": _Text("Hash of the implementation's sources: a changed kernel is another one."),
+    "schema": Whole("Version of the columns; increased when one is removed or changes its meaning."),
+    "repetition": Whole("Which of the processes that measured the curve, from 1 on; only with `repeat=`."),
+}
+"""The columns that a sweep adds to a measurement."""
 
 
 @dataclass(frozen=True)
@@ -58,84 +97,8 @@ class Statistics:
     latency_us_p80: Annotated[float, _Latency("80th percentile.")]
     latency_us_min: Annotated[float, Real("Smallest sample.", "µs", metric=True)]
     latency_us_mean: Annotated[float, Real("Mean.", "µs", metric=True)]
-    latency_us_std: Annotated[
-        float, Real("Standard deviation of the samples (ddof 1).", "µs", metric=True, least=0)
-    ]
+    latency_us_std: Annotated[float, _Metric("Standard deviation of the samples (ddof 1).", "µs")]
     samples: Annotated[int, Whole("How many samples.")]
-
-
-class Seconds(TypedDict, total=False):
-    """Where the time went; None for a part that was not reached."""
-
-    curve_setup_s: Annotated[
-        float | None, _Seconds("The set-up that all points of the curve share: allocation, inputs, poison.")
-    ]
-    setup_s: Annotated[float | None, _Seconds("The point's own set-up: tensors, compilation, capture.")]
-    verify_s: Annotated[float | None, _Seconds("The checks of the point.")]
-    timing_s: Annotated[float | None, _Seconds("The samples of the point.")]
-    ceiling_s: Annotated[
-        float | None, _Seconds("The copy and the empty kernel that the point is compared with.")
-    ]
-
-
-class Machine(TypedDict, total=False):
-    """The GPU while the point was timed; None where it was not read or is not reported."""
-
-    sm_clock_mhz: Annotated[
-        int | None, _Count("Clock of the multiprocessors right after the samples.", "MHz")
-    ]
-    memory_clock_mhz: Annotated[int | None, _Count("Clock of the memory then.", "MHz")]
-    temperature_c: Annotated[int | None, Whole("Temperature of the GPU then.", "°C", least=-273)]
-    power_w: Annotated[float | None, Real("Power of the GPU then.", "W", least=0)]
-    memory_used_bytes: Annotated[int | None, _Count("Memory that all processes used then.", "bytes")]
-    other_processes: Annotated[int | None, _Count("How many other processes computed on the GPU.")]
-    throttled: Annotated[
-        str | None,
-        Text("What limited its clocks before, during or after the samples; empty when nothing did."),
-    ]
-
-
-class Environment(TypedDict, total=False):
-    """The machine and the software; None where something does not apply or is unknown."""
-
-    device_name: Annotated[str | None, Text("The GPU's name, or the CPU's.")]
-    device_uuid: Annotated[str | None, Text("The GPU's UUID, which distinguishes equal GPUs.")]
-    compute_capability: Annotated[str | None, Text("The GPU's, for example `9.0`.")]
-    sm_count: Annotated[int | None, _Count("Multiprocessors of the GPU.")]
-    l2_bytes: Annotated[int | None, _Count("The GPU's L2 cache.", "bytes")]
-    device_memory_bytes: Annotated[int | None, _Count("The GPU's memory; for a CPU the machine's.", "bytes")]
-    driver: Annotated[str | None, Text("Version of the NVIDIA driver.")]
-    cuda: Annotated[str | None, Text("Version of CUDA that torch was built with.")]
-    torch: Annotated[str | None, Text("Version.")]
-    triton: Annotated[str | None, Text("Version.")]
-    cuda_core: Annotated[str | None, Text("Version, of the package that launches our CUDA kernels.")]
-    python: Annotated[str | None, Text("Version.")]
-    kvexp: Annotated[str | None, Text("Version.")]
-    source_hash: Annotated[
-        str | None,
-        Text("Hash of kvexp's own sources and options, the same wherever they are installed."),
-    ]
-    git_commit: Annotated[str | None, Text("Commit of the checkout that kvexp runs from.")]
-    git_dirty: Annotated[bool | None, Flag("Whether that checkout had changes.")]
-    host: Annotated[str | None, Text("The machine's name.")]
-    cpu: Annotated[str | None, Text("The CPU's name.")]
-    cpu_threads: Annotated[int | None, _Count("Threads that torch computes with on the CPU.")]
-
-
-class Record(TypedDict, total=False):
-    """What a sweep adds to a measurement when it writes the row."""
-
-    impl_hash: Annotated[
-        str | None, Text("Hash of the implementation's sources: a changed kernel is another one.")
-    ]
-    schema: Annotated[
-        int,
-        Whole("Version of the row's columns; increased when a column changes its meaning or is removed."),
-    ]
-    repetition: Annotated[
-        int,
-        Whole("Which of the processes that measured the curve, from 1 on; there with `repeat=` alone."),
-    ]
 
 
 @dataclass(frozen=True)
@@ -146,9 +109,9 @@ class Measurement:
         case: What was measured.
         statistics: The latency; only `ok` has one.
         samples_us: The raw samples, which are written beside the row, to samples.jsonl.
-        seconds: The columns of Seconds that were reached.
-        machine: The columns of Machine.
-        environment: The columns of Environment, read in the measuring process, and further ones.
+        seconds: Those columns of SECONDS that were reached.
+        machine: The columns of MACHINE.
+        environment: The columns of ENVIRONMENT, read in the measuring process, and further ones.
     """
 
     case: Case
@@ -163,48 +126,31 @@ class Measurement:
     reason: Annotated[str, Text("One sentence; empty for `ok` alone.")] = ""
     statistics: Statistics | None = None
     gb_per_s: Annotated[
-        float | None,
-        Real("Declared bytes over the median latency, in 10^9 bytes a second.", "GB/s", metric=True, least=0),
+        float | None, _Metric("Declared bytes over the median latency, in 10^9 bytes a second.", "GB/s")
     ] = field(default=None, init=False)
     host_us: Annotated[
-        float | None,
-        Real("The host's time for one eager call, in `no_graph` mode on a GPU.", "µs", metric=True, least=0),
+        float | None, _Metric("The host's time for one eager call, in `no_graph` mode on a GPU.", "µs")
     ] = None
     copy_us: Annotated[
         float | None, _Latency("The time of a copy kernel that reads and writes as many bytes.")
     ] = None
     copy_fraction: Annotated[
         float | None,
-        Real("The copy kernel's time over the call's; 1 is the speed of a plain copy.", metric=True, least=0),
+        Positive("The copy's time over the call's; 1 is the speed of a plain copy.", metric=True),
     ] = field(default=None, init=False)
     empty_kernel_us: Annotated[float | None, _Latency("An empty kernel's time.")] = None
-    bytes_moved: Annotated[
-        int | None, _Count("The bytes that one call must read and write at least.", "bytes")
-    ] = None
+    bytes_moved: Annotated[int | None, _Count("What one call must read and write at least.", "bytes")] = None
     replicas: Annotated[
-        int | None,
-        Whole("Calls in the timed series; in the long one, where a short series is subtracted."),
+        int | None, Whole("Calls in the timed series; in the long one, where a short series is subtracted.")
     ] = None
     cache_state: Annotated[
-        str | None,
-        Text(
-            "`cold` when every call of the replay writes slots that are not in the L2, `hot` when all write "
-            "the same, else `warm`."
-        ),
+        str | None, Text("`cold`: each call writes slots outside the L2; `hot`: all the same; else `warm`.")
     ] = None
     inputs_state: Annotated[
-        str | None,
-        Text(
-            "`hot` when the calls of the replay read the same keys and values but for a few rows, `cold` "
-            "when each reads some that are not in the L2."
-        ),
+        str | None, Text("`hot`: calls share all but a few rows; `cold`: each reads rows outside the L2.")
     ] = None
     contract: Annotated[
-        str | None,
-        Text(
-            "`full` where every clause of the contract holds, else the clauses that do not hold and those "
-            "that the implementation refuses; None where this size was not checked."
-        ),
+        str | None, Text("`full`, or which clauses do not hold or are refused; None where not tested.")
     ] = None
     started_at: Annotated[str, Time("When the point was begun, ISO 8601 with the UTC offset.")] = ""
     samples_us: tuple[float, ...] = field(default=(), repr=False)
@@ -217,7 +163,6 @@ class Measurement:
             raise ValueError(f"status {self.status!r} and a latency exclude each other")
         if (self.status == "ok") != (self.reason == ""):
             raise ValueError(f"status {self.status!r} with the reason {self.reason!r}")
-
         if self.statistics and self.bytes_moved is not None:
             object.__setattr__(self, "gb_per_s", self.bytes_moved / self.statistics.latency_us / 1e3)
         if self.statistics and self.copy_us is not None:
@@ -225,24 +170,17 @@ class Measurement:
 
     def row(self) -> dict[str, Any]:
         """Return the flat row: the outcome, the case, the environment, the schema's version."""
-        own = {name: getattr(self, name) for name in columns_of(Measurement)}
+        own = {name: getattr(self, name) for name in _OWN}
+        own["reason"] = self.reason.encode(errors="replace").decode()  # perhaps the name of a file
         latency = asdict(self.statistics) if self.statistics else {}
         case, about = asdict(self.case), self.seconds | self.machine | self.environment
         return {**dict.fromkeys(_ROW), **own, **latency, **case, **about, "schema": SCHEMA}
 
 
-ENVIRONMENT, MACHINE, SECONDS = (tuple(columns_of(kind)) for kind in (Environment, Machine, Seconds))
-
-_ROW = (
-    *("status", "reason", *columns_of(Statistics)),
-    *(column for kind in (Measurement, Case, Seconds, Machine, Environment) for column in columns_of(kind)),
-)
-"""The columns of every row in their order, some of them twice; the first place counts."""
-
-COLUMNS: Mapping[str, Column] = dict.fromkeys(_ROW, ANY) | {
-    # A row without a latency has none of the statistics.
-    name: replace(column, optional=True) if kind is Statistics else column
-    for kind in (Statistics, Measurement, Case, Seconds, Machine, Environment, Record)
-    for name, column in columns_of(kind).items()
-}
-"""Every column that kvexp writes, as it is declared, in the order of a row."""
+_OWN = columns_of(Measurement)
+# A row without a latency has none of the statistics.
+_LATENCY = {name: replace(column, optional=True) for name, column in columns_of(Statistics).items()}
+_OUTCOME = {name: _OWN[name] for name in ("status", "reason")} | _LATENCY | _OWN
+_ROW = _OUTCOME | columns_of(Case) | SECONDS | MACHINE | ENVIRONMENT
+COLUMNS = _ROW | _RECORD
+"""Every column that kvexp writes, in the order of a row."""

@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "git_commit": "a" * 40,
     "git_dirty": False,
     "triton": None,
-    "surprise": {"nested": 1},
 }
 
 

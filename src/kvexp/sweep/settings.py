@@ -7,7 +7,6 @@ from kvexp.column import Flag, Positive, Whole, Word
 from kvexp.tracking import TrackingSettings
 
 Isolation = Literal["process", "inline"]
-ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class SweepSettings:
     """
 
     tracking: TrackingSettings
-    timeout_s: Annotated[float | None, Positive()] = None
+    timeout_s: Annotated[float | None, Positive(most=1e9)] = None
     fail_fast: Annotated[bool, Flag()] = False
-    isolation: Annotated[Isolation, Word(words=ISOLATIONS)] = "process"
+    isolation: Annotated[Isolation, Word(words=get_args(Isolation))] = "process"
     resumes: bool = False
     repeat: Annotated[int, Whole(most=1000)] = 1

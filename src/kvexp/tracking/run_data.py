@@ -85,10 +85,7 @@ def environment(rows: Sequence[Row]) -> dict[str, str]:
         values = [row[column] for row in rows if row.get(column) is not None]
         if column in _NOT_ENVIRONMENT or not values or any(value != values[0] for value in values):
             continue
-        if isinstance(values[0], bool):
-            found[column] = str(values[0]).lower()
-        elif isinstance(values[0], str | int | float):
-            found[column] = str(values[0])
+        found[column] = str(values[0]).lower() if isinstance(values[0], bool) else str(values[0])
     return found
 
 
