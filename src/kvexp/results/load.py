@@ -10,7 +10,7 @@ import yaml
 
 from kvexp.case import Case, Sizes
 from kvexp.column import Name, columns_of
-from kvexp.errors import ConfigError, KvexpError
+from kvexp.errors import ConfigError
 from kvexp.measurement import Row
 from kvexp.results import row_file, sweep_dir
 from kvexp.results.labels import OPTIONS, group_by_curve, read_options
@@ -84,10 +84,7 @@ def _get_sweep(file: Path) -> Path:
 def _read_file(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
         return _read_parquet(file)
-    try:
-        found = row_file.read(file)
-    except KvexpError as error:
-        raise ConfigError(str(error)) from error
+    found = row_file.read(file)
     sweep = sweep_dir.name_of(_get_sweep(file))
     commands = {id(row): _get_command(file.parent, curve) for curve in group_by_curve(found) for row in curve}
     return [{**row, SWEEP: sweep, COMMAND: commands[id(row)]} for row in found]
@@ -104,7 +101,11 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     if not {"status", "num_tokens", SWEEP, COMMAND} <= set(frame.columns):
         raise ConfigError(f"{file} is not a file of rows; kvexp export writes one")
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{str(column): value for column, value in record.items()} for record in records]
+    found = [{str(column): value for column, value in record.items()} for record in records]
+    for number, row in enumerate(found, start=1):
+        held = {column: value for column, value in row.items() if value is not None}
+        row_file.check_row(f"{file}, row {number}", held)
+    return found
 
 
 def _get_command(job: Path, rows: Sequence[Row]) -> str:

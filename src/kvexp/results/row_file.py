@@ -9,11 +9,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kvexp.column import ANY, Column, Options, Positive
-from kvexp.errors import KvexpError
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.measurement import COLUMNS, SCHEMA, STATUSES, Row
 from kvexp.results import jsonl
 
@@ -77,18 +78,16 @@ def read(path: Path, on_torn: Callable[[str], None] = _log.warning) -> list[dict
         on_torn: Called with one sentence for a last line that its writer could not finish.
 
     Raises:
-        KvexpError: The path is missing, or a line is not a row of this schema.
+        ConfigError: The path is missing, or a line is not a row of this schema.
     """
     if path.is_dir():
         files = sorted(path.rglob(ROWS), key=lambda file: sort_key(file.relative_to(path)))
     elif path.exists():
         files = [path]
     else:
-        raise KvexpError(f"{path} does not exist; give a {ROWS} file or a folder that holds some")
-    found = [(file, number, row) for file in files for number, row in jsonl.read(file, on_torn)]
-    for file, number, row in found:
-        check_row(f"{file}, line {number}", row)
-    return [row for _, _, row in found]
+        raise ConfigError(f"{path} does not exist; give a {ROWS} file or a folder that holds some")
+    lines = ((file, number, row) for file in files for number, row in jsonl.read(file, on_torn))
+    return [check_row(f"{file}, line {number}", row) for file, number, row in lines]
 
 
 def sort_key(path: Path) -> list[tuple[bool, int, str]]:
@@ -96,27 +95,28 @@ def sort_key(path: Path) -> list[tuple[bool, int, str]]:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts]
 
 
-def check_row(where: str, row: Mapping[str, Any]) -> None:
-    """Check that an object is a row of this schema, and each of its columns by its declaration.
+def check_row(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the object after checking that it is a row of this schema, and each column by its declaration.
 
     Raises:
-        KvexpError: It is not one, or a column has a value that no row can have. The sentence begins with
+        ConfigError: It is not one, or a column has a value that no row can have. The sentence begins with
             `where`.
     """
     if row.get("schema") != SCHEMA:
-        raise KvexpError(f"{where}: schema {row.get('schema')!r}, but this kvexp reads schema {SCHEMA}")
+        raise ConfigError(f"{where}: schema {row.get('schema')!r}, but this kvexp reads schema {SCHEMA}")
     if row.get("status") not in STATUSES:
-        raise KvexpError(f"{where}: status {row.get('status')!r:.80} is none of {', '.join(STATUSES)}")
+        raise ConfigError(f"{where}: status {row.get('status')!r:.80} is none of {', '.join(STATUSES)}")
     for column in ("num_tokens",) if row["status"] == "ok" else ("num_tokens", "reason"):
         if column not in row:
-            raise KvexpError(f"{where}: a row names its {column}, and this one does not")
+            raise ConfigError(f"{where}: a row names its {column}, and this one does not")
     if row["status"] == "ok":
         for column in _POSITIVE:
             value = row.get(column)
             is_low = isinstance(value, int | float) and value <= 0
             if is_low or (value is None and column == "latency_us"):
-                raise KvexpError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
+                raise ConfigError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
     _check_columns(where, row, COLUMNS)
+    return row
 
 
 def _check_columns(where: str, columns: Mapping[str, Any], known: Mapping[str, Column]) -> None:
@@ -124,21 +124,15 @@ def _check_columns(where: str, columns: Mapping[str, Any], known: Mapping[str, C
     for column, value in columns.items():
         declared = known.get(column, ANY)
         if ANY.find_fault(column):
-            raise KvexpError(f"{where}: no column is called {column!r:.80}")
+            raise ConfigError(f"{where}: no column is called {column!r:.80}")
         if isinstance(value, dict | list):
-            raise KvexpError(f"{where}: {column} must be one value, not {value!r:.80}")
+            raise ConfigError(f"{where}: {column} must be one value, not {value!r:.80}")
         if fault := declared.find_fault(value):
-            raise KvexpError(f"{where}: {column} cannot be {value!r:.80}; it must be {fault}")
+            raise ConfigError(f"{where}: {column} cannot be {value!r:.80}; it must be {fault}")
         if isinstance(declared, Options) and value:
-            options = _read_options(value)
-            if options is None:
-                raise KvexpError(f"{where}: {column} must be a JSON object, not {value!r:.80}")
+            options: object = None
+            with suppress(ValueError):
+                options = jsonl.loads(value.encode())
+            if not isinstance(options, dict):
+                raise ConfigError(f"{where}: {column} must be a JSON object, not {value!r:.80}")
             _check_columns(f"{where}: {column}", options, {})
-
-
-def _read_options(text: str) -> dict[str, Any] | None:
-    try:
-        found = jsonl.loads(text.encode())
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
