@@ -25,6 +25,8 @@ CODE = ("op", "impl", "layout")
 FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), "mode": ()}
 """Groups that are data, with their keys. A row holds the option's name alone, so no key may be typed."""
 
+NO_TEXT = "that is no text: YAML reads on, yes, null and 1 as other values; write the key in quotes"
+
 TIMER = {
     "warmup": Whole(),
     "min_samples": Whole(least=2),  # as a standard deviation needs
@@ -94,13 +96,15 @@ def build_settings(config: Config, tracking: TrackingSettings, resumes: bool) ->
     return SweepSettings(tracking=tracking, resumes=resumes, **keys)
 
 
-def check_keys(prefix: str, found: Collection[str], known: Collection[str]) -> None:
-    """Check that exactly the known keys are there.
+def check_keys(prefix: str, found: Collection[object], known: Collection[str]) -> None:
+    """Check that exactly the known keys are there, each a text.
 
     Raises:
-        ConfigError: A key is unknown or missing.
+        ConfigError: A key is unknown, missing or no text.
     """
     for key in found:
+        if not isinstance(key, str):
+            raise ConfigError(f"{prefix or 'the configuration'} has the key {_format(key)} {NO_TEXT}")
         if key not in known:
             raise ConfigError(describe_unknown_key(prefix, key, known))
     for key in known:
@@ -205,4 +209,4 @@ def read(key: str, declared: Column, value: Any) -> Any:
 
 def _format(value: Any) -> str:
     """Format a value as it is typed, a text in quotes."""
-    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)
