@@ -40,7 +40,7 @@ class Column:
             case None | bool():
                 return ""
             case str():
-                return Text()._find_fault(value)
+                return _TEXT.find_fault(value)
             case int():
                 return "" if abs(value) <= INT64 else "a number of 64 bits"
             case float():
@@ -122,6 +122,9 @@ class Text(Column):
         except UnicodeEncodeError:
             return "a text without lone surrogates"
         return ""
+
+
+_TEXT = Text()
 
 
 @dataclass(frozen=True)

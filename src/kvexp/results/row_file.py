@@ -123,7 +123,7 @@ def _check_columns(where: str, columns: Mapping[str, Any], known: Mapping[str, C
     """Check the columns by their declarations; those that are not known hold any one value."""
     for column, value in columns.items():
         declared = known.get(column, ANY)
-        if ANY.find_fault(column):
+        if declared is ANY and ANY.find_fault(column):
             raise ConfigError(f"{where}: no column is called {column!r:.80}")
         if isinstance(value, dict | list):
             raise ConfigError(f"{where}: {column} must be one value, not {value!r:.80}")
