@@ -11,8 +11,8 @@ from types import NoneType
 from typing import Annotated, TypeGuard, get_args, get_origin, get_type_hints
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
-SMALLEST, LARGEST = 1e-9, 1e15
-"""Every measured time in µs, and every rate, lies between these: ratios and products of some are finite."""
+LARGEST = 1e15
+"""No time in µs or s, no rate and no power exceeds it, and products of some such numbers are finite."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,11 @@ class Word(Text):
 
 @dataclass(frozen=True)
 class Name(Text):
-    """The name of the option that was chosen in the group of the field's name."""
+    """A name on one line; in a case that of the option chosen in the group of the field's name."""
+
+    def _find_fault(self, value: object) -> str:
+        is_long = isinstance(value, str) and value.splitlines() not in ([], [value])
+        return "a text of one line" if is_long else super()._find_fault(value)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from kvexp.case import Case
-from kvexp.column import INT64, SMALLEST, Column, Flag, Positive, Real, Text, Time, Whole, Word, columns_of
+from kvexp.column import INT64, Column, Flag, Name, Positive, Real, Text, Time, Whole, Word, columns_of
 
 SCHEMA = 1
 
@@ -27,10 +27,10 @@ def is_wrong(status: str) -> bool:
     return status in ("incorrect", "failed")
 
 
-_Text = partial(Text, optional=True)
+_Name = partial(Name, optional=True)
 _Count = partial(Whole, least=0, most=INT64, optional=True)
 _Seconds = partial(Real, unit="s", least=0, optional=True)
-_Latency = partial(Positive, unit="µs", metric=True, least=SMALLEST)
+_Latency = partial(Positive, unit="µs", metric=True, least=1e-9)
 _Metric = partial(Real, metric=True, least=0)
 
 SECONDS: dict[str, Column] = {
@@ -49,35 +49,35 @@ MACHINE: dict[str, Column] = {
     "power_w": Real("Power of the GPU then.", "W", least=0, optional=True),
     "memory_used_bytes": _Count("Memory that all processes used then.", "bytes"),
     "other_processes": _Count("How many other processes computed on the GPU."),
-    "throttled": _Text("What limited its clocks before, during or after the samples; empty for nothing."),
+    "throttled": _Name("What limited its clocks before, during or after the samples; empty for nothing."),
 }
 """The columns about the GPU while the point was timed; None where it was not read or is not reported."""
 
 ENVIRONMENT: dict[str, Column] = {
-    "device_name": _Text("The GPU's name, or the CPU's."),
-    "device_uuid": _Text("The GPU's UUID, which distinguishes equal GPUs."),
-    "compute_capability": _Text("The GPU's, for example `9.0`."),
+    "device_name": _Name("The GPU's name, or the CPU's."),
+    "device_uuid": _Name("The GPU's UUID, which distinguishes equal GPUs."),
+    "compute_capability": _Name("The GPU's, for example `9.0`."),
     "sm_count": _Count("Multiprocessors of the GPU."),
     "l2_bytes": _Count("The GPU's L2 cache.", "bytes"),
     "device_memory_bytes": _Count("The GPU's memory; for a CPU the machine's.", "bytes"),
-    "driver": _Text("Version of the NVIDIA driver."),
-    "cuda": _Text("Version of CUDA that torch was built with."),
-    "torch": _Text("Version."),
-    "triton": _Text("Version."),
-    "cuda_core": _Text("Version, of the package that launches our CUDA kernels."),
-    "python": _Text("Version."),
-    "kvexp": _Text("Version."),
-    "source_hash": _Text("Hash of kvexp's sources and options, the same wherever they are installed."),
-    "git_commit": _Text("Commit of the checkout that kvexp runs from."),
+    "driver": _Name("Version of the NVIDIA driver."),
+    "cuda": _Name("Version of CUDA that torch was built with."),
+    "torch": _Name("Version."),
+    "triton": _Name("Version."),
+    "cuda_core": _Name("Version, of the package that launches our CUDA kernels."),
+    "python": _Name("Version."),
+    "kvexp": _Name("Version."),
+    "source_hash": _Name("Hash of kvexp's sources and options, the same wherever they are installed."),
+    "git_commit": _Name("Commit of the checkout that kvexp runs from."),
     "git_dirty": Flag("Whether that checkout had changes.", optional=True),
-    "host": _Text("The machine's name."),
-    "cpu": _Text("The CPU's name."),
+    "host": _Name("The machine's name."),
+    "cpu": _Name("The CPU's name."),
     "cpu_threads": _Count("Threads that torch computes with on the CPU."),
 }
 """The columns about the machine and the software; None where something does not apply or is unknown."""
 
 _RECORD: dict[str, Column] = {
-    "impl_hash": _Text("Hash of the implementation's sources: a changed kernel is another one."),
+    "impl_hash": _Name("Hash of the implementation's sources: a changed kernel is another one."),
     "schema": Whole("Version of the columns; increased when one is removed or changes its meaning."),
     "repetition": Whole("Which of the processes that measured the curve, from 1 on; only with `repeat=`."),
 }
@@ -144,13 +144,13 @@ class Measurement:
         int | None, Whole("Calls in the timed series; in the long one, where a short series is subtracted.")
     ] = None
     cache_state: Annotated[
-        str | None, Text("`cold`: each call writes slots outside the L2; `hot`: all the same; else `warm`.")
+        str | None, Name("`cold`: each call writes slots outside the L2; `hot`: all the same; else `warm`.")
     ] = None
     inputs_state: Annotated[
-        str | None, Text("`hot`: calls share all but a few rows; `cold`: each reads rows outside the L2.")
+        str | None, Name("`hot`: calls share all but a few rows; `cold`: each reads rows outside the L2.")
     ] = None
     contract: Annotated[
-        str | None, Text("`full`, or which clauses do not hold or are refused; None where not tested.")
+        str | None, Name("`full`, or which clauses do not hold or are refused; None where not tested.")
     ] = None
     started_at: Annotated[str, Time("When the point was begun, ISO 8601 with the UTC offset.")] = ""
     samples_us: tuple[float, ...] = field(default=(), repr=False)

@@ -86,8 +86,7 @@ def read(path: Path, on_torn: Callable[[str], None] = _log.warning) -> list[dict
         files = [path]
     else:
         raise ConfigError(f"{path} does not exist; give a {ROWS} file or a folder that holds some")
-    lines = ((file, number, row) for file in files for number, row in jsonl.read(file, on_torn))
-    return [check_row(f"{file}, line {number}", row) for file, number, row in lines]
+    return [check_row(f"{file}, line {at}", row) for file in files for at, row in jsonl.read(file, on_torn)]
 
 
 def sort_key(path: Path) -> list[tuple[bool, int, str]]:
