@@ -5,6 +5,7 @@ import pytest
 
 from kvexp.case import Case
 from kvexp.measurement import SCHEMA, STATUSES, Measurement, Statistics
+from kvexp.results.row_file import RowFile, read
 from tests.helpers import compose
 
 LATENCY = Statistics(2.0, 1.9, 2.2, 1.5, 2.5, 1.0, 2.1, 0.3, 20)
@@ -124,6 +125,13 @@ def test_a_row_says_why_its_layout():
     made = compose.experiment("workload=tiny", "impl=torch", "layout=auto", "connector=nixl")
     row = measurement(next(made.resolve("cpu").cases()), "skipped").row()
     assert (row["layout"], row["layout_reason"]) == ("HND", "connector=nixl asks for HND")
+
+
+def test_a_reason_that_names_a_file_whatever_its_bytes_can_be_read_back(case, tmp_path):
+    row = Measurement(case, "failed", "no file \udcff").row()
+    RowFile(tmp_path).append(row)
+    assert read(tmp_path) == [row]
+    assert row["reason"] == "no file ?"
 
 
 def test_an_ok_row_has_numbers_derived_from_its_median(case):

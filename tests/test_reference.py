@@ -1,10 +1,11 @@
-"""docs/reference.md says what conf/ and the docstrings say, and knows everything that can be typed."""
+"""docs/reference.md says what conf/ and the declarations say, and knows everything that can be typed."""
 
 from pathlib import Path
 
 import pytest
 
 from kvexp.cli import commands, help
+from kvexp.measurement import COLUMNS
 from tests.helpers import compose, reference
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference.md"
@@ -27,6 +28,10 @@ def test_the_page_is_what_the_code_says():
 def test_every_option_of_a_group_has_a_line(group):
     named = help.options(group, [help.conf_dir()])
     assert {name: cells[1].rstrip(" |") for name, cells in rows(f"{group}=").items()} == named
+
+
+def test_every_column_is_explained():
+    assert [name for name, column in COLUMNS.items() if not column.doc] == []
 
 
 def test_every_command_has_a_line():

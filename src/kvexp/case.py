@@ -1,72 +1,71 @@
 """Identify one measured point by every field that changes what is measured, as names and numbers."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from kvexp.column import INT64, Fraction, Name, Options, Text, Whole, Word
+
+NUM_TOKENS = Whole("Length of `slot_mapping`.")
+SLOTS = ("random", "contiguous", "reversed", "decode", "prefill")
+_ROWS = ("contiguous", "qkv", "misaligned")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One point of one curve.
+class Choices:
+    """What was chosen by name, and how many tokens one call writes.
 
     Names are those of the configuration's groups, resolved: never `auto` for `mode`, `timer` or `device`
     (unless the measuring process died before it could resolve them), and `fp8_e4m3` for the alias `fp8`.
-
-    Attributes:
-        op: The op, for example `reshape_and_cache_flash`.
-        impl: The implementation.
-        impl_options: The implementation's options as canonical JSON.
-        layout: The cache's layout.
-        dtype: The item type of key and value.
-        kv_cache_dtype: `auto` (the cache holds the source's items) or the fp8 format.
-        scale: Scales that fp8 divides by: `per_tensor` (one for K, one for V) or `per_head`.
-        mode: `cudagraph` or `no_graph`.
-        timer: The timer.
-        timer_options: The timer's options as canonical JSON.
-        device: `cuda:N` or `cpu`.
-        num_tokens: Length of `slot_mapping`.
-        num_heads: KV heads of a token.
-        head_size: Elements of a key head.
-        head_size_v: Elements of a value head.
-        block_size: Slots of a cache block.
-        num_blocks: Blocks of the cache.
-        num_layers: Layers that share the storage; the call writes one of them.
-        slots: Pattern of the slots; see `workload.slots`.
-        padding: The fraction of the tokens whose slot is -1.
-        padding_at: Place of the padding: `end` or `scattered`.
-        rows: Memory layout of key and value; see `workload.inputs`.
-        num_query_heads: Query heads before K and V in a fused QKV tensor; used for `rows=qkv`.
-        extra_tokens: Rows of key and value beyond those of `slot_mapping`.
-        seed: Seed of inputs and slots.
-        layout_reason: Why `layout=auto` chose the layout; not part of the identity.
-        workload: The preset's name; not part of the identity.
     """
 
-    op: str
-    impl: str
-    impl_options: str
-    layout: str
-    dtype: str
-    kv_cache_dtype: str
-    scale: str
-    mode: str
-    timer: str
-    timer_options: str
-    device: str
-    num_tokens: int
-    num_heads: int
-    head_size: int
-    head_size_v: int
-    block_size: int
-    num_blocks: int
-    num_layers: int
-    slots: str
-    padding: float
-    padding_at: str
-    rows: str
-    num_query_heads: int
-    extra_tokens: int
-    seed: int
-    layout_reason: str = field(default="", compare=False)
-    workload: str = field(default="", compare=False)
+    op: Annotated[str, Name("The op, for example `reshape_and_cache_flash`.")]
+    impl: Annotated[str, Name("The implementation.")]
+    impl_options: Annotated[str, Options("The implementation's options as canonical JSON.")]
+    layout: Annotated[str, Name("The cache's layout.")]
+    dtype: Annotated[str, Name("The item type of key and value.")]
+    kv_cache_dtype: Annotated[str, Name("`auto` (the cache holds the source's items) or the fp8 format.")]
+    scale: Annotated[
+        str, Name("Scales that fp8 divides by: `per_tensor` (one for K, one for V) or `per_head`.")
+    ]
+    mode: Annotated[str, Name("`cudagraph` or `no_graph`.")]
+    timer: Annotated[str, Name("The timer.")]
+    timer_options: Annotated[str, Options("The timer's options as canonical JSON.")]
+    device: Annotated[str, Name("`cuda:N` or `cpu`.")]
+    num_tokens: Annotated[int, NUM_TOKENS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The keys of a workload that are fixed along a curve.
+
+    A default is what conf/config.yaml has for every workload.
+    """
+
+    num_heads: Annotated[int, Whole("KV heads of a token.", metric=True)]
+    head_size: Annotated[int, Whole("Elements of a key head.", metric=True)]
+    head_size_v: Annotated[int, Whole("Elements of a value head.", metric=True)]
+    block_size: Annotated[int, Whole("Slots of a cache block.", metric=True)]
+    num_blocks: Annotated[int, Whole("Blocks of the cache.", metric=True, most=INT64)]
+    num_layers: Annotated[int, Whole("Layers that share the storage; the call writes one of them.")] = 1
+    slots: Annotated[str, Word("Pattern of the slots.", words=SLOTS)] = "random"
+    padding: Annotated[float, Fraction("The fraction of the tokens whose slot is -1.")] = 0.0
+    padding_at: Annotated[str, Word("Place of the padding.", words=("end", "scattered"))] = "end"
+    rows: Annotated[str, Word("Memory layout of key and value.", words=_ROWS)] = "contiguous"
+    num_query_heads: Annotated[int, Whole("Query heads before K and V in a row; used for `rows=qkv`.")]
+    extra_tokens: Annotated[int, Whole("Rows of key and value beyond those of `slot_mapping`.", least=0)] = 0
+    seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
+
+
+@dataclass(frozen=True)
+class Case(Sizes, Choices):
+    """One point of one curve: its choices, its sizes, and two columns that are not part of the identity."""
+
+    layout_reason: Annotated[str, Text("Why `layout=auto` chose the layout; not part of the identity.")] = (
+        field(default="", compare=False)
+    )
+    workload: Annotated[str, Name("The preset's name; not part of the identity.")] = field(
+        default="", compare=False
+    )
 
     @property
     def num_slots(self) -> int:

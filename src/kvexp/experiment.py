@@ -7,9 +7,10 @@ to the measuring process as JSON. This module imports neither torch nor Hydra.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from kvexp.case import Case
+from kvexp.case import NUM_TOKENS, Case, Sizes
+from kvexp.column import columns_of
 
 Scalar = str | int | float | bool | None
 
@@ -41,43 +42,17 @@ class Choice:
         return json.dumps(dict(self.options), sort_keys=True, separators=(",", ":"))
 
 
-@dataclass(frozen=True)
-class WorkloadSpec:
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec(Sizes):
     """The sizes of one curve.
 
     Attributes:
         name: The preset's name.
         num_tokens: The points of the curve, in the order of measurement.
-        num_heads: KV heads of a token.
-        head_size: Elements of a key head.
-        head_size_v: Elements of a value head.
-        block_size: Slots of a cache block.
-        num_blocks: Blocks of the cache.
-        num_layers: Layers that share the storage; the call writes one of them.
-        slots: Pattern of the slots; see `workload.slots`.
-        padding: The fraction of the tokens whose slot is -1.
-        padding_at: `end` or `scattered`.
-        rows: Memory layout of key and value; see `workload.inputs`.
-        num_query_heads: Query heads before K and V in a fused QKV tensor.
-        extra_tokens: Rows of key and value beyond those of `slot_mapping`.
-        seed: Seed of inputs and slots.
     """
 
     name: str
-    num_tokens: tuple[int, ...]
-    num_heads: int
-    head_size: int
-    head_size_v: int
-    block_size: int
-    num_blocks: int
-    num_layers: int
-    slots: str
-    padding: float
-    padding_at: str
-    rows: str
-    num_query_heads: int
-    extra_tokens: int
-    seed: int
+    num_tokens: Annotated[tuple[int, ...], NUM_TOKENS]
 
 
 @dataclass(frozen=True)
@@ -108,26 +83,18 @@ class Experiment:
 
     def cases(self) -> Iterator[Case]:
         """Yield the points of the curve, in order."""
-        w = self.workload
-        sizes = {key: value for key, value in asdict(w).items() if key not in ("name", "num_tokens")}
-        for num_tokens in w.num_tokens:
-            yield Case(
-                op=self.op.name,
-                impl=self.impl.name,
-                impl_options=self.impl.options_json,
-                layout=self.layout.name,
-                dtype=self.dtype.name,
-                kv_cache_dtype=str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
-                scale=self.scale.name,
-                mode=self.mode.name,
-                timer=self.timer.name,
-                timer_options=self.timer.options_json,
-                device=self.device,
-                num_tokens=num_tokens,
-                **sizes,
-                layout_reason=self.layout_reason,
-                workload=w.name,
-            )
+        fixed: dict[str, Any] = {
+            **{key: value.name for key, value in vars(self).items() if isinstance(value, Choice)},
+            **{key: getattr(self.workload, key) for key in columns_of(Sizes)},
+            "kv_cache_dtype": str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
+            "impl_options": self.impl.options_json,
+            "timer_options": self.timer.options_json,
+            "device": self.device,
+            "layout_reason": self.layout_reason,
+            "workload": self.workload.name,
+        }
+        for num_tokens in self.workload.num_tokens:
+            yield Case(num_tokens=num_tokens, **fixed)
 
     def to_json(self) -> str:
         """Return the experiment as one line of JSON, for `from_json`."""
@@ -139,6 +106,5 @@ class Experiment:
         fields: dict[str, Any] = json.loads(text)
         workload = fields.pop("workload")
         workload["num_tokens"] = tuple(workload["num_tokens"])
-        texts = {name: fields.pop(name) for name in ("device", "layout_reason")}
-        choices: dict[str, Any] = {name: Choice(**choice) for name, choice in fields.items()}
-        return cls(**choices, workload=WorkloadSpec(**workload), **texts)
+        made: dict[str, Any] = {k: Choice(**v) if isinstance(v, dict) else v for k, v in fields.items()}
+        return cls(**made, workload=WorkloadSpec(**workload))

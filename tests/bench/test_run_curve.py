@@ -13,8 +13,7 @@ from kvexp.errors import ConfigError
 from kvexp.measurement import SECONDS
 from kvexp.statistics import summarise
 from kvexp.timer.cuda_event import CudaEvent
-from kvexp.workload import device_memory, inputs
-from kvexp.workload import slots as patterns
+from kvexp.workload import device_memory
 from tests.helpers import compose, tiny_curve, wrong_impls
 
 ENVIRONMENT = {"device_name": "a CPU", "git_dirty": False}
@@ -47,7 +46,7 @@ class TestEachWorkload:
     """Whatever the slots, the padding and the rows, torch is right in every op."""
 
     @pytest.mark.parametrize("op", compose.options("op"))
-    @pytest.mark.parametrize("slots", patterns.PATTERNS)
+    @pytest.mark.parametrize("slots", compose.words("slots"))
     def test_of_slots_is_verified(self, op, slots):
         for num_blocks in (64, 57):
             assert outcomes(op=op, slots=slots, num_blocks=num_blocks) == ["verified"] * 4
@@ -59,7 +58,7 @@ class TestEachWorkload:
             assert outcomes(op=op, padding=padding, padding_at=padding_at) == ["verified"] * 4
 
     @pytest.mark.parametrize("op", compose.options("op"))
-    @pytest.mark.parametrize("rows", inputs.KINDS)
+    @pytest.mark.parametrize("rows", compose.words("rows"))
     def test_of_rows_is_verified(self, op, rows):
         for kv_cache_dtype in compose.formats():
             chosen = {"op": op, "rows": rows, "kv_cache_dtype": kv_cache_dtype, "num_query_heads": 3}

@@ -22,6 +22,11 @@ def test_nothing_is_no_latency(latency_us):
         statistics(latency_us, 0.9)
 
 
+def test_a_latency_that_a_fifth_of_the_samples_deny_is_none():
+    with pytest.raises(KvexpError, match="below what the timer resolves"):
+        _summarise(Timing((-0.1,) * 5 + (0.9,) * 15), None)
+
+
 def test_what_takes_a_small_part_of_an_empty_kernel_does_not_run_where_it_is_timed():
     with pytest.raises(
         KvexpError, match=r"takes 0\.03 us and an empty kernel 0\.9, so it does not run on torch's"

@@ -1,5 +1,8 @@
 """Files of the user's own that are wrong, and folders that hold something already: exit 2, and they stay."""
 
+import subprocess
+import sys
+
 import pytest
 
 from kvexp import file_lock
@@ -20,6 +23,56 @@ def test_an_implementation_without_a_class_is_refused(typed, tmp_path):
     folder.mkdir(parents=True)
     (folder / "empty.yaml").write_text("# Nothing.\ntile: 1\n")
     assert "_target_" in typed("--config-dir", "my", "impl=empty").err
+
+
+IMPL = "# Own.\n_target_: kvexp.impl.torch.Torch\n"
+SIZES = "# Own.\nnum_tokens: 1\nnum_heads: 2\nhead_size: 32\nblock_size: 16\nnum_blocks: 8\n"
+PRESET = "# @package _global_\n# Own?\n"
+NO_TEXT = "that is no text: YAML reads on, yes, null and 1 as other values; write the key in quotes"
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "sentence"),
+    [
+        ("impl", IMPL + "compile: false\non: 1\n", f"impl has the key true {NO_TEXT}"),
+        ("impl", IMPL + "1: 1\n", f"impl has the key 1 {NO_TEXT}"),
+        ("impl", IMPL + "1.5: 1\n", f"impl has the key 1.5 {NO_TEXT}"),
+        ("impl", IMPL + "!!binary aGk=: 1\n", f"impl has the key \"b'hi'\" {NO_TEXT}"),
+        ("impl", IMPL + "~: 1\n", f"a YAML has a key {NO_TEXT} (Incompatible key type 'NoneType')"),
+        ("impl", IMPL + "a:\n  on: 1\n", 'impl.a must be one value, not {"true": 1}'),
+        ("impl", IMPL + "a:\n  !!binary aGk=: 1\n", "impl.a must be one value, not {}"),
+        ("workload", SIZES + "off: 1\n", f"workload has the key false {NO_TEXT}"),
+        ("timer", "# Own.\nyes: 1\n", f"timer has the key true {NO_TEXT}"),
+        ("tracking", "# Own.\n2: 1\n", f"tracking has the key 2 {NO_TEXT}"),
+        ("dtype", "# Own.\nno: 1\n", f"dtype has the key false {NO_TEXT}"),
+        ("connector", "# Own.\nlayout: null\non: 1\n", f"connector has the key true {NO_TEXT}"),
+        ("experiment", PRESET + "on: 1\n", f"the configuration has the key true {NO_TEXT}"),
+        ("experiment", PRESET + "hydra:\n  job:\n    env_set:\n      1: a\n", "Key 1 (int) is incompatible"),
+    ],
+)
+def test_a_key_that_is_no_text_is_one_sentence_and_leaves_nothing(typed, tmp_path, group, content, sentence):
+    folder = tmp_path / "my" / group
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(content)
+    outcome = typed("--config-dir", "my", f"{group}=own")
+    assert (outcome.code, list(outcome.jobs), outcome.folders) == (2, [], [tmp_path / "my"])
+    assert outcome.err.startswith("kvexp: ")
+    assert outcome.err.count("\n") == 1
+    assert sentence in outcome.err
+
+
+def test_a_default_that_is_no_text_is_one_sentence(elsewhere):
+    folder = elsewhere / "my" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(PRESET + "defaults:\n  - on: cuda\n")
+    # In a process of its own: pytest gives Hydra's assertions words.
+    words = [sys.executable, "-m", "kvexp", "--config-dir", "my", "experiment=own", "tracking=none"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, list(elsewhere.iterdir())) == (
+        2,
+        "kvexp: the `defaults` of a YAML hold something else than `GROUP: OPTION`, two texts\n",
+        [elsewhere / "my"],
+    )
 
 
 def test_a_preset_with_numbers_of_its_own_is_refused(typed, tmp_path):

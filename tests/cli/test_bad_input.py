@@ -149,6 +149,7 @@ BAD = {
     "resume=true,false": "resume has one value for a whole sweep",
     "timeout_s=0": "timeout_s must be a positive number, not 0",
     "timeout_s=nan": "timeout_s must be a positive number",
+    "timeout_s=1e12": "timeout_s must be at most 1e+09, not",
     "timeout_s=soon": "timeout_s must be a positive number, not 'soon'",
     "timeout_s=1,2": "timeout_s has one value for a whole sweep",
     "fail_fast=1": "fail_fast must be true or false, not 1",

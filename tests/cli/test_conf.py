@@ -1,10 +1,12 @@
 """Every file in conf/ composes, and every class that one names is there."""
 
 import importlib
+from dataclasses import MISSING, fields
 
 import pytest
 import yaml
 
+from kvexp.case import Sizes
 from kvexp.cli import help
 from tests.helpers import compose
 
@@ -63,6 +65,11 @@ def test_every_preset_composes(typed, option):
     outcome = typed(f"experiment={option}")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.jobs
+
+
+def test_a_workload_without_more_keys_is_what_was_declared():
+    declared = {size.name: size.default for size in fields(Sizes) if size.default is not MISSING}
+    assert {key: vars(compose.experiment().workload)[key] for key in declared} == declared
 
 
 @pytest.mark.parametrize(("path", "target"), TARGETS, ids=[path for path, _ in TARGETS])

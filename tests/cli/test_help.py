@@ -5,8 +5,9 @@ from dataclasses import fields
 
 import pytest
 
+from kvexp.case import Sizes
 from kvexp.cli import help
-from kvexp.cli.schema import WORDS
+from kvexp.column import Word, columns_of
 from kvexp.experiment import WorkloadSpec
 
 
@@ -37,7 +38,8 @@ def test_the_users_line_the_keys_and_the_exit_codes_are_there(typed):
 
 def test_a_keys_line_names_each_word_that_it_can_be(typed):
     out = " ".join(typed("--help").out.split())
-    for key, words in WORDS.items():
+    declared = columns_of(Sizes).items()
+    for key, words in ((key, column.words) for key, column in declared if isinstance(column, Word)):
         line = out.partition(f" workload.{key} ")[2].partition(" workload.")[0]
         assert all(re.search(rf"\b{word}\b", line) for word in words), key
 

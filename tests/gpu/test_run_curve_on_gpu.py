@@ -141,7 +141,7 @@ def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
 
 def test_the_environment_names_the_gpu():
     columns = environment.read("cuda:0")
-    assert tuple(columns) == ENVIRONMENT
+    assert list(columns) == list(ENVIRONMENT)
     assert columns["device_name"] == torch.cuda.get_device_name()
     assert columns["device_uuid"].startswith("GPU-")
     assert columns["driver"].count(".") >= 1

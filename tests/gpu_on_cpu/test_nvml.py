@@ -10,7 +10,15 @@ from kvexp.gpu.nvml import GpuMonitor, GpuState, make_columns
 from kvexp.measurement import MACHINE
 
 UUID = "GPU-1"
-CALM = GpuState(1980, 3201, 40, 500.0, 70 << 30, 1, 0, {"power": 0, "thermal": 0})
+READ = tuple(MACHINE)[:5]
+"""The columns that one reading gives."""
+
+
+def state(readings, processes, reasons, **limited_ns):
+    return GpuState(dict(zip(READ, readings, strict=True)), processes, reasons, limited_ns)
+
+
+CALM = state((1980, 3201, 40, 500.0, 70 << 30), 1, 0, power=0, thermal=0)
 
 
 class NVMLError(Exception):
@@ -58,12 +66,12 @@ def test_a_reading_has_what_nvml_reports(monkeypatch):
         nvmlDeviceGetCurrentClocksEventReasons=0x4,
         nvmlDeviceGetViolationStatus=lambda handle, policy: SimpleNamespace(violationTime=policy + 7),
     )
-    assert gpu.read() == GpuState(1980, 3201, 40, 512.345, 70 << 30, 2, 0x4, {"power": 7, "thermal": 8})
+    assert gpu.read() == state((1980, 3201, 40, 512.345, 70 << 30), 2, 0x4, power=7, thermal=8)
 
 
 def test_what_nvml_does_not_report_is_none(monkeypatch):
     gpu = make_monitor(monkeypatch, nvmlDeviceGetTemperature=40)
-    assert gpu.read() == GpuState(None, None, 40, None, None, None, None, {"power": None, "thermal": None})
+    assert gpu.read() == state((None, None, 40, None, None), None, None, power=None, thermal=None)
 
 
 def test_an_older_driver_s_name_for_the_reasons_is_understood(monkeypatch):
@@ -88,8 +96,8 @@ def test_without_nvml_nothing_is_read(monkeypatch):
 
 class TestARow:
     def test_has_every_column(self):
-        found = make_columns(CALM, replace(CALM, temperature_c=55))
-        assert tuple(found) == MACHINE
+        found = make_columns(CALM, replace(CALM, columns={**CALM.columns, "temperature_c": 55}))
+        assert list(found) == list(MACHINE)
         assert (found["temperature_c"], found["throttled"], found["other_processes"]) == (55, "", 0)
 
     def test_names_what_lowered_clocks_at_either_reading(self):

@@ -7,9 +7,11 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from kvexp.case import Sizes
 from kvexp.cli.help import conf_dir
 from kvexp.cli.options import resolve_layout
 from kvexp.cli.schema import build_experiment
+from kvexp.column import Word, columns_of
 from kvexp.errors import Unsupported
 from kvexp.experiment import Choice, Experiment
 from kvexp.impl import make
@@ -36,6 +38,13 @@ def formats() -> list[str]:
     """The formats that `kv_cache_dtype` resolves to, each once."""
     chosen = (choice("kv_cache_dtype", name) for name in options("kv_cache_dtype"))
     return sorted({str(one.options["format"]) for one in chosen})
+
+
+def words(key: str) -> tuple[str, ...]:
+    """The words that a key of a workload may be."""
+    declared = columns_of(Sizes)[key]
+    assert isinstance(declared, Word)
+    return declared.words
 
 
 @cache

@@ -2,41 +2,34 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kvexp.case import Case
 from kvexp.measurement import SCHEMA
 
-_CASE: dict[str, Any] = {
-    "op": "reshape_and_cache_flash",
-    "impl": "cuda",
-    "impl_options": "{}",
-    "layout": "NHD",
-    "dtype": "bfloat16",
-    "kv_cache_dtype": "auto",
-    "scale": "per_tensor",
-    "mode": "cudagraph",
-    "timer": "cuda_event",
-    "timer_options": '{"min_samples":20}',
-    "device": "cuda:0",
-    "num_tokens": 64,
-    "num_heads": 8,
-    "head_size": 128,
-    "head_size_v": 128,
-    "block_size": 16,
-    "num_blocks": 4096,
-    "num_layers": 1,
-    "slots": "random",
-    "padding": 0.0,
-    "padding_at": "end",
-    "rows": "contiguous",
-    "num_query_heads": 8,
-    "extra_tokens": 0,
-    "seed": 0,
-    "layout_reason": "",
-    "workload": "seed",
-}
+_CASE = Case(
+    op="reshape_and_cache_flash",
+    impl="cuda",
+    impl_options="{}",
+    layout="NHD",
+    dtype="bfloat16",
+    kv_cache_dtype="auto",
+    scale="per_tensor",
+    mode="cudagraph",
+    timer="cuda_event",
+    timer_options='{"min_samples":20}',
+    device="cuda:0",
+    num_tokens=64,
+    num_heads=8,
+    head_size=128,
+    head_size_v=128,
+    block_size=16,
+    num_blocks=4096,
+    num_query_heads=8,
+    workload="seed",
+)
 _MACHINE = {
     "device_name": "NVIDIA H200",
     "device_uuid": "GPU-1",
@@ -63,11 +56,10 @@ def row(latency_us: float = 10.0, **columns: Any) -> dict[str, Any]:
         "bytes_moved": 1000,
         "samples": 20,
         "started_at": "2026-11-21T10:00:00.000+00:00",
-        **_CASE,
+        **asdict(_CASE),
         **_MACHINE,
         "schema": SCHEMA,
     }
-    assert set(Case.__dataclass_fields__) <= set(made)
     return made | columns
 
 

@@ -1,67 +1,26 @@
-"""The text of docs/reference.md: what can be typed and what a row holds, read from conf/ and docstrings.
+"""The text of docs/reference.md: what can be typed and what a row holds, from conf/ and the declarations.
 
 `python -m tests.helpers.reference > docs/reference.md` writes it; tests/test_reference.py compares it.
 """
 
-import ast
-import inspect
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import yaml
 
-from kvexp import measurement
-from kvexp.case import Case
 from kvexp.cli import commands, help
-from kvexp.measurement import Measurement, Statistics
-from tests.helpers import tiny_curve
+from kvexp.measurement import COLUMNS
 
 CONF = help.conf_dir()
 SIZES = ("num_tokens", "num_heads", "num_query_heads", "head_size", "block_size", "num_blocks")
 """The keys of a workload's own file."""
-BESIDES = {
-    "impl_hash": "Hash of the implementation's sources: a changed kernel is another one.",
-    "repetition": "Which of the processes that measured the curve, from 1 on; there with `repeat=` alone.",
-}
-"""What a row has besides its measurement."""
 
 
 def text() -> str:
     """The page."""
     return "\n".join([_ABOUT, _commands(), *map(_group, help.GROUPS), _keys(), _columns(), _LOADED])
-
-
-def columns() -> dict[str, str]:
-    """Each column of a row with what it holds, in the order of a row."""
-    docstrings = [inspect.getdoc(kind) for kind in (Measurement, Statistics, Case)]
-    docstrings += [_docstring_of(constant) for constant in ("SECONDS", "MACHINE", "ENVIRONMENT")]
-    meanings = {name: meaning for docstring in docstrings for name, meaning in _attributes(docstring)}
-    meanings |= {
-        "gb_per_s": inspect.getdoc(Measurement.gb_per_s),
-        "copy_fraction": inspect.getdoc(Measurement.copy_fraction),
-        "schema": _docstring_of("SCHEMA"),
-    }
-    row = Measurement(tiny_curve.case(num_tokens=1), "skipped", "so").row()
-    return {column: meanings[column] for column in row} | BESIDES
-
-
-def _attributes(docstring: str) -> Iterator[tuple[str, str]]:
-    """The names in a docstring's section of attributes, each with its description."""
-    section = docstring.partition("Attributes:\n")[2].partition("\n\n")[0]
-    for name, said in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
-        yield name, re.sub(r"\s+", " ", said)
-
-
-def _docstring_of(constant: str) -> str:
-    """The docstring that stands below a constant of `kvexp.measurement`."""
-    body = ast.parse(inspect.getsource(measurement)).body
-    said = {ast.unparse(node.targets[0]): after.value for node, after in pairwise(body)
-            if isinstance(node, ast.Assign) and isinstance(after, ast.Expr)}  # fmt: skip
-    return inspect.cleandoc(ast.literal_eval(said[constant]))
 
 
 def _commands() -> str:
@@ -120,8 +79,8 @@ def _read_keys(prefix: str, content: str) -> Iterator[tuple[str, str, str, str]]
 
 
 def _columns() -> str:
-    rows = [(f"`{column}`", said) for column, said in columns().items()]
-    return _section("Columns of a row", _ROWS, _table(("column", "what it holds"), rows))
+    rows = [(f"`{name}`", column.unit, column.doc) for name, column in COLUMNS.items()]
+    return _section("Columns of a row", _ROWS, _table(("column", "unit", "what it holds"), rows))
 
 
 def _value(value: Any) -> str:
@@ -153,8 +112,8 @@ _MORE = {"workload": (SIZES, _sizes), "experiment": (("it types",), _sweeps)}
 _ABOUT = """\
 # Options, keys and columns
 
-Made from conf/ and from docstrings by `python -m tests.helpers.reference > docs/reference.md`; a test fails
-when they differ. `python -m kvexp --help` lists the options and keys, too, with those of your `--config-dir`.
+Made from conf/ and src/kvexp by `python -m tests.helpers.reference > docs/reference.md`; a test fails when
+they differ. `python -m kvexp --help` lists the options and keys, too, with those of your `--config-dir`.
 """
 
 _COMMANDS = "Each has a `--help` of its own. Without a command, kvexp measures what the line chooses."
@@ -164,8 +123,8 @@ Typed as `key=value`. Every option of `workload`, `timer` and `tracking` has the
 defaults here are the default option's. [measuring.md](measuring.md) says more of workloads and timers."""
 
 _ROWS = """\
-Units end the names: µs, s, bytes, 10^9 bytes a second. What does not apply, or is not known, is null (missing
-in pandas); only a point that is `ok` has a latency."""
+Units end the names. What does not apply, or is not known, is null (missing in pandas); only a point that is
+`ok` has a latency."""
 
 _LOADED = """\
 `kvexp.load` and `kvexp export` add `sweep` (its folder), `command` (what repeats the curve), and a column for

@@ -3,19 +3,23 @@
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import socket
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvexp import disk_cache
+from kvexp import cli, disk_cache
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
 from kvexp.results import jsonl, labels, point_identity, row_file
 from kvexp.results import sweep_dir as sweep_folder
+from tests.helpers import fuzzed_rows
+from tests.helpers.recorded_rows import curve, sweep
 from tests.reliability.conftest import ROOT
 
 SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
@@ -58,6 +62,43 @@ def test_a_file_of_rows_is_read_or_refused_in_one_sentence(tmp_path_factory, con
         assert row["schema"] == SCHEMA
         hash(point_identity.identify(row))
     labels.group_by_curve(found or [])
+
+
+COMMANDS = [
+    *(
+        ["report"],
+        ["export", "--format", "csv"],
+        ["export", "--output", "points.parquet"],
+        ["watch", "--once"],
+    ),
+    *(["compare", "right"], ["compare", "--axis", "impl", "--baseline", "triton", "--candidate", "cuda"]),
+]
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_rows_of_any_values_are_read_by_every_command_or_refused_in_one_sentence(
+    part, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    sweep(tmp_path / "right", [curve({1: 2.0, 64: 3.0}), curve({1: 3.0, 64: 2.0}, impl="triton")])
+    outcomes = Counter()
+    for seed in range(50 * part, 50 * (part + 1)):
+        home = sweep(tmp_path / str(seed), [curve({1: 2.0})])
+        (home / "0" / "rows.jsonl").write_text(fuzzed_rows.encode(fuzzed_rows.make_rows(seed)))
+        found = {}
+        for words in COMMANDS:
+            code = cli.dispatch([*words, str(home)])
+            found[" ".join(words)] = code, capfd.readouterr().err
+        refusal = found["report"][1]
+        if refusal:
+            assert re.match(rf"kvexp: {home}/0/rows\.jsonl, line [1-7]: .+\n\Z", refusal), seed
+            assert set(found.values()) == {(2, refusal)}, seed
+        else:
+            apart = [code for name, (code, _) in found.items() if not name.startswith("compare")]
+            assert apart == [0] * 4, seed
+            assert all(err.count("\n") == (code == 2) for code, err in found.values()), seed
+        outcomes["refused" if refusal else "read"] += 1
+    assert min(outcomes["refused"], outcomes["read"]) > 10
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,6 +8,7 @@ from kvexp.errors import ConfigError
 from kvexp.report.content import build_content
 from kvexp.results import load
 from kvexp.results.compare import compare
+from kvexp.results.export import encode
 from kvexp.results.merge import PROCESSES, merge_repetitions
 from tests.helpers.compose import conf_dir, options
 from tests.helpers.recorded_rows import curve, refused, row, sweep
@@ -103,6 +104,19 @@ def test_a_merged_row_has_the_disturbances_of_all_processes():
 
 def test_points_of_two_sweeps_are_not_merged():
     assert len(merge_repetitions([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
+
+
+@pytest.mark.parametrize(("column", "value"), [("latency_us", float("inf")), ("num_tokens", 0)])
+def test_an_exported_file_is_checked_like_rows(tmp_path, column, value):
+    file = tmp_path / "points.parquet"
+    made = [{**one, "sweep": "s", "command": "c"} for one in curve({1: 2.0, 2: 3.0}, repetition=1)]
+    rows = [made[0] | {column: value}, {**made[1], "repetition": None}]
+    file.write_bytes(encode(rows, "parquet"))
+    with pytest.raises(ConfigError, match=rf"points\.parquet, row 1: {column} cannot be"):
+        load.read([file], tmp_path)
+    file.write_bytes(encode(rows[1:], "parquet"))
+    (found,) = load.read([file], tmp_path)
+    assert found == found | rows[1]
 
 
 def test_a_path_without_a_sweep_is_one_sentence(tmp_path):

@@ -134,6 +134,32 @@ def test_a_line_that_is_no_row_is_named_in_one_sentence(tmp_path, line, complain
         ({"impl_options": "7"}, "impl_options must be a JSON object, not '7'"),
         ({"impl": None}, "impl cannot be None"),
         ({"surprise": {"nested": 1}}, "surprise must be one value"),
+        ({"num_tokens": 0}, "num_tokens cannot be 0; it must be at least 1"),
+        ({"num_tokens": -2}, "num_tokens cannot be -2; it must be at least 1"),
+        ({"num_heads": 10**30}, f"num_heads cannot be {10**30}; it must be at most 2147483647"),
+        ({"seed": 2**70}, f"seed cannot be {2**70}; it must be at most {2**63 - 1}"),
+        ({"latency_us": 10**400}, "latency_us cannot be 1000"),
+        ({"latency_us": 1e-300}, "latency_us cannot be 1e-300; it must be at least 1e-09"),
+        ({"latency_us_low": 0}, "latency_us_low of an ok row cannot be 0"),
+        ({"copy_fraction": 0.0}, "copy_fraction of an ok row cannot be 0.0"),
+        ({"gb_per_s": 1.7e308}, "gb_per_s cannot be 1.7e+308; it must be at most 1e+15"),
+        ({"padding": 1.0}, "padding cannot be 1.0; it must be a number from 0 to less than 1"),
+        ({"slots": "sorted"}, "slots cannot be 'sorted'; it must be random, contiguous, reversed, decode or"),
+        ({"scale": "a\nb"}, r"scale cannot be 'a\nb'; it must be a text of one line"),
+        ({"throttled": 5}, "throttled cannot be 5; it must be a text"),
+        ({"other_processes": "many"}, "other_processes cannot be 'many'; it must be a whole number"),
+        ({"git_dirty": 1}, "git_dirty cannot be 1; it must be true or false"),
+        ({"started_at": "noon"}, "started_at cannot be 'noon'; it must be a time in ISO 8601"),
+        ({"reason": "\ud800"}, r"reason cannot be '\ud800'; it must be a text without lone surrogates"),
+        ({"surprise": 10**30}, f"surprise cannot be {10**30}; it must be a number of 64 bits"),
+        ({"surprise": "\ud800"}, r"surprise cannot be '\ud800'; it must be a text without lone surrogates"),
+        ({"\ud800": 1}, r"no column is called '\ud800'"),
+        ({"impl_options": '{"tile": 1e999}'}, "impl_options: tile cannot be inf; it must be a finite number"),
+        ({"impl_options": '{"tile": [1]}'}, "impl_options: tile must be one value, not [1]"),
+        ({"timer_options": '{"cache": NaN}'}, "timer_options must be a JSON object, not"),
+        ({"repetition": 0}, "repetition cannot be 0; it must be at least 1"),
+        ({"schema": True}, "schema cannot be True; it must be a whole number"),
+        ({"status": "skipped"}, "a row names its reason, and this one does not"),
     ],
 )
 def test_a_column_that_no_row_can_have_is_named_in_one_sentence(tmp_path, columns, complaint):
@@ -141,6 +167,14 @@ def test_a_column_that_no_row_can_have_is_named_in_one_sentence(tmp_path, column
     with pytest.raises(KvexpError, match="line 1: ") as raised:
         read(tmp_path)
     assert complaint in str(raised.value)
+
+
+@pytest.mark.parametrize("column", ["latency_us", "host_us", "setup_s", "num_tokens", "cpu_threads", "mine"])
+@pytest.mark.parametrize("number", ["4e700", "1e999", "-1e999", "1.8e308", "1" * 400])
+def test_a_number_that_no_float_or_int64_holds_is_refused_in_any_column(tmp_path, column, number):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row(**{column: "HERE"})).replace('"HERE"', number) + "\n")
+    with pytest.raises(KvexpError, match=f"line 1: {column} .*cannot be "):
+        read(tmp_path)
 
 
 def test_a_torn_line_is_cut_off_with_a_word_when_its_file_is_continued(tmp_path, torn):
@@ -151,8 +185,8 @@ def test_a_torn_line_is_cut_off_with_a_word_when_its_file_is_continued(tmp_path,
 
 def test_jobs_are_read_in_numeric_order(tmp_path):
     for job in (10, 9, 0):
-        RowFile(tmp_path / str(job)).append(row(num_tokens=job))
-    assert [r["num_tokens"] for r in read(tmp_path)] == [0, 9, 10]
+        RowFile(tmp_path / str(job)).append(row(seed=job))
+    assert [r["seed"] for r in read(tmp_path)] == [0, 9, 10]
 
 
 def test_a_folder_without_rows_has_none_and_a_missing_path_is_an_error(tmp_path):

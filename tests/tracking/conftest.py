@@ -16,7 +16,6 @@ ENVIRONMENT = {
     "git_commit": "a" * 40,
     "git_dirty": False,
     "triton": None,
-    "surprise": {"nested": 1},
 }
 
 
@@ -39,14 +38,7 @@ def experiment():
             head_size_v=128,
             block_size=16,
             num_blocks=65536,
-            num_layers=1,
-            slots="random",
-            padding=0.0,
-            padding_at="end",
-            rows="contiguous",
             num_query_heads=128,
-            extra_tokens=0,
-            seed=0,
         ),
         device="cuda:0",
         layout_reason="connector=nixl asks for HND",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kvexp.errors import Unsupported
-from kvexp.workload import device_memory, inputs
+from kvexp.workload import device_memory
 from tests.helpers import compose, tiny_curve
 
 
@@ -36,7 +36,7 @@ def test_cache_inputs_slots_and_working_memory_are_needed(monkeypatch, layout, n
     )
 
 
-@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("rows", compose.words("rows"))
 def test_the_inputs_take_the_bytes_that_were_checked(monkeypatch, rows):
     chosen = {"rows": rows, "num_query_heads": 7, "extra_tokens": 9}
     with tiny_curve.memory(**chosen) as held:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kvexp.workload import BOUND, LAST, NO_SLOT, TIMED, build, inputs
-from kvexp.workload import slots as patterns
 from tests.helpers import compose, oracle, tiny_curve
 
 DRAWS = (TIMED, BOUND, LAST)
@@ -23,7 +22,7 @@ def alike(one, other):
 
 
 @pytest.mark.parametrize("dtype", compose.options("dtype"))
-@pytest.mark.parametrize("slots", patterns.PATTERNS)
+@pytest.mark.parametrize("slots", compose.words("slots"))
 @pytest.mark.parametrize(("padding", "padding_at"), [(0.0, "end"), (0.4, "end"), (0.4, "scattered")])
 def test_a_draw_is_always_the_same_and_unlike_the_others(slots, dtype, padding, padding_at):
     kv_cache_dtype = dtype if dtype.startswith("fp8") else "fp8"
@@ -43,7 +42,7 @@ def test_a_draw_is_always_the_same_and_unlike_the_others(slots, dtype, padding, 
             assert scales == [not rescaled] * 2
 
 
-@pytest.mark.parametrize("slots", patterns.PATTERNS)
+@pytest.mark.parametrize("slots", compose.words("slots"))
 @pytest.mark.parametrize(("num_blocks", "block_size"), [(8, 16), (1, 64), (64, 1), (7, 5), (2, 16)])
 def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks, block_size):
     chosen = {"slots": slots, "num_blocks": num_blocks, "block_size": block_size}
@@ -144,7 +143,7 @@ def test_scales_follow_the_point_s_own_rows(dtype, scale):
             assert torch.equal(found, rows.float().abs().amax(over) / 64)
 
 
-@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("rows", compose.words("rows"))
 @pytest.mark.parametrize("dtype", compose.options("dtype"))
 def test_timed_data_depend_only_on_the_point(rows, dtype):
     """Not on the curve's other points, nor on what was drawn before."""

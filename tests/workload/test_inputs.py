@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from kvexp.cli.schema import WORDS
 from kvexp.workload import build, inputs
 from tests.helpers import compose, oracle, tiny_curve
 
@@ -15,12 +14,8 @@ def places(held, rows):
     return torch.arange(held.inputs.numel()).as_strided(rows.shape, rows.stride(), rows.storage_offset())
 
 
-def test_the_command_line_has_the_kinds_that_are_there():
-    assert WORDS["rows"] == inputs.KINDS
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("rows", compose.words("rows"))
 def test_all_elements_have_places_of_their_own(rows, dtype):
     chosen = {"rows": rows, "num_query_heads": 3, "head_size_v": 48, "extra_tokens": 2}
     with tiny_curve.memory(dtype=dtype, kv_cache_dtype="auto", layout="NHD_packed", **chosen) as held:
@@ -67,7 +62,7 @@ def test_a_value_head_of_another_size_has_its_place_in_the_fused_row():
 
 
 @pytest.mark.parametrize(("windows", "cold"), [(2, False), (4, True)])
-@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("rows", compose.words("rows"))
 def test_a_point_has_the_places_and_slots_that_it_has_as_a_curve_of_its_own(rows, windows, cold):
     chosen = {"rows": rows, "num_query_heads": 3, "num_heads": 1, "head_size": 46}
     case = tiny_curve.case(**chosen, num_tokens=3)
@@ -122,7 +117,7 @@ def test_rows_are_no_more_than_the_slots_the_extra_ones_and_the_next_set_s():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("rows", compose.words("rows"))
 def test_rows_are_normal_numbers_keys_unlike_values_gaps_included(rows, dtype):
     with tiny_curve.memory(dtype=dtype, kv_cache_dtype="auto", rows=rows) as held:
         numbers = held.inputs.float()
@@ -131,7 +126,7 @@ def test_rows_are_normal_numbers_keys_unlike_values_gaps_included(rows, dtype):
         assert not torch.equal(held.rows.key.float(), held.rows.value.float())
 
 
-@pytest.mark.parametrize("rows", inputs.KINDS)
+@pytest.mark.parametrize("rows", compose.words("rows"))
 @pytest.mark.parametrize("dtype", oracle.WIDE)
 class TestScales:
     def test_of_a_tensor_put_its_largest_at_64(self, dtype, rows):

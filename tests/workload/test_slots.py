@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from kvexp.cli.schema import WORDS
 from kvexp.errors import Unsupported
 from kvexp.workload import slots as patterns
-from tests.helpers import tiny_curve
+from tests.helpers import compose, tiny_curve
 
 CPU = torch.device("cpu")
 CACHES = [(8, 16), (7, 5), (1, 1), (1, 64), (64, 1), (128, 16)]
@@ -23,12 +22,8 @@ def runs(slots):
     return [(int(run[0]), int(run[-1])) for run in slots.tensor_split(cuts)]
 
 
-def test_the_command_line_has_the_patterns_that_are_there():
-    assert WORDS["slots"] == patterns.PATTERNS
-
-
 @pytest.mark.parametrize(("num_blocks", "block_size"), CACHES)
-@pytest.mark.parametrize("slots", patterns.PATTERNS)
+@pytest.mark.parametrize("slots", compose.words("slots"))
 def test_every_slot_is_there_once(slots, num_blocks, block_size):
     found = order(slots, num_blocks, block_size)
     assert found.dtype == torch.int64
@@ -89,7 +84,7 @@ class TestTooFewSlots:
             patterns.check(tiny_curve.case(**chosen))
         return str(raised.value)
 
-    @pytest.mark.parametrize("slots", patterns.PATTERNS)
+    @pytest.mark.parametrize("slots", compose.words("slots"))
     def test_are_named(self, slots):
         assert self.refusal(slots=slots, num_tokens=129) == (
             "num_tokens 129 exceeds the 128 slots of the cache (8 blocks of 16)"
@@ -100,7 +95,7 @@ class TestTooFewSlots:
             "num_tokens 9 exceeds the 8 blocks of the cache, and slots=decode writes each token to a block "
             "of its own"
         )
-        for slots in patterns.PATTERNS:
+        for slots in compose.words("slots"):
             patterns.check(tiny_curve.case(slots=slots, num_tokens=8))
             if slots != "decode":
                 patterns.check(tiny_curve.case(slots=slots, num_tokens=128))
@@ -119,7 +114,7 @@ class TestPadding:
     def test_that_rounds_to_no_token_is_none(self):
         assert self.kept(4, 0.1) is None
 
-    @pytest.mark.parametrize("padding_at", WORDS["padding_at"])
+    @pytest.mark.parametrize("padding_at", compose.words("padding_at"))
     @pytest.mark.parametrize(
         ("num_tokens", "padding", "written"),
         [(50, 0.5, 25), (50, 0.1, 45), (3, 0.34, 2), (100, 0.99, 1), (2, 0.9, 1)],

@@ -154,12 +154,5 @@ def _case(op: Op, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> 
         head_size_v=HEAD_SIZE if op.equal_heads else HEAD_SIZE // 2,
         block_size=BLOCK_SIZE,
         num_blocks=1 + max(SIZES) // BLOCK_SIZE,
-        num_layers=1,
-        slots="random",
-        padding=0.0,
-        padding_at="end",
-        rows="contiguous",
         num_query_heads=NUM_HEADS,
-        extra_tokens=0,
-        seed=0,
     )

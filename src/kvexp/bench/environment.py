@@ -41,6 +41,7 @@ def read(device: str | None) -> dict[str, Any]:
     `device` is None when the machine lacks the one that was asked for.
     """
     return {
+        **dict.fromkeys(ENVIRONMENT),
         **_read_device(device),
         "cuda": torch.version.cuda,
         "torch": torch.__version__,
@@ -57,12 +58,11 @@ def read(device: str | None) -> dict[str, Any]:
 
 
 def _read_device(device: str | None) -> dict[str, Any]:
-    unknown = dict.fromkeys(ENVIRONMENT[: ENVIRONMENT.index("driver") + 1])
     if device is None:
-        return unknown
+        return {}
     if device == "cpu":
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return {**unknown, "device_name": _read_cpu_name(), "device_memory_bytes": memory_bytes}
+        return {"device_name": _read_cpu_name(), "device_memory_bytes": memory_bytes}
     properties = torch.cuda.get_device_properties(torch.device(device))
     return {
         "device_name": properties.name,

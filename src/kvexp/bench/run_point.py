@@ -17,6 +17,7 @@ from kvexp.bench import curve_setup, mode
 from kvexp.bench.curve_setup import Curve
 from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore
 from kvexp.case import Case
+from kvexp.column import columns_of
 from kvexp.errors import IncorrectResult, KvexpError
 from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
@@ -243,7 +244,7 @@ def _summarise(timing: Timing, empty_kernel_us: float | None) -> Statistics:
         KvexpError: They are too short to be the call's, which then runs on another stream than the timed one.
     """
     statistics = summarise(timing.samples_us)
-    if statistics.latency_us <= 0:
+    if any(column.find_fault(getattr(statistics, name)) for name, column in columns_of(Statistics).items()):
         raise KvexpError("the latency is below what the timer resolves")
     if empty_kernel_us and statistics.latency_us < MIN_EMPTY_KERNELS * empty_kernel_us:
         raise KvexpError(

@@ -109,14 +109,13 @@ class Collector:
         return experiment
 
     def _build_tracking(self, option: str, config: Mapping[str, Any]) -> TrackingSettings:
-        schema.check_keys("tracking", config, ("uri", "experiment"))
-        uri = None if config["uri"] is None else schema.read_text("tracking.uri", config["uri"])
+        keys = schema.read_keys("tracking", schema.TRACKING, config)
         was_typed = self.line.sets("tracking.uri")
         return settings(
             kind=option,
-            typed_uri=uri if was_typed else None,
-            yaml_uri=None if was_typed else uri,
-            experiment=schema.read_text("tracking.experiment", config["experiment"]),
+            typed_uri=keys["uri"] if was_typed else None,
+            yaml_uri=None if was_typed else keys["uri"],
+            experiment=keys["experiment"],
             environ=os.environ,
         )
 

@@ -5,9 +5,9 @@ import difflib
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, KeyValidationError, OmegaConfBaseException
 
-from kvexp.cli.schema import describe_unknown_key
+from kvexp.cli.schema import NO_TEXT, describe_unknown_key
 
 COMPOSE_ERRORS = (
     HydraException,
@@ -34,6 +34,10 @@ def explain(error: BaseException) -> str:
     if "An item is already at" in str(error):
         key = str(error).partition("already at '")[2].partition("'")[0]
         return f"{key} is there already; write {key}=VALUE without a +"
+    if isinstance(error.__cause__, KeyValidationError):
+        return f"a YAML has a key {NO_TEXT} ({_first_line(error.__cause__)})"
+    if isinstance(error, AssertionError) and not str(error):
+        return "the `defaults` of a YAML hold something else than `GROUP: OPTION`, two texts"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"cannot read {mark.name}, line {mark.line + 1}: {error.problem}"

@@ -2,21 +2,22 @@
 
 import difflib
 import json
-import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from kvexp.case import NUM_TOKENS, Sizes
 from kvexp.cli.help import GROUPS
+from kvexp.column import ANY, INT64, Column, Positive, Real, Text, Whole, Word, columns_of
 from kvexp.errors import ConfigError
-from kvexp.experiment import Choice, Experiment, Scalar, WorkloadSpec
-from kvexp.sweep.settings import ISOLATIONS, SweepSettings
+from kvexp.experiment import Choice, Experiment, WorkloadSpec
+from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
 Config = Mapping[str, Any]
 
-SWEEP = ("resume", "repeat", "timeout_s", "fail_fast", "isolation")
+SWEEP = ("resume", *columns_of(SweepSettings))
 """The keys that say how a sweep is run: one value for all of its curves."""
 
 CODE = ("op", "impl", "layout")
@@ -25,21 +26,21 @@ CODE = ("op", "impl", "layout")
 FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), "mode": ()}
 """Groups that are data, with their keys. A row holds the option's name alone, so no key may be typed."""
 
-TIMER_WHOLE = {"warmup": 1, "min_samples": 2, "max_samples": 2}
-"""The timer's whole numbers and the least of each; a standard deviation needs two samples."""
-TIMER_REAL = ("relative_error", "max_seconds")
-TIMER_WORDS = {"cache": ("auto", "cold", "hot"), "inputs": ("hot", "cold")}
+NO_TEXT = "that is no text: YAML reads on, yes, null and 1 as other values; write the key in quotes"
 
-WORDS = {
-    "slots": ("random", "contiguous", "reversed", "decode", "prefill"),
-    "padding_at": ("end", "scattered"),
-    "rows": ("contiguous", "qkv", "misaligned"),
+TIMER = {
+    "warmup": Whole(),
+    "min_samples": Whole(least=2),  # as a standard deviation needs
+    "max_samples": Whole(least=2),
+    "relative_error": Positive(),
+    "max_seconds": Positive(),
+    "cache": Word(words=("auto", "cold", "hot")),
+    "inputs": Word(words=("hot", "cold")),
 }
-"""The workload's words and what each may be."""
-MOST_REPEATS = 1000
-MOST_TOKENS = 2**31 - 1
-MOST_SLOTS = 2**63 - 1
-"""A slot number is an int64."""
+"""The timer's keys, each with what it may be."""
+
+
+TRACKING = {"uri": Text(filled=True, optional=True), "experiment": Text(filled=True)}
 
 
 def build_experiment(
@@ -88,32 +89,23 @@ def build_settings(config: Config, tracking: TrackingSettings, resumes: bool) ->
     Raises:
         ConfigError: A key is of the wrong type or out of range, or `resume` is set in a file.
     """
-    timeout_s, fail_fast = config["timeout_s"], config["fail_fast"]
     if config["resume"] not in (False, None):
         raise ConfigError("resume must be typed on the command line, not set in a file")
-    if not isinstance(fail_fast, bool):
-        raise ConfigError(f"fail_fast must be true or false, not {_format(fail_fast)}")
-    repeat = read_whole("repeat", config["repeat"], most=MOST_REPEATS)
-    isolation = ISOLATIONS[ISOLATIONS.index(read_word("isolation", config["isolation"], ISOLATIONS))]
-    if repeat > 1 and isolation == "inline":
+    keys = {key: read(key, column, config[key]) for key, column in columns_of(SweepSettings).items()}
+    if keys["repeat"] > 1 and keys["isolation"] == "inline":
         raise ConfigError("repeat needs a new process each time, and isolation=inline has none; choose one")
-    return SweepSettings(
-        tracking=tracking,
-        timeout_s=None if timeout_s is None else read_positive("timeout_s", timeout_s),
-        fail_fast=fail_fast,
-        isolation=isolation,
-        resumes=resumes,
-        repeat=repeat,
-    )
+    return SweepSettings(tracking=tracking, resumes=resumes, **keys)
 
 
-def check_keys(prefix: str, found: Collection[str], known: Collection[str]) -> None:
-    """Check that exactly the known keys are there.
+def check_keys(prefix: str, found: Collection[object], known: Collection[str]) -> None:
+    """Check that exactly the known keys are there, each a text.
 
     Raises:
-        ConfigError: A key is unknown or missing.
+        ConfigError: A key is unknown, missing or no text.
     """
     for key in found:
+        if not isinstance(key, str):
+            raise ConfigError(f"{prefix or 'the configuration'} has the key {_format(key)} {NO_TEXT}")
         if key not in known:
             raise ConfigError(describe_unknown_key(prefix, key, known))
     for key in known:
@@ -149,46 +141,31 @@ def _build_code(group: str, name: str, config: Config) -> Choice:
     target = options.pop("_target_", None)
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"{group}={name} names no class; its YAML needs `_target_: package.Class`")
-    return Choice(name, target, {k: _read_scalar(f"{group}.{k}", v) for k, v in options.items()})
+    return Choice(name, target, read_keys(group, dict.fromkeys(options, ANY), options))
 
 
 def _build_data(group: str, name: str, config: Config) -> Choice:
-    check_keys(group, config, FIXED[group])
-    return Choice(name, options={key: read_text(f"{group}.{key}", v) for key, v in config.items()})
+    return Choice(name, options=read_keys(group, dict.fromkeys(FIXED[group], Text(filled=True)), config))
 
 
 def _build_timer(name: str, config: Config) -> Choice:
     options = dict(config)
     code = _build_code("timer", name, {"_target_": options.pop("_target_", None)})
-    check_keys("timer", options, [*TIMER_WHOLE, *TIMER_REAL, *TIMER_WORDS])
-    counts = {key: read_whole(f"timer.{key}", options[key], n) for key, n in TIMER_WHOLE.items()}
-    real = {key: read_positive(f"timer.{key}", options[key]) for key in TIMER_REAL}
-    words = {key: read_word(f"timer.{key}", options[key], words) for key, words in TIMER_WORDS.items()}
-    if counts["max_samples"] < counts["min_samples"]:
+    options = read_keys("timer", TIMER, options)
+    if options["max_samples"] < options["min_samples"]:
         raise ConfigError(
-            f"timer.max_samples {counts['max_samples']} is below timer.min_samples {counts['min_samples']}"
+            f"timer.max_samples {options['max_samples']} is below timer.min_samples {options['min_samples']}"
         )
-    return replace(code, options={**counts, **real, **words})
+    return replace(code, options=options)
 
 
 def _build_workload(name: str, config: Config) -> WorkloadSpec:
-    known = [field.name for field in fields(WorkloadSpec) if field.name != "name"]
-    check_keys("workload", config, known)
-    sizes = ("num_heads", "head_size", "head_size_v", "block_size", "num_layers", "num_query_heads")
-    named: dict[str, Any] = {key: read_whole(f"workload.{key}", config[key]) for key in sizes}
-    named |= {key: read_word(f"workload.{key}", config[key], words) for key, words in WORDS.items()}
-    spec = WorkloadSpec(
-        **named,
-        name=name,
-        num_tokens=_read_num_tokens(config["num_tokens"]),
-        num_blocks=read_whole("workload.num_blocks", config["num_blocks"], most=MOST_SLOTS),
-        padding=_read_fraction("workload.padding", config["padding"]),
-        extra_tokens=read_whole("workload.extra_tokens", config["extra_tokens"], least=0),
-        seed=read_whole("workload.seed", config["seed"], least=0, most=MOST_SLOTS),
-    )
-    if spec.num_blocks * spec.block_size > MOST_SLOTS:
+    check_keys("workload", config, columns_of(WorkloadSpec))
+    sizes = {key: read(f"workload.{key}", column, config[key]) for key, column in columns_of(Sizes).items()}
+    spec = WorkloadSpec(name=name, num_tokens=_read_num_tokens(config["num_tokens"]), **sizes)
+    if spec.num_blocks * spec.block_size > INT64:
         raise ConfigError(
-            f"{spec.num_blocks} blocks of {spec.block_size} slots exceed the {MOST_SLOTS} slots "
+            f"{spec.num_blocks} blocks of {spec.block_size} slots exceed the {INT64} slots "
             "that an int64 can number"
         )
     return spec
@@ -199,7 +176,7 @@ def _read_num_tokens(value: Any) -> tuple[int, ...]:
     points = value if isinstance(value, list) else [value]
     if not points:
         raise ConfigError(f"{key} must name at least one number of tokens, not []")
-    numbers = tuple(read_whole(key, point) for point in points)
+    numbers = tuple(read(key, NUM_TOKENS, point) for point in points)
     for number in numbers:
         if numbers.count(number) > 1:
             raise ConfigError(f"{key} names {number} twice")
@@ -212,52 +189,27 @@ def _read_device(value: Any) -> str:
     raise ConfigError(f"device must be auto, cuda, cuda:N or cpu, not {_format(value)}")
 
 
-def read_whole(key: str, value: Any, least: int = 1, most: int = MOST_TOKENS) -> int:
-    """Return the value if it is a whole number from `least` to `most`, else raise ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{key} must be a whole number, not {_format(value)}")
-    if not least <= value <= most:
-        bound = f"at least {least}" if value < least else f"at most {most}"
-        raise ConfigError(f"{key} must be {bound}, not {value}")
-    return value
+def read_keys(prefix: str, declared: Mapping[str, Column], config: Config) -> dict[str, Any]:
+    """Return the value of each declared key.
+
+    Raises:
+        ConfigError: A key is unknown, missing, of the wrong type or out of range.
+    """
+    check_keys(prefix, config, declared)
+    return {key: read(f"{prefix}.{key}", column, config[key]) for key, column in declared.items()}
 
 
-def read_positive(key: str, value: Any) -> float:
-    """Return the value as a float if it is a number above zero, else raise ConfigError."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:
-        raise ConfigError(f"{key} must be a positive number, not {_format(value)}")
-    return float(value)
+def read(key: str, declared: Column, value: Any) -> Any:
+    """Return the value if it is what was declared, a whole number as a float where that was.
 
-
-def _read_fraction(key: str, value: Any) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < 1:
-        raise ConfigError(f"{key} must be a number from 0 to less than 1, not {_format(value)}")
-    return float(value)
-
-
-def read_word(key: str, value: Any, words: Sequence[str]) -> str:
-    """Return the value if it is one of the words, else raise ConfigError."""
-    if value not in words:
-        *others, last = words
-        raise ConfigError(f"{key} must be {', '.join(others)} or {last}, not {_format(value)}")
-    return str(value)
-
-
-def read_text(key: str, value: Any) -> str:
-    """Return the value if it is a text that is not empty, else raise ConfigError."""
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{key} must be a text, not {_format(value)}")
-    return value
-
-
-def _read_scalar(key: str, value: Any) -> Scalar:
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise ConfigError(f"{key} must be one value, not {_format(value)}")
+    Raises:
+        ConfigError: It is something else.
+    """
+    if fault := declared.find_fault(value):
+        raise ConfigError(f"{key} must be {fault}, not {_format(value)}")
+    return float(value) if isinstance(declared, Real) and value is not None else value
 
 
 def _format(value: Any) -> str:
     """Format a value as it is typed, a text in quotes."""
-    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str, skipkeys=True)

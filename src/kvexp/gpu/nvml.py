@@ -1,7 +1,7 @@
 """Read a GPU's state from NVML: clocks, temperature, power, throttling, and other processes on it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,21 +26,13 @@ class GpuState:
     """One reading of a GPU; None is what NVML does not report.
 
     Attributes:
-        sm_clock_mhz: Clock of the multiprocessors.
-        memory_clock_mhz: Clock of the memory.
-        temperature_c: Of the GPU, in degrees Celsius.
-        power_w: Current power, in watts.
-        memory_used_bytes: By all processes.
+        columns: The columns of a row that hold one reading.
         processes: That compute on it, this one included.
         reasons: NVML's bits for why clocks are low.
         limited_ns: For each policy, how long it has lowered clocks since the driver was loaded.
     """
 
-    sm_clock_mhz: int | None
-    memory_clock_mhz: int | None
-    temperature_c: int | None
-    power_w: float | None
-    memory_used_bytes: int | None
+    columns: Mapping[str, Any]
     processes: int | None
     reasons: int | None
     limited_ns: dict[str, int | None]
@@ -65,11 +57,13 @@ class GpuMonitor:
         power = self._query("nvmlDeviceGetPowerUsage")
         running = self._query("nvmlDeviceGetComputeRunningProcesses")
         return GpuState(
-            sm_clock_mhz=self._query("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM"),
-            memory_clock_mhz=self._query("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM"),
-            temperature_c=self._query("nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU"),
-            power_w=None if power is None else power / 1e3,
-            memory_used_bytes=None if memory is None else int(memory.used),
+            columns={
+                "sm_clock_mhz": self._query("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM"),
+                "memory_clock_mhz": self._query("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM"),
+                "temperature_c": self._query("nvmlDeviceGetTemperature", "NVML_TEMPERATURE_GPU"),
+                "power_w": None if power is None else power / 1e3,
+                "memory_used_bytes": None if memory is None else int(memory.used),
+            },
             # A container sees none, not even this one: then the number is unknown.
             processes=len(running) if running else None,
             reasons=self._query("nvmlDeviceGetCurrentClocksEventReasons")
@@ -95,11 +89,7 @@ def make_columns(before: GpuState | None, after: GpuState | None) -> dict[str, A
         return {}
     others = [state.processes - 1 for state in (before, after) if state.processes is not None]
     return {
-        "sm_clock_mhz": after.sm_clock_mhz,
-        "memory_clock_mhz": after.memory_clock_mhz,
-        "temperature_c": after.temperature_c,
-        "power_w": after.power_w,
-        "memory_used_bytes": after.memory_used_bytes,
+        **after.columns,
         "other_processes": max(others) if others else None,
         "throttled": _name_throttling(before, after),
     }

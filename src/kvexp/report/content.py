@@ -3,10 +3,9 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from kvexp.case import Case
-from kvexp.measurement import STATUSES, Measurement, Row, Statistics, is_wrong
+from kvexp.measurement import COLUMNS, ENVIRONMENT, MACHINE, SECONDS, STATUSES, Row, is_wrong
 from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
 from kvexp.report.findings import (
     Finding,
@@ -27,10 +26,8 @@ from kvexp.results.load import COMMAND, SWEEP
 from kvexp.results.merge import LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
 
-_NOT_THE_MACHINES = {
-    *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
-    *("gb_per_s", "copy_fraction", "schema", SWEEP, COMMAND, PROCESSES, LATENCIES),
-}
+_THE_MACHINES = {*SECONDS, *MACHINE, *ENVIRONMENT, "impl_hash"}
+_NOT_THE_MACHINES = {*COLUMNS, SWEEP, COMMAND, PROCESSES, LATENCIES} - _THE_MACHINES
 
 _ABREAST = 3
 _COMMON = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvexp.measurement import Row
-from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves
+from kvexp.results.labels import CURVE, OPTIONS, format_column, group_by_curve, label_curves, read_options
 from kvexp.results.load import SWEEP
 from kvexp.terminal import make_printable
 
@@ -139,8 +139,8 @@ def _make_lines(rows: Sequence[Row]) -> list[Line]:
 
 def _drop_equal_options(lines: Sequence[Line]) -> list[Line]:
     """Return the lines with only those options in their keys in which lines of one owner differ."""
-    for column, owner in (("impl_options", "impl"), ("timer_options", "timer")):
-        owned = [(line.key[owner], _parse_options(line, column)) for line in lines]
+    for owner in OPTIONS:
+        owned = [(line.key[owner], read_options(line.key, owner)) for line in lines]
         changed = []
         for line, (name, options) in zip(lines, owned, strict=True):
             others = [other for its, other in owned if its == name]
@@ -149,11 +149,6 @@ def _drop_equal_options(lines: Sequence[Line]) -> list[Line]:
                 for option, value in options.items()
                 if any(other.get(option, ...) != value for other in others)
             }
-            changed.append(replace(line, key={**line.key, column: json.dumps(differing)}))
+            changed.append(replace(line, key={**line.key, f"{owner}_options": json.dumps(differing)}))
         lines = changed
     return list(lines)
-
-
-def _parse_options(line: Line, column: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(line.key[column] or "{}")
-    return found

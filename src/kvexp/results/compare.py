@@ -1,7 +1,7 @@
 """Compare two sets of rows point by point: what became faster, slower, broken or missing."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from kvexp.case import Case
@@ -9,6 +9,7 @@ from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right, is_wrong
 from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves
 from kvexp.results.load import TOGETHER
+from kvexp.results.point_identity import CASE
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
 
 Key = tuple[Any, ...]
@@ -20,7 +21,6 @@ WORST_FIRST = ("broken", "missing", "slower", "ambiguous", "new", "same", "faste
 candidate did not time a point that the baseline's processes did.
 """
 
-_CASE = tuple(column.name for column in fields(Case) if column.compare)
 _NONE_SHARED = "the two share no case: nothing is measured in both with equal choices and sizes"
 _SAME_MACHINE = ("device_name", "driver")
 
@@ -79,7 +79,7 @@ def compare(
     compares_gpus = "device" in ignored
     if across or not any(_has_several_devices(rows) for rows in (baseline, candidate)):
         ignored = [*ignored, "device"]
-    columns = [column for column in _CASE if column not in ignored]
+    columns = [column for column in CASE if column not in ignored]
     sides = [_group_by_case(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
         raise ConfigError(_NONE_SHARED + _list_differences(columns, *sides))
@@ -138,7 +138,7 @@ def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
     Raises:
         ConfigError: It has none.
     """
-    columns = [column for column in _CASE if column != "device"]
+    columns = [column for column in CASE if column != "device"]
     measured = _group_by_case(baseline, columns)
     asked = {tuple(getattr(case, column) for column in columns) for case in cases}
     if not asked & set(measured):

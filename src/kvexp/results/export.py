@@ -5,19 +5,18 @@ holds as JSON, is a column too: `impl_num_warps`.
 """
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvexp.measurement import Row
+from kvexp.results.labels import OPTIONS, read_options
 from kvexp.results.load import COMMAND, SWEEP, read
 
 if TYPE_CHECKING:
     import pandas
 
 FORMATS = ("csv", "parquet", "json")
-_OPTIONS = ("impl", "timer")
 _NUMBERS = ("_us", "_fraction", "_per_s")  # endings of columns that hold numbers, if anything
 _WHOLE: Literal["Int64"] = "Int64"  # pandas' integers that may be missing; a float would round 2**53 + 1
 
@@ -75,8 +74,6 @@ def encode(rows: Sequence[Row], kind: str) -> bytes:
 
 
 def _expand_options(row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for group in _OPTIONS:
-        options: dict[str, Any] = json.loads(row.get(f"{group}_options") or "{}")
-        found |= {f"{group}_{name}": value for name, value in options.items()}
+    options = ((group, read_options(row, group)) for group in OPTIONS)
+    found = {f"{group}_{name}": value for group, own in options for name, value in own.items()}
     return {column: value for column, value in found.items() if column not in row}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from kvexp.errors import KvexpError
+from kvexp.errors import ConfigError
 from kvexp.plain_file import open_plain
 
 MAX_LINE_BYTES = 1 << 24
@@ -62,7 +62,7 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each line's number and its object; call `on_torn` with a sentence for an unfinished last line.
 
     Raises:
-        KvexpError: The file cannot be read, or a line before the last is not an object of strict JSON.
+        ConfigError: The file cannot be read, or a line before the last is not an object of strict JSON.
     """
     number = 0
     try:
@@ -71,21 +71,21 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
             while line := handle.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(line) > MAX_LINE_BYTES:
-                    raise KvexpError(
+                    raise ConfigError(
                         f"{file}, line {number}: longer than the {MAX_LINE_BYTES} bytes of any row"
                     )
                 try:
                     found = loads(line)
                 except ValueError as error:
                     if handle.read(1):
-                        raise KvexpError(f"{file}, line {number}: not JSON ({error})") from error
+                        raise ConfigError(f"{file}, line {number}: not JSON ({error})") from error
                     on_torn(TORN.format(file=file, number=number))
                     return
                 if not isinstance(found, dict):
-                    raise KvexpError(f"{file}, line {number}: a row is a JSON object, not {line[:40]!r}")
+                    raise ConfigError(f"{file}, line {number}: a row is a JSON object, not {line[:40]!r}")
                 yield number, found
     except OSError as error:
-        raise KvexpError(f"{file} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{file} cannot be read ({error.strerror})") from error
 
 
 def loads(line: bytes) -> Any:

@@ -5,10 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvexp.case import Case
+from kvexp.column import Options, columns_of
 from kvexp.measurement import Row
 
+OPTIONS = tuple(
+    name.removesuffix("_options") for name, column in columns_of(Case).items() if isinstance(column, Options)
+)
+"""The groups whose options a row holds, each as the column `GROUP_options`."""
+
 _NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "scale", "device", "mode", "workload", "op")
-_OTHERS = [name for name in Case.__dataclass_fields__ if name not in (*_NAMES, "num_tokens", "layout_reason")]
+_OTHERS = [name for name in columns_of(Case) if name not in (*_NAMES, "num_tokens", "layout_reason")]
 CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
 
@@ -45,8 +51,14 @@ def format_column(row: Row, column: str) -> str:
     """Format a column for a label: a name as it is, a number or an option as `name=value`."""
     value = row.get(column)
     if column.endswith("_options"):
-        options: dict[str, Any] = json.loads(value) if value else {}
+        options = read_options(row, column.removesuffix("_options"))
         return " ".join(f"{name}={option}" for name, option in options.items())
     if column in _NAMES:
         return str(value)
     return f"{column}={value}"
+
+
+def read_options(row: Row, group: str) -> dict[str, Any]:
+    """Return the options of the choice in a group, by name."""
+    found: dict[str, Any] = json.loads(row.get(f"{group}_options") or "{}")
+    return found

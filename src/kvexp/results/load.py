@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from kvexp.errors import ConfigError, KvexpError
+from kvexp.case import Sizes
+from kvexp.column import columns_of
+from kvexp.errors import ConfigError
 from kvexp.measurement import Row
 from kvexp.results import row_file, sweep_dir
 from kvexp.results.labels import group_by_curve
@@ -19,10 +21,7 @@ from kvexp.results.repeat_command import derive_overrides
 SWEEP, COMMAND = "sweep", "command"
 """The two columns that are added to each row."""
 
-_SIZES = (
-    *("num_heads", "head_size", "head_size_v", "block_size", "num_blocks", "num_layers", "slots", "padding"),
-    *("padding_at", "rows", "num_query_heads", "extra_tokens", "seed"),
-)
+_SIZES = tuple(columns_of(Sizes))
 _MULTIRUN = ("-m", "--multirun")
 _CONFIGS = (".hydra", "config")  # Hydra's own, and what MLflow keeps of it
 
@@ -86,10 +85,7 @@ def _get_sweep(file: Path) -> Path:
 def _read_file(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".parquet":
         return _read_parquet(file)
-    try:
-        found = row_file.read(file)
-    except KvexpError as error:
-        raise ConfigError(str(error)) from error
+    found = row_file.read(file)
     sweep = sweep_dir.name_of(_get_sweep(file))
     commands = {id(row): _get_command(file.parent, curve) for curve in group_by_curve(found) for row in curve}
     return [{**row, SWEEP: sweep, COMMAND: commands[id(row)]} for row in found]
@@ -106,7 +102,11 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     if not {"status", "num_tokens", SWEEP, COMMAND} <= set(frame.columns):
         raise ConfigError(f"{file} is not a file of rows; kvexp export writes one")
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [{str(column): value for column, value in record.items()} for record in records]
+    found = [{str(column): value for column, value in record.items()} for record in records]
+    for number, row in enumerate(found, start=1):
+        held = {column: value for column, value in row.items() if value is not None}
+        row_file.check_row(f"{file}, row {number}", held)
+    return found
 
 
 def _get_command(job: Path, rows: Sequence[Row]) -> str:

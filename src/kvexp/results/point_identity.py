@@ -8,14 +8,16 @@ from kvexp.case import Case
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
 
+CASE = tuple(column.name for column in fields(Case) if column.compare)
+"""The columns that say what was measured."""
 IDENTITY = (
-    *(column.name for column in fields(Case) if column.compare),
+    *CASE,
     *("impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"),
 )
 """The columns that say which point a row is of: what was measured, and what can change its outcome."""
 Identity = tuple[Any, ...]
 _WITHOUT_KERNEL = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
-_REQUESTED = ("workload", *(column.name for column in fields(Case) if column.compare))
+_REQUESTED = ("workload", *CASE)
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
 

@@ -8,24 +8,20 @@ sweeps'.
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kvexp.case import Case
-from kvexp.errors import KvexpError
-from kvexp.measurement import SCHEMA, STATUSES, Row, Statistics
+from kvexp.column import ANY, Column, Options, Positive
+from kvexp.errors import ConfigError, KvexpError
+from kvexp.measurement import COLUMNS, SCHEMA, STATUSES, Row
 from kvexp.results import jsonl
-from kvexp.results.point_identity import REPETITION
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
 
-OPTIONS = ("impl_options", "timer_options")
-"""The columns that hold a JSON object, as text."""
-_POSITIVE = ("latency_us", "latency_us_high", "latency_us_p80", "copy_us", "empty_kernel_us")
-"""Columns that are divisors or drawn on a logarithmic axis; an `ok` row always has the first."""
+_POSITIVE = tuple(column for column, declared in COLUMNS.items() if isinstance(declared, Positive))
 
 _log = logging.getLogger(__name__)
 
@@ -82,15 +78,15 @@ def read(path: Path, on_torn: Callable[[str], None] = _log.warning) -> list[dict
         on_torn: Called with one sentence for a last line that its writer could not finish.
 
     Raises:
-        KvexpError: The path is missing, or a line is not a row of this schema.
+        ConfigError: The path is missing, or a line is not a row of this schema.
     """
     if path.is_dir():
         files = sorted(path.rglob(ROWS), key=lambda file: sort_key(file.relative_to(path)))
     elif path.exists():
         files = [path]
     else:
-        raise KvexpError(f"{path} does not exist; give a {ROWS} file or a folder that holds some")
-    return [_check_row(file, number, row) for file in files for number, row in jsonl.read(file, on_torn)]
+        raise ConfigError(f"{path} does not exist; give a {ROWS} file or a folder that holds some")
+    return [check_row(f"{file}, line {at}", row) for file in files for at, row in jsonl.read(file, on_torn)]
 
 
 def sort_key(path: Path) -> list[tuple[bool, int, str]]:
@@ -98,52 +94,44 @@ def sort_key(path: Path) -> list[tuple[bool, int, str]]:
     return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts]
 
 
-def _check_row(file: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
-    """Return the object after checking that it is a row of this schema.
+def check_row(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return the object after checking that it is a row of this schema, and each column by its declaration.
 
     Raises:
-        KvexpError: It is not one, or a column has a value that no row can have.
+        ConfigError: It is not one, or a column has a value that no row can have. The sentence begins with
+            `where`.
     """
-    where = f"{file}, line {number}"
     if row.get("schema") != SCHEMA:
-        raise KvexpError(f"{where}: schema {row.get('schema')!r}, but this kvexp reads schema {SCHEMA}")
+        raise ConfigError(f"{where}: schema {row.get('schema')!r}, but this kvexp reads schema {SCHEMA}")
     if row.get("status") not in STATUSES:
-        raise KvexpError(f"{where}: status {row.get('status')!r:.80} is none of {', '.join(STATUSES)}")
-    if "num_tokens" not in row:
-        raise KvexpError(f"{where}: a row names its num_tokens, and this one does not")
-    for column, value in row.items():
-        kind = _KINDS.get(column)
-        if kind and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise KvexpError(f"{where}: {column} cannot be {value!r:.80}")
-        if isinstance(value, dict | list):
-            raise KvexpError(f"{where}: {column} must be one value, not {value!r:.80}")
-        if column in OPTIONS and value and not _are_options(value):
-            raise KvexpError(f"{where}: {column} must be a JSON object, not {value!r:.80}")
+        raise ConfigError(f"{where}: status {row.get('status')!r:.80} is none of {', '.join(STATUSES)}")
+    for column in ("num_tokens",) if row["status"] == "ok" else ("num_tokens", "reason"):
+        if column not in row:
+            raise ConfigError(f"{where}: a row names its {column}, and this one does not")
     if row["status"] == "ok":
         for column in _POSITIVE:
             value = row.get(column)
-            if value is None and column != "latency_us":
-                continue
-            if value is None or value <= 0:
-                raise KvexpError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
+            is_low = isinstance(value, int | float) and value <= 0
+            if is_low or (value is None and column == "latency_us"):
+                raise ConfigError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
+    _check_columns(where, row, COLUMNS)
     return row
 
 
-def _are_options(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _get_kinds() -> dict[str, Any]:
-    """Return the type of each column that is computed with or looked up by; a measured number may be None."""
-    case = {column.name: column.type for column in fields(Case)}
-    numbers = {column.name: int | float | None for column in fields(Statistics)}
-    others = ("gb_per_s", "host_us", "copy_us", "copy_fraction", "empty_kernel_us")
-    real = {name: int | float for name, kind in case.items() if kind is float}
-    texts = {"reason": str, "started_at": str}
-    return case | real | numbers | dict.fromkeys(others, int | float | None) | texts | {REPETITION: int}
-
-
-_KINDS = _get_kinds()
+def _check_columns(where: str, columns: Mapping[str, Any], known: Mapping[str, Column]) -> None:
+    """Check the columns by their declarations; those that are not known hold any one value."""
+    for column, value in columns.items():
+        declared = known.get(column, ANY)
+        if declared is ANY and ANY.find_fault(column):
+            raise ConfigError(f"{where}: no column is called {column!r:.80}")
+        if isinstance(value, dict | list):
+            raise ConfigError(f"{where}: {column} must be one value, not {value!r:.80}")
+        if fault := declared.find_fault(value):
+            raise ConfigError(f"{where}: {column} cannot be {value!r:.80}; it must be {fault}")
+        if isinstance(declared, Options) and value:
+            options: object = None
+            with suppress(ValueError):
+                options = jsonl.loads(value.encode())
+            if not isinstance(options, dict):
+                raise ConfigError(f"{where}: {column} must be a JSON object, not {value!r:.80}")
+            _check_columns(f"{where}: {column}", options, {})

@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from kvexp import file_lock
-from kvexp.errors import ConfigError, KvexpError
 from kvexp.measurement import Row
 from kvexp.results import row_file
 from kvexp.results.labels import CURVE, group_by_curve
@@ -124,10 +123,7 @@ class SweepWatcher:
     def _read(self, file: Path) -> list[dict[str, Any]]:
         size = file.stat().st_size
         if self._rows.get(file, (-1, []))[0] != size:
-            try:
-                self._rows[file] = size, row_file.read(file, lambda _: None)  # the last may be unfinished
-            except KvexpError as error:
-                raise ConfigError(str(error)) from error
+            self._rows[file] = size, row_file.read(file, lambda _: None)  # the last may be unfinished
         return self._rows[file][1]
 
     def _count_points(self) -> int | None:
@@ -180,7 +176,5 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 def _get_start_s(row: Row) -> float:
     """Return when the point was begun, in seconds since 1970; 0 where the row does not say."""
-    try:
-        return datetime.fromisoformat(row.get("started_at") or "").timestamp()
-    except ValueError:
-        return 0.0
+    started_at = row.get("started_at")
+    return datetime.fromisoformat(started_at).timestamp() if started_at else 0.0

@@ -1,12 +1,12 @@
 """The settings of a whole sweep, none of which changes a measured point."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
+from kvexp.column import Flag, Positive, Whole, Word
 from kvexp.tracking import TrackingSettings
 
 Isolation = Literal["process", "inline"]
-ISOLATIONS: tuple[Isolation, ...] = get_args(Isolation)
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class SweepSettings:
     """
 
     tracking: TrackingSettings
-    timeout_s: float | None = None
-    fail_fast: bool = False
-    isolation: Isolation = "process"
+    timeout_s: Annotated[float | None, Positive(most=1e9)] = None
+    fail_fast: Annotated[bool, Flag()] = False
+    isolation: Annotated[Isolation, Word(words=get_args(Isolation))] = "process"
     resumes: bool = False
-    repeat: int = 1
+    repeat: Annotated[int, Whole(most=1000)] = 1

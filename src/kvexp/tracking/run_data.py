@@ -3,36 +3,26 @@
 Params are the case, tags the machine and the outcome, metrics the measurement. This imports no MLflow.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from kvexp.case import Case
-from kvexp.measurement import MACHINE, SECONDS, STATUSES, Measurement, Row, Statistics
-from kvexp.results.labels import CURVE, format_column
+from kvexp.column import columns_of
+from kvexp.measurement import COLUMNS, ENVIRONMENT, SECONDS, STATUSES, Row
+from kvexp.results.labels import CURVE, format_column, read_options
 from kvexp.results.merge import merge_disturbances
 from kvexp.results.point_identity import REPETITION, get_repetition
 
-_METRICS = (
-    *(column.name for column in fields(Statistics) if column.name != "samples"),
-    *("gb_per_s", "copy_us", "copy_fraction", "host_us", "empty_kernel_us"),
-)
 # Sizes that people filter runs by. They are params too, but MLflow compares params only as text.
-_SIZES = ("num_heads", "head_size", "head_size_v", "block_size", "num_blocks")
-_NOT_ENVIRONMENT = {
-    *(column.name for kind in (Case, Measurement, Statistics) for column in fields(kind)),
-    *("gb_per_s", "copy_fraction", "schema", REPETITION),
-    *MACHINE,
-    *SECONDS,
-}
+_SIZES = tuple(name for name, column in columns_of(Case).items() if column.metric)
+_METRICS = tuple(name for name, column in COLUMNS.items() if column.metric and name not in _SIZES)
+_NOT_ENVIRONMENT = set(COLUMNS) - {*ENVIRONMENT, "impl_hash"}
 _TOKENS = (1, 64, 4096)
 LATENCIES = tuple(f"latency_us_at_{tokens}_tokens" for tokens in (*_TOKENS, "max"))
 """Scalars for the table of runs: the latency at some num_tokens, where a curve has them, and at its last."""
-_OPTIONS = "impl_options"
 _DIGITS = 5  # of a scalar; its row has all of them
 # MLflow's stores refuse longer tags, some from 5000 characters on; rows.jsonl has the whole text.
 _TAG_LENGTH = 5000
@@ -67,9 +57,9 @@ def params(row: Row) -> dict[str, str]:
     Each implementation option is a param: MLflow's comparison draws the first three params that differ,
     by name, and one param with the JSON of all options would displace the layout.
     """
-    columns = (*(column for column in CURVE if column != _OPTIONS), "layout_reason", REPETITION)
+    columns = (*(column for column in CURVE if column != "impl_options"), "layout_reason", REPETITION)
     found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
-    return found | {f"option.{name}": str(value) for name, value in _options(row).items()}
+    return found | {f"option.{name}": str(value) for name, value in read_options(row, "impl").items()}
 
 
 def tags(rows: Sequence[Row]) -> dict[str, str]:
@@ -95,20 +85,8 @@ def environment(rows: Sequence[Row]) -> dict[str, str]:
         values = [row[column] for row in rows if row.get(column) is not None]
         if column in _NOT_ENVIRONMENT or not values or any(value != values[0] for value in values):
             continue
-        if isinstance(values[0], bool):
-            found[column] = str(values[0]).lower()
-        elif isinstance(values[0], str | int | float):
-            found[column] = str(values[0])
+        found[column] = str(values[0]).lower() if isinstance(values[0], bool) else str(values[0])
     return found
-
-
-def _options(row: Row) -> dict[str, Any]:
-    """Read the implementation's options; none where a file edited by hand holds something else."""
-    try:
-        found = json.loads(row.get(_OPTIONS) or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def status(rows: Sequence[Row]) -> str:

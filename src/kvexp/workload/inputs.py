@@ -8,10 +8,6 @@ from torch import Tensor
 
 from kvexp.case import Case
 
-KINDS = ("contiguous", "qkv", "misaligned")
-"""contiguous: each its own tensor; qkv: views of a fused tensor of query, key and value heads;
-misaligned: each begins one item after an aligned address."""
-
 ALIGNED_BYTES = 16
 """The widest access of one thread."""
 
@@ -104,7 +100,11 @@ def _view_rows(flat: Tensor, case: Case, count: int) -> Rows:
 
 
 def _place(case: Case, count: int) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """Return start and row stride of key and of value, and the size of both, in items."""
+    """Return start and row stride of key and of value, and the size of both, in items.
+
+    contiguous: each its own tensor; qkv: views of a fused tensor of query, key and value heads;
+    misaligned: each begins one item after an aligned address.
+    """
     heads = case.num_heads
     key_row, value_row = heads * case.head_size, heads * case.head_size_v
     if case.rows == "qkv":

@@ -6,18 +6,17 @@ Each order has every slot once, so that calls which take successive pieces share
 import torch
 from torch import Tensor
 
-from kvexp.case import Case
+from kvexp.case import SLOTS, Case
 from kvexp.errors import Unsupported
-
-PATTERNS = ("random", "contiguous", "reversed", "decode", "prefill")
-"""random: any slots; contiguous: ascending; reversed: descending; decode: one token of each of many
-sequences, each in a block of its own; prefill: sequences of about 128 tokens, each in adjacent slots."""
 
 PREFILL_TOKENS = 128
 
 
 def order(case: Case, device: torch.device, generator: torch.Generator, rotated: bool = False) -> Tensor:
     """Return every slot once, int64 `[num_slots]`, in the case's pattern.
+
+    random: any slots; contiguous: ascending; reversed: descending; decode: one token of each of many
+    sequences, each in a block of its own; prefill: sequences of about 128 tokens, each in adjacent slots.
 
     Args:
         case: The point.
@@ -36,7 +35,7 @@ def order(case: Case, device: torch.device, generator: torch.Generator, rotated:
             return _decode(case, device, generator)
         case "prefill":
             return _prefill(_ascending(case, device, generator, rotated), generator)
-    raise ValueError(f"slots {case.slots!r} is not one of {', '.join(PATTERNS)}")
+    raise ValueError(f"slots {case.slots!r} is not one of {', '.join(SLOTS)}")
 
 
 def _ascending(case: Case, device: torch.device, generator: torch.Generator, rotated: bool) -> Tensor:
