@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ OPTIONS = ("impl_options", "timer_options")
 """The columns that hold a JSON object, as text."""
 _POSITIVE = ("latency_us", "latency_us_high", "latency_us_p80", "copy_us", "empty_kernel_us")
 """Columns that are divisors or drawn on a logarithmic axis; an `ok` row always has the first."""
+
+_TIME = "2026-11-21T10:00:00+00:00"
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +120,8 @@ def _check_row(file: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
             raise KvexpError(f"{where}: {column} cannot be {value!r:.80}")
         if isinstance(value, dict | list):
             raise KvexpError(f"{where}: {column} must be one value, not {value!r:.80}")
+        if column == "started_at" and value and not _is_time(value):
+            raise KvexpError(f"{where}: started_at must be a time such as {_TIME}, not {value!r:.80}")
         if column in OPTIONS and value and not _are_options(value):
             raise KvexpError(f"{where}: {column} must be a JSON object, not {value!r:.80}")
     if row["status"] == "ok":
@@ -127,6 +132,14 @@ def _check_row(file: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
             if value is None or value <= 0:
                 raise KvexpError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
     return row
+
+
+def _is_time(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return False
+    return True
 
 
 def _are_options(text: str) -> bool:
