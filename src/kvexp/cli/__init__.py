@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvexp import __version__
+from kvexp.addresses import mask_secrets
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.sweep import prestart
@@ -51,14 +52,14 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
-        sys.stderr.write(f"kvexp: {error}\n")
+        sys.stderr.write(f"kvexp: {mask_secrets(str(error))}\n")
         return BAD_INPUT
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        sentence = _explain_disk(error)
+        if sentence is None:
             raise
-        what = error.filename or "the output"
         with suppress(OSError):  # it may be the same disk
-            sys.stderr.write(f"kvexp: cannot write {what} ({error.strerror})\n")
+            sys.stderr.write(f"kvexp: {sentence}\n")
         with suppress(OSError):  # drops what is still buffered
             say("")
         return CANNOT_WRITE
@@ -66,6 +67,17 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
         return SIGNALS + end.number
     except KeyboardInterrupt:
         return SIGNALS + signal.SIGINT
+
+
+def _explain_disk(error: OSError) -> str | None:
+    """Say what is wrong where the disk is full or the current folder is gone; None for any other error."""
+    if error.errno == errno.ENOSPC:
+        return f"cannot write {error.filename or 'the output'} ({error.strerror})"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the current folder is gone; type the command again in one that is there"
+    return None
 
 
 def say(text: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from kvexp.addresses import MASK
 from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
@@ -50,7 +51,7 @@ def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
     if folder is None:
         return line
     number = sweep_folder.next_number(folder)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    quoted = os.path.relpath(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = (
         f"{_SWEEP_DIR}='{quoted}'",
         f"hydra.sweep.subdir='${{kvexp.plus:{number},${{hydra.job.num}}}}'",
@@ -80,7 +81,7 @@ def _find_folder(value: Any) -> Path | None:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"resume must be true, false or a sweep's folder, not {value!r}")
     folder = Path.cwd() / Path(value).expanduser()
-    if "${" in str(folder):
+    if "${" in os.path.relpath(folder):
         raise ConfigError(f"resume={value} has a ${{ in its path, which Hydra would read as a reference")
     if not sweep_folder.is_sweep(folder):
         raise ConfigError(f"resume={value} is not the folder of a sweep; an example is {ROOT}/<date>/<time>")
@@ -103,6 +104,11 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
     for text in rest:
         if text.startswith("-"):
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
+        if MASK in text:
+            raise ConfigError(
+                f"the sweep in {folder} was typed with an address whose secrets are not kept; "
+                f"type the whole command again, with resume={folder}"
+            )
         if text.lstrip("+~").startswith("hydra"):
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
     return parse_command_line([*line.flags, *rest])

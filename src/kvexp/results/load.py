@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kvexp.addresses import mask_secrets
 from kvexp.case import Case, Sizes
 from kvexp.column import Name, columns_of
 from kvexp.errors import ConfigError
@@ -124,7 +125,7 @@ def _get_command(job: Path, rows: Sequence[Row]) -> str:
     with suppress(ConfigError):  # a folder from elsewhere may lack the record of its flags
         _, typed = sweep_dir.read_command(_get_sweep(job / row_file.ROWS))
         flags = [flag for flag in typed if flag not in _MULTIRUN]
-    return sweep_dir.mask_passwords(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
+    return mask_secrets(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
 
 
 def _derive_overrides(rows: Sequence[Row]) -> list[str]:

@@ -7,12 +7,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from kvexp import tracking
+from kvexp.addresses import mask_address
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import TrackingError
+from kvexp.tracking import Tracker
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from kvexp.tracking.sync import sync
 
 NOT_SENT = 1
@@ -27,14 +31,20 @@ def main(argv: Sequence[str]) -> int:
     typed = _parse(argv)
     kind = "server" if typed.to and not typed.to.startswith("sqlite") else "local"
     settings = tracking.settings(kind, typed.to, None, typed.experiment, os.environ)
-    try:
-        done = sync(typed.dir, settings, _warn)
-    except TrackingError as error:
-        _warn(f"kvexp: {error}; what is on disk stays, so sync again later")
-        return NOT_SENT
+    with closing(SubprocessTracker()) as store:
+
+        def connect() -> Tracker:
+            store.connect(settings)
+            return store.wait()
+
+        try:
+            done = sync(typed.dir, connect, _warn)
+        except TrackingError as error:
+            _warn(f"kvexp: {error}; what is on disk stays, so sync again later")
+            return NOT_SENT
     left = f", {done.refused} left out" if done.refused else ""
-    store = tracking.mask_passwords(settings.uri or "")
-    say(f"{done.sent} curves sent, {done.already_sent} were there{left}: {store}\n")
+    address = mask_address(settings.uri or "")
+    say(f"{done.sent} curves sent, {done.already_sent} were there{left}: {address}\n")
     return NOT_SENT if done.refused else 0
 
 
