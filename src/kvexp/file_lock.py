@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kvexp.plain_file import open_plain
+
 _POLL_S = 0.05
 
 
@@ -16,13 +18,14 @@ def locked(file: Path, timeout_s: float = 0.0) -> Iterator[None]:
 
     Raises:
         TimeoutError: Another process still holds the lock after `timeout_s`; the message names it.
+        OSError: The file cannot be opened, or is a symbolic link.
     """
     # `find_holder` takes a shared lock for an instant, so one attempt is not enough.
     until = time.monotonic() + max(timeout_s, _POLL_S)
-    with file.open("a+") as handle:
+    with open(file, "a+", opener=open_plain) as handle:
         while not try_lock(handle.fileno()):
             if time.monotonic() >= until:
-                raise TimeoutError(f"{file} is held by {_describe_holder(file)}")
+                raise TimeoutError(f"{file} is held by {_describe_holder(handle.fileno())}")
             time.sleep(_POLL_S)
         write_pid(handle.fileno())
         yield
@@ -31,14 +34,14 @@ def locked(file: Path, timeout_s: float = 0.0) -> Iterator[None]:
 def find_holder(file: Path) -> str | None:
     """Return who holds the lock, as `process 12`; None when nobody does, or there is no such file."""
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = open_plain(file, os.O_RDONLY)
     except OSError:
         return None
     try:
         # Shared and unsigned: whoever asks is not a holder.
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _describe_holder(file)
+        return _describe_holder(handle)
     finally:
         os.close(handle)
     return None
@@ -79,12 +82,12 @@ def wait_for_exit(handle: int, timeout_s: float) -> None:
 def _is_running(pid: int) -> bool:
     """Return whether the process is running; a zombie is not."""
     try:
-        _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        _, _, fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     except OSError:
         return False
     return fields.split()[0] not in ("Z", "X")
 
 
-def _describe_holder(file: Path) -> str:
-    pid = file.read_text(errors="replace").strip()
-    return f"process {pid}" if pid.isdecimal() else "another process"
+def _describe_holder(handle: int) -> str:
+    pid = os.pread(handle, 32, 0).strip()
+    return f"process {pid.decode()}" if pid.isdigit() else "another process"

@@ -112,6 +112,7 @@ class Measurement:
         seconds: Those columns of SECONDS that were reached.
         machine: The columns of MACHINE.
         environment: The columns of ENVIRONMENT, read in the measuring process, and further ones.
+        traceback: Of the error behind a `failed` point, where one was raised; written beside the row.
     """
 
     case: Case
@@ -157,6 +158,7 @@ class Measurement:
     machine: dict[str, Any] = field(default_factory=dict, repr=False)
     seconds: dict[str, float] = field(default_factory=dict, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
+    traceback: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if (self.status == "ok") != (self.statistics is not None):

@@ -130,6 +130,12 @@ def test_what_cannot_be_allocated_is_named(changed, sentence):
         kvexp.allocate(**arguments)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", torch.device("cuda", 99), "gpu", "mps"])
+def test_a_device_that_is_not_there_is_one_sentence(device):
+    with pytest.raises(ValueError, match=rf"^device '{device}' cannot be used here \(.+\); 'cpu' can$"):
+        kvexp.allocate("NHD", **SIZES | {"device": device})
+
+
 @pytest.mark.parametrize("kind", [numpy.int64, numpy.int32, numpy.uint8, numpy.array])
 @pytest.mark.parametrize("layout", compose.options("layout"))
 def test_sizes_may_be_whole_numbers_of_numpy(layout, kind):

@@ -3,6 +3,7 @@ import re
 import time
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from kvexp.measurement import SECONDS
 from kvexp.statistics import summarise
 from kvexp.timer.cuda_event import CudaEvent
 from kvexp.workload import device_memory
-from tests.helpers import compose, tiny_curve
+from tests.helpers import compose, tiny_curve, wrong_impls
 
 ENVIRONMENT = {"device_name": "a CPU", "git_dirty": False}
 RULE = {"warmup": 1, "min_samples": 3, "max_samples": 5}
@@ -81,7 +82,14 @@ class TestAnErrorOfAPoint:
     def test_is_its_reason_and_the_next_point_goes_on(self):
         points = measured(how="wrong_impls.Raising")
         assert [point.status for point in points] == ["failed", "verified", "verified", "verified"]
-        assert points[0].reason == "ZeroDivisionError: no head is left to divide by"
+        source = Path(wrong_impls.__file__).read_text("utf-8").splitlines()
+        (line,) = (number for number, text in enumerate(source, 1) if "no head is left" in text)
+        said = "ZeroDivisionError: no head is left to divide by"
+        assert points[0].reason == f"{said} at wrong_impls.py:{line}, in call"
+        assert points[0].traceback.startswith("Traceback (most recent call last):\n")
+        assert points[0].traceback.endswith(f"{said}\n")
+        assert f'wrong_impls.py", line {line}, in call' in points[0].traceback
+        assert points[1].traceback == ""
 
     def test_a_refusal_after_the_rows_were_written_leaves_a_clean_cache(self):
         points = measured(how="wrong_impls.Refusing")

@@ -22,6 +22,7 @@ class Outcome:
     jobs: Sequence[runner.Job] = ()
     settings: SweepSettings | None = None
     command: str = ""
+    again: str = ""
     folders: list[Path] = field(default_factory=list)
 
     @property
@@ -55,8 +56,10 @@ def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def type_in(*argv: str) -> Outcome:
         outcome = Outcome()
 
-        def measured(jobs: Sequence[runner.Job], settings: SweepSettings, command: str, *_: object) -> int:
-            outcome.jobs, outcome.settings, outcome.command = jobs, settings, command
+        def measured(
+            jobs: Sequence[runner.Job], settings: SweepSettings, command: str, _: object, again: str
+        ) -> int:
+            outcome.jobs, outcome.settings, outcome.command, outcome.again = jobs, settings, command, again
             return 0
 
         monkeypatch.setattr(runner, "run", measured)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from kvexp import file_lock
+from tests.helpers import recorded_rows
 
 
 def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, tmp_path):
@@ -141,3 +142,34 @@ def test_a_file_where_the_folder_of_sweeps_would_be_is_named(typed, elsewhere):
     assert outcome.code == 2
     assert outcome.err.startswith("kvexp: cannot make the folder multirun/")
     assert outcome.err.endswith(": multirun is a file\n")
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *((name, LONG) for name in ("report", "export", "watch", "sync", "ui")),
+        ("compare", LONG, LONG),
+        ("report", "sweep", "--output", LONG),
+        ("export", "sweep", "--output", f"{LONG}.csv"),
+        (f"resume={LONG}",),
+        (f"hydra.sweep.dir={LONG}",),
+        ("--config-dir", LONG),
+    ],
+    ids=lambda words: "-".join(words).replace(LONG, "LONG"),
+)
+def test_a_name_that_is_too_long_is_one_sentence(typed, elsewhere, words):
+    recorded_rows.sweep(elsewhere / "sweep", [recorded_rows.curve({1: 2.0})])
+    outcome = typed(*words)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert outcome.err.startswith("kvexp: ")
+    assert LONG in outcome.err
+    assert "File name too long" in outcome.err
+    assert outcome.folders == [elsewhere / "sweep"]
+
+
+def test_the_traceback_of_a_name_that_is_too_long_is_there_for_who_asks(typed, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert "Traceback" in typed("watch", LONG).err

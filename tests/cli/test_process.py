@@ -87,7 +87,7 @@ def test_a_reader_that_left_is_no_error(tmp_path):
 
 # A sweep of one curve that needs neither a device nor time: its row is made up.
 MADE_UP = """
-import sys
+import sys, types
 from kvexp.sweep import curve_run
 from kvexp.cli import main
 from kvexp.measurement import Measurement
@@ -95,6 +95,7 @@ from kvexp.measurement import Measurement
 class MadeUp:
     is_host_sensitive = True
     already_done = ()
+    worker = types.SimpleNamespace(traceback="")
 
     def __init__(self, experiment, *_):
         self.experiment = experiment

@@ -1,10 +1,12 @@
 """`resume=` composes into an earlier sweep's folder: which one, with which overrides and curve numbers."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from kvexp.results.overrides import quote_value
 from kvexp.results.row_file import RowFile
 from tests.results.test_row_file import row
 
@@ -51,12 +53,144 @@ def test_a_sweep_that_was_killed_before_its_first_row_is_resumed_too(typed, swee
     assert [job.folder for job in typed("resume=true").jobs] == [home / "0"]
 
 
+@pytest.mark.parametrize("beside", [(), ("tracking=none",), ("tracking.experiment=mine", "-m")])
+def test_where_there_is_nothing_to_resume_and_nothing_else_is_typed_nothing_is_measured(typed, beside):
+    outcome = typed("resume=true", *beside)
+    said = "kvexp: there is no sweep below multirun/ to resume; type what to measure, or resume=FOLDER\n"
+    assert (outcome.code, outcome.err, list(outcome.jobs), outcome.folders) == (2, said, [], [])
+
+
 def test_where_there_is_nothing_to_resume_it_is_a_fresh_sweep_and_a_word(typed):
     outcome = typed("resume=true", "impl=torch")
     assert outcome.code == 0
     assert outcome.err == "kvexp: there is no sweep below multirun/ to resume, so this is a new one\n"
     assert not outcome.settings.resumes
     assert [job.folder.name for job in outcome.jobs] == ["0"]
+
+
+NOT_KEPT = "is not kept; type tracking.uri=ADDRESS beside resume= to track there\n"
+HEADS = "'${oc.decode:${oc.env:HEADS}}'"
+
+
+@pytest.mark.parametrize(
+    ("first", "beside", "tracking"),
+    [
+        (["tracking=none"], [], ("none", None, "kvexp")),
+        (["tracking=none"], ["tracking=local"], ("local", "here", "kvexp")),
+        (["tracking=none"], ["tracking.uri=sqlite:////there.db"], ("local", "sqlite:////there.db", "kvexp")),
+        (["tracking.experiment=mine"], [], ("local", "here", "mine")),
+        (["tracking.experiment=mine"], ["tracking.experiment=other"], ("local", "here", "other")),
+        (
+            ["tracking=server", "tracking.uri=http://host:1", "tracking.experiment=mine"],
+            [],
+            ("local", "here", "mine"),
+        ),
+        (
+            ["tracking=server", "tracking.uri=http://me:secret@host:1", "tracking.experiment=mine"],
+            ["tracking=server", "tracking.uri=http://me:secret@host:1"],
+            ("server", "http://me:secret@host:1", "mine"),
+        ),
+    ],
+)
+def test_where_to_track_is_typed_again_beside_it(typed, elsewhere, first, beside, tracking):
+    home = elsewhere / "multirun" / "a" / "b"
+    assert typed("impl=torch", "workload=tiny", *first, f"hydra.sweep.dir={home}").code == 0
+    kept = (home / "command.json").read_text()
+    assert ("://" in kept, "secret" in kept) == (False, False)
+    outcome = typed("resume=true", *beside)
+    kind, uri, name = tracking
+    uri = f"sqlite:///{elsewhere}/mlruns/mlflow.db" if uri == "here" else uri
+    assert (outcome.tracking.kind, outcome.tracking.uri, outcome.tracking.experiment) == (kind, uri, name)
+    assert [(job.experiment.impl.name, job.experiment.workload.name) for job in outcome.jobs] == [
+        ("torch", "tiny")
+    ]
+    is_missed = "tracking=server" in first and not beside
+    assert outcome.err == (
+        f"kvexp: the store that the sweep in {home} was typed with {NOT_KEPT}" if is_missed else ""
+    )
+
+
+def test_a_store_of_this_machines_configuration_is_taken(typed, sweep, monkeypatch):
+    sweep("impl=torch", "tracking=server", "tracking.uri=http://theirs:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ours:1")
+    assert typed("resume=true").tracking.uri == "http://ours:1"
+
+
+@pytest.mark.parametrize(
+    ("typed_first", "kept"),
+    [
+        ([f"workload.num_heads={HEADS}"], ["workload.num_heads=6"]),
+        (["workload.head_size=${workload.num_heads}", "workload.num_heads=8"],
+         ["workload.head_size=8", "workload.num_heads=8"]),
+        ([f"workload.num_tokens=[1,{HEADS}]"], ["workload.num_tokens=[1,6]"]),
+        (["tracking.experiment=${oc.env:TEAM}"], ["tracking.experiment='it\\'s us'"]),
+        (["layout=NHD,HND", f"workload.seed={HEADS}"], ["layout=NHD,HND", "workload.seed=6"]),
+        (["workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"], None),
+        ([f"workload.num_heads=8,{HEADS}"], None),
+        (["+impl.compile=${oc.env:LITERAL}"], None),
+    ],
+)  # fmt: skip
+def test_a_reference_is_kept_by_its_value_or_the_command_is_not_kept(
+    typed, elsewhere, monkeypatch, typed_first, kept
+):
+    for name, value in {"HEADS": "6", "TEAM": "it's us", "LITERAL": r"\${x}"}.items():
+        monkeypatch.setenv(name, value)
+    first = typed("impl=torch", "workload=tiny", *typed_first)
+    (home,) = {job.folder.parent for job in first.jobs}
+    assert json.loads((home / "command.json").read_text())["overrides"] == (
+        None if kept is None else ["impl=torch", "workload=tiny", *kept]
+    )
+    for name in ("HEADS", "TEAM", "LITERAL"):
+        monkeypatch.delenv(name)
+    again = typed(f"resume={home.relative_to(elsewhere)}")
+    if kept is None:
+        assert "does not say what was typed; type the whole command again, with resume=" in again.err
+    else:
+        assert [job.experiment for job in again.jobs] == [job.experiment for job in first.jobs]
+
+
+TYPED = ("impl=torch", "workload=tiny")
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [
+        (["layout=NHD,HND"], []),
+        (["hydra.sweep.dir='my sweeps/it\\\\s'"], []),
+        (["tracking=none", "repeat=2"], []),
+        (["tracking.experiment=mine", "tracking.uri=http://host:1"], ["tracking.uri=http://host:1"]),
+        ([f"workload.seed={HEADS}"], [*TYPED, f"workload.seed={HEADS}"]),
+        (["workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"],
+         [*TYPED, "workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"]),
+        (["hydra.job.chdir=false"], [*TYPED, "hydra.job.chdir=false"]),
+        (["--config-dir", "."], []),
+    ],
+)  # fmt: skip
+def test_an_interrupted_sweep_is_gone_on_with_by_the_command_that_it_says(
+    typed, elsewhere, monkeypatch, first, rest
+):
+    monkeypatch.setenv("HEADS", "6")
+    begun = typed(*TYPED, *first)
+    (home,) = {job.folder.parent for job in begun.jobs}
+    words = shlex.split(begun.again)
+    flags = ["--config-dir=."] if "--config-dir" in first else []
+    where = f"resume={quote_value(str(home.relative_to(elsewhere)))}"
+    assert words == ["python", "-m", "kvexp", *flags, where, *rest]
+    RowFile(home / "0").append(row())
+    resumed = typed(*words[3:])
+    assert resumed.err == ""
+    assert {job.folder.parent for job in resumed.jobs} == {home}
+    assert [job.experiment for job in resumed.jobs] == [job.experiment for job in begun.jobs]
+    assert resumed.tracking == begun.tracking
+    # Interrupted again, it says the same.
+    assert resumed.again == begun.again
+
+
+def test_other_curves_in_the_folder_of_a_sweep_are_gone_on_with_by_their_own_command(typed, sweep):
+    home = sweep(*TYPED)
+    outcome = typed("impl=triton", "workload=tiny", f"resume={home}")
+    where = quote_value(str(home.relative_to(Path.cwd())))
+    assert outcome.again == f"python -m kvexp resume={where} impl=triton workload=tiny"
 
 
 @pytest.mark.parametrize("value", ["false", "null"])
@@ -92,6 +226,17 @@ def test_a_folder_with_a_quote_and_a_blank_is_a_folder(typed, sweep):
     outcome = typed("resume=true")
     assert outcome.err == ""
     assert [job.folder for job in outcome.jobs] == [home / "2"]
+
+
+@pytest.mark.parametrize(
+    "name", ["gpu\\7", "ends\\", "a\\'b", "\\\\", 'two"', "a,b", "100%", "null", "[1]", "x=y"]
+)
+def test_a_folder_of_any_name_is_gone_on_in_and_no_other_is_made(typed, sweep, elsewhere, name):
+    home = sweep("impl=torch", name=name)
+    outcome = typed("impl=torch", f"resume={quote_value(str(home))}")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert [job.folder for job in outcome.jobs] == [home / "2"]
+    assert list((elsewhere / "multirun").iterdir()) == [home]
 
 
 def test_how_a_sweep_is_run_is_typed_and_has_defaults(typed):

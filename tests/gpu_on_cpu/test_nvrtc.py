@@ -1,10 +1,13 @@
 import os
 import stat
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kvexp import disk_cache
 from kvexp.bench import equal_copy
 from kvexp.errors import CompileError
 from kvexp.gpu import nvrtc
@@ -150,7 +153,7 @@ class TestTheCache:
         assert len(compiled) == 2
 
     def test_on_a_full_disk_leaves_nothing_behind(self, source, cache, monkeypatch):
-        def full(*_):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", full)
@@ -160,12 +163,43 @@ class TestTheCache:
     def test_is_where_the_user_s_caches_are(self, monkeypatch, tmp_path):
         monkeypatch.delenv("KVEXP_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert nvrtc.cache_dir() == tmp_path / "kvexp"
+        assert disk_cache.cache_dir() == tmp_path / "kvexp"
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        assert nvrtc.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
+        assert disk_cache.cache_dir() == tmp_path / "home" / ".cache" / "kvexp"
         monkeypatch.setenv("KVEXP_CACHE_DIR", "~/kc")
-        assert nvrtc.cache_dir() == tmp_path / "home" / "kc"
+        assert disk_cache.cache_dir() == tmp_path / "home" / "kc"
+
+
+class TestASource:
+    @pytest.mark.parametrize("name", ['a"b', '"', "a b", "it's", "a\\b", "grüße"])
+    def test_may_lie_in_a_folder_of_any_name(self, tmp_path, name):
+        (tmp_path / name).mkdir()
+        source = tmp_path / name / "fill.cu"
+        source.write_text('#include "number.cuh"\n' + SOURCE.replace("VALUE", "number()"))
+        (tmp_path / name / "number.cuh").write_text("__device__ inline int number() { return 7; }\n")
+        assert b"\0.text.fill\0" in nvrtc.compile_cubin(source, {}, "sm_90")
+        source.write_text("#error here\n")
+        with pytest.raises(CompileError) as raised:
+            nvrtc.compile_cubin(source, {}, "sm_90")
+        assert f"{source}(1): catastrophic error: #error directive: here" in str(raised.value)
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+    @pytest.mark.parametrize("utf8_mode", ["0", "1"])
+    def test_may_have_comments_that_are_not_ascii_under_any_locale(
+        self, source, tmp_path, encoding, utf8_mode
+    ):
+        header = tmp_path / "number.cuh"
+        source.write_bytes(('// Größe in µm\n#include "number.cuh"\n' + SOURCE).encode(encoding))
+        header.write_bytes("// für VALUE\n".encode(encoding))
+        script = (
+            "import pathlib, sys; from kvexp.gpu import nvrtc\n"
+            "print(nvrtc.compile_cubin(pathlib.Path(sys.argv[1]), {'VALUE': 1}, 'sm_90')[:4])"
+        )
+        environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": utf8_mode}
+        command = [sys.executable, "-c", script, str(source)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("b'\\x7fELF'\n", "")
 
 
 class TestAnIncludedFile:

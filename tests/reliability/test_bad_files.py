@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -168,6 +169,10 @@ def test_nothing_in_a_resumed_folder_is_run(place, half):
         ("impl=torch", [], "is no command line"),
         ([["impl=torch"]], [], "is no command line"),
         (["impl=tornch"], [], "unknown impl 'tornch'"),
+        (["tracking.experiment=${oc.env:HOME}"], [], "it refers to something outside of the folder"),
+        (["impl=torch", "workload.seed=${oc.env:UID}"], [], "it refers to something outside of the folder"),
+        (["+x=[1,'${oc.env:HOME}']"], [], "it refers to something outside of the folder"),
+        (None, [], "does not say what was typed; type the whole command again"),
     ],
 )
 def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, flags, complaint):
@@ -180,6 +185,32 @@ def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, fla
     assert done.stderr.count("\n") == 1
     assert complaint in done.stderr
     assert not list(home.glob("*/rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ["tracking.uri=http://127.0.0.1:{port}"],
+        ["tracking=server", "++tracking.uri='http://127.0.0.1:{port}'"],
+        ["tracking={{uri:'http://127.0.0.1:{port}',experiment:x}}"],
+        ["tracking@tracking=server", "+tracking.uri=http://127.0.0.1:{port}"],
+    ],
+)
+def test_a_folder_does_not_choose_where_a_sweep_is_tracked(place, half, where):
+    """What listens at the address of the folder's choice is never called; our own store has the runs."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        port = server.getsockname()[1]
+        typed = [*SWEEP[:-1], *(text.format(port=port) for text in where)]
+        (half / "command.json").write_text(json.dumps({"overrides": typed, "flags": []}))
+        done = place.run("resume=true")
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert done.returncode == 0, done.stderr
+    assert "the store that the sweep in" in done.stderr
+    assert "is not kept; type tracking.uri=ADDRESS beside resume= to track there" in done.stderr
+    assert f"tracked in sqlite:///{place.folder}/mlruns/mlflow.db" in done.stderr
+    assert len(place.rows()) == 4
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "1", None])
@@ -213,18 +244,17 @@ def test_a_changed_kernel_is_measured_again(place, half):
 @pytest.mark.parametrize("name", ["x.cubin", "contracts/x.json"])
 def test_the_caches_entries_are_the_owners_alone(tmp_path, monkeypatch, name):
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
-    entry = disk_cache.cache_dir() / name
-    disk_cache.keep(entry, b"code")
+    disk_cache.keep(name, b"code")
     kept = [tmp_path / "cache", *(tmp_path / "cache").rglob("*")]
     assert [path.stat().st_mode & 0o077 for path in kept] == [0] * len(kept)
-    assert entry.read_bytes() == b"code"
+    assert disk_cache.read(name) == b"code"
 
 
-def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path):
+def test_an_entry_of_the_cache_that_is_torn_is_none(tmp_path, monkeypatch):
     from kvexp.gpu import nvrtc
 
-    entry = tmp_path / "x.cubin"
-    entry.write_bytes(hashlib.sha256(b"code").digest() + b"code")
-    assert nvrtc._read_entry(entry) == b"code"
-    entry.write_bytes(entry.read_bytes()[:-1] + b"!")
-    assert nvrtc._read_entry(entry) is None
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))
+    disk_cache.keep("x.cubin", hashlib.sha256(b"code").digest() + b"code")
+    assert nvrtc._read_entry("x.cubin") == b"code"
+    disk_cache.keep("x.cubin", hashlib.sha256(b"code").digest() + b"cod!")
+    assert nvrtc._read_entry("x.cubin") is None

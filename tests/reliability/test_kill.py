@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shlex
 import signal
 import subprocess
 import time
@@ -98,9 +100,22 @@ def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, "torch" in first) == (code, True)
-    assert f"rows: {place.sweeps[0]}" in err
-    assert 4 <= len(place.rows()) < POINTS
-    assert place.run("resume=true").returncode == 0
+    (home,) = place.sweeps
+    assert f"rows: {home}" in err
+    reached = len(place.rows())
+    assert 4 <= reached < POINTS
+    (said,) = re.findall(
+        r"^kvexp: interrupted after (\d+) of (\d+) points; this goes on: (.*)$", err, re.MULTILINE
+    )
+    assert said == (str(reached), str(POINTS), f"python -m kvexp resume={home.relative_to(place.folder)}")
+    assert place.run("report").returncode == 0
+    assert f"{reached} of {POINTS} points: {reached} ok; " in (home / "report.md").read_text("utf-8")
+    assert f"<span>{reached} of {POINTS} points: {reached} ok</span>" in (home / "report.html").read_text(
+        "utf-8"
+    )
+    assert place.run(*shlex.split(said[2])[3:]).returncode == 0
+    assert place.run("report").returncode == 0
+    assert f"\n{POINTS} ok; " in (home / "report.md").read_text("utf-8")
     assert len(place.rows()) == len({identify(row) for row in place.rows()}) == POINTS
 
 

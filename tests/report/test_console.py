@@ -3,9 +3,8 @@ import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
-from kvexp.report import number, print_summary
+from kvexp.report import PrintableConsole, number, print_summary
 from tests.helpers import recorded_rows
 
 
@@ -20,7 +19,7 @@ def refused(status, reason, **columns):
 
 
 def printed(rows, width=80, terminal=False):
-    console = Console(
+    console = PrintableConsole(
         file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, _environ={}
     )
     print_summary(rows, console)

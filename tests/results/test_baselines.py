@@ -56,10 +56,11 @@ def test_each_curve_of_a_baseline_has_the_command_that_repeats_it(tmp_path):
         curve({64: 2.0, 8: 1.0}, repetition=n, layout=layout) for n in (1, 2) for layout in ("NHD", "HND")
     ]
     (file,) = baselines.write([row for own in kinds for row in own], tmp_path)
-    commands = {row["layout"]: row["command"] for row in load.read([file], tmp_path)}
-    for layout, command in commands.items():
-        assert f" layout={layout} " in command
-        assert command.endswith("'workload.num_tokens=[8,64]'")
+    sizes = "workload.num_heads=8 workload.num_blocks=4096 'workload.num_tokens=[8,64]'"
+    assert {row["layout"]: row["command"] for row in load.read([file], tmp_path)} == {
+        "NHD": f"python -m kvexp {sizes}",
+        "HND": f"python -m kvexp layout=HND {sizes}",
+    }
 
 
 def git(folder, *words):

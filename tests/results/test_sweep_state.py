@@ -11,7 +11,7 @@ from rich.console import Console
 
 from kvexp.errors import ConfigError
 from kvexp.report import live
-from kvexp.results import sweep_dir
+from kvexp.results import sweep_dir, sweep_state
 from kvexp.results.sweep_state import State, SweepWatcher
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
@@ -61,6 +61,44 @@ def test_a_job_that_was_composed_again_is_planned_once(home):
     plan(home, 0, ["impl=cuda"], [1, 2])
     plan(home, 1, ["impl=cuda"], [1, 2])
     assert look(home).points == 2
+
+
+def choose(home, number, **choices):
+    """The options that Hydra has chosen for a job, by group."""
+    hydra = {"hydra": {"runtime": {"choices": choices}}}
+    (home / str(number) / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
+
+
+def test_the_points_of_a_curve_are_planned_once_however_it_was_typed(home):
+    plan(home, 0, ["impl=cuda"], [1, 2])
+    plan(home, 1, ["impl=cuda", "layout=NHD", "timeout_s=3", "workload.num_tokens=[2,4]"], [2, 4])
+    plan(home, 2, ["impl=cuda", "layout=NHD", "tracking.uri=x", "experiment=gate"], [1])
+    plan(home, 3, ["impl=cuda", "workload.seed=1"], [1])
+    for number in range(4):
+        choose(home, number, impl="cuda", layout="NHD", experiment="gate" if number == 2 else None)
+    assert sweep_state.count_planned([home]) == look(home).points == 4
+
+
+def test_a_report_counts_the_plans_of_what_it_reads(home, tmp_path):
+    sweep(home, [curve({1: 2.0}), curve({1: 2.0})])
+    plan(home, 0, ["impl=cuda"], [1, 2], repeat=5)
+    plan(home, 1, ["impl=triton"], [1, 2, 4], repeat=5)
+    other = home.with_name("other")
+    plan(other, 0, ["impl=cuda"], [1, 2])
+    assert sweep_state.count_planned([home]) == 5
+    assert sweep_state.count_planned([home, home.parent]) == sweep_state.count_planned([tmp_path]) == 7
+    assert sweep_state.count_planned([home / "1", other]) == 5
+    assert sweep_state.count_planned([home / "1" / "rows.jsonl"]) == 3
+    (tmp_path / "rows.jsonl").touch()
+    assert sweep_state.count_planned([tmp_path / "rows.jsonl"]) == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "workload: 5", "a: [", "workload: {num_tokens: [[1], {}]}"])
+def test_what_is_no_plan_counts_nothing(home, content):
+    plan(home, 0, ["impl=cuda"], [1, 2])
+    plan(home, 1, ["impl=triton"], [1])
+    (home / "1" / ".hydra" / "config.yaml").write_text(content)
+    assert sweep_state.count_planned([home]) == (4 if "num_tokens" in content else 2)
 
 
 def test_every_repetition_is_planned_and_counted(home):

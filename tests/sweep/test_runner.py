@@ -359,11 +359,38 @@ class TestASweep:
 
         monkeypatch.setattr(Progress, "advance", advance)
         with pytest.raises(KeyboardInterrupt):
-            runner.run(two, TRACKED, COMMAND)
+            runner.run(two, TRACKED, COMMAND, None, "python -m kvexp resume=there")
         assert [len(row_file.read(job.folder)) for job in two] == [4, 2]
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
-        assert f"rows: {two[0].folder.parent}" in capfd.readouterr().err
+        err = capfd.readouterr().err
+        assert f"rows: {two[0].folder.parent}\n" in err
+        assert "kvexp: interrupted after 6 of 8 points; this goes on: python -m kvexp resume=there\n" in err
+
+    def test_that_is_interrupted_counts_wrong_points_and_those_of_earlier_starts(
+        self, jobs, monkeypatch, capfd
+    ):
+        def interrupt_at(count):
+            seen = []
+
+            def advance(self, row):
+                seen.append(row)
+                if len(seen) == count:
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(Progress, "advance", advance)
+
+        for count, resumes, reached in ((3, False, 3), (4, True, 7)):
+            interrupt_at(count)
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(jobs("torch", "Idle"), replace(UNTRACKED, resumes=resumes), COMMAND)
+            assert f"kvexp: interrupted after {reached} of 8 points\n" in capfd.readouterr().err
+
+    def test_that_fails_or_is_wrong_is_not_called_interrupted(self, jobs, capfd):
+        runner.run(jobs("Idle"), UNTRACKED, COMMAND, None, "python -m kvexp resume=there")
+        with pytest.raises(ConfigError):
+            runner.run(jobs(("Deadly", {"threads": 3})), UNTRACKED, COMMAND)
+        assert "interrupted" not in capfd.readouterr().err
 
 
 class TestARepeatedSweep:

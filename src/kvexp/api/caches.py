@@ -147,7 +147,7 @@ def allocate_layers(
         device: The caches' device.
 
     Raises:
-        ValueError: A size is not positive, or a name is unknown.
+        ValueError: A size is not positive, a name is unknown, or there is no such device.
     """
     made = load_layout(layout)
     sizes = _sizes(
@@ -167,6 +167,7 @@ def allocate_layers(
         raise ValueError(
             f"head_size {sizes.head_size} is not a multiple of {multiple}, the items of 16 bytes"
         )
+    _check_device(device)
     storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
     return [_cache(storage, made, sizes, layer) for layer in range(sizes.num_layers)]
 
@@ -187,6 +188,14 @@ def _size(name: str, given: SupportsIndex) -> int:
         if is_number and (size := operator.index(given)) > 0:
             return size
     raise ValueError(f"{name} must be a positive whole number, not {given!r}")
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # whatever a build without that device raises
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here ({why}); 'cpu' can") from error
 
 
 def _cache(storage: Tensor, layout: Layout, sizes: _Sizes, layer: int) -> KVCache:

@@ -173,7 +173,8 @@ def _answer(
         columns_of_rows, is_spent = {**columns, "impl_hash": digest}, False
         points = measure_points(experiment, num_tokens, columns_of_rows, on_wait, unrolls, ask)
         for count, measurement in enumerate(points, 1):
-            _say(out, event="point", row=measurement.row(), samples_us=measurement.samples_us)
+            point = {"row": measurement.row(), "samples_us": measurement.samples_us}
+            _say(out, event="point", **point, traceback=measurement.traceback)
             _read_line()
             if measurement.status == "failed" and experiment.device != "cpu":
                 _exit_if_cuda_is_unusable()

@@ -5,6 +5,7 @@ lock the GPU -> make the parts -> ask about the contract -> allocate the curve's
 
 import datetime
 import functools
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from kvexp.bench import curve_setup, mode, run_point
 from kvexp.bench.contract import UNASKED, Contract
 from kvexp.bench.curve_setup import Curve, Unrolls
+from kvexp.bench.describe_error import describe_error
 from kvexp.bench.run_point import Seconds
 from kvexp.bench.verify import poison
 from kvexp.case import Case
@@ -49,10 +51,11 @@ class Parts:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a point has no measurement."""
+    """Why a point has no measurement; with the traceback of an error that was not raised on purpose."""
 
     status: Status
     reason: str
+    traceback: str = ""
 
 
 def run(
@@ -81,7 +84,9 @@ def run(
         # Entered first, so that the turn ends last, when the memory is free.
         refusal = attempt(lambda: stack.enter_context(gpu_lock(uuid, on_wait)))
         contract = UNASKED
-        parts = attempt(functools.partial(_make_parts, experiment, cases)) if refusal is None else refusal
+        target = experiment.impl.target
+        make_parts = functools.partial(_make_parts, experiment, cases)
+        parts = attempt(make_parts, target) if refusal is None else refusal
         if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
             contract = ask_contract()
             needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
@@ -94,12 +99,12 @@ def run(
                 curve = parts
             else:
                 known = {} if unrolls is None else unrolls
-                curve = attempt(functools.partial(_set_up_curve, parts, cases, stack, machine, known))
+                curve = attempt(functools.partial(_set_up_curve, parts, cases, stack, machine, known), target)
         for case in cases:
             started_at = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
-            outcome = curve if isinstance(curve, Failure) else _measure_point(curve, case)
+            outcome = curve if isinstance(curve, Failure) else _measure_point(curve, case, target)
             if isinstance(outcome, Failure):
-                outcome = Measurement(case, outcome.status, outcome.reason)
+                outcome = Measurement(case, outcome.status, outcome.reason, traceback=outcome.traceback)
             yield replace(
                 outcome,
                 started_at=started_at,
@@ -111,8 +116,12 @@ def run(
         del curve
 
 
-def attempt(work: Callable[[], T]) -> T | Failure:
+def attempt(work: Callable[[], T], target: str = "") -> T | Failure:
     """Return the work's result, or why there is none: the one place where errors become rows.
+
+    Args:
+        work: What to do.
+        target: The dotted path of the implementation's class, whose author reads where an error was raised.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -128,7 +137,7 @@ def attempt(work: Callable[[], T]) -> T | Failure:
     except KvexpError as error:
         return Failure("failed", str(error))
     except Exception as error:  # noqa: BLE001  # whatever a kernel or a driver raises is this point's outcome
-        return Failure("failed", f"{type(error).__name__}: {error}")
+        return Failure("failed", describe_error(error, target), "".join(traceback.format_exception(error)))
 
 
 def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
@@ -187,13 +196,13 @@ def _get_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _measure_point(curve: Curve, case: Case) -> Measurement | Failure:
+def _measure_point(curve: Curve, case: Case, target: str = "") -> Measurement | Failure:
     """Measure the point; the cache is all poison again, whatever happened."""
     measure = run_point.measure_point
     if not hasattr(curve.impl, curve.op.name):
         # The equal copy, which is no implementation, brings a way of its own. What writes the op cannot.
         measure = getattr(curve.impl, "measure_point", measure)
-    outcome = attempt(lambda: measure(curve, case))
+    outcome = attempt(lambda: measure(curve, case), target)
     if isinstance(outcome, Failure):
         attempt(lambda: poison(curve.memory.cache))
         attempt(curve.memory.fill)

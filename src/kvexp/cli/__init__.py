@@ -5,6 +5,7 @@ May import every other room, and Hydra only inside functions, so that `--help` a
 
 import errno
 import io
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kvexp import __version__
+from kvexp import __version__, disk_cache, terminal
 from kvexp.addresses import mask_secrets
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
@@ -31,6 +32,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
+    if logging.lastResort:
+        logging.lastResort.setFormatter(terminal.LogFormatter())
+    disk_cache.settle()
     try:
         with prestart.start_for(sys.argv[1:]) as prestarted:
             code = dispatch(sys.argv[1:], prestarted)
@@ -50,16 +54,14 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
     try:
         return _run(list(argv), prestarted)
     except ConfigError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            traceback.print_exc()
-        sys.stderr.write(f"kvexp: {mask_secrets(str(error))}\n")
-        return BAD_INPUT
+        return _refuse(str(error))
     except OSError as error:
         sentence = _explain_disk(error)
         if sentence is None:
             raise
-        with suppress(OSError):  # it may be the same disk
-            sys.stderr.write(f"kvexp: {sentence}\n")
+        if error.errno != errno.ENOSPC:
+            return _refuse(sentence)
+        terminal.say(f"kvexp: {sentence}")
         with suppress(OSError):  # drops what is still buffered
             say("")
         return CANNOT_WRITE
@@ -70,18 +72,31 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
 
 
 def _explain_disk(error: OSError) -> str | None:
-    """Say what is wrong where the disk is full or the current folder is gone; None for any other error."""
+    """Say what is wrong where a disk is full, a file cannot be used or the folder is gone; else None."""
     if error.errno == errno.ENOSPC:
         return f"cannot write {error.filename or 'the output'} ({error.strerror})"
     try:
         Path.cwd()
     except FileNotFoundError:
         return "the current folder is gone; type the command again in one that is there"
-    return None
+    # A name that is too long, or a folder of another user.
+    return f"{error.filename} cannot be used ({error.strerror})" if error.filename else None
+
+
+def _refuse(sentence: str) -> int:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        terminal.say(traceback.format_exc().rstrip())
+    terminal.say(f"kvexp: {mask_secrets(sentence)}")
+    return BAD_INPUT
 
 
 def say(text: str) -> None:
-    """Print text to stdout at once; ignore a closed pipe (`| head -1`)."""
+    """Print text to stdout at once, printable characters alone; ignore a closed pipe (`| head -1`)."""
+    write(terminal.make_printable(text))
+
+
+def write(text: str) -> None:
+    """Write text to stdout at once, as it is; ignore a closed pipe."""
     if sys.stdout is None:
         return
     try:

@@ -11,12 +11,14 @@ def remove_unused_folder(folder: Path) -> None:
 
     Args:
         folder: A sweep's or a curve's, absolute. It stays if it holds anything else, is locked, or is the
-            current folder or one above that.
+            current folder, one above that, or a symbolic link.
     """
     here = Path.cwd()
-    if not folder.is_dir() or folder == here or folder in here.parents:
+    if not folder.is_dir() or folder.is_symlink() or folder == here or folder in here.parents:
         return
-    files = [path for path in folder.rglob("*") if not path.is_dir()]
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    if any(path.is_symlink() for path in files):
+        return
     if not all(
         path.name in ("multirun.yaml", COMMAND, LOCK) or path.parent.name == ".hydra" for path in files
     ):
@@ -28,6 +30,6 @@ def remove_unused_folder(folder: Path) -> None:
     for inner in sorted((path for path in folder.rglob("*")), reverse=True):
         inner.rmdir()
     for empty in (folder, *folder.parents):
-        if empty == here or any(empty.iterdir()):
+        if empty == here or empty.is_symlink() or any(empty.iterdir()):
             return
         empty.rmdir()

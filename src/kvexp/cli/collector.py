@@ -16,6 +16,7 @@ from kvexp.cli.argv import ADDRESS, CommandLine
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
+from kvexp.results.overrides import get_key, quote_value
 from kvexp.results.row_file import ROWS
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, settings
@@ -40,6 +41,7 @@ class Collector:
         self.settings: set[SweepSettings] = set()
         self._here = Path.cwd()
         self._records: list[str] = []
+        self._meanings: dict[str, set[str]] = {}
 
     def __call__(self, config: DictConfig) -> None:
         """Add the job's curve to the valid or to the invalid ones.
@@ -95,9 +97,37 @@ class Collector:
         self._check_duplicates()
         self._check_folders()
 
+    def resolve_overrides(self) -> list[str] | None:
+        """Return the typed overrides with each reference (`${...}`) replaced by its value.
+
+        Returns:
+            None where one has no value of its own, or not the same in all curves.
+        """
+        found = []
+        for text in self.line.overrides:
+            if text in self._meanings:
+                value, *others = self._meanings[text]
+                if others or "${" in value:
+                    return None
+                text = f"{text.partition('=')[0]}={value}"
+            found.append(text)
+        return found
+
+    def _note_references(self, config: DictConfig, choices: Mapping[str, Any]) -> None:
+        """Note what each typed reference means in this curve."""
+        for text in self.line.overrides:
+            if "${" in text:
+                key = get_key(text)
+                root = HydraConfig.instance().cfg if key.startswith("hydra.") else config
+                value = choices[key] if key in choices else OmegaConf.select(cast(DictConfig, root), key)
+                if OmegaConf.is_config(value):
+                    value = OmegaConf.to_container(value, resolve=True)
+                self._meanings.setdefault(text, set()).add(quote_value(value))
+
     def _build(self, config: DictConfig, runtime: Any, overrides: tuple[str, ...]) -> Experiment:
         try:
             container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            self._note_references(config, runtime.choices)
         except COMPOSE_ERRORS as error:
             raise ConfigError(explain(error)) from error
         values, choices = cast(dict[str, Any], container), runtime.choices

@@ -2,21 +2,18 @@
 
 import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kvexp.errors import ConfigError
-from kvexp.report import number
+from kvexp.report import PrintableConsole, number
 from kvexp.results.compare import WORST_FIRST, Point
 
 FAILED = 1
 _FAIL_ON = "slower,broken,missing"
-_PIPE_WIDTH = 1000
 _STYLES = {"broken": "bold red", "missing": "red", "slower": "red", "ambiguous": "yellow", "faster": "green"}
 _DASH = "–"
 
@@ -39,9 +36,7 @@ def exit_code(points: Sequence[Point], fail_on: set[str]) -> int:
 
 def print_table(points: Sequence[Point]) -> None:
     """Print the points in their order, and how many have each verdict."""
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width of its own: every cell stays whole
-        console = Console(file=sys.stdout, width=_PIPE_WIDTH, color_system=None)
+    console = PrintableConsole()
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("verdict", no_wrap=True)
     table.add_column("curve", overflow="fold")

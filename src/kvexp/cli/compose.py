@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
+from kvexp import terminal
 from kvexp.addresses import mask_secrets
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume, say
@@ -103,6 +104,10 @@ def _compose(line: CommandLine, collector: Collector) -> int:
         return BAD_INPUT if stop.code else 0
     except BrokenPipeError:  # the reader of what it prints has left
         return 0
+    except KeyboardInterrupt:
+        terminal.say("kvexp: interrupted before anything was measured")
+        _remove_hydra_folder(line)
+        raise
     except _Refusal as refusal:
         raise ConfigError(str(refusal)) from refusal.__cause__
     except COMPOSE_ERRORS as error:
@@ -127,8 +132,10 @@ def _measure(
     jobs = plan_rounds(jobs, settings.repeat)
     try:
         check(jobs)
-        sweep_folder.write_command(home, collector.line.overrides, flags)
-        return runner.run(jobs, settings, command, prestarted), home
+        kept = collector.resolve_overrides()
+        sweep_folder.write_command(home, kept, flags)
+        again = resume.write_resume(collector.line, home, kept)
+        return runner.run(jobs, settings, mask_secrets(command), prestarted, again), home
     finally:
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.
@@ -187,13 +194,16 @@ class SweepStart(Callback):
             folder = Path(config.hydra.sweep.dir)
         except COMPOSE_ERRORS as error:
             raise _Refusal(explain(error)) from error
-        if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
-            raise _Refusal(HOLDS_ROWS.format(folder))
         try:
+            if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
+                raise _Refusal(HOLDS_ROWS.format(folder))
+            sweep_folder.check_links(folder, is_new=not self.resumes)
             make_folder(folder)
             _locks.enter_context(sweep_folder.hold_for_sweep(folder))
         except KvexpError as error:
             raise _Refusal(str(error)) from error
+        except OSError as error:  # a name that is too long
+            raise _Refusal(f"{folder} cannot be used ({error.strerror})") from error
         count = _count_jobs(config)
         if count > MANY:
             say(f"composing {count} curves\n")

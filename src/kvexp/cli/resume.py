@@ -1,18 +1,22 @@
 """Turn `resume=` into a command line that Hydra composes into the folder of an earlier sweep."""
 
 import os
-import sys
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvexp.addresses import MASK
+from kvexp import terminal
+from kvexp.addresses import MASK, mask_secrets
 from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
 from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, quote_value
 
 ROOT = "multirun"
 _KEY = "resume"
@@ -24,26 +28,32 @@ OmegaConf.register_new_resolver("kvexp.plus", lambda number, more: int(number) +
 def read_resume(line: CommandLine) -> tuple[CommandLine, Path | None]:
     """Return the command line to compose, without `resume`, and the folder of the sweep that it continues.
 
-    `resume` alone repeats that sweep's command line; beside other overrides it only names the folder. Where
-    there is nothing to resume, a line on stderr says so and the sweep is a new one.
+    `resume` alone, or beside `tracking` alone, repeats that sweep's command line; beside other overrides it
+    only names the folder. Where there is nothing to resume, what is typed beside it is a new sweep, as a line
+    on stderr says.
 
     Raises:
-        ConfigError: What `resume` names is no sweep, or its command line cannot be repeated.
+        ConfigError: What `resume` names is no sweep, or its command line cannot be repeated; or there is no
+            sweep and nothing else was typed.
     """
     value = _read_value(line)
-    rest = tuple(text for text in line.overrides if not _sets(text, _KEY))
+    rest = tuple(text for text in line.overrides if get_key(text) != _KEY)
     if not line.measures or value is None:
         return line, None
     line = replace(line, overrides=rest)
     if value is False:
         return line, None
+    is_alone = all(map(is_about_tracking, rest))
     folder = _find_folder(value)
     if folder is None:
-        sys.stderr.write(f"kvexp: there is no sweep below {ROOT}/ to resume, so this is a new one\n")
+        nothing = f"there is no sweep below {ROOT}/ to resume"
+        if is_alone:
+            raise ConfigError(f"{nothing}; type what to measure, or resume=FOLDER")
+        terminal.say(f"kvexp: {nothing}, so this is a new one")
         return line, None
     if line.sets(_SWEEP_DIR):
         raise ConfigError(f"{_SWEEP_DIR} is refused beside resume={folder}, which says where the sweep goes")
-    return (line if rest else _repeat_command(line, folder)), folder
+    return (_repeat_command(line, folder) if is_alone else line), folder
 
 
 def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
@@ -51,18 +61,39 @@ def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
     if folder is None:
         return line
     number = sweep_folder.next_number(folder)
-    quoted = os.path.relpath(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = (
-        f"{_SWEEP_DIR}='{quoted}'",
+        f"{_SWEEP_DIR}={quote_value(str(folder))}",
         f"hydra.sweep.subdir='${{kvexp.plus:{number},${{hydra.job.num}}}}'",
         "hydra.callbacks.sweep_start.resumes=true",
     )
     return replace(line, overrides=(*line.overrides, *where))
 
 
+def write_resume(line: CommandLine, home: Path, kept: Sequence[str] | None) -> str:
+    """Return the command that continues the sweep in the folder.
+
+    Args:
+        line: What was typed.
+        home: The folder, with the record of the sweep's first start.
+        kept: The overrides as a record holds them, if it can.
+    """
+    flags = [flag for flag in line.flags if flag != "--multirun"]
+    rest = [text for text in line.overrides if get_key(text) != _SWEEP_DIR]
+    with suppress(ConfigError):  # else the whole command must be typed again
+        recorded, _ = sweep_folder.read_command(home)
+        if kept is not None and _select_kept(recorded) == _select_kept(kept) and all(map(is_plain, rest)):
+            rest = [text for text in rest if is_place(text)]
+    where = f"{_KEY}={quote_value(os.path.relpath(home))}"
+    return mask_secrets(shlex.join(["python", "-m", "kvexp", *flags, where, *rest]))
+
+
+def _select_kept(overrides: Sequence[str]) -> list[str]:
+    return [text for text in overrides if get_key(text) not in (_KEY, _SWEEP_DIR) and not is_place(text)]
+
+
 def _read_value(line: CommandLine) -> Any:
     """Return the value of `resume`; None where it was not typed."""
-    texts = [text for text in line.overrides if _sets(text, _KEY)]
+    texts = [text for text in line.overrides if get_key(text) == _KEY]
     if not texts:
         return None
     (override,) = parse_overrides(texts, help.config_dirs(line.flags))
@@ -89,7 +120,9 @@ def _find_folder(value: Any) -> Path | None:
 
 
 def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
-    """Combine the flags typed now with the sweep's overrides; flags in a file must not name code to load.
+    """Combine what is typed now, flags and where to track, with the sweep's overrides.
+
+    A file in the folder must not name code to load, nor what is to be sent where.
 
     Raises:
         ConfigError: The sweep has a flag that is not typed now, an override of Hydra's, or no override.
@@ -100,7 +133,7 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
             raise ConfigError(
                 f"the sweep in {folder} was typed with {flag}; type that beside resume={folder}"
             )
-    rest = [text for text in overrides if not _sets(text, _KEY) and not _sets(text, _SWEEP_DIR)]
+    rest = [text for text in overrides if get_key(text) not in (_KEY, _SWEEP_DIR)]
     for text in rest:
         if text.startswith("-"):
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
@@ -109,10 +142,19 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
                 f"the sweep in {folder} was typed with an address whose secrets are not kept; "
                 f"type the whole command again, with resume={folder}"
             )
-        if text.lstrip("+~").startswith("hydra"):
+        if get_key(text).startswith("hydra"):
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
-    return parse_command_line([*line.flags, *rest])
-
-
-def _sets(text: str, key: str) -> bool:
-    return text.lstrip("+~").partition("=")[0] == key
+        if "${" in text:
+            raise ConfigError(
+                f"{text!r} in {folder / sweep_folder.COMMAND} is refused: it refers to something outside of "
+                "the folder; type the whole command again"
+            )
+    places = [text for text in line.overrides if get_key(text) != "tracking.experiment"]
+    if not places and (any(map(is_place, rest)) or sweep_folder.names_store(folder)):
+        terminal.say(
+            f"kvexp: the store that the sweep in {folder} was typed with is not kept; "
+            "type tracking.uri=ADDRESS beside resume= to track there"
+        )
+    typed = {get_key(text) for text in line.overrides} | ({"tracking"} if places else set())
+    kept = [text for text in rest if not is_place(text) and get_key(text) not in typed]
+    return parse_command_line([*line.flags, *kept, *line.overrides])

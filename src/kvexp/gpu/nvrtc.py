@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvexp.disk_cache import cache_dir, keep
+from kvexp import disk_cache
 from kvexp.errors import CompileError
 
-OPTIONS = {"std": "c++17", "lineinfo": True}
+STANDARD = "c++17"
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -31,16 +31,16 @@ def compile_cubin(source: Path, macros: Mapping[str, str | int], arch: str) -> b
     Raises:
         CompileError: The source does not compile; the message is the compiler's, with file and line.
     """
-    text = source.read_text()
+    text = _read(source)
     defined = sorted((name, str(value)) for name, value in macros.items())
     identity = json.dumps(
-        [text, _read_includes(source.parent, text), defined, arch, OPTIONS, _compiler_version()]
+        [text, _read_includes(source.parent, text), defined, arch, _make_options(source), _compiler_version()]
     )
-    entry = cache_dir() / f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
+    entry = f"{source.stem}-{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
     code = _read_entry(entry)
     if code is None:
         code = _compile(text, source, defined, arch)
-        keep(entry, hashlib.sha256(code).digest() + code)
+        disk_cache.keep(entry, hashlib.sha256(code).digest() + code)
     return code
 
 
@@ -104,11 +104,21 @@ def _read_includes(folder: Path, text: str) -> dict[str, str]:
         if name in found:
             continue
         try:
-            found[name] = (folder / name).read_text()
+            found[name] = _read(folder / name)
         except OSError:
             continue
         names += INCLUDE.findall(found[name])
     return dict(sorted(found.items()))
+
+
+def _read(file: Path) -> str:
+    """Return the text of a source, which is UTF-8 in any locale; what is not can only be in comments."""
+    return file.read_text("utf-8", errors="replace")
+
+
+def _make_options(source: Path) -> dict[str, Any]:
+    # With line numbers the paths of the sources are in the PTX, and a quote in one would end it there.
+    return {"std": STANDARD, "lineinfo": '"' not in str(source.absolute())}
 
 
 def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) -> bytes:
@@ -116,7 +126,11 @@ def _compile(text: str, source: Path, macros: list[tuple[str, str]], arch: str) 
     from cuda.core._utils.cuda_utils import CUDAError
 
     options = ProgramOptions(
-        **OPTIONS, arch=arch, define_macro=macros or None, include_path=str(source.parent), name=str(source)
+        **_make_options(source),
+        arch=arch,
+        define_macro=macros or None,
+        include_path=str(source.parent),
+        name=str(source),
     )
     try:
         compiled = Program(text, "c++", options).compile("cubin")
@@ -134,11 +148,8 @@ def _compiler_version() -> list[int]:
     return [major, minor]
 
 
-def _read_entry(entry: Path) -> bytes | None:
+def _read_entry(entry: str) -> bytes | None:
     """Return the entry's code; None when there is no entry or its digest does not match."""
-    try:
-        content = entry.read_bytes()
-    except OSError:
-        return None
+    content = disk_cache.read(entry) or b""
     digest, code = content[:32], content[32:]
     return code if hashlib.sha256(code).digest() == digest else None

@@ -3,7 +3,7 @@
 May import kvexp.results and the rooms below it. This package alone imports neither matplotlib nor jinja2.
 """
 
-from kvexp.report.console import print_summary
+from kvexp.report.console import PrintableConsole, print_summary
 from kvexp.report.format import number
 
-__all__ = ["number", "print_summary"]
+__all__ = ["PrintableConsole", "number", "print_summary"]

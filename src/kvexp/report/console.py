@@ -2,10 +2,12 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -13,12 +15,31 @@ from kvexp.measurement import Row, is_right
 from kvexp.report.format import DASH, number, optional, percent
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.results.labels import group_by_curve, label_curves
+from kvexp.terminal import make_printable
 
 _PIPE_WIDTH = 1000
 
 
-class _Pipe(Console):
-    """A console whose pipe may be closed early (`| head -1`): it goes quiet, and the sweep goes on."""
+class PrintableConsole(Console):
+    """A console that shows printable characters alone, whatever stands in a row.
+
+    A pipe has no width of its own: every cell and every line stays whole. One that is closed early
+    (`| head -1`) makes the console quiet, and the sweep goes on.
+
+    Args:
+        **options: See `rich.console.Console`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if not self.is_terminal:
+            self.width = _PIPE_WIDTH
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield the segments of something, printable; rich's own controls, which are apart, stay."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else make_printable(segment.text)
+            yield segment._replace(text=text)
 
     def on_broken_pipe(self) -> None:
         """Discard what is still to be printed; rich would end the process instead."""
@@ -26,11 +47,8 @@ class _Pipe(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-def print_summary(rows: Sequence[Row], console: Console) -> None:
+def print_summary(rows: Sequence[Row], console: PrintableConsole) -> None:
     """Print a sweep: a table of the right points, remarks on them, then every other reason once."""
-    if not console.is_terminal:
-        # A pipe has no width of its own: every cell and every line stays whole.
-        console = _Pipe(file=console.file, width=_PIPE_WIDTH, color_system=None)
     grouped = group_by_curve(rows)
     names = label_curves(grouped)
     table = _make_table(grouped, names)

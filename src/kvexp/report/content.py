@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvexp.measurement import COLUMNS, ENVIRONMENT, MACHINE, SECONDS, STATUSES, Row, is_wrong
-from kvexp.report.curves import Line, Machine, group_by_machine
+from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
 from kvexp.report.findings import (
     Finding,
     compare_with_copy,
@@ -85,7 +85,7 @@ class Content:
     Attributes:
         sweeps: The sweeps' names.
         when: When the first and the last point were begun.
-        counts: How many points have each status.
+        counts: How many points have each status, and how many there are of a sweep that was interrupted.
         sections: One for each machine that has a latency.
         others: What was not timed, wrong results first.
         commands: Each curve's name and the command that repeats it.
@@ -104,9 +104,9 @@ class Content:
         return tuple(outcome for outcome in self.others if is_wrong(outcome.status))
 
 
-def build_content(rows: Sequence[Row]) -> Content:
-    """Build the report of the rows, their repetitions merged."""
-    rows = merge_repetitions(rows)
+def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
+    """Build the report of the rows, their repetitions merged; it says where fewer than planned are there."""
+    rows = make_rows_printable(merge_repetitions(rows))
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
     grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
     names = _name_curves(grouped)
@@ -120,7 +120,8 @@ def build_content(rows: Sequence[Row]) -> Content:
     return Content(
         sweeps=tuple(unique(str(row[SWEEP]) for row in rows)),
         when=_format_period(begun),
-        counts=join_words([f"{counts[status]} {status}" for status in STATUSES if counts[status]]),
+        counts=(f"{len(rows)} of {planned} points: " if len(rows) < planned else "")
+        + join_words([f"{counts[status]} {status}" for status in STATUSES if counts[status]]),
         sections=tuple(_build_section(machine) for machine in group_by_machine(rows)),
         others=(*reversed(group_outcomes(grouped, names)), *group_breaches(untimed, names)),
         commands=tuple(commands),

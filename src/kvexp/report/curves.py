@@ -9,6 +9,7 @@ from typing import Any
 from kvexp.measurement import Row
 from kvexp.results.labels import CURVE, OPTIONS, format_column, group_by_curve, label_curves, read_options
 from kvexp.results.load import SWEEP
+from kvexp.terminal import make_printable
 
 IDENTITY = (*CURVE, SWEEP)
 """The columns that are fixed along a line; the sweep counts only where several measured a curve."""
@@ -63,6 +64,17 @@ class Machine:
             f"driver {driver}" if driver else None,
         )
         return ", ".join(str(part) for part in parts if part)
+
+
+def make_rows_printable(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows with printable texts alone, which a font has letters for."""
+    return [
+        {
+            make_printable(column): make_printable(value) if isinstance(value, str) else value
+            for column, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def group_by_machine(rows: Sequence[Row]) -> list[Machine]:

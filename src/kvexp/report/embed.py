@@ -10,10 +10,11 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from kvexp import plain_file
 from kvexp.measurement import Row
 from kvexp.report import figures as drawing
 from kvexp.report.content import Content
-from kvexp.report.curves import group_by_machine
+from kvexp.report.curves import group_by_machine, make_rows_printable
 from kvexp.report.figures import GRID, INK, MUTED, STYLE
 from kvexp.report.format import DASH, number, percent
 from kvexp.report.panels import PALETTE, Panel, make_panels
@@ -88,7 +89,9 @@ def save_figures(content: Content, figures: list[list[tuple[Picture, ...]]], fol
 
 def save_curve(rows: Sequence[Row], folder: Path, name: str) -> None:
     """Save the latency of one curve as NAME.svg and NAME.png, unless nothing was timed."""
-    for machine in group_by_machine(rows)[:1]:  # one process has measured them, so there is one
+    for machine in group_by_machine(make_rows_printable(rows))[
+        :1
+    ]:  # one process has measured them, so there is one
         with matplotlib.rc_context(STYLE):
             figure = drawing.draw_latency(make_panels(machine.lines)[0])
         _save_with_machine(figure, machine.name, folder, name)
@@ -149,7 +152,9 @@ def _save(figure: Figure, folder: Path, name: str) -> None:
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else None
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-            figure.savefig(folder / f"{name}.{kind}", dpi=_DPI, facecolor="white", metadata=metadata)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+        plain_file.replace(folder / f"{name}.{kind}", buffer.getvalue())
         figure.set_layout_engine("none")  # both have one layout, which is half of the work
 
 

@@ -74,7 +74,7 @@ def _render_rows(found: Sequence[Row]) -> Table:
     names = {id(row): name for name, own in zip(label_curves(grouped), grouped, strict=True) for row in own}
     for row in found[-_LAST:]:
         begun = str(row.get("started_at") or "")[11:19]
-        table.add_row(begun, Text(names[id(row)]), f"{row['num_tokens']:,}", Text(_format_outcome(row)))
+        table.add_row(Text(begun), Text(names[id(row)]), f"{row['num_tokens']:,}", Text(_format_outcome(row)))
     return table
 
 

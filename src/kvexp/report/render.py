@@ -1,37 +1,45 @@
 """Render a report as one HTML page that needs no other file, and as Markdown."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kvexp import plain_file
 from kvexp.measurement import Row
 from kvexp.report.content import Content, build_content
 from kvexp.report.embed import Picture, draw_figures, save_figures
 from kvexp.results.verdict import Verdict
+from kvexp.terminal import make_printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_MARKUP = re.compile(r"[\\`*\[\]|~<&]|(?<![^\W_])_|_(?![^\W_])|^[-+=#>]|:(?=//)|(?<=www)\.", re.IGNORECASE)
+"""What Markdown takes for more than text: code, emphasis, links, images, tables, lists, bare addresses."""
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}
 
 
-def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None) -> Path:
+def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None, planned: int = 0) -> Path:
     """Write report.html and report.md into the folder, and the figures into theirs.
 
     Args:
         rows: As `kvexp.results.load.read` returns them.
         folder: Made where it is missing.
         figures: The folder for every figure as PNG and SVG; the Markdown then shows them.
+        planned: See `kvexp.results.sweep_state.count_planned`.
 
     Returns:
         The page.
     """
-    content = build_content(rows)
+    content = build_content(rows, planned)
     pictures = draw_figures(content)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "report.html"
-    file.write_text(render_html(content, pictures), "utf-8")
+    plain_file.replace(file, render_html(content, pictures).encode(errors="replace"))
     base = os.path.relpath(figures, folder) if figures else ""
-    file.with_suffix(".md").write_text(render_markdown(content, pictures, base), "utf-8")
+    plain_file.replace(file.with_suffix(".md"), render_markdown(content, pictures, base).encode())
     if figures:
         save_figures(content, pictures, figures)
     return file
@@ -62,11 +70,10 @@ def render_markdown(content: Content, figures: Sequence[Sequence[Sequence[Pictur
         figures: For each section, for each of its panels, its pictures.
         base: The folder of the figures' files, relative to the Markdown; empty without files.
     """
-    text = (
-        _make_environment(autoescape=False)
-        .get_template("report.md.j2")
-        .render(content=content, figures=figures, base=base)
-    )
+    environment = _make_environment(autoescape=False)
+    environment.finalize = _escape_markdown
+    template = environment.get_template("report.md.j2")
+    text = template.render(content=content, figures=figures, base=quote(base))
     lines: list[str] = []
     for line in map(str.rstrip, text.splitlines()):
         if line or (lines and lines[-1]):
@@ -75,7 +82,7 @@ def render_markdown(content: Content, figures: Sequence[Sequence[Sequence[Pictur
 
 
 class _Safe(str):
-    """Text that jinja2 does not escape."""
+    """Text that is not escaped."""
 
     def __html__(self) -> str:
         return self
@@ -90,7 +97,7 @@ def _make_environment(autoescape: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["mix"] = _get_mix
-    environment.filters["cell"] = _escape_cell
+    environment.filters["code"] = _format_code
     return environment
 
 
@@ -99,6 +106,17 @@ def _get_mix(verdict: Verdict) -> int:
     return round(70 * verdict.strength)
 
 
-def _escape_cell(text: str) -> str:
-    """Return the text on one line, without characters that Markdown reads as a table or HTML."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+def _escape_markdown(value: object) -> str:
+    """Return the value as one line of text that Markdown shows as it is; this is done to every value."""
+    if isinstance(value, _Safe):
+        return value
+    text = make_printable(" ".join(str(value).split()))
+    return _MARKUP.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), text)
+
+
+def _format_code(text: str) -> _Safe:
+    """Return the text as code; a fence of more backticks than it has in a row holds them."""
+    line = make_printable(text).replace("\n", " ")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if fence != "`" else ""
+    return _Safe(f"{fence}{space}{line}{space}{fence}")

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvexp import plain_file
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right
 from kvexp.results.labels import group_by_curve
@@ -82,9 +83,8 @@ def _replace(folder: Path, rows: Sequence[Row]) -> Path:
         if is_right(row["status"])
     ]
     make_folder(folder)
-    new = folder / f"{ROWS}.new"
-    new.write_text("".join(json.dumps(row) + "\n" for row in right), "utf-8")
-    return new.replace(folder / ROWS)
+    plain_file.replace(folder / ROWS, "".join(json.dumps(row) + "\n" for row in right).encode())
+    return folder / ROWS
 
 
 def _git(*words: str) -> bytes | None:

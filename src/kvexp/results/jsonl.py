@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvexp.errors import ConfigError
+from kvexp.plain_file import open_plain
 
 MAX_LINE_BYTES = 1 << 24
 """A row takes some 2 KB, a thousand samples some 20 KB, and a compiler's log rarely more."""
@@ -22,7 +23,7 @@ def append(file: Path, line: str) -> None:
         OSError: It cannot be written, for example since the disk is full.
     """
     is_new = not file.exists()
-    with file.open("ab", buffering=0) as handle:
+    with open(file, "ab", buffering=0, opener=open_plain) as handle:
         before = handle.seek(0, os.SEEK_END)
         left = line.encode() + b"\n"
         try:
@@ -45,7 +46,7 @@ def mend(file: Path, on_torn: OnTorn) -> None:
     """
     if not file.exists():
         return
-    with file.open("r+b") as handle:
+    with open(file, "r+b", opener=open_plain) as handle:
         content = handle.read()
         tail = content[content.rfind(b"\n") + 1 :]
         if not tail:

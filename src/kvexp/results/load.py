@@ -9,18 +9,19 @@ from typing import Any
 import yaml
 
 from kvexp.addresses import mask_secrets
-from kvexp.case import Case, Sizes
-from kvexp.column import Name, columns_of
+from kvexp.case import Sizes
+from kvexp.column import columns_of
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row
 from kvexp.results import row_file, sweep_dir
-from kvexp.results.labels import OPTIONS, group_by_curve, read_options
+from kvexp.results.labels import group_by_curve
+from kvexp.results.overrides import is_place, is_plain
 from kvexp.results.point_identity import select_newest
+from kvexp.results.repeat_command import derive_overrides
 
 SWEEP, COMMAND = "sweep", "command"
 """The two columns that are added to each row."""
 
-_GROUPS = tuple(name for name, column in columns_of(Case).items() if isinstance(column, Name))
 _SIZES = tuple(columns_of(Sizes))
 _MULTIRUN = ("-m", "--multirun")
 _CONFIGS = (".hydra", "config")  # Hydra's own, and what MLflow keeps of it
@@ -110,31 +111,26 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
 
 
 def _get_command(job: Path, rows: Sequence[Row]) -> str:
-    """Return the command that repeats a curve: from Hydra's record of the overrides, else from its rows."""
+    """Return the command that repeats a curve: from Hydra's record of the overrides, else from its rows.
+
+    A record that does more than choose, such as naming an address, is not repeated. Empty where nothing here
+    could repeat the curve.
+    """
     record = next(filter(Path.is_file, (job / folder / "overrides.yaml" for folder in _CONFIGS)), None)
+    overrides: list[str] | None = None
     if record:
         try:
-            overrides = [str(override) for override in yaml.safe_load(record.read_text("utf-8")) or []]
+            typed = [str(override) for override in yaml.safe_load(record.read_text("utf-8")) or []]
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise ConfigError(f"{record} holds no overrides, as Hydra writes them") from error
-    elif rows:
-        overrides = _derive_overrides(rows)
-    else:
+        if all(map(is_plain, typed)):
+            overrides = [text for text in typed if not is_place(text)]
+    if overrides is None:
+        overrides = derive_overrides(rows) if rows else None
+    if overrides is None:
         return ""
     flags: list[str] = []
     with suppress(ConfigError):  # a folder from elsewhere may lack the record of its flags
         _, typed = sweep_dir.read_command(_get_sweep(job / row_file.ROWS))
         flags = [flag for flag in typed if flag not in _MULTIRUN]
     return mask_secrets(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
-
-
-def _derive_overrides(rows: Sequence[Row]) -> list[str]:
-    first = rows[0]
-    chosen = [f"{group}={first[group]}" for group in _GROUPS if first.get(group) not in (None, "")]
-    for group in OPTIONS:
-        chosen += [f"{group}.{name}={option}" for name, option in read_options(first, group).items()]
-    if first.get("workload"):
-        chosen += [f"workload.{name}={first[name]}" for name in _SIZES if first.get(name) is not None]
-        tokens = ",".join(dict.fromkeys(str(row["num_tokens"]) for row in rows))
-        chosen.append(f"workload.num_tokens=[{tokens}]")
-    return chosen

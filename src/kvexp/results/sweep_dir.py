@@ -1,8 +1,9 @@
 """Lock a sweep's folder, record the command line of the sweep, and read what the folder holds already.
 
-`command.json` holds the overrides and flags as they were typed, when the sweep began, and the id by which a
-store knows it, since other folders may have the same name. What was typed is read back as texts, and the
-command line checks them as if they had been typed again; none of them is run as code.
+`command.json` holds the overrides and flags that repeat the sweep, when it began, and the id by which a store
+knows it, since other folders may have the same name. References to the environment are kept by their values,
+and no address is kept: whoever resumes the sweep says where to track. What is kept is read back as texts, and
+the command line checks them as if they had been typed again; none of them is run as code.
 """
 
 import json
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from kvexp import file_lock
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.measurement import Row, is_right
 from kvexp.results import jsonl
+from kvexp.results.overrides import get_key, is_place
 from kvexp.results.point_identity import Identity, get_repetition, identify_in_workload, select_newest
 from kvexp.results.row_file import ROWS, read
 
 COMMAND = "command.json"
 LOCK = ".lock"
+_LEFT_OUT = "left_out"
+_MULTIRUN = "multirun.yaml"  # Hydra writes it
 _MAX_COMMAND_BYTES = 1 << 20
 _NAME = "%Y-%m-%d/%H-%M-%S-%f"  # the default name of a sweep, in local time
 
@@ -69,10 +74,33 @@ def hold_for_sweep(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) -> None:
-    """Record what was typed, the time and a new id; keep the record of an earlier start of the sweep.
+def check_links(folder: Path, *, is_new: bool) -> None:
+    """Check that nothing of a sweep would be written through a symbolic link in its folder.
+
+    Args:
+        folder: The sweep's.
+        is_new: Whether its curves take the numbers from 0 on; else their folders are new.
+
+    Raises:
+        ConfigError: There is such a link.
+    """
+    patterns = ("[0-9]*", "[0-9]*/*", "[0-9]*/.hydra/*") if is_new else ()
+    own = (folder / name for name in (_MULTIRUN, COMMAND, LOCK))
+    for path in chain(own, *(folder.glob(pattern) for pattern in patterns)):
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a symbolic link, through which a sweep does not write; remove it")
+
+
+def write_command(folder: Path, overrides: Sequence[str] | None, flags: Sequence[str]) -> None:
+    """Record what repeats the sweep, the time and a new id; keep the record of an earlier start.
 
     A sweep that has rows but no record gets no id, since a store may know it by its name.
+
+    Args:
+        folder: The sweep's.
+        overrides: Without references. Those that name a store are left out, and their keys noted. None where
+            the overrides cannot be written so: then the sweep must be typed again.
+        flags: Hydra's.
 
     Raises:
         ConfigError: It cannot be written.
@@ -80,7 +108,10 @@ def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) 
     if (folder / COMMAND).exists():
         return
     now = datetime.now(UTC).isoformat()
-    typed = {"overrides": list(overrides), "flags": list(flags), "started_at": now}
+    kept = None if overrides is None else [text for text in overrides if not is_place(text)]
+    typed = {"overrides": kept, "flags": list(flags), "started_at": now}
+    if left_out := [get_key(text) for text in overrides or () if is_place(text)]:
+        typed[_LEFT_OUT] = left_out
     if not is_sweep(folder):
         typed["id"] = uuid.uuid4().hex
     try:
@@ -92,7 +123,7 @@ def write_command(folder: Path, overrides: Sequence[str], flags: Sequence[str]) 
 
 
 def read_command(folder: Path) -> tuple[list[str], list[str]]:
-    """Read the overrides and the flags that the folder's sweep was started with.
+    """Read the overrides and the flags that repeat the folder's sweep.
 
     Raises:
         ConfigError: The file is missing or not what `write_command` writes.
@@ -101,6 +132,8 @@ def read_command(folder: Path) -> tuple[list[str], list[str]]:
     try:
         content = _content(file)
         found = [content["overrides"], content["flags"]]
+        if found[0] is None:
+            raise ValueError("its overrides cannot be kept")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} does not say what was typed; type the whole command again, with resume={folder}"
@@ -109,6 +142,13 @@ def read_command(folder: Path) -> tuple[list[str], list[str]]:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ConfigError(f"{file} is no command line; type the whole command, with resume={folder}")
     return found[0], found[1]
+
+
+def names_store(folder: Path) -> bool:
+    """Return whether the folder's sweep was typed with a store, which its record does not keep."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(_content(folder / COMMAND)[_LEFT_OUT])
+    return False
 
 
 def name_of(folder: Path) -> str:

@@ -12,6 +12,7 @@ from kvexp.errors import Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import OnWait
 from kvexp.sweep.subprocess_worker import Point
+from kvexp.terminal import say
 
 
 class InlineWorker:
@@ -32,6 +33,7 @@ class InlineWorker:
         self._asker = Asker()
         self._shapes: dict[tuple[object, ...], int] = {}
         self.impl_hash: str | None = None
+        self.traceback = ""
         self.is_host_sensitive = True
         self._experiment: Experiment | None = None
 
@@ -70,7 +72,11 @@ class InlineWorker:
             experiment, list(num_tokens), self.columns, self._waits, self._shapes, asks
         )
         for measurement in found:
+            if measurement.traceback not in ("", self.traceback):  # who debugs sees each at once
+                say(measurement.traceback)
+            self.traceback = measurement.traceback
             yield measurement.row(), measurement.samples_us
+        self.traceback = ""
 
     def kill(self) -> None:
         """Do nothing: there is no process."""

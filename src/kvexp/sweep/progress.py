@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kvexp.measurement import STATUSES
+from kvexp.report import PrintableConsole
 from kvexp.report.format import duration, number
 
 _POINTS_BEFORE_ESTIMATE = 3
@@ -38,7 +39,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_points = total_points
-        self.console = console or Console(stderr=True)
+        self.console = console or PrintableConsole(stderr=True)
         self._clock = clock
         self._start = self._curve_start = clock()
         self._first_measured: float | None = None

@@ -8,13 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
 from kvexp.measurement import is_right, is_wrong
-from kvexp.results import sweep_dir
+from kvexp.results import sweep_dir, tracebacks
 from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
 from kvexp.results.row_file import RowFile
 from kvexp.sweep import curve_run
@@ -24,7 +22,8 @@ from kvexp.sweep.progress import Progress
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.signals import raise_on_signals
 from kvexp.sweep.subprocess_worker import Point
-from kvexp.sweep.summary import Row, print_summary, say
+from kvexp.sweep.summary import Row, print_summary
+from kvexp.terminal import say
 from kvexp.tracking import artifacts
 from kvexp.tracking.best_effort import BestEffort
 
@@ -72,8 +71,19 @@ class Outcome:
     curves: list[tuple[Job, list[Row]]] = field(default_factory=list)
     untried: int = 0
 
+    def count(self) -> int:
+        """Count the points that have a row: right ones of any start of the sweep, and others of this one."""
+        others = sum(not is_right(row["status"]) for row in self.rows)
+        return sum(map(len, self.done.values())) + others
 
-def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Prestart | None = None) -> int:
+
+def run(
+    jobs: Sequence[Job],
+    settings: SweepSettings,
+    command: str,
+    prestart: Prestart | None = None,
+    resume_command: str = "",
+) -> int:
     """Measure every job, write its rows to disk, track them, and print the table.
 
     Args:
@@ -81,6 +91,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
         settings: How.
         command: What was typed; stored with the sweep.
         prestart: The processes that were started before.
+        resume_command: What continues the sweep where it is interrupted.
 
     Returns:
         0 when something is `ok` or `verified` and nothing is wrong, 1 when a row is `incorrect` or `failed`,
@@ -102,7 +113,7 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
         stack.callback(supervisor.close)
         supervisor.start(experiments[0].device)
         tracker = _start_tracking(home, settings, command, prestart if tracks else None)
-        status = "KILLED"
+        status, note = "KILLED", ""
         try:
             _measure(jobs, settings, supervisor, tracker, outcome)
             status = "FAILED" if exit_code(outcome.rows) == 1 else "FINISHED"
@@ -110,10 +121,15 @@ def run(jobs: Sequence[Job], settings: SweepSettings, command: str, prestart: Pr
             status = "FAILED"
             say(f"kvexp: {error}")
             return 1
+        except KeyboardInterrupt:
+            total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
+            note = f"kvexp: interrupted after {min(outcome.count(), total)} of {total} points"
+            note += f"; this goes on: {resume_command}" * bool(resume_command)
+            raise
         finally:
             # The GPU's memory is freed while a slow store is told of the end.
             supervisor.kill()
-            _finish(outcome, home, settings.repeat, tracker, status)
+            _finish(outcome, home, settings.repeat, tracker, status, note)
     return exit_code(outcome.rows)
 
 
@@ -171,7 +187,7 @@ def _measure(
     wrong: list[tuple[Job, CurveRun, ConfigError]] = []
     total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
     repetition = jobs[0].repetition
-    with Progress(total, Console(stderr=True)) as progress:
+    with Progress(total) as progress:
         for job in jobs:
             if job.repetition != repetition:  # each round has a process of its own
                 supervisor.close()
@@ -224,7 +240,7 @@ def _record(
     if len(earlier) < len(curve.already_done):
         _report_twin(job, done[curve.already_done[0]])
     new: list[Row] = []
-    for row in _write(points, job, outcome):
+    for row in _write(points, job, curve, outcome):
         if not new:
             outcome.curves.append((job, new))
         new.append(row)
@@ -245,7 +261,7 @@ def _report_twin(job: Job, row: Row) -> None:
     say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")
 
 
-def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]:
+def _write(points: Iterator[Point], job: Job, curve: CurveRun, outcome: Outcome) -> Iterator[Row]:
     """Yield each row once it is on disk, flushed and synced; only then is the next point measured.
 
     Raises:
@@ -257,6 +273,8 @@ def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]
             row[REPETITION] = job.repetition
         try:
             file = file or RowFile(job.folder)
+            if curve.worker.traceback:
+                tracebacks.append(job.folder, row["num_tokens"], curve.worker.traceback)
             file.append(row, samples_us)
         except OSError as error:
             raise ResultsError(
@@ -266,8 +284,8 @@ def _write(points: Iterator[Point], job: Job, outcome: Outcome) -> Iterator[Row]
         yield row
 
 
-def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str) -> None:
-    """Print the summary, then end the store's run and send the report, whatever interrupts that.
+def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str, note: str) -> None:
+    """Print the summary and the note, then end the store's run and send the report, whatever interrupts that.
 
     The summary does not wait for the store. The report is drawn while the last curve arrives there.
     """
@@ -281,4 +299,8 @@ def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, stat
             last.callback(tracker.start)
             tracker.poll()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
-            print_summary(outcome.rows, curves, home, repeat, outcome.untried)
+            files = [job.folder / tracebacks.TRACEBACKS for job, _ in outcome.curves]
+            written = [file for file in files if file.exists()]
+            print_summary(outcome.rows, curves, home, repeat, outcome.untried, written)
+        if note:
+            say(note)

@@ -45,6 +45,7 @@ class Worker:
         environment: The machine's columns, once `wait` was called.
         refusal: Why the machine cannot measure on that device; empty when it can.
         impl_hash: The hash of the sources of the implementation that was opened last.
+        traceback: Of the error behind the point that `measure` yielded last; empty where there was none.
         is_host_sensitive: Whether host load can affect the times of the curve that was opened last.
     """
 
@@ -61,6 +62,7 @@ class Worker:
         self.environment: dict[str, Any] = {}
         self.refusal = ""
         self.impl_hash: str | None = None
+        self.traceback = ""
         self.is_host_sensitive = True
         self._timeout_s = timeout_s
         self._waits = waits
@@ -140,7 +142,9 @@ class Worker:
                     # Each question has a limit of its own.
                     limit_s = SIGN_SECONDS if event == "asking" else self._timeout_s
                 case "point":
+                    self.traceback = answer["traceback"]
                     yield answer["row"], answer["samples_us"]
+                    self.traceback = ""
                     self._send("")
                 case "config_error":
                     raise ConfigError(answer["message"])

@@ -1,18 +1,15 @@
-"""Print the summary of a sweep, and single lines to stderr."""
+"""Print the summary of a sweep."""
 
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from kvexp import report
 from kvexp.measurement import STATUSES, is_wrong
 from kvexp.results import merge
+from kvexp.terminal import say
 
 Row = Mapping[str, Any]
 
@@ -21,7 +18,12 @@ Curve = tuple[str, tuple[str, ...], Sequence[Row]]
 
 
 def print_summary(
-    rows: Sequence[Row], curves: Sequence[Curve], home: Path, repeat: int, untried: int
+    rows: Sequence[Row],
+    curves: Sequence[Curve],
+    home: Path,
+    repeat: int,
+    untried: int,
+    tracebacks: Sequence[Path],
 ) -> None:
     """Print the table, then what went wrong with the commands that repeat it, then where the rows are.
 
@@ -31,9 +33,10 @@ def print_summary(
         home: The sweep's folder.
         repeat: How many processes have measured each curve.
         untried: How many points `fail_fast` left.
+        tracebacks: The files of those of its failed points.
     """
     try:
-        report.print_summary(merge.merge_repetitions(rows), Console())
+        report.print_summary(merge.merge_repetitions(rows), report.PrintableConsole())
     finally:  # on stderr, also where stdout takes nothing more
         if repeat > 1:
             say(f"each line is the process in the middle of {repeat}")
@@ -41,6 +44,8 @@ def print_summary(
             say(again)
         if untried:
             say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
+        if tracebacks:
+            say(f"tracebacks: {tracebacks[0]}{f' and {len(tracebacks) - 1} more' * (len(tracebacks) > 1)}")
         say(f"rows: {home}")
 
 
@@ -69,9 +74,3 @@ def _merge_repetitions(curves: Sequence[Curve]) -> list[Curve]:
     for label, words, rows in curves:
         found.setdefault((label, words), []).extend(rows)
     return [(*curve, merge.merge_repetitions(rows)) for curve, rows in found.items()]
-
-
-def say(line: str) -> None:
-    """Print a line to stderr; ignore a closed pipe or a full disk."""
-    with suppress(OSError):
-        print(line, file=sys.stderr)  # noqa: T201  # what a person reads beside the table

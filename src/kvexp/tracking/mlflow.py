@@ -21,6 +21,7 @@ from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
 from kvexp.results.row_file import ROWS, SAMPLES
 from kvexp.results.sweep_dir import is_id
+from kvexp.results.tracebacks import TRACEBACKS
 from kvexp.tracking import artifacts, run_data, ui_views
 from kvexp.tracking.sqlite import is_alive, read_pid_namespace, read_start_time
 from kvexp.tracking.store import (
@@ -256,8 +257,8 @@ class MlflowTracker:
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
     def _log_files(self, run_id: str, folder: Path, rows: Sequence[Row]) -> None:
-        """Send the rows, their samples, the configuration with passwords masked, and the figure."""
-        for name in (ROWS, SAMPLES):
+        """Send rows, samples and tracebacks, the configuration with passwords masked, and the figure."""
+        for name in (ROWS, SAMPLES, TRACEBACKS):
             if (folder / name).exists():
                 self._client.log_artifact(run_id, str(folder / name))
         for name in ("config.yaml", "overrides.yaml"):

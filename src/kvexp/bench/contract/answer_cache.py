@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from kvexp import disk_cache
@@ -39,15 +38,15 @@ def read(experiment: Experiment, key: str) -> Contract | None:
     if not _hash_impl(experiment):
         return None
     try:
-        return Contract.from_json(json.loads(_locate(key).read_bytes()))
-    except (OSError, ValueError, TypeError, KeyError):
+        return Contract.from_json(json.loads(disk_cache.read(_name_entry(key)) or b""))
+    except (ValueError, TypeError, KeyError):
         return None
 
 
 def write(experiment: Experiment, key: str, contract: Contract) -> None:
     """Keep the contract; where the folder cannot be written, the next sweep asks again."""
     if _hash_impl(experiment):
-        disk_cache.keep(_locate(key), json.dumps(contract.to_json()).encode())
+        disk_cache.keep(_name_entry(key), json.dumps(contract.to_json()).encode())
 
 
 def _hash_impl(experiment: Experiment) -> str | None:
@@ -55,8 +54,8 @@ def _hash_impl(experiment: Experiment) -> str | None:
     return impl_hash.hash_impl(experiment.impl.target)
 
 
-def _locate(key: str) -> Path:
-    return disk_cache.cache_dir() / "contracts" / f"{key}.json"
+def _name_entry(key: str) -> str:
+    return f"contracts/{key}.json"
 
 
 @functools.cache

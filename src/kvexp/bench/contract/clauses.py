@@ -17,6 +17,7 @@ from kvexp.bench import mode
 from kvexp.bench.contract import CLAUSES, PLAIN, SMALL, Contract, Finding, Outcome
 from kvexp.bench.contract.question_tensors import QuestionTensors
 from kvexp.bench.contract.questions import QUESTIONS, STATES, Question, combine
+from kvexp.bench.describe_error import describe_error
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
@@ -231,7 +232,7 @@ def _pose_question(subject: Subject, num_tokens: int, question: Question) -> Non
     generator = torch.Generator(case.device).manual_seed(case.seed)
     posed = QuestionTensors(case, subject.op, subject.layout, subject.source, question, generator)
     posed.prepare()
-    with _blame_implementation(case.device):
+    with _blame_implementation(subject):
         # A graph does not keep what its call holds: the call lives as long as the graph is replayed.
         call = subject.op.bind(subject.impl, posed, posed.slot_mapping)
         run = _prepare_call(case, call)
@@ -242,7 +243,7 @@ def _pose_question(subject: Subject, num_tokens: int, question: Question) -> Non
         if changes and question.fresh_slots:
             posed.draw_slots()
         posed.prepare()
-        with _blame_implementation(case.device):
+        with _blame_implementation(subject):
             if changes and hasattr(subject.impl, "refresh"):
                 subject.impl.refresh()
             run()
@@ -260,7 +261,7 @@ def _prepare_call(case: Case, call: Call) -> Call:
 
 
 @contextmanager
-def _blame_implementation(device: str) -> Iterator[None]:
+def _blame_implementation(subject: Subject) -> Iterator[None]:
     """Blame the implementation for what the block raises; where CUDA is unusable then, the process ends.
 
     Raises:
@@ -275,8 +276,8 @@ def _blame_implementation(device: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a kernel or a driver raises
-        _synchronize(device)
-        raise _Raised(f"it raised {type(error).__name__}: {error}") from error
+        _synchronize(subject.case.device)
+        raise _Raised(f"it raised {describe_error(error, type(subject.impl).__module__)}") from error
 
 
 def _synchronize(device: str) -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import IO, Any
 
+from kvexp.bench.describe_error import describe_error
 from kvexp.case import Case
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
@@ -44,7 +45,7 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
         _say(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
     except BaseException as fault:
         if not _is_of_cuda(fault):  # else the kernel that broke CUDA is to blame
-            _say(out, refusal=f"{type(fault).__name__}: {fault}", typed_wrong=False)
+            _say(out, refusal=describe_error(fault, experiment.impl.target), typed_wrong=False)
         raise
     else:
         _say(out, contract=found)

@@ -6,10 +6,10 @@ is measured by 5 processes (repeat=5). An earlier baseline is replaced; commit b
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvexp import terminal
 from kvexp.cli import gate_rules, say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if home is None:
         return code
     if code:
-        sys.stderr.write("kvexp: no baseline is written, since not every point of the sweep is right\n")
+        terminal.say("kvexp: no baseline is written, since not every point of the sweep is right")
         return code
     try:
         measured = point_identity.select_newest(row_file.read(home))
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     for file in files:
         say(f"{file}\n")
     for line in gate_rules.find_weaknesses(measured):
-        sys.stderr.write(f"kvexp: {line}\n")
+        terminal.say(f"kvexp: {line}")
     return 0
 
 

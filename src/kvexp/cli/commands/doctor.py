@@ -54,7 +54,11 @@ def _check_libraries() -> Iterator[Finding]:
     """Yield the findings of a process that imports every library, and how it ended if it died."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "kvexp.bench.checkup"], capture_output=True, text=True, timeout=TIMEOUT_S
+            [sys.executable, "-m", "kvexp.bench.checkup"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
         yield _finding(

@@ -1,9 +1,11 @@
 """Write the points of finished sweeps as CSV, parquet or JSON, one row each."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp.cli import say
+from kvexp import plain_file
+from kvexp.cli import say, write
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import export, load
@@ -28,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("export: --format parquet is binary; name a file with --output")
     content = export.encode(load.read(typed.sweeps, Path("multirun")), kind)
     if typed.output is None:
-        say(content.decode())
+        (say if sys.stdout.isatty() else write)(content.decode())
         return 0
     try:
         make_folder(typed.output.parent)
-        typed.output.write_bytes(content)
+        plain_file.replace(typed.output, content)
     except (KvexpError, OSError) as error:
         raise ConfigError(f"export: cannot write {typed.output}: {error}") from error
     say(f"{typed.output}\n")

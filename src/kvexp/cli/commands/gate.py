@@ -5,11 +5,11 @@ measured by 5 processes (repeat=5). kvexp baseline, with the same overrides, wri
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kvexp import terminal
 from kvexp.cli import comparison_table, gate_rules
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     comparison_table.print_table(points)
     ambiguous = sum(point.word == "ambiguous" for point in points)
     if 2 * ambiguous > len(points):
-        sys.stderr.write(f"kvexp: {_AMBIGUOUS.format(ambiguous, len(points))}\n")
+        terminal.say(f"kvexp: {_AMBIGUOUS.format(ambiguous, len(points))}")
     # A sweep that failed although its rows are right has not written all of them.
     ended_early = code == comparison_table.FAILED and not any(is_wrong(row["status"]) for row in candidate)
     return comparison_table.FAILED if ended_early else comparison_table.exit_code(points, typed.fail_on)

@@ -9,6 +9,7 @@ from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import load
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import make_folder
+from kvexp.results.sweep_state import count_planned
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         for folder in filter(None, (typed.output, typed.figures)):
             make_folder(folder)
-        page = write_report(rows, typed.output or _choose_folder(typed.sweeps or [last]), typed.figures)
+        sweeps = typed.sweeps or [last]
+        folder = typed.output or _choose_folder(sweeps)
+        page = write_report(rows, folder, typed.figures, count_planned(sweeps))
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
     say(f"{page}\n{page.with_suffix('.md')}\n")

@@ -5,12 +5,11 @@ DIR is a sweep's folder or one that holds several; default: multirun/. The defau
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kvexp import tracking
+from kvexp import terminal, tracking
 from kvexp.addresses import mask_address
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
@@ -38,9 +37,9 @@ def main(argv: Sequence[str]) -> int:
             return store.wait()
 
         try:
-            done = sync(typed.dir, connect, _warn)
+            done = sync(typed.dir, connect, terminal.say)
         except TrackingError as error:
-            _warn(f"kvexp: {error}; what is on disk stays, so sync again later")
+            terminal.say(f"kvexp: {error}; what is on disk stays, so sync again later")
             return NOT_SENT
     left = f", {done.refused} left out" if done.refused else ""
     address = mask_address(settings.uri or "")
@@ -56,7 +55,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--experiment", default="kvexp", help="the MLflow experiment's name (default: kvexp)")
     return parser.parse_args(argv)
-
-
-def _warn(line: str) -> None:
-    sys.stderr.write(line + "\n")

@@ -6,9 +6,9 @@ one holds and none is broken, 1 when one is broken, 3 when the implementation re
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from kvexp import terminal
 from kvexp.bench.contract import SMALL
 from kvexp.bench.contract.ask import Asker
 from kvexp.cli import say
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _report_wait(holder: str | None) -> None:
     if holder:
-        sys.stderr.write(f"kvexp: waiting for {holder}, which measures a curve on this GPU\n")
+        terminal.say(f"kvexp: waiting for {holder}, which measures a curve on this GPU")
 
 
 def _verify(asker: Asker, experiment: Experiment) -> int:

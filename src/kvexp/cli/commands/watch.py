@@ -10,12 +10,11 @@ from rich.live import Live
 
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
-from kvexp.report import live
+from kvexp.report import PrintableConsole, live
 from kvexp.results.sweep_dir import find_last, is_sweep
 from kvexp.results.sweep_state import SweepWatcher
 
 _MULTIRUN = Path("multirun")
-_PIPE = 1000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,12 +32,11 @@ def main(argv: Sequence[str]) -> int:
     typed = parser.parse_args(argv)
     if not 0.1 <= typed.every <= 3600:
         raise ConfigError(f"watch: --every {typed.every:g} must be from 0.1 to 3600 seconds")
-    watched, console = SweepWatcher(_find_sweep(typed.sweep)), Console()
+    watched, console = SweepWatcher(_find_sweep(typed.sweep)), PrintableConsole()
     if console.is_terminal and not (console.is_dumb_terminal or typed.once):
         _draw(watched, console, typed.every)
     else:
-        # A pipe has no width of its own: every line stays whole.
-        _print(watched, console if console.is_terminal else Console(width=_PIPE), typed.once, typed.every)
+        _print(watched, console, typed.once, typed.every)
     return 0
 
 

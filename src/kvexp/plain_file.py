@@ -1,0 +1,51 @@
+"""Open and replace files without following symbolic links: a folder may have been made by someone else."""
+
+import errno
+import os
+import stat
+import uuid
+from pathlib import Path
+
+_NO_FILE = "it is a pipe, a device or a folder, not a file"
+_IS_LINK = "it is a symbolic link, which is not followed"
+
+
+def open_plain(file: str | os.PathLike[str], flags: int) -> int:
+    """Open a file, as the `opener` of `open` does, if it is one: no link, and nothing that could wait.
+
+    Raises:
+        OSError: It is a symbolic link, a pipe or a device, or cannot be opened.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
+        handle = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(file):
+            raise OSError(errno.ELOOP, _IS_LINK, os.fspath(file)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, _NO_FILE, os.fspath(file))
+    return handle
+
+
+def replace(file: Path, content: bytes) -> None:
+    """Write the content beside the file and rename it: a link there is replaced, and its target stays.
+
+    Raises:
+        OSError: It cannot be written; what was there stays. A device, a pipe or a link to one is refused.
+    """
+    # /dev/stdout is a link into /proc, also where the output goes to a file.
+    is_stream = file.is_symlink() and os.readlink(file).startswith(("/proc/", "/dev/"))
+    if is_stream or (file.exists() and not file.is_file()):
+        raise OSError(errno.EINVAL, _NO_FILE, os.fspath(file))
+    new = file.with_name(f".{uuid.uuid4().hex}")
+    try:
+        with open(new, "xb", opener=open_plain) as handle:
+            handle.write(content)
+        os.replace(new, file)
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(file)
+        raise
