@@ -11,9 +11,10 @@ import yaml
 
 from kvexp import cli
 from kvexp.cli import commands
+from kvexp.measurement import COLUMNS
 from kvexp.results.row_file import read
 from kvexp.sweep import runner
-from tests.helpers import recorded_rows, reference
+from tests.helpers import recorded_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -147,7 +148,7 @@ def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stran
     done = run(verify, stranger)
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in read_last_rows(stranger)] == ["verified"] * 16
-    assert set(read_last_rows(stranger)[0]) == set(reference.columns()) - {"repetition"}
+    assert set(read_last_rows(stranger)[0]) == set(COLUMNS) - {"repetition"}
 
     done = run(refuse, stranger)
     assert (done.returncode, skipped in done.stdout) == (3, True)

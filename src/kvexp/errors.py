@@ -46,11 +46,13 @@ class TrackingError(KvexpError):
 
     Attributes:
         unreachable: Whether it did not answer, so that another attempt would only cost time.
+        was_dropped: Whether that was known at once, as from a busy server or a broken connection.
     """
 
-    def __init__(self, message: str, unreachable: bool = False) -> None:
+    def __init__(self, message: str, unreachable: bool = False, was_dropped: bool = False) -> None:
         super().__init__(message)
         self.unreachable = unreachable
+        self.was_dropped = was_dropped
 
 
 class Terminated(KeyboardInterrupt):

@@ -48,14 +48,23 @@ class LineChild:
         self._received = b""
 
     def send(self, line: str) -> None:
-        """Send a line; raises OSError if the child has ended."""
+        """Send a line.
+
+        Raises:
+            TimeoutError: The child reads nothing, for START_SECONDS in all.
+            OSError: It has ended.
+        """
         assert self.process.stdin
-        unsent = line.encode() + b"\n"
+        until = time.monotonic() + START_SECONDS
+        pipe, unsent = self.process.stdin.fileno(), line.encode() + b"\n"
         while unsent:
-            unsent = unsent[self.process.stdin.write(unsent) or 0 :]
+            if not select.select([], [pipe], [], max(0.0, until - time.monotonic()))[1]:
+                raise TimeoutError
+            # A pipe that is ready takes so much without waiting.
+            unsent = unsent[os.write(pipe, unsent[: select.PIPE_BUF]) :]
 
     def receive(self, timeout_s: float | None) -> dict[str, Any]:
-        """Wait for the next answer; None waits for ever.
+        """Wait for the next answer; None, which only a user may choose, waits for ever.
 
         Raises:
             TimeoutError: None came in that time.
@@ -127,14 +136,14 @@ def die_with_parent() -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, chain=True)
     request_kill_on_parent_death()
-    with contextlib.suppress(OSError):  # Linux alone has it
-        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
 
 
 def request_kill_on_parent_death() -> None:
-    """Have the kernel kill this process as soon as its parent dies, even in the middle of a measurement."""
+    """Have the kernel kill this process as soon as its parent dies, and before it where memory runs out."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
 
 
 @contextlib.contextmanager

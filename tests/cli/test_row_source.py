@@ -133,15 +133,6 @@ def test_a_store_that_is_broken_is_one_sentence(here, monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
-def test_mlflow_is_told_to_be_quiet_before_it_is_asked(stored, monkeypatch):
-    for variable in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
-        monkeypatch.setenv(variable, "")
-        monkeypatch.delenv(variable)
-    assert row_source.read(SWEEP)
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
-
-
 def test_a_sweep_of_which_no_row_is_whole_is_not_taken_for_another(here, capsys):
     sweep(here / "multirun" / "2026-11-21" / "10-00", [curve({8: 2.0}), curve({8: 3.0}, layout="NHD")])
     torn = sweep(here / "torn", [curve({8: 2.0})])

@@ -1,21 +1,26 @@
-"""`kvexp ui` says where the runs are and becomes MLflow's server; tests/browser opens its pages."""
+"""`kvexp ui` says where the runs are and runs MLflow's server; tests/browser opens its pages."""
 
 import os
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 
+import psutil
 import pytest
 
+from kvexp.cli.commands import ui
 from kvexp.tracking import TrackingSettings, connect
 from tests.helpers import mlflow_server
 
 
 @pytest.fixture
 def served(monkeypatch):
-    """The calls of os.execve, which start nothing."""
-    calls = []
-    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    return calls
+    """The commands of servers, of which none is started."""
+    commands = []
+    monkeypatch.setattr(ui, "_serve", lambda command: commands.append(command) or 0)
+    return commands
 
 
 @pytest.fixture
@@ -47,10 +52,9 @@ def test_it_names_the_newest_sweeps_page_of_each_experiment(typed, elsewhere, se
         f"kvexp: http://127.0.0.1:{port}/#/experiments/1/{view}",
         f"other: http://127.0.0.1:{port}/#/experiments/2/{view}",
     ]
-    ((_, command, environment),) = served
-    assert command[1:4] == ["-m", "mlflow", "ui"]
+    (command,) = served
+    assert command[:2] == ["mlflow", "ui"]
     assert f"sqlite:///{elsewhere}/there/mlflow.db" in command
-    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
 def test_of_a_store_without_views_it_names_the_whole_ui(typed, elsewhere, served, port):
@@ -76,3 +80,23 @@ def test_a_port_that_is_taken_or_none_is_refused(typed, elsewhere, served):
         outcome = typed("ui", "--port", none)
         assert outcome.err == f"kvexp: --port must be a number from 1 to 65535, not {none}\n"
         assert (outcome.code, served) == (2, [])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_signal_ends_it_and_its_server_without_a_word_even_while_that_starts(elsewhere, port, number, code):
+    connect(TrackingSettings("local", f"sqlite:///{elsewhere}/mlruns/mlflow.db", "kvexp"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvexp", "ui", "--port", str(port)],
+        cwd=elsewhere,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert [process.stdout.readline()[:6] for _ in range(2)] == ["kvexp:", "It ans"]
+    while not (servers := psutil.Process(process.pid).children(recursive=True)):
+        assert process.poll() is None
+    os.killpg(process.pid, number)  # a terminal's Ctrl-C reaches the whole group
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (code, "")
+    assert not any(server.is_running() and server.status() != psutil.STATUS_ZOMBIE for server in servers)

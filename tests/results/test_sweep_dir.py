@@ -115,15 +115,3 @@ def test_a_sweep_that_began_without_an_id_has_its_name_for_one_even_when_resumed
         (home / sweep_dir.COMMAND).write_text(record)
     sweep_dir.write_command(home, ["impl=torch"], [])
     assert sweep_dir.id_of(home) == LATER
-
-
-@pytest.mark.parametrize(
-    ("typed", "shown"),
-    [
-        ("http://maria:se:cret@host:5000/x", "http://maria:***@host:5000/x"),
-        ("- http://maria:s@cret@host\n- b", "- http://maria:***@host\n- b"),
-        ("a: http://host:5000\nb: a@b\n", "a: http://host:5000\nb: a@b\n"),
-    ],
-)
-def test_the_password_of_an_address_is_masked_and_nothing_else(typed, shown):
-    assert sweep_dir.mask_passwords(typed) == shown

@@ -32,6 +32,7 @@ class Tracker:
 
     uri = "memory://"
     page = ""
+    refused = ()
 
     def __init__(self, trouble=()):
         self.asked = []
@@ -70,8 +71,8 @@ class SubprocessTracker:
     def connect(self, settings):
         assert settings == TRACKED.tracking
 
-    def ready(self):
-        return self.is_ready
+    def ready(self, timeout_s):
+        return self.is_ready or timeout_s > 0
 
     def wait(self):
         return self.tracker

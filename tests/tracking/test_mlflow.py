@@ -168,8 +168,8 @@ def homes(tmp_path, job, measure):
 
 
 def test_two_sweeps_of_one_name_are_both_sent_and_apart(homes, store, sweep):
-    assert [sync.sync(home, store, lambda _: None).sent for home in homes] == [1, 1]
-    assert [sync.sync(home, store, lambda _: None).already_sent for home in homes] == [1, 1]
+    assert [sync.sync(home, lambda: connect(store), lambda _: None).sent for home in homes] == [1, 1]
+    assert [sync.sync(home, lambda: connect(store), lambda _: None).already_sent for home in homes] == [1, 1]
     runs = sweep(sweep_folder.name_of(homes[0]))
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert {run.info.run_name for run in parents} == {sweep_folder.name_of(homes[0])}
@@ -182,7 +182,7 @@ def test_two_sweeps_of_one_name_are_both_sent_and_apart(homes, store, sweep):
 
 def test_a_name_of_several_sweeps_is_read_as_none_of_them(homes, store, sweep, tmp_path):
     for home in homes:
-        sync.sync(home, store, lambda _: None)
+        sync.sync(home, lambda: connect(store), lambda _: None)
     name = sweep_folder.name_of(homes[0])
     ids = [run.info.run_id for run in sweep(name) if "mlflow.parentRunId" not in run.data.tags]
     with pytest.raises(ConfigError, match=f"{name} is the name of 2 sweeps there; give the id of one's run"):
@@ -195,8 +195,8 @@ def test_a_name_of_several_sweeps_is_read_as_none_of_them(homes, store, sweep, t
 def test_a_sweep_without_an_id_is_told_from_one_of_its_name_that_has_one(homes, store):
     (homes[0] / sweep_folder.COMMAND).unlink()
     for home in (*homes, *homes):
-        sync.sync(home, store, lambda _: None)
-    assert [sync.sync(home, store, lambda _: None).already_sent for home in homes] == [1, 1]
+        sync.sync(home, lambda: connect(store), lambda _: None)
+    assert [sync.sync(home, lambda: connect(store), lambda _: None).already_sent for home in homes] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["it's", "a\"b'c", "50%_", "back\\"])
@@ -204,7 +204,7 @@ def test_a_sweep_of_whatever_name_is_sent_once(tmp_path, store, job, measure, sw
     home = tmp_path / "multirun" / name
     home.mkdir(parents=True)
     shutil.move(job(measure(surprise=1)), home / "0")
-    first, second = (sync.sync(home, store, lambda _: None) for _ in range(2))
+    first, second = (sync.sync(home, lambda: connect(store), lambda _: None) for _ in range(2))
     assert (first.sent, first.already_sent, second.sent, second.already_sent) == (1, 0, 0, 1)
 
 

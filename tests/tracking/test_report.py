@@ -7,7 +7,7 @@ import pytest
 
 from kvexp.report import embed
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.tracking import artifacts, sync
+from kvexp.tracking import artifacts, connect, sync
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def home(tmp_path, job, measure, request):
 def sent(home, store, sweep):
     """The runs after a sync of everything: the sweep's, then its curves'; and what was said of it."""
     said = []
-    sync.sync(home, store, said.append)
+    sync.sync(home, lambda: connect(store), said.append)
     return *sweep(sweep_folder.id_of(home)), said
 
 
@@ -59,7 +59,7 @@ def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, 
     parent, *curves, _ = sent
     client.delete_tag(parent.info.run_id, "kvexp.reported")
     shutil.rmtree(parent.info.artifact_uri.removeprefix("file://"))
-    again = sync.sync(home, store, lambda _: None)
+    again = sync.sync(home, lambda: connect(store), lambda _: None)
     assert (again.sent, again.already_sent) == (0, 2)
     assert files(client, parent) == {"report.html", "report.md"}
     assert len(sweep(sweep_folder.id_of(home))) == 1 + len(curves)
@@ -67,12 +67,12 @@ def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, 
 
 def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
     monkeypatch.setattr(artifacts, "draw_report", lambda *_: pytest.fail("drawn again"))
-    sync.sync(home, store, lambda line: pytest.fail(line))
+    sync.sync(home, lambda: connect(store), lambda line: pytest.fail(line))
 
 
 def test_a_resumed_sweep_gets_a_new_report(sent, home, store, job, measure, client):
     shutil.move(job(measure("failed", dtype="half", surprise=1), 2), home / "2")
-    sync.sync(home, store, lambda _: None)
+    sync.sync(home, lambda: connect(store), lambda _: None)
     assert "failed" in Path(client.download_artifacts(sent[0].info.run_id, "report.md")).read_text("utf-8")
 
 
@@ -83,7 +83,7 @@ def test_a_description_that_a_person_wrote_stays_and_one_of_its_own_follows_the_
 
     def resent(number, status, described):
         shutil.move(job(measure(status, dtype="half", seed=number, surprise=1), number), home / str(number))
-        sync.sync(home, store, lambda _: None)
+        sync.sync(home, lambda: connect(store), lambda _: None)
         note = client.get_run(parent_id).data.tags["mlflow.note.content"]
         assert described in note
 
@@ -122,7 +122,7 @@ def test_a_figure_that_cannot_be_drawn_costs_its_curve_nothing_else(home, store,
         raise RuntimeError("no font was found")
 
     monkeypatch.setattr(embed, "save_curve", broken)
-    done = sync.sync(home, store, lambda _: None)
+    done = sync.sync(home, lambda: connect(store), lambda _: None)
     assert (done.sent, done.refused) == (2, 0)
     for run in sweep(sweep_folder.id_of(home))[1:]:
         assert run.data.tags["kvexp.whole"] == "true"
@@ -136,7 +136,7 @@ def test_a_drawing_that_fails_costs_one_line(home, store, sweep, client, monkeyp
 
     monkeypatch.setattr(artifacts, "draw_report", broken)
     said = []
-    done = sync.sync(home, store, said.append)
+    done = sync.sync(home, lambda: connect(store), said.append)
     assert (done.sent, done.refused) == (2, 0)
     assert said[-1] == "kvexp: no font was found; the runs have no report, and kvexp sync tries again"
     parent, *_ = sweep(sweep_folder.id_of(home))

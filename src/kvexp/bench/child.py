@@ -6,8 +6,10 @@ environment, and ends if the machine lacks the device. Then, for each curve:
 1. It is sent the experiment, the first time with those that will follow.
 2. It says `curve`, with the hash of the implementation's sources and whether host load can affect the times,
    and is sent the `num_tokens` to measure.
-3. While another process measures on the GPU it says `waiting`, with that holder, and at the end with none.
-4. While another process asks the implementation about the contract it says `asking`, then `asked`.
+3. While another process measures on the GPU it says `waiting`, with that holder, again each minute, and at
+   the end with none.
+4. While another process asks the implementation about the contract it says `asking` at each question, and
+   `asked` at the end.
 5. It says `point` for each `num_tokens` and waits for a line, so that the parent does nothing beside it.
 6. It says `end`, and whether the process ends with that.
 """
@@ -116,7 +118,7 @@ def serve() -> None:
     if refusal:
         return
     unrolls: Unrolls = {}
-    asker = Asker()
+    asker = Asker(on_answer=lambda: _say(out, event="asking"))
     for line in sys.stdin:
         experiment, *coming = map(Experiment.from_json, json.loads(line))
         # The first line has all curves to come; another process measures those of another device.

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvexp import __version__, disk_cache, terminal
+from kvexp.addresses import mask_secrets
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.sweep import prestart
@@ -55,14 +56,12 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
     except ConfigError as error:
         return _refuse(str(error))
     except OSError as error:
-        if (
-            error.errno != errno.ENOSPC and error.filename
-        ):  # a name that is too long, a folder of another user
-            return _refuse(f"{error.filename} cannot be used ({error.strerror})")
-        if error.errno != errno.ENOSPC:
+        sentence = _explain_disk(error)
+        if sentence is None:
             raise
-        what = error.filename or "the output"
-        terminal.say(f"kvexp: cannot write {what} ({error.strerror})")
+        if error.errno != errno.ENOSPC:
+            return _refuse(sentence)
+        terminal.say(f"kvexp: {sentence}")
         with suppress(OSError):  # drops what is still buffered
             say("")
         return CANNOT_WRITE
@@ -72,10 +71,22 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
         return SIGNALS + signal.SIGINT
 
 
+def _explain_disk(error: OSError) -> str | None:
+    """Say what is wrong where a disk is full, a file cannot be used or the folder is gone; else None."""
+    if error.errno == errno.ENOSPC:
+        return f"cannot write {error.filename or 'the output'} ({error.strerror})"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the current folder is gone; type the command again in one that is there"
+    # A name that is too long, or a folder of another user.
+    return f"{error.filename} cannot be used ({error.strerror})" if error.filename else None
+
+
 def _refuse(sentence: str) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         terminal.say(traceback.format_exc().rstrip())
-    terminal.say(f"kvexp: {sentence}")
+    terminal.say(f"kvexp: {mask_secrets(sentence)}")
     return BAD_INPUT
 
 

@@ -3,7 +3,8 @@
 import argparse
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +13,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
+from kvexp.addresses import mask_address
 from kvexp.cli import help
 from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
+
+ADDRESS = "tracking.uri"
+"""The key of the store's address."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,14 @@ class CommandLine:
         flags: Hydra's flags.
         overrides: The overrides, as typed.
         measures: False where a flag only prints: the configuration, Hydra's help, a completion.
+        address: The typed address of the store, if it has secrets. The overrides have them masked, and so has
+            whatever is printed, written or composed.
     """
 
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
     measures: bool
+    address: str | None = field(default=None, repr=False)
 
     @property
     def argv(self) -> list[str]:
@@ -55,12 +63,35 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         raise ConfigError("--experimental-rerun is refused, since it runs what a pickle file says")
     completes = typed.shell_completion or typed.hydra_help
     measures = not (completes or typed.cfg or typed.info)
-    line = CommandLine(tuple(_list_flags(typed, measures)), tuple(typed.overrides), measures)
+    overrides = tuple(mask_override(text) for text in typed.overrides)
+    line = CommandLine(tuple(_list_flags(typed, measures)), overrides, measures)
     if not completes:
         dirs = help.config_dirs(argv)
         _check_names(dirs)
         _check_overrides(line, dirs)
-    return line
+    with_secrets = [pair for pair in zip(typed.overrides, overrides, strict=True) if pair[0] != pair[1]]
+    return replace(line, address=_read_address(*with_secrets[0])) if with_secrets else line
+
+
+def mask_override(text: str) -> str:
+    """Mask the secrets of the store's address, if that is what the typed word sets."""
+    key, equals, value = text.partition("=")
+    if key.lstrip("+") != ADDRESS:
+        return text
+    quote = value[:1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else ""
+    return f"{key}{equals}{quote}{mask_address(value.removeprefix(quote).removesuffix(quote))}{quote}"
+
+
+def _read_address(text: str, masked: str) -> str:
+    """Return the value of that override; `masked` is for the error sentence."""
+    with suppress(OverrideParseException):
+        value = OverridesParser.create().parse_override(text).value()
+        if isinstance(value, str):
+            return value
+    raise ConfigError(
+        f"cannot read the override {masked!r}: a secret in it has a character that is not allowed there; "
+        f"""quotes of its own let a value hold it: '{ADDRESS}="..."'"""
+    )
 
 
 def _parse_flags(argv: Sequence[str]) -> argparse.Namespace:

@@ -3,14 +3,16 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from kvexp.addresses import mask_secrets
 from kvexp.cli import options, schema
-from kvexp.cli.argv import CommandLine
+from kvexp.cli.argv import ADDRESS, CommandLine
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
@@ -37,18 +39,47 @@ class Collector:
         self.valid: list[tuple[Experiment, Path, tuple[str, ...]]] = []
         self.invalid: list[tuple[str, str]] = []
         self.settings: set[SweepSettings] = set()
+        self._here = Path.cwd()
+        self._records: list[str] = []
         self._meanings: dict[str, set[str]] = {}
 
     def __call__(self, config: DictConfig) -> None:
-        """Add the job's curve to the valid or to the invalid ones."""
+        """Add the job's curve to the valid or to the invalid ones.
+
+        Paths belong to the folder where kvexp was typed, also with hydra.job.chdir=true. Hydra's own path of
+        the job is not read: a ${x} in the current folder's name would be taken for a reference.
+        """
         job = HydraConfig.get()
         overrides = tuple(job.overrides.task)
+        folder = Path(os.path.normpath(self._here / str(job.sweep.dir) / str(job.sweep.subdir)))
+        record = OmegaConf.to_yaml(config)
+        if self.line.address:
+            OmegaConf.update(config, ADDRESS, self.line.address)
         try:
-            experiment = self._build(config, job.runtime, overrides)
+            with chdir(self._here):
+                experiment = self._build(config, job.runtime, overrides)
         except ConfigError as error:
             self.invalid.append((" ".join(overrides), str(error)))
         else:
-            self.valid.append((experiment, Path(job.runtime.output_dir), overrides))
+            self.valid.append((experiment, folder, overrides))
+            self._records.append(record)
+
+    def write_records(self) -> None:
+        """Write each curve's configuration and overrides as Hydra would, with secrets masked.
+
+        Raises:
+            ConfigError: They cannot be written.
+        """
+        for (_, folder, overrides), config in zip(self.valid, self._records, strict=True):
+            texts = {"config.yaml": config, "overrides.yaml": OmegaConf.to_yaml(list(overrides))}
+            try:
+                (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+                for name, text in texts.items():
+                    (folder / ".hydra" / name).write_text(mask_secrets(text), "utf-8")
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot write {folder / '.hydra'} ({error.strerror}); nothing was measured"
+                ) from error
 
     def check(self) -> None:
         """Check that there is something to measure and that all of it is valid.
@@ -100,7 +131,9 @@ class Collector:
         except COMPOSE_ERRORS as error:
             raise ConfigError(explain(error)) from error
         values, choices = cast(dict[str, Any], container), runtime.choices
-        folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+        # Unresolved, for the same reason as the job's folder.
+        sources = cast(list[dict[str, str]], OmegaConf.to_container(runtime.config_sources, resolve=False))
+        folders = [Path(source["path"]) for source in sources if source["schema"] == "file"]
         options.check_experiment(choices.get("experiment"), folders)
         resolved, names, reason = options.resolve_layout(values, choices, folders, os.environ)
         experiment = schema.build_experiment(resolved, names, overrides, reason)

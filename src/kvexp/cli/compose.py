@@ -18,9 +18,10 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from kvexp import terminal
+from kvexp.addresses import mask_secrets
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume, say
-from kvexp.cli.argv import CommandLine, parse_command_line
+from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
 from kvexp.cli.cleanup import remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
@@ -29,7 +30,6 @@ from kvexp.experiment import Experiment
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, make_folder
 from kvexp.sweep.prestart import Prestart
-from kvexp.tracking import mask_passwords
 
 if TYPE_CHECKING:
     from kvexp.sweep.runner import Job
@@ -69,7 +69,8 @@ def run_sweep(
             if code or not line.measures:
                 return code, None
             collector.check()
-            return _measure(collector, shlex.join(["python", "-m", "kvexp", *argv]), check, prestarted)
+            words = (mask_secrets(mask_override(word)) for word in argv)
+            return _measure(collector, shlex.join(["python", "-m", "kvexp", *words]), check, prestarted)
         except ConfigError:
             _remove_hydra_folder(line)
             raise
@@ -122,18 +123,19 @@ def _measure(
 
     flags = [flag for flag in collector.line.flags if flag != "--multirun"]
     jobs = [
-        runner.Job(experiment, folder, (*flags, *map(mask_passwords, overrides)))
+        runner.Job(experiment, folder, (*flags, *map(mask_secrets, overrides)))
         for experiment, folder, overrides in collector.valid
     ]
     home = jobs[0].folder.parent
     (settings,) = collector.settings
+    collector.write_records()
     jobs = plan_rounds(jobs, settings.repeat)
     try:
         check(jobs)
         kept = collector.resolve_overrides()
         sweep_folder.write_command(home, kept, flags)
         again = resume.write_resume(collector.line, home, kept)
-        return runner.run(jobs, settings, mask_passwords(command), prestarted, again), home
+        return runner.run(jobs, settings, mask_secrets(command), prestarted, again), home
     finally:
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from kvexp import terminal
+from kvexp.addresses import MASK, mask_secrets
 from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
@@ -83,7 +84,7 @@ def write_resume(line: CommandLine, home: Path, kept: Sequence[str] | None) -> s
         if kept is not None and _select_kept(recorded) == _select_kept(kept) and all(map(is_plain, rest)):
             rest = [text for text in rest if is_place(text)]
     where = f"{_KEY}={quote_value(os.path.relpath(home))}"
-    return sweep_folder.mask_passwords(shlex.join(["python", "-m", "kvexp", *flags, where, *rest]))
+    return mask_secrets(shlex.join(["python", "-m", "kvexp", *flags, where, *rest]))
 
 
 def _select_kept(overrides: Sequence[str]) -> list[str]:
@@ -111,7 +112,7 @@ def _find_folder(value: Any) -> Path | None:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"resume must be true, false or a sweep's folder, not {value!r}")
     folder = Path.cwd() / Path(value).expanduser()
-    if "${" in str(folder):
+    if "${" in os.path.relpath(folder):
         raise ConfigError(f"resume={value} has a ${{ in its path, which Hydra would read as a reference")
     if not sweep_folder.is_sweep(folder):
         raise ConfigError(f"resume={value} is not the folder of a sweep; an example is {ROOT}/<date>/<time>")
@@ -136,6 +137,11 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
     for text in rest:
         if text.startswith("-"):
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
+        if MASK in text:
+            raise ConfigError(
+                f"the sweep in {folder} was typed with an address whose secrets are not kept; "
+                f"type the whole command again, with resume={folder}"
+            )
         if get_key(text).startswith("hydra"):
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
         if "${" in text:

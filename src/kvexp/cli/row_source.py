@@ -4,12 +4,14 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from kvexp import tracking
 from kvexp.errors import ConfigError, TrackingError
 from kvexp.measurement import Row
 from kvexp.results import baselines, load
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 
 POSSIBLE = (
     "a sweep's folder, a rows.jsonl or .parquet file, a folder of sweeps, a git revision with baselines/, "
@@ -51,10 +53,8 @@ def _download(name: str, folder: Path) -> bool:
     file = tracking.sqlite_file(uri)
     if file is not None and not file.exists():
         return False
-    tracking.quiet()
-    from kvexp.tracking.fetch import download_rows  # here, since it imports MLflow
-
     try:
-        return download_rows(uri, name, folder)
+        with closing(SubprocessTracker()) as store:
+            return store.download_rows(uri, name, folder)
     except TrackingError as error:
         raise ConfigError(str(error)) from error

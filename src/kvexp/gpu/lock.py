@@ -6,6 +6,7 @@ The system releases the locks of a process that died.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,9 @@ from kvexp import file_lock
 from kvexp.errors import Unsupported
 
 OnWait = Callable[[str | None], None]
-"""Called with `process 12` when that process holds the lock, and with None once the wait is over."""
+"""Called with `process 12` when that process holds the lock, again each minute, and with None at the end."""
+
+REPORT_SECONDS = 60.0
 
 EXIT_TIMEOUT_S = 10.0
 """How long to wait for a killed holder to exit."""
@@ -75,7 +78,8 @@ def _acquire(uuid: str, on_wait: OnWait, stack: ExitStack) -> None:
                 if holder and not waited:
                     on_wait(holder)
                     waited = True
-                file_lock.wait(handle)
+                with _report_again(on_wait, holder):
+                    file_lock.wait(handle)
         # The system releases a lock before it has freed all GPU memory of a killed process.
         file_lock.wait_for_exit(handle, EXIT_TIMEOUT_S)
         file_lock.write_pid(handle)
@@ -83,6 +87,26 @@ def _acquire(uuid: str, on_wait: OnWait, stack: ExitStack) -> None:
         stack.callback(os.ftruncate, handle, 0)
     if waited:
         on_wait(None)
+
+
+@contextmanager
+def _report_again(on_wait: OnWait, holder: str | None) -> Iterator[None]:
+    """Report inside the block again and again that the process still waits for the holder, if it is known."""
+    over = threading.Event()
+
+    def report() -> None:
+        while not over.wait(REPORT_SECONDS):
+            on_wait(holder)
+
+    reporter = threading.Thread(target=report, daemon=True)
+    if holder:
+        reporter.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if holder:
+            reporter.join()
 
 
 def _open_dir(stack: ExitStack) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kvexp.addresses import mask_secrets
 from kvexp.case import Sizes
 from kvexp.column import columns_of
 from kvexp.errors import ConfigError
@@ -132,4 +133,4 @@ def _get_command(job: Path, rows: Sequence[Row]) -> str:
     with suppress(ConfigError):  # a folder from elsewhere may lack the record of its flags
         _, typed = sweep_dir.read_command(_get_sweep(job / row_file.ROWS))
         flags = [flag for flag in typed if flag not in _MULTIRUN]
-    return sweep_dir.mask_passwords(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))
+    return mask_secrets(shlex.join(["python", "-m", "kvexp", *flags, *overrides]))

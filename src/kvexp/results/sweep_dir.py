@@ -170,11 +170,6 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{32}", text) is not None
 
 
-def mask_passwords(text: str) -> str:
-    """Mask the password of every address in the text, such as a command line or a store's address."""
-    return re.sub(r"(?<=://)([^/@:\n]*):[^/\n]*@", r"\1:***@", text)
-
-
 def is_sweep(folder: Path) -> bool:
     """Return whether a sweep was begun in the folder."""
     return (folder / COMMAND).is_file() or any(folder.glob(f"*/{ROWS}"))

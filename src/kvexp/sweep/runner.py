@@ -163,8 +163,9 @@ def _start_tracking(
         store.connect(settings.tracking)
         artifacts.prepare()
     again = tracking.sync_command(settings.tracking, home)
-    connected, ready = (store.wait, store.ready) if store else (None, None)
-    return BestEffort(connected, home, command, settings.resumes, say, again, ready)
+    if store is None:
+        return BestEffort(None, home, command, settings.resumes, say, again)
+    return BestEffort(store.wait, home, command, settings.resumes, say, again, store.ready)
 
 
 def _measure(
@@ -192,7 +193,8 @@ def _measure(
                 supervisor.close()
                 repetition = job.repetition
             curve = curve_run.begin(job.experiment, supervisor, outcome.done.get(repetition or 1, {}))
-            _wait_for_store(curve, settings, tracker)
+            if curve.is_host_sensitive:
+                tracker.settle()
             progress.start_curve(job.label + (f" ({repetition} of {settings.repeat})" if repetition else ""))
             try:
                 points = _measure_curve(curve, tracker, settings.fail_fast)
@@ -211,14 +213,6 @@ def _measure(
             rows = _record(curve.give_up(0, "failed", str(why)), job, curve, progress, outcome)
             tracker.log_curve(job.folder, job.experiment.impl.target, rows)
         outcome.untried = total - progress.done
-
-
-def _wait_for_store(curve: CurveRun, settings: SweepSettings, tracker: BestEffort) -> None:
-    """Wait for what the store must have done before the curve; else it works beside the curve."""
-    if curve.is_host_sensitive:
-        tracker.settle()
-    elif settings.resumes:
-        tracker.start()
 
 
 def _measure_curve(curve: CurveRun, tracker: BestEffort, fail_fast: bool) -> Iterator[Point]:

@@ -17,6 +17,8 @@ from kvexp.process import END_SECONDS, START_SECONDS, LineChild
 
 CHILD = "kvexp.bench.child"
 LAST_WORDS_BYTES = 4000
+SIGN_SECONDS = START_SECONDS + 2 * END_SECONDS
+"""Limit for a child that waits, or asks another process: it says so again and again, and ends a late one."""
 
 Point = tuple[dict[str, Any], Sequence[float]]
 """A row and its raw samples in microseconds."""
@@ -134,11 +136,11 @@ class Worker:
             match answer["event"]:
                 case "waiting":
                     # Waiting for another process's curve is no hang, however long it takes.
-                    limit_s = None if answer["holder"] else self._timeout_s
+                    limit_s = SIGN_SECONDS if answer["holder"] else self._timeout_s
                     self._waits(answer["holder"])
                 case "asking" | "asked" as event:
                     # Each question has a limit of its own.
-                    limit_s = None if event == "asking" else self._timeout_s
+                    limit_s = SIGN_SECONDS if event == "asking" else self._timeout_s
                 case "point":
                     self.traceback = answer["traceback"]
                     yield answer["row"], answer["samples_us"]
@@ -167,6 +169,8 @@ class Worker:
     def _send(self, line: str) -> None:
         try:
             self._child.send(line)
+        except TimeoutError:
+            raise self._kill_hung("the measuring process reads nothing and was killed") from None
         except OSError as error:
             raise self._explain_death() from error
 

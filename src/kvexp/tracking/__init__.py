@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
+from kvexp.addresses import mask_address
 from kvexp.errors import ConfigError, TrackingError
-from kvexp.results.sweep_dir import mask_passwords as mask_passwords
 
 KINDS = ("local", "server", "none")
 
@@ -20,11 +21,13 @@ KINDS = ("local", "server", "none")
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # With MLflow's own 7 retries of 120 s one call to a server that is down takes minutes. With these it
-    # takes at most 12 s, and the sweep makes no second one.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
+    # A request without an answer is not repeated: the server may be slow, and would make a second run.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
 }
+_PATIENCE = ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+_ANSWER_SECONDS, _MARGIN_SECONDS = 15.0, 3.0
+_HOST_AND_PORT = re.compile(r"([^/@]+@)?([\w.-]+|\[[\da-fA-F:]+\]):\d+(/.*)?")
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,16 @@ class Tracker(Protocol):
     """A tracking store as a sweep uses it; every method raises TrackingError and nothing else.
 
     Attributes:
-        uri: The store's address, its password masked.
+        uri: The store's address, its secrets masked.
         page: The address of the sweep's page; empty for a store that is no server.
+        refused: A sentence for each curve that the store did not take, though it works.
+        asks_first: Whether an answer was lost: what was sent may be there, and is looked for before.
     """
 
     uri: str
     page: str
+    refused: list[str]
+    asks_first: bool
 
     def start_sweep(
         self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
@@ -68,6 +75,8 @@ class Tracker(Protocol):
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send the curve's rows as a finished child run of the sweep, or start to; see `settle`.
+
+        A curve that the store refuses is no error: see `refused`.
 
         Args:
             folder: The job's.
@@ -101,7 +110,8 @@ def settings(
     """Choose where to track: the typed address, else the environment's, the YAML's, or ./mlruns.
 
     Raises:
-        ConfigError: The kind is unknown, a server has no address, or an address is that of a folder.
+        ConfigError: The kind is unknown, a server has no address, or an address is that of a folder, or has
+            no scheme.
     """
     if kind not in KINDS:
         raise ConfigError(f"tracking={kind} is unknown; choose one of {', '.join(KINDS)}")
@@ -113,8 +123,8 @@ def settings(
         f"conf/tracking/{kind}.yaml": yaml_uri,
     }
     for source, uri in addresses.items():
-        if uri:
-            return TrackingSettings(kind, _make_absolute(source, uri), experiment)
+        if uri and uri.strip():  # a file's last newline is easily taken along
+            return TrackingSettings(kind, _make_absolute(source, uri.strip()), experiment)
     if kind == "server":
         raise ConfigError(
             "tracking=server has no address; add tracking.uri=http://host:5000 or set MLFLOW_TRACKING_URI"
@@ -126,7 +136,7 @@ def sync_command(chosen: TrackingSettings, home: Path) -> str:
     """Return the `kvexp sync` command that sends the sweep in that folder to that store."""
     words = ["kvexp", "sync", os.path.relpath(home)]
     if chosen.uri and chosen.uri != settings("local", None, None, chosen.experiment, os.environ).uri:
-        words += ["--to", mask_passwords(chosen.uri)]
+        words += ["--to", mask_address(chosen.uri)]
     if chosen.experiment != "kvexp":
         words += ["--experiment", chosen.experiment]
     return shlex.join(words)
@@ -143,13 +153,13 @@ def connect(settings: TrackingSettings) -> Tracker | None:
     query = settings.uri.partition("?")[2]
     if sqlite_file(settings.uri) and query and ("/" in query or "=" not in query):
         raise TrackingError(
-            f"the tracking store {settings.uri} cannot be used: in an address a ? ends the file's path; "
-            "type tracking.uri=sqlite:////FOLDER/mlflow.db with a folder that has none"
+            f"the tracking store {mask_address(settings.uri)} cannot be used: in an address a ? ends the "
+            "file's path; type tracking.uri=sqlite:////FOLDER/mlflow.db with a folder that has none"
         )
     quiet()
     try:
         from kvexp.tracking.mlflow import MlflowTracker
-    except ImportError as error:
+    except Exception as error:  # it is missing, or a variable of its own stops it
         raise TrackingError(f"MLflow is not usable here ({error}); type tracking=none") from error
     return MlflowTracker(settings.uri, settings.experiment)
 
@@ -158,6 +168,15 @@ def quiet() -> None:
     """Set MLflow's telemetry off and its timeouts short; call it before importing MLflow."""
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+
+
+def answer_seconds(environ: Mapping[str, str]) -> float:
+    """Return the limit for one answer of a store: 15 s, or what MLflow's variables allow for a request."""
+    try:
+        timeout_s, retries = (int(environ.get(name, _ENVIRONMENT[name])) for name in _PATIENCE)
+        return max(_ANSWER_SECONDS, timeout_s * (1 + retries) + _MARGIN_SECONDS)
+    except ValueError:  # as MLflow will say
+        return _ANSWER_SECONDS
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -171,9 +190,10 @@ def _format_sqlite(folder: Path) -> str:
 
 
 def _make_absolute(source: str, uri: str) -> str:
-    """Make a sqlite file in the address absolute; refuse a folder.
+    """Make a sqlite file in the address absolute; refuse a folder, and a server's name alone.
 
-    MLflow 3 stores runs in a database; the user's other tools would not look for one in that folder.
+    A % is one of the path's own, as in `$PWD`, unless there is no such folder but one of the decoded name.
+    MLflow 3 stores runs in a database; the user's other tools would not look for one in a folder.
     """
     if uri.startswith("sqlite"):
         file = sqlite_file(uri)
@@ -182,7 +202,12 @@ def _make_absolute(source: str, uri: str) -> str:
             raise ConfigError(f"{source}={uri} names no file; an example is {example}")
         driver, _, rest = uri.partition(":///")
         query = rest.partition("?")[1:]
-        return f"{driver}:///{Path.cwd() / file.expanduser()}{''.join(query)}"
+        literal, decoded = (Path.cwd() / path.expanduser() for path in (file, Path(unquote(str(file)))))
+        is_decoded = decoded.parent.is_dir() and not literal.parent.is_dir()
+        return f"{driver}:///{decoded if is_decoded else literal}{''.join(query)}"
+    if _HOST_AND_PORT.fullmatch(uri):
+        example = mask_address(f"http://{uri}")
+        raise ConfigError(f"{source} has no scheme, so it would be a folder; a server's address is {example}")
     has_scheme = re.match(r"[A-Za-z][\w+.-]*://", uri) or uri.startswith("databricks")
     if uri.startswith("file:") or not has_scheme:
         folder = Path.cwd() / re.sub(r"^file:(//)?", "", uri)

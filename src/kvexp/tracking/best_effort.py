@@ -1,4 +1,8 @@
-"""Track a sweep on a best-effort basis: report the first error once, then let the sweep go on untracked."""
+"""Track a sweep on a best-effort basis: report the first error once, then let the sweep go on untracked.
+
+The sweep measures first and is tracked later: before its last curve is measured it does not wait long for its
+store.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +14,24 @@ from kvexp.errors import TrackingError
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.tracking import Tracker, sync
 
+PATIENCE_SECONDS = 15.0
+"""Limit of one wait before a curve."""
+
 
 class BestEffort:
     """The tracker of one sweep, which may be untracked.
 
-    Curves are queued while the store is busy or not ready. Only `start`, `settle`, `end` and `send_report`
-    wait for it.
+    Curves are queued while the store is busy or not ready. `start`, `end` and `send_report` wait for it, and
+    `settle` does so for a while.
 
     Args:
         connect: Returns the store when it is ready, or raises TrackingError; None tracks nothing.
         home: The sweep's folder.
         command: What was typed.
-        resumes: Whether the sweep was started before; then the curves that the store lacks are sent first.
+        resumes: Whether the sweep was started before; then the curves that the store lacks are sent last.
         say: Called with each error, as one sentence.
         sync_command: The command that sends later what the store lacks.
-        ready: Whether the store has answered every request; None where it always has.
+        ready: Whether the store answers every request within so many seconds.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class BestEffort:
         resumes: bool,
         say: Callable[[str], None],
         sync_command: str = "kvexp sync",
-        ready: Callable[[], bool] | None = None,
+        ready: Callable[[float], bool] = lambda _: True,
     ) -> None:
         self._connect = connect
         self._ready = ready
@@ -47,22 +54,38 @@ class BestEffort:
         self._began_ms = int(time.time() * 1000)
         self._tracker: Tracker | None = None
         self._queue: list[tuple[Path, str, Sequence[Mapping[str, Any]]]] = []
+        self._earlier = sync.list_curves(home) if resumes else []
+        self._is_slow = False
         self._report: sync.ReportFolder | None = None
 
     def start(self) -> None:
-        """Wait for the store, start the sweep's run there, and send the queued curves."""
-        if self._connect:
-            self._start(self._connect)
-        while self._queue:
-            self._send_next()
+        """Wait for the store, start the sweep's run there, and send the queued curves and those of before."""
+        while self._connect or self._queue:
+            self._do_next()
+        earlier, self._earlier = self._earlier, []
+        if earlier:
+            self._try(lambda tracker: self._send_missing(tracker, earlier))
 
     def poll(self) -> None:
-        """Do as much of `start` as is possible without waiting."""
-        while (self._connect or self._queue) and (self._ready is None or self._ready()):
-            if self._connect:
-                self._start(self._connect)
-            else:
-                self._send_next()
+        """Do as much of `start` as is possible without waiting; nothing once `settle` has waited in vain."""
+        if not self._is_slow:
+            self._advance(0.0)
+
+    def _advance(self, limit_s: float) -> bool:
+        """Do as much of `start` as is possible in that time; return whether the store has answered it all."""
+        until = time.monotonic() + limit_s
+        while self._ready(max(0.0, until - time.monotonic())):
+            if not (self._connect or self._queue):
+                return True
+            self._do_next()
+        return False
+
+    def _do_next(self) -> None:
+        if self._connect:
+            self._start(self._connect)
+        else:
+            folder, target, rows = self._queue.pop(0)
+            self._try(lambda tracker: tracker.log_curve(folder, target, rows))
 
     def _start(self, connect: Callable[[], Tracker]) -> None:
         try:
@@ -74,15 +97,12 @@ class BestEffort:
             self._give_up(error)
 
     def _start_sweep(self, tracker: Tracker) -> None:
-        sweep_id = sweep_folder.id_of(self._home)
-        missing = tracker.missing(sweep_id, sync.list_curves(self._home)) if self._resumes else []
-        name = sweep_folder.name_of(self._home)
+        sweep_id, name = sweep_folder.id_of(self._home), sweep_folder.name_of(self._home)
         tracker.start_sweep(sweep_id, self._command, self._resumes, name, self._began_ms)
-        sync.send_curves(tracker, missing, self._say)
 
-    def _send_next(self) -> None:
-        folder, target, rows = self._queue.pop(0)
-        self._try(lambda tracker: tracker.log_curve(folder, target, rows))
+    def _send_missing(self, tracker: Tracker, earlier: Sequence[Path]) -> None:
+        missing = tracker.missing(sweep_folder.id_of(self._home), earlier)
+        sync.send_curves(tracker, missing, self._say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send the curve, or queue it until the store is ready."""
@@ -90,9 +110,14 @@ class BestEffort:
         self.poll()
 
     def settle(self) -> None:
-        """Wait until the sweep and its curves are in the store, so that nothing is sent meanwhile."""
-        self.start()
-        self._try(lambda tracker: tracker.settle())
+        """Wait until the sweep and its curves are in the store, so that nothing is sent meanwhile.
+
+        A store for which PATIENCE_SECONDS are not enough is sent nothing more before the end.
+        """
+        if not self._is_slow:
+            self._is_slow = not self._advance(PATIENCE_SECONDS)
+            if not self._is_slow:
+                self._try(lambda tracker: tracker.settle())
 
     def draw_report(self) -> None:
         """Draw the report for `send_report`, while curves are still being sent."""
@@ -116,11 +141,13 @@ class BestEffort:
 
     def _try(self, request: Callable[[Tracker], None]) -> None:
         """Make a request of the tracker, if there still is one; give it up if that fails."""
-        if self._tracker:
+        if tracker := self._tracker:
             try:
-                request(self._tracker)
+                request(tracker)
             except TrackingError as error:
                 self._give_up(error)
+            while tracker.refused:
+                self._say(f"kvexp: left out: {tracker.refused.pop(0)}")
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None

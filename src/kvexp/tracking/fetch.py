@@ -7,8 +7,7 @@ from mlflow.entities import Run
 
 from kvexp.errors import ConfigError
 from kvexp.results.row_file import ROWS
-from kvexp.tracking import mask_passwords
-from kvexp.tracking.store import convert_errors, silence_loggers
+from kvexp.tracking.store import convert_errors, open_client, silence_loggers
 
 _MOST = 50_000  # runs of one answer: mlflow.store.tracking.SEARCH_MAX_RESULTS_THRESHOLD
 
@@ -26,15 +25,15 @@ def download_rows(uri: str, name: str, folder: Path) -> bool:
         TrackingError: The store is out of reach, or a run holds no rows.
     """
     silence_loggers()
-    with convert_errors(mask_passwords(uri)):
-        client = MlflowClient(tracking_uri=uri)
+    with convert_errors(uri):
+        client = open_client(uri)
         runs = _find_runs(client, name)
     sweeps = list(dict.fromkeys(run.data.tags.get("mlflow.parentRunId", "") for run in runs))
     if len(sweeps) > 1:
         raise ConfigError(
             f"{name} is the name of {len(sweeps)} sweeps there; give the id of one's run: {', '.join(sweeps)}"
         )
-    with convert_errors(mask_passwords(uri)):
+    with convert_errors(uri):
         for number, run in enumerate(runs):
             job = folder / str(number)
             job.mkdir(parents=True)

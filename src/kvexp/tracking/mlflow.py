@@ -10,23 +10,28 @@ import tempfile
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-import requests
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
 
 from kvexp import __version__
-from kvexp.errors import TrackingError
+from kvexp.addresses import mask_address, mask_secrets
+from kvexp.errors import KvexpError, TrackingError
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
 from kvexp.results.row_file import ROWS, SAMPLES
 from kvexp.results.sweep_dir import is_id
 from kvexp.results.tracebacks import TRACEBACKS
-from kvexp.tracking import artifacts, mask_passwords, run_data, ui_views
-from kvexp.tracking.sqlite import is_alive, read_start_time
-from kvexp.tracking.store import convert_errors, is_unreachable, open_store, silence_loggers
+from kvexp.tracking import artifacts, run_data, ui_views
+from kvexp.tracking.sqlite import is_alive, read_pid_namespace, read_start_time
+from kvexp.tracking.store import (
+    convert_errors,
+    describe_error,
+    ignore_refusals,
+    is_refusal,
+    open_store,
+    silence_loggers,
+)
 
 _BATCH = 1000  # entities of one log_batch, params included: mlflow.utils.validation
 _PAGE = 1000  # runs of one answer
@@ -37,7 +42,8 @@ _NO_FIGURE = "kvexp.no_figure"
 _REPORTED = "kvexp.reported"
 """The tag of a sweep's run, `true` or `false`: whether it has the report of all its curves."""
 _NOTE = "mlflow.note.content"
-_LONGEST_NOTE = 5000
+_PID_NAMESPACE = "kvexp.pid_namespace"
+"""The tag that says among which processes `kvexp.pid` is one: containers may share a host's name."""
 _DESCRIBED = "kvexp.described"
 """The tag of a sweep's run with the checksum of the description that was written here."""
 
@@ -54,13 +60,16 @@ class MlflowTracker:
     """
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = mask_passwords(uri)
+        self.uri = mask_address(uri)
+        self.refused: list[str] = []
+        self.asks_first = False
+        self._address = uri
         self._host = socket.gethostname()
         self._sweep_id = self._name = ""
         self._parent_id = ""
         self._curves: list[Row] = []
         silence_loggers()
-        with convert_errors(self.uri):
+        with convert_errors(uri):
             self._client, self._experiment_id = open_store(uri, experiment)
         served = uri.startswith("http")
         self.page = f"{self.uri.rstrip('/')}{ui_views.page_path(self._experiment_id)}" if served else ""
@@ -71,10 +80,10 @@ class MlflowTracker:
         """See `Tracker`; runs whose process died on this host are ended first."""
         self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
         self._parent_id = ""
-        tags = {**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"}
-        with convert_errors(self.uri):
+        tags = run_data.fit({**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"})
+        with convert_errors(self._address):
             self._end_stale_runs()
-            earlier = self._parents(sweep_id) if resumes else []
+            earlier = self._parents(sweep_id) if resumes or self.asks_first else []
             if earlier:
                 self._parent_id = earlier[0].info.run_id
                 self._client.update_run(self._parent_id, status="RUNNING")
@@ -82,16 +91,18 @@ class MlflowTracker:
             else:
                 run = self._client.create_run(self._experiment_id, began_ms, tags, self._name)
                 self._parent_id = run.info.run_id
-            with suppress(MlflowException):  # a view is no reason to go untracked
+            with ignore_refusals():
                 tag = ui_views.last_sweep(sweep_id).to_tag(_now_ms())
                 self._client.set_experiment_tag(self._experiment_id, *tag)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
-        """See `Tracker`; a curve without rows has no run."""
+        """See `Tracker`; a curve without rows has no run, and one that is refused a FAILED one."""
         if not rows:
             return
         if not self._parent_id:  # the caller may not know yet that `start_sweep` failed
             raise TrackingError(f"the tracking store {self.uri} cannot be used: it has no run of the sweep")
+        if self.asks_first and not self.missing(self._sweep_id, [folder]):
+            return
         tags = {
             **self._tags(),
             "mlflow.parentRunId": self._parent_id,
@@ -100,37 +111,31 @@ class MlflowTracker:
             "mlflow.runColor": PALETTE[len(self._curves) % len(PALETTE)],
             **run_data.tags(rows),
         }
-        with convert_errors(self.uri):
-            run = self._client.create_run(
-                self._experiment_id,
-                start_time=min(run_data.milliseconds(row) for row in rows),
-                tags={key: value for key, value in tags.items() if value},
-                run_name=run_data.name(rows[0], self._curves),
-            )
-            try:
-                self._log_numbers(run.info.run_id, rows)
-                self._log_files(run.info.run_id, folder, rows)
-                self._client.set_tag(run.info.run_id, _WHOLE, "true")
-            except (MlflowException, requests.RequestException) as error:
-                if not is_unreachable(error):
-                    self._mark_failed(run.info.run_id)
-                raise
-            except BaseException:
-                self._mark_failed(run.info.run_id)
-                raise
-            wrong = is_wrong(run_data.status(rows))
-            status = "FAILED" if wrong else "FINISHED"
-            self._client.set_terminated(run.info.run_id, status, run_data.ended_ms(rows))
-            if not self._curves:
-                self._tag_parent(rows)
-        self._curves.append(rows[0])
+        run_id = ""
+        try:
+            with convert_errors(self._address):
+                name, begin_ms = run_data.name(rows[0], self._curves), min(map(run_data.milliseconds, rows))
+                end_ms = run_data.ended_ms(rows)
+                run = self._client.create_run(self._experiment_id, begin_ms, run_data.fit(tags), name)
+                run_id = run.info.run_id
+                self._log_numbers(run_id, rows)
+                self._log_files(run_id, folder, rows)
+                self._client.set_tag(run_id, _WHOLE, "true")
+                status = "FAILED" if is_wrong(run_data.status(rows)) else "FINISHED"
+                self._client.set_terminated(run_id, status, end_ms)
+                if not self._curves:
+                    self._tag_parent(rows)
+        except TrackingError as error:
+            self._leave_out(folder, rows, run_id, error)
+        else:
+            self._curves.append(rows[0])
 
     def settle(self) -> None:
         """Do nothing: every method returns when all is sent."""
 
     def end_sweep(self, status: str) -> None:
         """End the parent run, and count the points of all its curves."""
-        with convert_errors(self.uri):
+        with convert_errors(self._address):
             runs = self._complete_runs(self._sweep_id).values()
             counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in run_data.counts([])}
             metrics = [Metric(key, value, _now_ms(), 0) for key, value in counts.items() if runs]
@@ -144,35 +149,54 @@ class MlflowTracker:
             sweep_id: The sweep's; it has a run.
             folder: Where `artifacts.draw_report` has written it.
         """
-        with convert_errors(self.uri):
+        with convert_errors(self._address):
             _, _, body = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
             note = body.partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
             parent_id = parent.info.run_id
             for name in (artifacts.PAGE, artifacts.MARKDOWN):
                 self._client.log_artifact(parent_id, str(folder / name))
-            self._client.log_batch(parent_id, tags=_make_note_tags(parent, note[:_LONGEST_NOTE]))
+            self._client.log_batch(parent_id, tags=_make_note_tags(parent, note))
 
     def lacks_report(self, sweep_id: str) -> bool:
         """Return whether the sweep has a run, but no report."""
-        with convert_errors(self.uri):
+        with convert_errors(self._address):
             return any(run.data.tags.get(_REPORTED) != "true" for run in self._parents(sweep_id)[:1])
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """Return the curves' folders without a complete run in the sweep; delete incomplete runs."""
-        with convert_errors(self.uri):
+        with convert_errors(self._address):
             self._end_stale_runs()
             complete = self._complete_runs(sweep_id)
             run_ids = {run.info.run_id for run in complete.values()}
             for run in self._runs(sweep_id):
-                if "mlflow.parentRunId" in run.data.tags and run.info.run_id not in run_ids:
+                if "mlflow.parentRunId" not in run.data.tags:
+                    # Whoever asks holds the sweep's folder: nobody else is at work, here or elsewhere.
+                    if run.info.status == "RUNNING" and run.info.run_id != self._parent_id:
+                        self._client.set_terminated(run.info.run_id, "KILLED")
+                elif run.info.run_id not in run_ids:
                     self._client.delete_run(run.info.run_id)
         return [folder for folder in folders if folder.name not in complete]
 
-    def _mark_failed(self, run_id: str) -> None:
-        """End the run of a curve that was not sent completely: nothing else would."""
-        with suppress(Exception):
-            self._client.set_terminated(run_id, "FAILED")
+    def _leave_out(self, folder: Path, rows: Sequence[Row], run_id: str, error: TrackingError) -> None:
+        """Report that a curve is refused, and end its run, if it has one; raise where the store is to blame.
+
+        It is, where it does not take the run's end either, or for want of a run the sweep's status once more.
+        """
+        if error.unreachable:
+            raise error
+        try:
+            if run_id:
+                self._client.set_terminated(run_id, "FAILED")
+            else:
+                self._client.update_run(self._parent_id, "RUNNING")
+        except Exception:  # noqa: BLE001  # the first error says more
+            raise error from error.__cause__
+        if not is_refusal(error.__cause__):
+            raise error
+        lines = f"lines 1 to {len(rows)}" if len(rows) > 1 else "line 1"
+        why = describe_error(error.__cause__ or error, self._address)
+        self.refused.append(f"{folder / ROWS}, {lines}: MLflow refuses the curve: {why}")
 
     def _runs(self, sweep_id: str) -> list[Run]:
         """Find every run of the sweep, the oldest first."""
@@ -197,12 +221,14 @@ class MlflowTracker:
     def _parent(self, sweep_id: str) -> Run:
         """Find the sweep's run: the one that was started here, else the oldest of that name."""
         parents = self._parents(sweep_id)
+        if not parents:
+            raise KvexpError(f"the run of the sweep {sweep_id} is gone")
         return next((run for run in parents if run.info.run_id == self._parent_id), parents[0])
 
     def _complete_runs(self, sweep_id: str) -> dict[str, Run]:
         """Find the run of each curve that was sent completely, by its folder's name."""
         runs = [run for run in reversed(self._runs(sweep_id)) if _WHOLE in run.data.tags]
-        return {Path(run.data.tags["kvexp.curve"]).name: run for run in runs}
+        return {Path(run.data.tags.get("kvexp.curve", "")).name: run for run in runs}
 
     def _tags(self) -> dict[str, str]:
         """Return the tags of every run: which sweep it belongs to, and which process writes it."""
@@ -211,6 +237,7 @@ class MlflowTracker:
             **({"kvexp.sweep_id": self._sweep_id} if is_id(self._sweep_id) else {}),
             "kvexp.pid": str(os.getpid()),
             "kvexp.pid_started": read_start_time(os.getpid()),
+            _PID_NAMESPACE: read_pid_namespace(),
             "host": self._host,
         }
 
@@ -237,21 +264,22 @@ class MlflowTracker:
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
             if file.exists():
-                text = mask_passwords(file.read_text("utf-8", errors="replace"))
+                text = mask_secrets(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as figures:
             why_not = artifacts.draw_figure(rows, Path(figures))
             self._client.log_artifacts(run_id, figures)
         if why_not:
-            self._client.set_tag(run_id, _NO_FIGURE, why_not[:_LONGEST_NOTE])
+            for tag in run_data.fit({_NO_FIGURE: why_not}).items():
+                self._client.set_tag(run_id, *tag)
 
     def _end_stale_runs(self) -> None:
-        """End this host's runs whose process is gone as KILLED: nothing else would end them."""
+        """End the runs of this host and container whose process is gone as KILLED: nothing else would."""
         running = f"attributes.status = 'RUNNING' and tags.host = '{self._host}'"
         for run in self._client.search_runs([self._experiment_id], running):
-            pid = run.data.tags.get("kvexp.pid", "")
-            since = run.data.tags.get("kvexp.pid_started")
-            if pid.isdecimal() and not is_alive(int(pid), since):
+            tags = run.data.tags
+            is_here = tags.get(_PID_NAMESPACE, "") == read_pid_namespace()
+            if is_here and not is_alive(tags.get("kvexp.pid", ""), tags.get("kvexp.pid_started", "")):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -267,7 +295,9 @@ def _make_note_tags(parent: Run, note: str) -> list[RunTag]:
     tags = [RunTag(_REPORTED, "true")]
     if present and parent.data.tags.get(_DESCRIBED) != _checksum(present):
         return tags
-    return [*tags, RunTag(_NOTE, note), RunTag(_DESCRIBED, _checksum(note))]
+    for text in run_data.fit({_NOTE: note}).values():
+        tags += [RunTag(_NOTE, text), RunTag(_DESCRIBED, _checksum(text))]
+    return tags
 
 
 def _checksum(text: str) -> str:

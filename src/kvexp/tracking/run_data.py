@@ -24,8 +24,8 @@ _TOKENS = (1, 64, 4096)
 LATENCIES = tuple(f"latency_us_at_{tokens}_tokens" for tokens in (*_TOKENS, "max"))
 """Scalars for the table of runs: the latency at some num_tokens, where a curve has them, and at its last."""
 _DIGITS = 5  # of a scalar; its row has all of them
-# MLflow's stores refuse longer tags, some from 5000 characters on; rows.jsonl has the whole text.
-_TAG_LENGTH = 5000
+# MLflow's stores refuse longer values, of params and of tags, some from 5000 characters on, and longer names.
+_LONGEST_TEXT, _LONGEST_NAME = 5000, 250
 
 
 class Point(NamedTuple):
@@ -48,7 +48,8 @@ def name(row: Row, earlier: Sequence[Row]) -> str:
     twins = [other for other in earlier if _words(other) == words]
     differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))
     again = [f"#{get_repetition(row)}"] if get_repetition(row) > 1 else []
-    return " ".join([*words, *filter(None, (format_column(row, column) for column in differing)), *again])
+    texts = [*words, *filter(None, (format_column(row, column) for column in differing)), *again]
+    return fit({"": " ".join(texts)})[""][:_LONGEST_NAME]
 
 
 def params(row: Row) -> dict[str, str]:
@@ -59,7 +60,7 @@ def params(row: Row) -> dict[str, str]:
     """
     columns = (*(column for column in CURVE if column != "impl_options"), "layout_reason", REPETITION)
     found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
-    return found | {f"option.{name}": str(value) for name, value in read_options(row, "impl").items()}
+    return fit(found | {f"option.{name}": str(value) for name, value in read_options(row, "impl").items()})
 
 
 def tags(rows: Sequence[Row]) -> dict[str, str]:
@@ -68,14 +69,8 @@ def tags(rows: Sequence[Row]) -> dict[str, str]:
     reason = reasons.pop() if len(reasons) == 1 else None
     disturbances = {column: str(value) for column, value in merge_disturbances(rows).items()}
     contracts = dict.fromkeys(row["contract"] for row in rows if row.get("contract"))
-    found = {
-        "status": status(rows),
-        "reason": reason or "",
-        "contract": "; ".join(contracts),
-        **disturbances,
-        **environment(rows),
-    }
-    return {key: value[:_TAG_LENGTH] for key, value in found.items() if value}
+    found = {"status": status(rows), "reason": reason or "", "contract": "; ".join(contracts)}
+    return fit(found | disturbances | environment(rows))
 
 
 def environment(rows: Sequence[Row]) -> dict[str, str]:
@@ -86,7 +81,16 @@ def environment(rows: Sequence[Row]) -> dict[str, str]:
         if column in _NOT_ENVIRONMENT or not values or any(value != values[0] for value in values):
             continue
         found[column] = str(values[0]).lower() if isinstance(values[0], bool) else str(values[0])
-    return found
+    return fit(found)
+
+
+def fit(texts: Mapping[str, str]) -> dict[str, str]:
+    """Cut texts to what every store takes, replace characters that none takes, and leave out empty ones.
+
+    The artifacts have the whole text.
+    """
+    valid = {key: text.encode("utf-8", "replace").decode().replace("\0", "?") for key, text in texts.items()}
+    return {key: text[:_LONGEST_TEXT] for key, text in valid.items() if text}
 
 
 def status(rows: Sequence[Row]) -> str:

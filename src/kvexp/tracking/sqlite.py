@@ -1,15 +1,31 @@
-"""Check a store's sqlite file, read its experiments, and tell whether a process lives, all without MLflow."""
+"""Address and check a store's sqlite file, and tell whether a process lives, all without MLflow."""
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil
 
 from kvexp.errors import KvexpError
+from kvexp.tracking import sqlite_file
 
 _BUSY_SECONDS = 5.0
+
+
+def format_for_sqlalchemy(uri: str) -> str:
+    """Return the address with which SQLAlchemy opens that very sqlite file, and any other as it is.
+
+    SQLAlchemy decodes a % in the path from 2.1 on. MLflow makes the folder of the path as it is written, so
+    here the path has no / either.
+    """
+    from sqlalchemy.engine import make_url  # here, since few commands need it
+
+    file = sqlite_file(uri)
+    if file is None or make_url(uri).database == str(file):
+        return uri
+    return uri.replace(str(file), quote(str(file), safe=""), 1)
 
 
 def check_database(file: Path) -> None:
@@ -53,10 +69,22 @@ def read_start_time(pid: int) -> str:
         return ""
 
 
-def is_alive(pid: int, since: str | None) -> bool:
-    """Return whether the process that was started then lives; a later one may have its number."""
-    now = read_start_time(pid)
-    if not now or not since:
-        return bool(now)
+def read_pid_namespace() -> str:
+    """Return within what a process number is unique: the kernel's boot, and a container; empty if unknown."""
+    with suppress(OSError):
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
+        return f"{boot_id} {os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def is_alive(pid: str, since: str) -> bool:
+    """Return whether the process that was started then lives; a later one may have its number.
+
+    What is no number, and no time, is that of nobody, and nothing is known of it.
+    """
+    try:
+        now, then = read_start_time(int(pid)), float(since or "nan")
+    except (ValueError, OverflowError):
+        return True
     # psutil adds to the boot time, which moves when the clock is set: allow a second.
-    return abs(float(now) - float(since)) <= 1
+    return bool(now) and not abs(float(now) - then) > 1

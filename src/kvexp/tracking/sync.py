@@ -2,16 +2,18 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from kvexp import tracking
+from kvexp.addresses import mask_secrets
 from kvexp.errors import ConfigError, KvexpError, TrackingError
+from kvexp.measurement import Row, is_wrong
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, read
-from kvexp.tracking import Tracker, TrackingSettings, artifacts, run_data
+from kvexp.tracking import Tracker, artifacts
 
 _LARGEST_CONFIG_BYTES = 1 << 20
 
@@ -28,7 +30,8 @@ class SyncCounts:
     Attributes:
         sent: Sent now.
         already_sent: In the store before.
-        refused: Left out, since their files hold something else than rows or their sweep still runs.
+        refused: Left out, since their files hold something else than rows, the store refuses them, or their
+            sweep still runs.
     """
 
     sent: int = 0
@@ -36,13 +39,13 @@ class SyncCounts:
     refused: int = 0
 
 
-def sync(root: Path, settings: TrackingSettings, say: Say) -> SyncCounts:
+def sync(root: Path, connect: Callable[[], Tracker], say: Say) -> SyncCounts:
     """Send every curve of the sweeps at or below `root` that the store lacks.
 
     Args:
         root: A sweep's folder, or one that holds sweeps' folders.
-        settings: The store.
-        say: Called with a line for each sweep that was sent or left out.
+        connect: Returns the store.
+        say: Called with a line for each sweep that was sent, and each sweep or curve that was left out.
 
     Raises:
         ConfigError: There is no sweep.
@@ -51,35 +54,33 @@ def sync(root: Path, settings: TrackingSettings, say: Say) -> SyncCounts:
     sweeps = _find_sweeps(root)
     if not sweeps:
         raise ConfigError(f"{root} holds no sweep with a {ROWS}; give multirun/ or a sweep's folder")
-    store = tracking.connect(settings)
-    if store is None:
-        raise ConfigError("tracking=none is no store to send to; choose local or server")
-    counts = SyncCounts()
+    store, counts = connect(), SyncCounts()
     for home in sweeps:
         try:
             with sweep_folder.hold(home):
                 _sync_sweep(home, store, counts, say)
-        except TimeoutError as error:
-            say(f"{home}: left out, since its sweep is at work ({error})")
+        except OSError as error:  # of the lock, a TimeoutError too
+            why = "its sweep is at work" if isinstance(error, TimeoutError) else "it cannot be locked"
+            say(f"{home}: left out, since {why} ({error})")
             counts.refused += len(list_curves(home))
-        except OSError as error:
-            raise TrackingError(f"{home} cannot be locked ({error.strerror}), so it is not sent") from error
     return counts
 
 
-def send_curves(store: Tracker, folders: Sequence[Path], say: Say) -> list[str]:
-    """Send the curves in these folders to the sweep that the store has started; return each one's status."""
-    statuses = []
+def send_curves(store: Tracker, folders: Sequence[Path], say: Say) -> int:
+    """Send the curves in these folders to the sweep that the store has started; return how many it has taken.
+
+    Each of the others is named to `say`.
+    """
+    sent = 0
     for job in folders:
-        try:
-            rows = read(job, say)
-        except KvexpError as error:
-            say(f"left out: {error}")
-            continue
-        if rows:
+        if rows := _read_rows(job, say):
             store.log_curve(job, _read_target(job), rows)
-            statuses.append(run_data.status(rows))
-    return statuses
+            sent += 1
+    store.settle()
+    refused, store.refused = store.refused, []
+    for sentence in refused:
+        say(f"left out: {sentence}")
+    return sent - len(refused)
 
 
 def draw_report(home: Path, say: Say) -> ReportFolder | None:
@@ -118,13 +119,29 @@ def _sync_sweep(home: Path, store: Tracker, counts: SyncCounts, say: Say) -> Non
     counts.already_sent += len(folders) - len(missing)
     if missing:
         store.start_sweep(sweep_id, _read_command(home), resumes=True, name=sweep_folder.name_of(home))
-        statuses = send_curves(store, missing, say)
-        store.end_sweep("FAILED" if {"incorrect", "failed"} & set(statuses) else "FINISHED")
-        counts.sent += len(statuses)
-        counts.refused += len(missing) - len(statuses)
-        say(f"{home}: sent {len(statuses)} of {len(folders)} curves")
+        try:
+            sent = send_curves(store, missing, say)
+        except TrackingError as error:
+            if not error.unreachable:
+                with suppress(TrackingError):
+                    store.end_sweep("FAILED")
+            raise
+        rows = [row for job in folders for row in _read_rows(job, lambda _: None)]
+        store.end_sweep("FAILED" if any(is_wrong(row["status"]) for row in rows) else "FINISHED")
+        counts.sent += sent
+        counts.refused += len(missing) - sent
+        say(f"{home}: sent {sent} of {len(folders)} curves")
     if (missing or store.lacks_report(sweep_id)) and (report := draw_report(home, say)):
         send_report(store, home, report, say)
+
+
+def _read_rows(job: Path, say: Say) -> list[Row]:
+    """Read the rows in the curve's folder; say why and return none where they cannot be read."""
+    try:
+        return list(read(job, say))
+    except KvexpError as error:
+        say(f"left out: {error}")
+        return []
 
 
 def _find_sweeps(root: Path) -> list[Path]:
@@ -142,7 +159,7 @@ def _read_command(home: Path) -> str:
         overrides, flags = sweep_folder.read_command(home)
     except ConfigError:
         return ""
-    return tracking.mask_passwords(" ".join(["python", "-m", "kvexp", *flags, *overrides]))
+    return mask_secrets(" ".join(["python", "-m", "kvexp", *flags, *overrides]))
 
 
 def _read_target(job: Path) -> str:

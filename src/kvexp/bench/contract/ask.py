@@ -9,7 +9,7 @@ where the machine may be to blame: a process was late or killed, or a GPU had to
 import contextlib
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,14 +32,16 @@ class Asker:
     Args:
         on_wait: Called with who has the GPU first: each process takes its lock, see `kvexp.gpu.lock`. None
             where this process has it.
+        on_answer: Called at each answer of the process, for whoever waits for the end of all.
 
     Attributes:
         coming: Curves that will be asked for, resolved for this machine: one process asks all of them.
     """
 
-    def __init__(self, on_wait: OnWait | None = None) -> None:
+    def __init__(self, on_wait: OnWait | None = None, on_answer: Callable[[], None] = lambda: None) -> None:
         self.coming: list[Experiment] = []
         self._on_wait = on_wait
+        self._on_answer = on_answer
         self._ask_seconds = ASK_SECONDS
         self._known: dict[str, Contract] = {}
         self._in_doubt = False
@@ -88,6 +90,7 @@ class Asker:
             fresh = self._child is None
             try:
                 for answer in self._answers(experiment, sizes, list(died)):
+                    self._on_answer()
                     if "holder" in answer:
                         assert self._on_wait
                         self._on_wait(answer["holder"])
@@ -147,7 +150,7 @@ class Asker:
         Raises:
             _Died: It has ended, or was silent for too long.
         """
-        limit_s: float | None = self._ask_seconds if self._child else START_SECONDS
+        limit_s = self._ask_seconds if self._child else START_SECONDS
         self._child = child = self._child or self._start()
         request = {
             "experiment": asdict(experiment),
@@ -165,8 +168,8 @@ class Asker:
             except EOFError:
                 raise _explain_death(child) from None
             yield answer
-            # Waiting for another process's curve is no hang, however long it takes.
-            limit_s = None if answer.get("holder") else self._ask_seconds
+            # Waiting for another process's curve is no hang, however long it takes: it is said again.
+            limit_s = START_SECONDS if answer.get("holder") else self._ask_seconds
 
 
 class _Died(Exception):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvexp import file_lock, tracking
+from kvexp.addresses import mask_address
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
@@ -90,7 +91,7 @@ def _check_store() -> Finding:
         uri = tracking.settings("local", None, None, "kvexp", os.environ).uri or ""
         file = tracking.sqlite_file(uri)
         if file is None:
-            return _finding("MLflow store", "without", f"{tracking.mask_passwords(uri)}, not checked")
+            return _finding("MLflow store", "without", f"{mask_address(uri)}, not checked")
         check_database(file)
     except (ConfigError, KvexpError, sqlite3.Error) as error:
         return _finding("MLflow store", "no", str(error), "tracking.uri=sqlite:////ELSEWHERE/mlflow.db")

@@ -6,12 +6,16 @@ DIR is a sweep's folder or one that holds several; default: multirun/. The defau
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from kvexp import terminal, tracking
+from kvexp.addresses import mask_address
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import TrackingError
+from kvexp.tracking import Tracker
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from kvexp.tracking.sync import sync
 
 NOT_SENT = 1
@@ -26,14 +30,20 @@ def main(argv: Sequence[str]) -> int:
     typed = _parse(argv)
     kind = "server" if typed.to and not typed.to.startswith("sqlite") else "local"
     settings = tracking.settings(kind, typed.to, None, typed.experiment, os.environ)
-    try:
-        done = sync(typed.dir, settings, terminal.say)
-    except TrackingError as error:
-        terminal.say(f"kvexp: {error}; what is on disk stays, so sync again later")
-        return NOT_SENT
+    with closing(SubprocessTracker()) as store:
+
+        def connect() -> Tracker:
+            store.connect(settings)
+            return store.wait()
+
+        try:
+            done = sync(typed.dir, connect, terminal.say)
+        except TrackingError as error:
+            terminal.say(f"kvexp: {error}; what is on disk stays, so sync again later")
+            return NOT_SENT
     left = f", {done.refused} left out" if done.refused else ""
-    store = tracking.mask_passwords(settings.uri or "")
-    say(f"{done.sent} curves sent, {done.already_sent} were there{left}: {store}\n")
+    address = mask_address(settings.uri or "")
+    say(f"{done.sent} curves sent, {done.already_sent} were there{left}: {address}\n")
     return NOT_SENT if done.refused else 0
 
 

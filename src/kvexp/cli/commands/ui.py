@@ -1,16 +1,20 @@
 """Show the tracked runs in MLflow's UI in a browser; Ctrl-C ends it."""
 
 import os
+import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, Terminated
+from kvexp.process import END_SECONDS, request_kill_on_parent_death
+from kvexp.sweep.signals import raise_on_signals
 from kvexp.tracking import sqlite, ui_views
 
 _HOST = "127.0.0.1"
@@ -22,11 +26,12 @@ _QUIET = {
 }
 
 
-def main(argv: Sequence[str]) -> NoReturn:
-    """Replace this process by MLflow's server.
+def main(argv: Sequence[str]) -> int:
+    """Run MLflow's server until it ends; return 0 if that was by Ctrl-C, else its exit code.
 
     Raises:
         ConfigError: There are no runs, or the port cannot be used.
+        Terminated: SIGTERM or SIGHUP came; the server has ended.
     """
     parser = Parser("kvexp ui", description=__doc__)
     parser.add_argument("dir", nargs="?", type=Path, default=Path("mlruns"), metavar="DIR", help="mlruns/")
@@ -38,9 +43,33 @@ def main(argv: Sequence[str]) -> NoReturn:
     _check_port(typed.port)
     say("".join(f"{line}\n" for line in _list_pages(file, f"http://{_HOST}:{typed.port}")))
     say("It answers in a few seconds; Ctrl-C ends it.\n")
-    command = ["mlflow", "ui", "--backend-store-uri", f"sqlite:///{file.absolute()}", "--host", _HOST]
-    command += ["--port", str(typed.port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    os.execve(sys.executable, [sys.executable, "-m", *command], os.environ | _QUIET)
+    uri = sqlite.format_for_sqlalchemy(f"sqlite:///{file.absolute()}")
+    command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", _HOST, "--port", str(typed.port)]
+    return _serve([*command, "--workers", "1", "--uvicorn-opts", "--log-level warning"])
+
+
+def _serve(command: Sequence[str]) -> int:
+    """Run that module of Python in a session of its own: Ctrl-C would make each of its processes complain."""
+    server = None
+    with raise_on_signals():
+        try:
+            server = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                env=os.environ | _QUIET,
+                start_new_session=True,
+                preexec_fn=request_kill_on_parent_death,  # also if a signal comes before `server` is set
+            )
+            return server.wait()
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            if server:
+                for number in (signal.SIGTERM, signal.SIGKILL):
+                    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                        os.killpg(server.pid, number)
+                        server.wait(END_SECONDS)
 
 
 def _check_port(port: int) -> None:
