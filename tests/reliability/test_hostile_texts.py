@@ -17,7 +17,10 @@ from kvexp import cli, terminal
 from kvexp.report import render
 from tests.helpers.recorded_rows import curve, refused, sweep
 
+STEERS_NAME = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
+"""The same on one line, as a name must be."""
 STEERS = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e\u2028"
+SHOWN_NAME = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e\u2028"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
@@ -26,11 +29,11 @@ MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 def theirs(tmp_path, monkeypatch):
     """A sweep of someone else's, in each text of which a terminal is told something."""
     monkeypatch.chdir(tmp_path)
-    words = {"impl_options": json.dumps({"flags": STEERS}), "started_at": "2026-11-21T" + STEERS}
+    words = {"impl_options": json.dumps({"flags": STEERS})}
     curves = [
         curve(
             {1: 2.0, 8: 3.0},
-            impl=f"a{STEERS}",
+            impl=f"a{STEERS_NAME}",
             throttled=STEERS,
             contract=STEERS,
             device_name=STEERS,
@@ -54,7 +57,7 @@ def is_calm(text):
     [
         ("compare", "THEIRS", "THEIRS"),
         ("compare", "THEIRS", "--axis", "impl", "--baseline", "b", "--candidate", "d"),
-        ("compare", "THEIRS", "--axis", "impl", "--baseline", "b", "--candidate", f"a{STEERS}"),
+        ("compare", "THEIRS", "--axis", "impl", "--baseline", "b", "--candidate", f"a{STEERS_NAME}"),
         ("compare", "THEIRS", "THEIRS/gone"),
         ("watch", "THEIRS", "--once"),
         ("report", "THEIRS"),
@@ -80,7 +83,7 @@ def test_watching_shows_what_stands_there(theirs, capfd):
 
 def test_what_a_comparison_of_values_refuses_is_shown(theirs, capsys):
     cli.dispatch(["compare", str(theirs), "--axis", "impl", "--baseline", "b", "--candidate", "d"])
-    assert capsys.readouterr().err == f"kvexp: impl=d was not measured; there is a{SHOWN}, b, c\n"
+    assert capsys.readouterr().err == f"kvexp: impl=d was not measured; there is a{SHOWN_NAME}, b, c\n"
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
