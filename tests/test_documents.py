@@ -12,6 +12,7 @@ import yaml
 from kvexp import cli
 from kvexp.cli import commands
 from kvexp.measurement import COLUMNS
+from kvexp.results import sweep_dir
 from kvexp.results.row_file import read
 from kvexp.sweep import runner
 from tests.helpers import recorded_rows
@@ -129,13 +130,15 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
     words = shlex.split(command, comments=True)[3:]
     # What reads sweeps finds those that the documents name, all measured.
     named = [word for word in words if "/" in word and "://" not in word]
-    for name in (named or ["multirun/2026-11-21/10-00-00-0"]) if words[0] in commands.names() else ():
+    reads = words == ["resume=true"] or words[0] in commands.names()
+    for name in (named or ["multirun/2026-11-21/10-00-00-0"]) if reads else ():
         curves = [
             recorded_rows.curve({1: 1.0, 64: 2.0}, impl=impl, layout=layout)
             for impl in ("cuda", "triton", "triton_tuned")
             for layout in ("NHD", "HND")
         ]
         recorded_rows.sweep(stranger / name, curves)
+        sweep_dir.write_command(stranger / name, ["impl=cuda,triton", "layout=NHD,HND"], [])
     # A machine without a GPU cannot run the defaults, and the doctor says so.
     assert cli.dispatch(words) in ({0, 1} if words == ["doctor"] else {0})
 

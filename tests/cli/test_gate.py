@@ -49,6 +49,8 @@ def _go(patched, folder):
     patched.setattr(gate_rules, "MIN_PROCESSES", 2)
     patched.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
     patched.delenv("KERNEL", raising=False)
+    # What is kept of the kernel is kept for its source, whatever KERNEL was.
+    patched.setenv("KVEXP_CACHE_DIR", str(folder / "cache"))
 
 
 def test_a_baseline_holds_the_right_rows_of_every_process(gate_dir):

@@ -17,11 +17,9 @@ from kvexp import cli, terminal
 from kvexp.report import render
 from tests.helpers.recorded_rows import curve, refused, sweep
 
-STEERS_NAME = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
-"""The same on one line, as a name must be."""
-STEERS = "\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e\u2028"
-SHOWN_NAME = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
-SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\r\x08\u202e\u2028"
+LINE = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
+STEERS = f"{LINE}\r\u2028"
+SHOWN = r"\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
@@ -29,17 +27,10 @@ MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 def theirs(tmp_path, monkeypatch):
     """A sweep of someone else's, in each text of which a terminal is told something."""
     monkeypatch.chdir(tmp_path)
-    words = {"impl_options": json.dumps({"flags": STEERS})}
+    words = {"impl_options": json.dumps({"flags": STEERS}), "throttled": LINE, "contract": LINE}
     curves = [
-        curve(
-            {1: 2.0, 8: 3.0},
-            impl=f"a{STEERS_NAME}",
-            throttled=STEERS,
-            contract=STEERS,
-            device_name=STEERS,
-            **words,
-        ),
-        curve({1: 2.0, 8: 3.0}, impl="b", device_name=STEERS),
+        curve({1: 2.0, 8: 3.0}, impl=f"a{LINE}", device_name=LINE, **words),
+        curve({1: 2.0, 8: 3.0}, impl="b", device_name=LINE),
         [refused("failed", f"{STEERS}\nsecond{STEERS}", impl="c")],
     ]
     folder = sweep(tmp_path / "theirs" / f"s{STEERS}", curves)
@@ -57,7 +48,7 @@ def is_calm(text):
     [
         ("compare", "THEIRS", "THEIRS"),
         ("compare", "THEIRS", "--axis", "impl", "--baseline", "b", "--candidate", "d"),
-        ("compare", "THEIRS", "--axis", "impl", "--baseline", "b", "--candidate", f"a{STEERS_NAME}"),
+        ("compare", "THEIRS", "--axis", "impl", "--baseline", "b", "--candidate", f"a{LINE}"),
         ("compare", "THEIRS", "THEIRS/gone"),
         ("watch", "THEIRS", "--once"),
         ("report", "THEIRS"),
@@ -83,14 +74,14 @@ def test_watching_shows_what_stands_there(theirs, capfd):
 
 def test_what_a_comparison_of_values_refuses_is_shown(theirs, capsys):
     cli.dispatch(["compare", str(theirs), "--axis", "impl", "--baseline", "b", "--candidate", "d"])
-    assert capsys.readouterr().err == f"kvexp: impl=d was not measured; there is a{SHOWN_NAME}, b, c\n"
+    assert capsys.readouterr().err == f"kvexp: impl=d was not measured; there is a{SHOWN}, b, c\n"
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_an_export_is_whole_in_a_file_and_printable_on_a_terminal(theirs, tmp_path, kind):
     command = [sys.executable, "-m", "kvexp", "export", str(theirs), "--format", kind]
     piped = subprocess.run(command, capture_output=True, check=True).stdout.decode()
-    assert (STEERS if kind == "csv" else r"\u001b]0;owned") in piped
+    assert (LINE if kind == "csv" else r"\u001b]0;owned") in piped
     ours, theirs_end = pty.openpty()
     process = subprocess.Popen(command, stdout=theirs_end)
     os.close(theirs_end)
@@ -141,7 +132,7 @@ def test_the_last_words_of_a_kernel_and_its_reason_are_printable(tmp_path):
 
 def test_a_warning_of_the_log_is_printable():
     record = logging.LogRecord("kvexp", 30, "", 0, "%s is torn", (STEERS,), None)
-    assert terminal.LogFormatter().format(record) == f"{SHOWN} is torn"
+    assert terminal.LogFormatter().format(record) == rf"{SHOWN}\r\u2028 is torn"
 
 
 @given(text=st.text())

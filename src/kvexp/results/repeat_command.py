@@ -1,7 +1,6 @@
 """Derive from rows alone the overrides that repeat their curve, by the defaults in conf/."""
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +8,16 @@ from typing import Any
 import yaml
 
 from kvexp.bench.impl_hash import conf_dir
+from kvexp.case import Case
+from kvexp.column import Name, columns_of
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
+from kvexp.results.labels import OPTIONS, read_options
 from kvexp.results.overrides import quote_value
 
-_GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "timer", "workload")
+_GROUPS = tuple(
+    name for name, column in columns_of(Case).items() if isinstance(column, Name) and name != "device"
+)
 _REFERENCE = re.compile(r"\$\{\.(\w+)\}")  # to another key of the workload
 
 
@@ -39,8 +43,8 @@ def derive_overrides(rows: Sequence[Row]) -> list[str] | None:
     ]
     if row.get("device") not in (None, "auto", MEANING["cuda"]["device"]):
         overrides.append(f"device={quote_value(row['device'])}")
-    for group in ("impl", "timer"):
-        options: dict[str, Any] = json.loads(row.get(f"{group}_options") or "{}")
+    for group in OPTIONS:
+        options = read_options(row, group)
         known = _read_option(group, chosen[group])
         if not options.keys() <= known.keys():
             return None

@@ -124,7 +124,8 @@ class MlflowTracker:
                 status = "FAILED" if is_wrong(run_data.status(rows)) else "FINISHED"
                 self._client.set_terminated(run_id, status, end_ms)
                 if not self._curves:
-                    self._tag_parent(rows)
+                    with ignore_refusals():
+                        self._tag_parent(rows)
         except TrackingError as error:
             self._leave_out(folder, rows, run_id, error)
         else:
