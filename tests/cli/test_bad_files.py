@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kvexp import file_lock
+from kvexp.host import file_lock
 from tests.helpers import recorded_rows
 
 

@@ -10,12 +10,12 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.addresses import mask_secrets
 from kvexp.cli import options, schema
 from kvexp.cli.argv import ADDRESS, CommandLine
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
+from kvexp.host.addresses import mask_secrets
 from kvexp.results.overrides import get_key, quote_value
 from kvexp.results.row_file import ROWS
 from kvexp.sweep.settings import SweepSettings

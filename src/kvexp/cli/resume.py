@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvexp import terminal
-from kvexp.addresses import mask_secrets
 from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
+from kvexp.host import terminal
+from kvexp.host.addresses import mask_secrets
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, quote_value
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from kvexp import __version__
-from kvexp.addresses import mask_address, mask_secrets
 from kvexp.errors import KvexpError, TrackingError
+from kvexp.host.addresses import mask_address, mask_secrets
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
 from kvexp.results.row_file import ROWS, SAMPLES

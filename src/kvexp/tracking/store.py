@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
-from kvexp.addresses import mask_address, mask_secrets
 from kvexp.errors import TrackingError
-from kvexp.file_lock import locked
+from kvexp.host.addresses import mask_address, mask_secrets
+from kvexp.host.file_lock import locked
 from kvexp.results.row_file import make_folder
 from kvexp.tracking import sqlite_file, ui_views
 from kvexp.tracking.sqlite import check_database, format_for_sqlalchemy
