@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kvexp import file_lock
+from kvexp.host import file_lock
 from tests.helpers import recorded_rows
 
 
@@ -42,7 +42,11 @@ NO_TEXT = "that is no text: YAML reads on, yes, null and 1 as other values; writ
         ("impl", IMPL + "a:\n  on: 1\n", 'impl.a must be one value, not {"true": 1}'),
         ("impl", IMPL + "a:\n  !!binary aGk=: 1\n", "impl.a must be one value, not {}"),
         ("workload", SIZES + "off: 1\n", f"workload has the key false {NO_TEXT}"),
-        ("timer", "# Own.\nyes: 1\n", f"timer has the key true {NO_TEXT}"),
+        (
+            "timer",
+            "# Own.\n_target_: kvexp.timer.none.NoTimer\nyes: 1\n",
+            f"timer has the key true {NO_TEXT}",
+        ),
         ("tracking", "# Own.\n2: 1\n", f"tracking has the key 2 {NO_TEXT}"),
         ("dtype", "# Own.\nno: 1\n", f"dtype has the key false {NO_TEXT}"),
         ("connector", "# Own.\nlayout: null\non: 1\n", f"connector has the key true {NO_TEXT}"),

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from kvexp import file_lock
 from kvexp.errors import Unsupported
 from kvexp.gpu import lock
+from kvexp.host import file_lock
 
 UUID = "GPU-1"
 OTHER = 1001

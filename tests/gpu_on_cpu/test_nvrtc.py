@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kvexp import disk_cache
 from kvexp.bench import equal_copy
 from kvexp.errors import CompileError
 from kvexp.gpu import nvrtc
+from kvexp.host import disk_cache
 
 SOURCE = 'extern "C" __global__ void fill(int* to) { to[threadIdx.x] = VALUE; }\n'
 ARCHES = ["sm_80", "sm_89", "sm_90", "sm_100"]

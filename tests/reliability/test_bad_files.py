@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvexp import cli, disk_cache
+from kvexp import cli
 from kvexp.errors import KvexpError
+from kvexp.host import disk_cache
 from kvexp.measurement import SCHEMA
 from kvexp.results import jsonl, labels, point_identity, row_file
 from kvexp.results import sweep_dir as sweep_folder

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from kvexp import cli, terminal
+from kvexp import cli
+from kvexp.host import terminal
 from kvexp.report import render
 from tests.helpers.recorded_rows import curve, refused, sweep
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from kvexp import file_lock
+from kvexp.host import file_lock
 from kvexp.results import sweep_dir
 from tests.helpers.recorded_rows import row, sweep
 

@@ -9,8 +9,9 @@ import psutil
 import pytest
 import torch
 
-from kvexp import file_lock, report
+from kvexp import report
 from kvexp.errors import ConfigError, Terminated, TrackingError
+from kvexp.host import file_lock
 from kvexp.results import row_file, sweep_dir
 from kvexp.sweep import prestart, runner
 from kvexp.sweep.curve_run import CurveRun

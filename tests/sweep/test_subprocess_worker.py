@@ -267,7 +267,7 @@ list(worker.run(Experiment.from_json(sys.argv[1])))
 
 
 def test_one_that_was_closed_takes_nothing_more_even_where_nobody_can_end_it(monkeypatch):
-    monkeypatch.setattr("kvexp.process.END_SECONDS", 0.1)
+    monkeypatch.setattr("kvexp.host.process.END_SECONDS", 0.1)
     with Worker("cpu") as one, monkeypatch.context() as unkillable:
         unkillable.setattr(one._process, "kill", lambda: None)
         one.close()

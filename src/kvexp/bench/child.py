@@ -30,8 +30,8 @@ from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu import lock
 from kvexp.gpu.lock import OnWait
+from kvexp.host.process import frozen_imports, start_serving
 from kvexp.measurement import Measurement
-from kvexp.process import frozen_imports, start_serving
 
 if TYPE_CHECKING:
     from kvexp.bench.curve_setup import Unrolls

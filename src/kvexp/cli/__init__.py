@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kvexp import __version__, disk_cache, terminal
-from kvexp.addresses import mask_secrets
+from kvexp import __version__
 from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
+from kvexp.host import disk_cache, terminal
+from kvexp.host.addresses import mask_secrets
 from kvexp.sweep import prestart
 from kvexp.sweep.prestart import Prestart
 

@@ -13,10 +13,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from kvexp.addresses import mask_address
 from kvexp.cli import help
 from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
+from kvexp.host.addresses import mask_address
 
 ADDRESS = "tracking.uri"
 """The key of the store's address."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kvexp import file_lock
+from kvexp.host import file_lock
 from kvexp.results.sweep_dir import COMMAND, LOCK
 
 

@@ -10,12 +10,12 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.addresses import mask_secrets
 from kvexp.cli import options, schema
 from kvexp.cli.argv import ADDRESS, CommandLine
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
+from kvexp.host.addresses import mask_secrets
 from kvexp.results.overrides import get_key, quote_value
 from kvexp.results.row_file import ROWS
 from kvexp.sweep.settings import SweepSettings
@@ -65,21 +65,22 @@ class Collector:
             self._records.append(record)
 
     def write_records(self) -> None:
-        """Write each curve's configuration and overrides as Hydra would, with secrets masked.
+        """Write each curve's configuration and overrides as Hydra would; mask secrets, also in Hydra's file.
 
         Raises:
             ConfigError: They cannot be written.
         """
+        whole = self.valid[0][1].parent / "multirun.yaml"
+        texts = {whole: whole.read_text("utf-8")} if whole.is_file() else {}
         for (_, folder, overrides), config in zip(self.valid, self._records, strict=True):
-            texts = {"config.yaml": config, "overrides.yaml": OmegaConf.to_yaml(list(overrides))}
+            texts[folder / ".hydra" / "config.yaml"] = config
+            texts[folder / ".hydra" / "overrides.yaml"] = OmegaConf.to_yaml(list(overrides))
+        for file, text in texts.items():
             try:
-                (folder / ".hydra").mkdir(parents=True, exist_ok=True)
-                for name, text in texts.items():
-                    (folder / ".hydra" / name).write_text(mask_secrets(text), "utf-8")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(mask_secrets(text), "utf-8")
             except OSError as error:
-                raise ConfigError(
-                    f"cannot write {folder / '.hydra'} ({error.strerror}); nothing was measured"
-                ) from error
+                raise ConfigError(f"cannot write {file} ({error.strerror}); nothing was measured") from error
 
     def check(self) -> None:
         """Check that there is something to measure and that all of it is valid.

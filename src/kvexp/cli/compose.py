@@ -17,8 +17,6 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp import terminal
-from kvexp.addresses import mask_secrets
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume, say
 from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
@@ -27,6 +25,8 @@ from kvexp.cli.collector import HOLDS_ROWS, Collector
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
+from kvexp.host import terminal
+from kvexp.host.addresses import mask_secrets
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, make_folder
 from kvexp.sweep.prestart import Prestart

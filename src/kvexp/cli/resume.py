@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvexp import terminal
-from kvexp.addresses import MASK, mask_secrets
 from kvexp.cli import help
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
+from kvexp.host import terminal
+from kvexp.host.addresses import mask_secrets
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, quote_value
 
@@ -137,11 +137,6 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
     for text in rest:
         if text.startswith("-"):
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
-        if MASK in text:
-            raise ConfigError(
-                f"the sweep in {folder} was typed with an address whose secrets are not kept; "
-                f"type the whole command again, with resume={folder}"
-            )
         if get_key(text).startswith("hydra"):
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
         if "${" in text:
@@ -157,4 +152,5 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
         )
     typed = {get_key(text) for text in line.overrides} | ({"tracking"} if places else set())
     kept = [text for text in rest if not is_place(text) and get_key(text) not in typed]
-    return parse_command_line([*line.flags, *kept, *line.overrides])
+    # The typed overrides have their secrets masked.
+    return replace(parse_command_line([*line.flags, *kept, *line.overrides]), address=line.address)

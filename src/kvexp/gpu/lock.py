@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from kvexp import file_lock
 from kvexp.errors import Unsupported
+from kvexp.host import file_lock
 
 OnWait = Callable[[str | None], None]
 """Called with `process 12` when that process holds the lock, again each minute, and with None at the end."""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kvexp import disk_cache
 from kvexp.errors import CompileError
+from kvexp.host import disk_cache
 
 STANDARD = "c++17"
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)

@@ -11,11 +11,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row, is_right
 from kvexp.report.format import DASH, number, optional, percent
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.results.labels import group_by_curve, label_curves
-from kvexp.terminal import make_printable
 
 _PIPE_WIDTH = 1000
 

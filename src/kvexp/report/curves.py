@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row
 from kvexp.results.labels import CURVE, OPTIONS, format_column, group_by_curve, label_curves, read_options
 from kvexp.results.load import SWEEP
-from kvexp.terminal import make_printable
 
 IDENTITY = (*CURVE, SWEEP)
 """The columns that are fixed along a line; the sweep counts only where several measured a curve."""

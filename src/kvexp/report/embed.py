@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from kvexp import plain_file
+from kvexp.host import plain_file
 from kvexp.measurement import Row
 from kvexp.report import figures as drawing
 from kvexp.report.content import Content

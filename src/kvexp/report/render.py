@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from kvexp import plain_file
+from kvexp.host import plain_file
+from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row
 from kvexp.report.content import Content, build_content
 from kvexp.report.embed import Picture, draw_figures, save_figures
 from kvexp.results.verdict import Verdict
-from kvexp.terminal import make_printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MARKUP = re.compile(r"[\\`*\[\]|~<&]|(?<![^\W_])_|_(?![^\W_])|^[-+=#>]|:(?=//)|(?<=www)\.", re.IGNORECASE)

@@ -11,8 +11,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import plain_file
 from kvexp.errors import ConfigError
+from kvexp.host import plain_file
 from kvexp.measurement import Row, is_right
 from kvexp.results.labels import group_by_curve
 from kvexp.results.point_identity import get_repetition

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvexp.errors import ConfigError
-from kvexp.plain_file import open_plain
+from kvexp.host.plain_file import open_plain
 
 MAX_LINE_BYTES = 1 << 24
 """A row takes some 2 KB, a thousand samples some 20 KB, and a compiler's log rarely more."""

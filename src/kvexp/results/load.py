@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from kvexp.addresses import mask_secrets
 from kvexp.case import Sizes
 from kvexp.column import columns_of
 from kvexp.errors import ConfigError
+from kvexp.host.addresses import mask_secrets
 from kvexp.measurement import Row
 from kvexp.results import row_file, sweep_dir
 from kvexp.results.labels import group_by_curve

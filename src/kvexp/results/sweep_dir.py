@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kvexp import file_lock
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.host import file_lock
 from kvexp.measurement import Row, is_right
 from kvexp.results import jsonl
 from kvexp.results.overrides import get_key, is_place

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kvexp import file_lock
+from kvexp.host import file_lock
 from kvexp.measurement import Row
 from kvexp.results import row_file
 from kvexp.results.labels import CURVE, group_by_curve

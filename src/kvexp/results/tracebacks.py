@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kvexp.plain_file import open_plain
+from kvexp.host.plain_file import open_plain
 
 TRACEBACKS = "tracebacks.txt"
 

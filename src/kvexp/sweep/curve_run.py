@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
+from kvexp.host.process import LineChild
 from kvexp.measurement import Measurement, Status
-from kvexp.process import LineChild
 from kvexp.results.point_identity import Identity, identify_in_workload
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.settings import SweepSettings

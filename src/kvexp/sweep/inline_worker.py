@@ -11,8 +11,8 @@ from kvexp.bench.contract.ask import Asker
 from kvexp.errors import Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import OnWait
+from kvexp.host.terminal import say
 from kvexp.sweep.subprocess_worker import Point
-from kvexp.terminal import say
 
 
 class InlineWorker:

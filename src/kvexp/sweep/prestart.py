@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Self
 
-from kvexp.process import LineChild
+from kvexp.host.process import LineChild
 from kvexp.sweep.subprocess_worker import start_child
 from kvexp.tracking.subprocess_tracker import SubprocessTracker
 

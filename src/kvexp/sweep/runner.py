@@ -11,6 +11,7 @@ from pathlib import Path
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
+from kvexp.host.terminal import say
 from kvexp.measurement import is_right, is_wrong
 from kvexp.results import sweep_dir, tracebacks
 from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
@@ -23,7 +24,6 @@ from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.signals import raise_on_signals
 from kvexp.sweep.subprocess_worker import Point
 from kvexp.sweep.summary import Row, print_summary
-from kvexp.terminal import say
 from kvexp.tracking import artifacts
 from kvexp.tracking.best_effort import BestEffort
 

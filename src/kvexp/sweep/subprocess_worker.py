@@ -13,7 +13,7 @@ from typing import Any, Self
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import OnWait
-from kvexp.process import END_SECONDS, START_SECONDS, LineChild
+from kvexp.host.process import END_SECONDS, START_SECONDS, LineChild
 
 CHILD = "kvexp.bench.child"
 LAST_WORDS_BYTES = 4000

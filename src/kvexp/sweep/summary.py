@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kvexp import report
+from kvexp.host.terminal import say
 from kvexp.measurement import STATUSES, is_wrong
 from kvexp.results import merge
-from kvexp.terminal import say
 
 Row = Mapping[str, Any]
 

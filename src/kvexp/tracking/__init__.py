@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from kvexp.addresses import mask_address
 from kvexp.errors import ConfigError, TrackingError
+from kvexp.host.addresses import mask_address
 
 KINDS = ("local", "server", "none")
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from kvexp.host.process import frozen_imports
 from kvexp.measurement import Row
-from kvexp.process import frozen_imports
 from kvexp.results import load
 from kvexp.results.sweep_state import count_planned
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from kvexp import __version__
-from kvexp.addresses import mask_address, mask_secrets
 from kvexp.errors import KvexpError, TrackingError
+from kvexp.host.addresses import mask_address, mask_secrets
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
 from kvexp.results.row_file import ROWS, SAMPLES
@@ -124,7 +124,8 @@ class MlflowTracker:
                 status = "FAILED" if is_wrong(run_data.status(rows)) else "FINISHED"
                 self._client.set_terminated(run_id, status, end_ms)
                 if not self._curves:
-                    self._tag_parent(rows)
+                    with ignore_refusals():
+                        self._tag_parent(rows)
         except TrackingError as error:
             self._leave_out(folder, rows, run_id, error)
         else:

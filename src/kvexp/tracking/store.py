@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
-from kvexp.addresses import mask_address, mask_secrets
 from kvexp.errors import TrackingError
-from kvexp.file_lock import locked
+from kvexp.host.addresses import mask_address, mask_secrets
+from kvexp.host.file_lock import locked
 from kvexp.results.row_file import make_folder
 from kvexp.tracking import sqlite_file, ui_views
 from kvexp.tracking.sqlite import check_database, format_for_sqlalchemy
@@ -53,7 +53,8 @@ def describe_error(error: BaseException, uri: str) -> str:
         _REMARK.sub("", " ".join(str(error).split()).partition(" [SQL: ")[0]).strip() or type(error).__name__
     )
     said = "".join(letter if letter.isprintable() else "?" for letter in said)
-    return mask_secrets(said, uri, *(os.environ.get(name, "") for name in _SECRETS))[:_LONGEST_MESSAGE]
+    secrets = (os.environ.get(name, "").strip() for name in _SECRETS)
+    return mask_secrets(said, uri, *secrets)[:_LONGEST_MESSAGE]
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -112,7 +113,7 @@ def _add_views(client: MlflowClient, experiment: Experiment) -> None:
 
 @contextmanager
 def ignore_refusals() -> Iterator[None]:
-    """Ignore a store's error about a view, which is no reason to go untracked, unless it does not answer."""
+    """Ignore a store's error about something that nobody needs, such as a view, unless it does not answer."""
     try:
         yield
     except MlflowException as error:

@@ -24,9 +24,9 @@ from pickle import UnpicklingError
 from typing import Any
 
 from kvexp import tracking
-from kvexp.addresses import mask_address
 from kvexp.errors import KvexpError, TrackingError
-from kvexp.process import START_SECONDS, frozen_imports, request_kill_on_parent_death, start_module
+from kvexp.host.addresses import mask_address
+from kvexp.host.process import START_SECONDS, frozen_imports, request_kill_on_parent_death, start_module
 from kvexp.tracking import Tracker, TrackingSettings, artifacts
 
 END_SECONDS = 5.0

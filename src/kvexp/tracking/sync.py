@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from kvexp.addresses import mask_secrets
 from kvexp.errors import ConfigError, KvexpError, TrackingError
+from kvexp.host.addresses import mask_secrets
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, read

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from kvexp import disk_cache
 from kvexp.bench import impl_hash
 from kvexp.bench.contract import Contract
 from kvexp.experiment import Experiment
+from kvexp.host import disk_cache
 
 MACHINE = ("device_name", "driver", "torch", "triton", "cuda", "cuda_core", "source_hash")
 """Columns of the machine that a contract depends on; `source_hash` since kvexp poses clauses and launches."""

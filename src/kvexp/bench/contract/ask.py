@@ -17,7 +17,7 @@ from kvexp.bench.contract import CLAUSES, PLAIN, Contract, Finding, answer_cache
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import OnWait
-from kvexp.process import END_SECONDS, START_SECONDS, LineChild
+from kvexp.host.process import END_SECONDS, START_SECONDS, LineChild
 
 ASK_SECONDS = 120.0
 """Time limit of one question; a peer's first call may compile for half a minute."""

@@ -17,7 +17,7 @@ from kvexp.case import Case
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import gpu_lock
-from kvexp.process import frozen_imports, start_serving
+from kvexp.host.process import frozen_imports, start_serving
 
 
 def serve() -> None:

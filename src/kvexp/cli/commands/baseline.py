@@ -9,10 +9,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import terminal
 from kvexp.cli import gate_rules, say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.host import terminal
 from kvexp.results import baselines, point_identity, row_file
 from kvexp.sweep.runner import Job
 

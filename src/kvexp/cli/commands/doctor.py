@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvexp import file_lock, tracking
-from kvexp.addresses import mask_address
+from kvexp import tracking
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.gpu import lock
+from kvexp.host import file_lock
+from kvexp.host.addresses import mask_address
 from kvexp.results.sweep_dir import LOCK
 from kvexp.tracking.sqlite import check_database
 

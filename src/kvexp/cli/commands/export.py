@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp import plain_file
 from kvexp.cli import say, write
 from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.host import plain_file
 from kvexp.results import export, load
 from kvexp.results.row_file import make_folder
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvexp import terminal
 from kvexp.cli import comparison_table, gate_rules
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
+from kvexp.host import terminal
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import baselines, compare, load
 from kvexp.sweep.runner import Job

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from kvexp import terminal, tracking
-from kvexp.addresses import mask_address
+from kvexp import tracking
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import TrackingError
+from kvexp.host import terminal
+from kvexp.host.addresses import mask_address
 from kvexp.tracking import Tracker
 from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from kvexp.tracking.sync import sync

@@ -13,7 +13,7 @@ from pathlib import Path
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, Terminated
-from kvexp.process import END_SECONDS, request_kill_on_parent_death
+from kvexp.host.process import END_SECONDS, request_kill_on_parent_death
 from kvexp.sweep.signals import raise_on_signals
 from kvexp.tracking import sqlite, ui_views
 

@@ -8,13 +8,13 @@ one holds and none is broken, 1 when one is broken, 3 when the implementation re
 import argparse
 from collections.abc import Sequence
 
-from kvexp import terminal
 from kvexp.bench.contract import SMALL
 from kvexp.bench.contract.ask import Asker
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
+from kvexp.host import terminal
 
 BROKEN = 1
 REFUSED = 3

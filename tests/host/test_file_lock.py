@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from kvexp import file_lock
+from kvexp.host import file_lock
 
 HOLD = """
 import pathlib, sys
-from kvexp import file_lock
+from kvexp.host import file_lock
 
 with file_lock.locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from kvexp import disk_cache
+from kvexp.host import disk_cache
 
 OTHER_USER = 4242
 

@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 
-from kvexp.process import frozen_imports
+from kvexp.host.process import frozen_imports
 
 
 class Ring:

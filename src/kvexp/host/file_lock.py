@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kvexp.plain_file import open_plain
+from kvexp.host.plain_file import open_plain
 
 _POLL_S = 0.05
 

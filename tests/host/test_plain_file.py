@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kvexp import plain_file
+from kvexp.host import plain_file
 
 
 @pytest.fixture

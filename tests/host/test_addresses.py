@@ -1,6 +1,6 @@
 import pytest
 
-from kvexp.addresses import mask_address, mask_secrets
+from kvexp.host.addresses import mask_address, mask_secrets
 
 
 @pytest.mark.parametrize(
