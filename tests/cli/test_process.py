@@ -146,8 +146,18 @@ def test_a_terminal_without_a_mu_still_shows_the_table(tmp_path, monkeypatch):
     assert "Traceback" not in process.stderr
 
 
+def test_an_interrupt_while_modules_are_imported_has_no_traceback(tmp_path):
+    script = (
+        "import sys\nclass Interrupt:\n    def find_spec(self, name, *_):\n"
+        "        if name == 'kvexp.sweep.prestart': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\nfrom kvexp.__main__ import main\nmain()"
+    )
+    process = start("-c", script, "--help", cwd=tmp_path)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
+
+
 def test_the_console_script_is_the_module(tmp_path):
-    script = "import sys; from kvexp.cli import main; sys.argv[0] = 'kvexp'; main()"
+    script = "import sys; from kvexp.__main__ import main; sys.argv[0] = 'kvexp'; main()"
     by_script = start("-c", script, "impl=tornch", cwd=tmp_path)
     by_module = start("-m", "kvexp", "impl=tornch", cwd=tmp_path)
     assert by_script.stderr == by_module.stderr

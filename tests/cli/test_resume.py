@@ -124,6 +124,7 @@ def test_a_store_of_this_machines_configuration_is_taken(typed, sweep, monkeypat
          ["workload.head_size=8", "workload.num_heads=8"]),
         ([f"workload.num_tokens=[1,{HEADS}]"], ["workload.num_tokens=[1,6]"]),
         (["tracking.experiment=${oc.env:TEAM}"], ["tracking.experiment='it\\'s us'"]),
+        ([r"tracking.experiment=$\{oc.env:TEAM\}"], ["tracking.experiment='it\\'s us'"]),
         (["layout=NHD,HND", f"workload.seed={HEADS}"], ["layout=NHD,HND", "workload.seed=6"]),
         (["workload.head_size=${workload.num_heads}", "workload.num_heads=8,16"], None),
         ([f"workload.num_heads=8,{HEADS}"], None),

@@ -173,6 +173,8 @@ def test_nothing_in_a_resumed_folder_is_run(place, half):
         (["tracking.experiment=${oc.env:HOME}"], [], "it refers to something outside of the folder"),
         (["impl=torch", "workload.seed=${oc.env:UID}"], [], "it refers to something outside of the folder"),
         (["+x=[1,'${oc.env:HOME}']"], [], "it refers to something outside of the folder"),
+        ([r"tracking.experiment=$\{oc.env:HOME\}"], [], "it refers to something outside of the folder"),
+        ([r"workload.seed=1,$\{oc.env:HOME\}"], [], "it refers to something outside of the folder"),
         (None, [], "does not say what was typed; type the whole command again"),
     ],
 )

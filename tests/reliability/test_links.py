@@ -110,6 +110,22 @@ def test_a_store_is_not_locked_through_a_link(precious, tmp_path):
         tracking.connect(tracking.settings("local", None, None, "kvexp", {}))
 
 
+def test_a_store_that_is_a_link_is_not_written(precious, tmp_path):
+    (tmp_path / "here" / "mlruns").mkdir()
+    (tmp_path / "here" / "mlruns" / "mlflow.db").symlink_to(precious)
+    with pytest.raises(TrackingError, match=f"mlflow.db is a symbolic link; type the file .*{precious}"):
+        tracking.connect(tracking.settings("local", None, None, "kvexp", {}))
+
+
+def test_nothing_is_sent_to_a_store_through_a_link(theirs, tmp_path, capsys):
+    folder = theirs("0/samples.jsonl", "0/tracebacks.txt", "0/.hydra/config.yaml")
+    assert cli.dispatch(["sync", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("1 curves sent")
+    sent = [file for file in (tmp_path / "here" / "mlruns" / "artifacts").rglob("*") if file.is_file()]
+    assert {"rows.jsonl", "overrides.yaml", "report.html"} <= {file.name for file in sent}
+    assert [file for file in sent if PRECIOUS.encode() in file.read_bytes()] == []
+
+
 def test_a_folder_with_links_is_not_cleared_away(theirs, precious, tmp_path):
     folder = theirs()
     shutil.rmtree(folder)

@@ -387,6 +387,18 @@ class TestASweep:
                 runner.run(jobs("torch", "Idle"), replace(UNTRACKED, resumes=resumes), COMMAND)
             assert f"kvexp: interrupted after {reached} of 8 points\n" in capfd.readouterr().err
 
+    @pytest.mark.parametrize(("where", "reached"), [("print_summary", 4), ("_start_tracking", 0)])
+    def test_that_is_interrupted_while_it_begins_or_ends_says_how_far_it_came(
+        self, jobs, monkeypatch, capfd, where, reached
+    ):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runner, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run(jobs("torch"), UNTRACKED, COMMAND)
+        assert capfd.readouterr().err.count(f"kvexp: interrupted after {reached} of 4 points\n") == 1
+
     def test_that_fails_or_is_wrong_is_not_called_interrupted(self, jobs, capfd):
         runner.run(jobs("Idle"), UNTRACKED, COMMAND, None, "python -m kvexp resume=there")
         with pytest.raises(ConfigError):

@@ -16,7 +16,7 @@ from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
 from kvexp.host.addresses import mask_secrets
-from kvexp.results.overrides import get_key, quote_value
+from kvexp.results.overrides import get_key, is_reference, quote_value
 from kvexp.results.row_file import ROWS
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, settings
@@ -108,7 +108,7 @@ class Collector:
         for text in self.line.overrides:
             if text in self._meanings:
                 value, *others = self._meanings[text]
-                if others or "${" in value:
+                if others or is_reference(value):
                     return None
                 text = f"{text.partition('=')[0]}={value}"
             found.append(text)
@@ -117,7 +117,7 @@ class Collector:
     def _note_references(self, config: DictConfig, choices: Mapping[str, Any]) -> None:
         """Note what each typed reference means in this curve."""
         for text in self.line.overrides:
-            if "${" in text:
+            if is_reference(text):
                 key = get_key(text)
                 root = HydraConfig.instance().cfg if key.startswith("hydra.") else config
                 value = choices[key] if key in choices else OmegaConf.select(cast(DictConfig, root), key)

@@ -16,7 +16,7 @@ from kvexp.errors import ConfigError
 from kvexp.host import terminal
 from kvexp.host.addresses import mask_secrets
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, quote_value
+from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, is_reference, quote_value
 
 ROOT = "multirun"
 _KEY = "resume"
@@ -139,7 +139,7 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
         if get_key(text).startswith("hydra"):
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
-        if "${" in text:
+        if is_reference(text):
             raise ConfigError(
                 f"{text!r} in {folder / sweep_folder.COMMAND} is refused: it refers to something outside of "
                 "the folder; type the whole command again"

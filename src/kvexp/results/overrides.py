@@ -43,7 +43,12 @@ def is_place(text: str) -> bool:
     return is_about_tracking(text) and text not in _NO_TRACKING and get_key(text) != "tracking.experiment"
 
 
+def is_reference(text: str) -> bool:
+    r"""Return whether the override may refer to something else: `${oc.env:HOME}`, `$\{oc.env:HOME\}`."""
+    return "${" in text.replace("\\", "")  # Hydra takes the backslashes away
+
+
 def is_plain(text: str) -> bool:
     """Return whether the override only sets a value: no flag, nothing of Hydra's, no class, no reference."""
     own = not text.startswith("-") and not get_key(text).startswith("hydra")
-    return own and "_target_" not in text and "${" not in text
+    return own and "_target_" not in text and not is_reference(text)

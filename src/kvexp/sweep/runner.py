@@ -4,7 +4,7 @@ Imports neither torch nor MLflow: two child processes do, while this one compose
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,6 +105,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(raise_on_signals())
         outcome = _open_folder(home, settings, stack)
+        total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
+        stack.enter_context(_report_interruption(outcome, total, resume_command))
         measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
         prestart = prestart or stack.enter_context(Prestart(measures, tracks))
         prestart.keep(measures, tracks)
@@ -113,7 +115,7 @@ def run(
         stack.callback(supervisor.close)
         supervisor.start(experiments[0].device)
         tracker = _start_tracking(home, settings, command, prestart if tracks else None)
-        status, note = "KILLED", ""
+        status = "KILLED"
         try:
             _measure(jobs, settings, supervisor, tracker, outcome)
             status = "FAILED" if exit_code(outcome.rows) == 1 else "FINISHED"
@@ -121,16 +123,22 @@ def run(
             status = "FAILED"
             say(f"kvexp: {error}")
             return 1
-        except KeyboardInterrupt:
-            total = sum(len(job.experiment.workload.num_tokens) for job in jobs)
-            note = f"kvexp: interrupted after {min(outcome.count(), total)} of {total} points"
-            note += f"; this goes on: {resume_command}" * bool(resume_command)
-            raise
         finally:
             # The GPU's memory is freed while a slow store is told of the end.
             supervisor.kill()
-            _finish(outcome, home, settings.repeat, tracker, status, note)
+            _finish(outcome, home, settings.repeat, tracker, status)
     return exit_code(outcome.rows)
+
+
+@contextmanager
+def _report_interruption(outcome: Outcome, total: int, resume_command: str) -> Iterator[None]:
+    """Say how far the sweep came where a signal ends the block, also a second one while it ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note = f"kvexp: interrupted after {min(outcome.count(), total)} of {total} points"
+        say(note + (f"; this goes on: {resume_command}" if resume_command else ""))
+        raise
 
 
 def exit_code(rows: Sequence[Row]) -> int:
@@ -284,8 +292,8 @@ def _write(points: Iterator[Point], job: Job, curve: CurveRun, outcome: Outcome)
         yield row
 
 
-def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str, note: str) -> None:
-    """Print the summary and the note, then end the store's run and send the report, whatever interrupts that.
+def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, status: str) -> None:
+    """Print the summary, then end the store's run and send the report, whatever interrupts that.
 
     The summary does not wait for the store. The report is drawn while the last curve arrives there.
     """
@@ -302,5 +310,3 @@ def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, stat
             files = [job.folder / tracebacks.TRACEBACKS for job, _ in outcome.curves]
             written = [file for file in files if file.exists()]
             print_summary(outcome.rows, curves, home, repeat, outcome.untried, written)
-        if note:
-            say(note)

@@ -258,13 +258,16 @@ class MlflowTracker:
             self._client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
 
     def _log_files(self, run_id: str, folder: Path, rows: Sequence[Row]) -> None:
-        """Send rows, samples and tracebacks, the configuration with passwords masked, and the figure."""
+        """Send rows, samples and tracebacks, the configuration with passwords masked, and the figure.
+
+        What is a symbolic link is not sent: it may point at anything of this user's.
+        """
         for name in (ROWS, SAMPLES, TRACEBACKS):
-            if (folder / name).exists():
+            if (folder / name).exists() and not (folder / name).is_symlink():
                 self._client.log_artifact(run_id, str(folder / name))
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
-            if file.exists():
+            if file.exists() and not file.is_symlink():
                 text = mask_secrets(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as figures:

@@ -32,9 +32,11 @@ def check_database(file: Path) -> None:
     """Check that the file is missing or a database: MLflow silently retries anything else for minutes.
 
     Raises:
-        KvexpError: It is no file, or cannot be read and written.
+        KvexpError: It is no file, a symbolic link, or cannot be read and written.
         sqlite3.Error: It is no database.
     """
+    if file.is_symlink():  # MLflow would add its tables to whatever database it points at
+        raise KvexpError(f"{file} is a symbolic link; type the file that it points at, {file.resolve()}")
     if not file.exists():
         return
     if not file.is_file():
