@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from kvexp.errors import Terminated
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
@@ -29,3 +31,21 @@ def raise_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Hold Ctrl-C, SIGTERM and SIGHUP back until the end of the block, where the one that came is raised.
+
+    A process that is started inside inherits that: it has to call `release_signals`.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        release_signals()
+
+
+def release_signals() -> None:
+    """Have signals that were held back arrive."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)

@@ -14,7 +14,7 @@ from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, Terminated
 from kvexp.host.process import END_SECONDS, request_kill_on_parent_death
-from kvexp.sweep.signals import raise_on_signals
+from kvexp.sweep.signals import hold_signals, raise_on_signals, release_signals
 from kvexp.tracking import sqlite, ui_views
 
 _HOST = "127.0.0.1"
@@ -53,12 +53,13 @@ def _serve(command: Sequence[str]) -> int:
     server = None
     with raise_on_signals():
         try:
-            server = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                env=os.environ | _QUIET,
-                start_new_session=True,
-                preexec_fn=request_kill_on_parent_death,  # also if a signal comes before `server` is set
-            )
+            with hold_signals():  # a server that was begun is known here, and is ended
+                server = subprocess.Popen(
+                    [sys.executable, "-m", *command],
+                    env=os.environ | _QUIET,
+                    start_new_session=True,
+                    preexec_fn=_prepare_server,
+                )
             return server.wait()
         except Terminated:
             raise
@@ -70,6 +71,12 @@ def _serve(command: Sequence[str]) -> int:
                     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                         os.killpg(server.pid, number)
                         server.wait(END_SECONDS)
+
+
+def _prepare_server() -> None:
+    """Have the server die with this process, however that ends, and hear signals itself."""
+    request_kill_on_parent_death()
+    release_signals()
 
 
 def _check_port(port: int) -> None:
