@@ -77,7 +77,6 @@ class Case(Sizes, Choices):
         """Tokens that have a slot; at least one."""
         return max(1, self.num_tokens - round(self.padding * self.num_tokens))
 
-    @property
-    def mappings(self) -> int:
-        """Number of slot mappings of this length that share no slot and begin at multiples of 16 bytes."""
-        return max(1, self.num_slots // (self.num_tokens + self.num_tokens % 2))
+    def cache_item_bytes(self, item_bytes: int) -> int:
+        """Return the bytes of a cache item: those of a source item for `auto`, one for the fp8 formats."""
+        return item_bytes if self.kv_cache_dtype == "auto" else 1

@@ -3,13 +3,13 @@ import torch
 
 from kvexp.bench import equal_copy
 from kvexp.bench.mode import prepare
-from kvexp.bench.verify import poison
 from kvexp.errors import IncorrectResult
+from kvexp.gpu import scan
 from kvexp.gpu.scan import find_unpoisoned
 from kvexp.impl import make
 from kvexp.timer.replay import Replay
 from kvexp.timer.replay_plan import Plan
-from kvexp.workload import GUARD_BYTES, allocate
+from kvexp.workload import GUARD_BYTES
 from tests.helpers import compose
 from tests.helpers.strides import all_poison
 
@@ -18,8 +18,8 @@ from tests.helpers.strides import all_poison
 def memory():
     made = compose.experiment("workload=tiny", "impl=torch").resolve("cpu")
     case = max(made.cases(), key=lambda case: case.num_tokens)
-    with allocate(make(made.op), case, make(made.layout), torch.bfloat16) as held:
-        poison(held.cache)
+    with make(made.op).allocate(case, make(made.layout), torch.bfloat16) as held:
+        scan.poison(held.cache.storage)
         yield held
 
 
@@ -39,7 +39,7 @@ def places(memory, calls):
     for call in calls:
         call()
         found.append((storage != untouched).nonzero().flatten().tolist())
-        poison(memory.cache)
+        scan.poison(memory.cache.storage)
     return found
 
 

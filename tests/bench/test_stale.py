@@ -16,7 +16,7 @@ FIRST_COUNTED = 1 + RULE["warmup"]
 """Runs are numbered: that of the first check, then the warm-up, then the samples that count."""
 
 TIMED = "right at first, but not while it was timed: "
-CHANGED = "right at first, but not once keys, values and slots changed in place: "
+CHANGED = "right at first, but not once its inputs changed in place: "
 
 
 def measured(how, timer="wall_clock", num_tokens=16, **chosen):

@@ -165,7 +165,7 @@ def test_every_slot_mapping_that_is_timed_was_verified(nth, elements):
 def test_a_changed_input_that_is_none_of_the_point_s_own_is_found(timer):
     point, largest = measured(how="stray_impls.Beyond", num_tokens=(3, 50), timer=timer, rule=QUICK)
     assert (point.status, largest.status) == ("incorrect", "incorrect")
-    assert point.reason == f"right at first, but not once keys, values and slots changed in place: {INPUTS}"
+    assert point.reason == f"right at first, but not once its inputs changed in place: {INPUTS}"
     assert largest.reason == INPUTS
 
 

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from kvexp.op import FP8, cache_item_bytes
+from kvexp.op import FP8
 from tests.helpers import compose, oracle
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
@@ -68,7 +68,7 @@ def drawn(some, device):
     op, layout = some.choice(PAIRS)
     dtype, kv_cache_dtype, scale = some.choice(TYPES)
     item = oracle.DTYPES[dtype]
-    whole = 16 // cache_item_bytes(kv_cache_dtype, item.itemsize) if op == PAGED else 1
+    whole = 16 // (item.itemsize if kv_cache_dtype == "auto" else 1) if op == PAGED else 1
     head_size = whole * some.randint(1, 140 // whole)
     sizes = {
         "num_blocks": some.randint(1, 5),

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kvexp.bench.verify import check_run, check_untouched, poison, restore
+from kvexp.bench.verify import check_run, check_untouched, restore
 from kvexp.errors import IncorrectResult
-from kvexp.gpu.scan import find_unpoisoned
+from kvexp.gpu import scan
 from kvexp.layout import Sizes
 from kvexp.op.quantize import quantize
-from kvexp.workload import Cache, Tensors, build
+from kvexp.workload.cache_write import Cache, Tensors
 from tests.helpers import tiny_curve
 
 MAPPINGS = 3
@@ -46,8 +46,8 @@ def packed_items(name: str, sizes: Sizes, layer: int) -> Tensor:
 def point(**chosen: Any) -> Iterator[Tensors]:
     """Build the tensors of 16 tokens and three slot mappings, on a poisoned cache."""
     with tiny_curve.memory(num_tokens=16, **chosen) as held:
-        poison(held.cache)
-        yield build(tiny_curve.case(num_tokens=16, **chosen), held, MAPPINGS)
+        scan.poison(held.cache.storage)
+        yield held.build(tiny_curve.case(num_tokens=16, **chosen), MAPPINGS)
 
 
 def addresses(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def spoilt(
 
 def all_poison(cache: Cache) -> bool:
     """Return whether every byte of the cache and its guards is poison."""
-    return find_unpoisoned(cache.storage)() is None
+    return scan.find_unpoisoned(cache.storage)() is None
 
 
 def free_slot(tensors: Tensors) -> int:
@@ -115,7 +115,7 @@ def verify(run: Callable[[], None], tensors: Tensors, windows: Sequence[int]) ->
     """Run the calls on a cache that is all poison and check all that they wrote, as a point does."""
     check_run(run, tensors, windows)
     restore(tensors, len(windows))
-    check_untouched(tensors.cache)()
+    check_untouched(tensors.cache.storage)()
 
 
 def reason(tensors: Tensors, run: Callable[[], None], windows: Sequence[int] = FIRST) -> str:

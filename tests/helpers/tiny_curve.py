@@ -11,7 +11,7 @@ import torch
 from kvexp.case import Case
 from kvexp.experiment import Choice, Experiment, Scalar, WorkloadSpec
 from kvexp.impl import make
-from kvexp.workload import Memory, allocate
+from kvexp.workload.cache_write import Memory
 from tests.helpers import compose
 
 _SIZES = {field.name for field in fields(WorkloadSpec)}
@@ -53,11 +53,12 @@ def case(**chosen: Any) -> Case:
     return list(curve(**chosen).cases())[-1]
 
 
-def memory(*, least_rows: int = 0, **chosen: Any) -> AbstractContextManager[Memory]:
-    """Allocate the memory of the curve, with at least so many rows of keys and of values."""
+def memory(*, cold_windows: int = 0, **chosen: Any) -> AbstractContextManager[Memory]:
+    """Allocate the memory of the curve, with room for so many windows that share nothing."""
     made = curve(**chosen)
     largest = max(made.cases(), key=lambda case: case.num_tokens)
-    return allocate(make(made.op), largest, make(made.layout), source(made), least_rows)
+    cold = [(largest, cold_windows)] if cold_windows else []
+    return make(made.op).allocate(largest, make(made.layout), source(made), cold)
 
 
 def source(made: Experiment) -> torch.dtype:

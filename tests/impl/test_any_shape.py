@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvexp.op import FP8, cache_item_bytes
+from kvexp.op import FP8
 from tests.helpers import compose, oracle
 from tests.helpers.oracle import DIFFKV, PAGED
 
@@ -52,7 +52,7 @@ def problems(draw: st.DrawFn, kinds: Sequence[tuple[str, str, str]]) -> oracle.P
 @st.composite
 def head_sizes(draw: st.DrawFn, op: str, dtype: str, kv_cache_dtype: str) -> dict[str, int]:
     """What the op takes: whole pieces of 16 bytes for the head-major cache, else any."""
-    item_bytes = cache_item_bytes(kv_cache_dtype, oracle.DTYPES[dtype].itemsize)
+    item_bytes = oracle.DTYPES[dtype].itemsize if kv_cache_dtype == "auto" else 1
     whole = 16 // item_bytes if op == PAGED else 1
     sizes = st.integers(1, 80 // whole).map(lambda count: count * whole)
     head_size = draw(sizes)

@@ -7,7 +7,7 @@ import pytest
 
 from kvexp.errors import Unsupported
 from kvexp.impl import make
-from kvexp.op import FP8, cache_item_bytes
+from kvexp.op import FP8
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
@@ -162,7 +162,8 @@ class TestBytesMoved:
 
 
 def test_a_cache_item_is_the_source_s_or_one_byte():
-    assert [cache_item_bytes(kind, 4) for kind in ("auto", *FP8)] == [4, 1, 1]
+    cases = [tiny_curve.case(kv_cache_dtype=kind) for kind in ("auto", *FP8)]
+    assert [case.cache_item_bytes(4) for case in cases] == [4, 1, 1]
 
 
 def test_the_call_gets_what_the_op_takes_and_the_slots_that_are_given(op):

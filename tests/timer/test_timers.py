@@ -6,7 +6,7 @@ from kvexp.errors import Unsupported
 from kvexp.impl import make
 from kvexp.timer import Timer
 from kvexp.timer.replay_plan import ONCE
-from tests.helpers import compose, tiny_curve
+from tests.helpers import compose
 
 TIMERS = [name for name in compose.options("timer") if name != "auto"]
 GPU_S = ["cuda_event", "cupti", "profile"]
@@ -67,7 +67,7 @@ def test_host_load_affects_what_the_host_s_clock_or_its_launches_take(name):
 
 
 def test_the_host_s_clock_times_one_call_of_a_gpu():
-    plan = made("wall_clock").plan(tiny_curve.case(), 8192, 8192, 10_000)
+    plan = made("wall_clock").plan(64, 8192, 8192, 10_000)
     assert (plan.all_calls, plan.mappings, plan.flush_l2) == (1, 1, False)
     assert (plan.cache_state, plan.inputs_state) == ("hot", "hot")
     assert ONCE.cache_state is None

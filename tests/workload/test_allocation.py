@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from kvexp.bench.verify import poison
+from kvexp.gpu import scan
 from kvexp.gpu.scan import checksum
-from kvexp.workload import GUARD_BYTES, NO_SLOT, TIMED, build
+from kvexp.workload import GUARD_BYTES, TIMED
+from kvexp.workload.cache_write import NO_SLOT
 from tests.helpers import compose, tiny_curve
 from tests.helpers.strides import packed_items
 
@@ -15,7 +16,7 @@ LAYOUTS = compose.options("layout")
 class TestSlotMappings:
     def test_that_are_contiguous_follow_one_another(self):
         with tiny_curve.memory(slots="contiguous") as held:
-            tensors = build(tiny_curve.case(slots="contiguous", num_tokens=3), held, 3)
+            tensors = held.build(tiny_curve.case(slots="contiguous", num_tokens=3), 3)
             tensors.redraw(TIMED)
             assert tensors.slot_mappings.tolist() == [[0, 1, 2], [4, 5, 6], [8, 9, 10]]
 
@@ -24,8 +25,8 @@ class TestSlotMappings:
     def test_share_no_slot_and_begin_aligned(self, tokens, mappings, padding):
         with tiny_curve.memory() as held:
             point = tiny_curve.case(num_tokens=tokens, padding=padding)
-            assert point.mappings == mappings
-            tensors = build(point, held, mappings)
+            assert held.op.count_places(point) == mappings
+            tensors = held.build(point, mappings)
             assert tensors.slot_mappings.shape == (mappings, tokens)
             written = tensors.written_slots(mappings)
             assert written.unique().numel() == written.numel() == mappings * point.written_tokens
@@ -37,12 +38,12 @@ class TestSlotMappings:
 class TestPaddedMappings:
     def padded(self, held, padding_at, mappings=2, padding=0.4):
         case = tiny_curve.case(num_tokens=10, padding=padding, padding_at=padding_at)
-        return build(case, held, mappings)
+        return held.build(case, mappings)
 
     def test_are_the_curves_slots_but_where_padding_is(self, padding_at):
         with tiny_curve.memory() as held:
             tensors = self.padded(held, padding_at)
-            bare = build(tiny_curve.case(num_tokens=10), held, 2)
+            bare = held.build(tiny_curve.case(num_tokens=10), 2)
             kept = tensors.unpadded.tolist()
             others = [token for token in range(10) if token not in kept]
             assert len(kept) == 6
@@ -72,7 +73,7 @@ class TestPaddedMappings:
 
 def test_a_point_without_padding_sees_its_changed_slots_too():
     with tiny_curve.memory() as held:
-        tensors = build(tiny_curve.case(num_tokens=3), held, 1)
+        tensors = held.build(tiny_curve.case(num_tokens=3), 1)
         tensors.slot_mappings[0, 1] += 1
         assert not tensors.unchanged()
 
@@ -139,7 +140,7 @@ class TestTheCache:
         assert cache.key.dtype == cache.value.dtype == item
         assert cache.key.numel() == cache.value.numel() == 8 * 16 * 2 * 32
         assert cache.storage.numel() == 2 * 8 * 16 * 2 * 32 * item.itemsize + 2 * GUARD_BYTES
-        poison(cache)
+        scan.poison(cache.storage)
         guards = cache.storage[:GUARD_BYTES].clone(), cache.storage[-GUARD_BYTES:].clone()
         for plane, byte in ((cache.key, 1), (cache.value, 2)):
             plane.copy_(torch.full(plane.shape, byte, dtype=torch.uint8).repeat_interleave(

@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 import torch
 
-from kvexp.workload import BOUND, LAST, NO_SLOT, TIMED, build, inputs
+from kvexp.workload import BOUND, LAST, TIMED
+from kvexp.workload.cache_write import NO_SLOT
 from tests.helpers import compose, oracle, tiny_curve
 
 DRAWS = (TIMED, BOUND, LAST)
@@ -29,7 +30,7 @@ def test_a_draw_is_always_the_same_and_unlike_the_others(slots, dtype, padding, 
     chosen = {"slots": slots, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "num_tokens": 8}
     chosen |= {"padding": padding, "padding_at": padding_at}
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(tiny_curve.case(**chosen), memory, 2)
+        tensors = memory.build(tiny_curve.case(**chosen), 2)
         drawn = {}
         for draw in (*DRAWS, *reversed(DRAWS), LAST, TIMED):
             tensors.redraw(draw)
@@ -48,7 +49,7 @@ def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks,
     chosen = {"slots": slots, "num_blocks": num_blocks, "block_size": block_size}
     chosen["num_tokens"] = num_blocks if slots == "decode" else num_blocks * block_size
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(tiny_curve.case(**chosen), memory, 1)
+        tensors = memory.build(tiny_curve.case(**chosen), 1)
         for draw in DRAWS:
             tensors.redraw(draw)
             found = tensors.slot_mappings[0]
@@ -64,7 +65,7 @@ def test_slots_are_others_in_each_draw_and_each_is_there_once(slots, num_blocks,
 @pytest.mark.parametrize("draw", [BOUND, LAST])
 def test_slots_in_a_row_begin_at_another_block_and_stay_in_a_row(slots, draw):
     with tiny_curve.memory(slots=slots, num_tokens=128) as memory:
-        tensors = build(tiny_curve.case(slots=slots, num_tokens=128), memory, 1)
+        tensors = memory.build(tiny_curve.case(slots=slots, num_tokens=128), 1)
         tensors.redraw(TIMED)
         first = tensors.slot_mappings[0].tolist()
         assert first == (list(range(128)) if slots == "contiguous" else list(range(127, -1, -1)))
@@ -79,7 +80,7 @@ def test_slots_in_a_row_begin_at_another_block_and_stay_in_a_row(slots, draw):
 def test_slots_in_a_row_of_one_block_begin_at_another_slot():
     chosen = {"slots": "contiguous", "num_blocks": 1, "block_size": 64, "num_tokens": 8}
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(tiny_curve.case(**chosen), memory, 1)
+        tensors = memory.build(tiny_curve.case(**chosen), 1)
         for draw in (BOUND, LAST):
             tensors.redraw(draw)
             begin = int(tensors.slot_mappings[0, 0])
@@ -91,7 +92,7 @@ def test_slots_in_a_row_of_one_block_begin_at_another_slot():
 def test_padding_stays_where_it_was(padding_at):
     chosen = {"padding": 0.4, "padding_at": padding_at, "num_tokens": 10}
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(tiny_curve.case(**chosen), memory, 3)
+        tensors = memory.build(tiny_curve.case(**chosen), 3)
         padded = tensors.slot_mappings == NO_SLOT
         assert int(padded.sum()) == 3 * 4
         for draw in DRAWS:
@@ -106,7 +107,7 @@ def test_data_change_in_place_and_no_version_counter_does(padding):
     """Tensors stay where they are, and of the same version: as if a kernel had written them."""
     chosen = {"num_tokens": 10, "padding": padding, "kv_cache_dtype": "fp8", "scale": "per_head"}
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(tiny_curve.case(**chosen), memory, 2, 2, 1)
+        tensors = memory.build(tiny_curve.case(**chosen), 2, 2)
         window = tensors.window(1)
         given = (tensors.key, tensors.value, window.key, window.value)
         given += (tensors.slot_mappings[0], tensors.slot_mappings[1], tensors.k_scale, tensors.v_scale)
@@ -119,7 +120,7 @@ def test_data_change_in_place_and_no_version_counter_does(padding):
 
 def test_a_draw_seals_the_inputs():
     with tiny_curve.memory(kv_cache_dtype="fp8") as memory:
-        tensors = build(tiny_curve.case(num_tokens=3, kv_cache_dtype="fp8"), memory, 2)
+        tensors = memory.build(tiny_curve.case(num_tokens=3, kv_cache_dtype="fp8"), 2)
         for draw in DRAWS:
             tensors.redraw(draw)
             assert tensors.unchanged(others=True)
@@ -135,7 +136,7 @@ def test_a_draw_seals_the_inputs():
 def test_scales_follow_the_point_s_own_rows(dtype, scale):
     chosen = {"dtype": dtype, "kv_cache_dtype": "fp8", "scale": scale}
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(tiny_curve.case(**chosen, num_tokens=3), memory, 1, 2, 1)
+        tensors = memory.build(tiny_curve.case(**chosen, num_tokens=3), 1, 2)
         tensors.redraw(LAST)
         over = (0, 2) if scale == "per_head" else (0, 1, 2)
         for rows, found in ((tensors.rows.key, tensors.k_scale), (tensors.rows.value, tensors.v_scale)):
@@ -155,9 +156,9 @@ def test_timed_data_depend_only_on_the_point(rows, dtype):
         for curve in ((tokens,), (tokens, *others)):
             with tiny_curve.memory(**sizes, num_tokens=curve) as memory:
                 case = tiny_curve.case(**sizes, num_tokens=tokens)
-                tensors = build(case, memory, 1, 2, inputs.window_step(case, memory.inputs.itemsize))
+                tensors = memory.build(case, 1, 2)
                 if len(curve) > 1:
-                    build(tiny_curve.case(**sizes, num_tokens=others[-1]), memory, 1).redraw(LAST)
+                    memory.build(tiny_curve.case(**sizes, num_tokens=others[-1]), 1).redraw(LAST)
                 tensors.redraw(TIMED)
                 found.append(seen(tensors))
         assert alike(*found) == [True] * 4

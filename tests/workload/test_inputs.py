@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kvexp.workload import build, inputs
+from kvexp.workload import inputs
 from tests.helpers import compose, oracle, tiny_curve
 
 DTYPES = compose.options("dtype")
@@ -66,14 +66,13 @@ def test_a_value_head_of_another_size_has_its_place_in_the_fused_row():
 def test_a_point_has_the_places_and_slots_that_it_has_as_a_curve_of_its_own(rows, windows, cold):
     chosen = {"rows": rows, "num_query_heads": 3, "num_heads": 1, "head_size": 46}
     case = tiny_curve.case(**chosen, num_tokens=3)
-    step = inputs.window_step(case, 2, cold)
-    least = windows * step if cold else 0
+    least = windows if cold else 0
     with (
-        tiny_curve.memory(**chosen, least_rows=least) as held,
-        tiny_curve.memory(**chosen, num_tokens=3, least_rows=least) as alone,
+        tiny_curve.memory(**chosen, cold_windows=least) as held,
+        tiny_curve.memory(**chosen, num_tokens=3, cold_windows=least) as alone,
     ):
         assert len(held.rows.key) > len(alone.rows.key)
-        one, other = (build(case, memory, 2, windows, step) for memory in (held, alone))
+        one, other = (memory.build(case, 2, windows, cold) for memory in (held, alone))
         assert torch.equal(one.slot_mappings, other.slot_mappings)
         for window in range(windows):
             for plane in ("key", "value"):
@@ -84,7 +83,7 @@ def test_a_point_has_the_places_and_slots_that_it_has_as_a_curve_of_its_own(rows
 
 def test_values_follow_their_keys_at_once():
     with tiny_curve.memory() as held:
-        tensors = build(tiny_curve.case(num_tokens=3), held, 1)
+        tensors = held.build(tiny_curve.case(num_tokens=3), 1)
         assert tensors.key.data_ptr() == held.inputs.data_ptr()
         assert tensors.value.data_ptr() == tensors.key.data_ptr() + tensors.key.numel() * tensors.key.itemsize
 
@@ -95,7 +94,7 @@ def test_what_is_none_of_a_point_s_own_begins_aligned(num_tokens, dtype):
     """It is looked at too, in whole vectors."""
     sizes = {"dtype": dtype, "kv_cache_dtype": "auto", "num_heads": 1, "head_size": 7}
     with tiny_curve.memory(**sizes) as held:
-        tensors = build(tiny_curve.case(**sizes, num_tokens=num_tokens), held, 1)
+        tensors = held.build(tiny_curve.case(**sizes, num_tokens=num_tokens), 1)
         assert 0 < tensors.rows.flat.nbytes < held.inputs.nbytes
         assert tensors.rows.flat.nbytes % 16 == 0
 
@@ -104,7 +103,7 @@ def test_extra_tokens_are_rows_behind_the_last_one():
     chosen = {"extra_tokens": 3, "num_tokens": (1, 7)}
     with tiny_curve.memory(**chosen) as held:
         for num_tokens in (1, 7):
-            tensors = build(tiny_curve.case(**chosen | {"num_tokens": num_tokens}), held, 1)
+            tensors = held.build(tiny_curve.case(**chosen | {"num_tokens": num_tokens}), 1)
             assert len(tensors.key) == len(tensors.value) == num_tokens + 3
             assert tensors.slot_mappings.shape == (1, num_tokens)
 
@@ -131,7 +130,7 @@ def test_rows_are_normal_numbers_keys_unlike_values_gaps_included(rows, dtype):
 class TestScales:
     def test_of_a_tensor_put_its_largest_at_64(self, dtype, rows):
         with tiny_curve.memory(dtype=dtype, kv_cache_dtype="fp8", rows=rows) as held:
-            tensors = build(tiny_curve.case(dtype=dtype, kv_cache_dtype="fp8", rows=rows), held, 1)
+            tensors = held.build(tiny_curve.case(dtype=dtype, kv_cache_dtype="fp8", rows=rows), 1)
             for plane, scale in ((held.rows.key, tensors.k_scale), (held.rows.value, tensors.v_scale)):
                 assert (scale.shape, scale.dtype) == ((), torch.float32)
                 assert scale == plane.float().abs().max() / 64
@@ -139,7 +138,7 @@ class TestScales:
     def test_of_heads_put_the_largest_of_each_at_64(self, dtype, rows):
         chosen = {"dtype": dtype, "kv_cache_dtype": "fp8", "rows": rows, "scale": "per_head", "num_heads": 3}
         with tiny_curve.memory(**chosen) as held:
-            tensors = build(tiny_curve.case(**chosen), held, 1)
+            tensors = held.build(tiny_curve.case(**chosen), 1)
             for plane, scale in ((held.rows.key, tensors.k_scale), (held.rows.value, tensors.v_scale)):
                 assert scale.is_contiguous()
                 assert scale.dtype == torch.float32

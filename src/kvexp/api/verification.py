@@ -59,17 +59,18 @@ def verify(
             and bytes; or the function refuses a plain call.
         ValueError: An op, layout, dtype, format, device or clause is unknown, or they do not fit together.
     """
-    _check("op", op, ops.list_names())
+    loaded: Any = ops.load(op) if op in ops.list_names() else None
+    _check("op", op, [name for name in ops.list_names() if ops.load(name).poses_clauses])
     _check("dtype", dtype, WORDS)
     resolved = resolve_format(kv_cache_dtype)
     for clause in skip:
         _check("skip", clause, CLAUSES)
     asked = Subject(
         impl=_Function(function, op),
-        op=ops.load(op),
+        op=loaded,
         layout=load_layout(layout),
         source=dtype,
-        case=_case(ops.load(op), layout, WORDS[dtype], resolved, _resolve_device(device)),
+        case=_case(loaded, layout, WORDS[dtype], resolved, _resolve_device(device)),
     )
     try:
         asked.op.check(asked.case, asked.layout, dtype.itemsize)

@@ -10,7 +10,6 @@ from kvexp.errors import Unsupported
 from kvexp.gpu.nvml import GpuState
 from kvexp.measurement import Measurement
 from kvexp.timer import Timing, time_replay
-from kvexp.workload import slots
 
 
 class Copy:
@@ -33,7 +32,6 @@ class Copy:
             raise Unsupported(
                 f"impl=copy is an equal copy, not an implementation; timer={case.timer} runs those alone"
             )
-        slots.check(case)
         seconds = Seconds()
         read, written = curve.op.bytes_moved(case, curve.item_bytes)
         plan = curve.plan(case, read, written)

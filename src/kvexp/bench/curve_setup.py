@@ -19,8 +19,7 @@ from kvexp.timer.cuda_event import CudaEvent
 from kvexp.timer.replay import Replay, Turns
 from kvexp.timer.stopping_criterion import StoppingCriterion
 from kvexp.timer.wall_clock import WallClock
-from kvexp.workload import Memory, slots
-from kvexp.workload.inputs import window_step
+from kvexp.workload import Memory
 
 TRIAL_SAMPLES = 5
 """Samples of each unroll of the copy, to choose the fastest."""
@@ -68,22 +67,22 @@ class Curve:
 
     def plan(self, case: Case, read: int, written: int) -> replay_plan.Plan:
         """Plan the replay of a point: a single call where it is not timed; see `Timer.plan`."""
-        return replay_plan.ONCE if self.untimed else self.timer.plan(case, read, written, self.l2_bytes)
+        places = self.op.count_places(case)
+        return replay_plan.ONCE if self.untimed else self.timer.plan(places, read, written, self.l2_bytes)
 
 
-def count_cold_rows(
+def list_cold_windows(
     cases: Sequence[Case], op: Op, timer: Timer, item_bytes: int, l2_bytes: int | None
-) -> int:
-    """Return the most rows that calls with cold inputs walk through at a point; 0 where inputs are hot."""
+) -> list[tuple[Case, int]]:
+    """List the points with the number of windows that calls walk through, where these are to be cold."""
+    found: list[tuple[Case, int]] = []
     if timer.inputs != "cold" or l2_bytes is None:
-        return 0
-    rows = 0
+        return found
     for case in cases:
         with suppress(Unsupported):  # raised again when that point is measured
-            slots.check(case)
-            windows = timer.plan(case, *op.bytes_moved(case, item_bytes), l2_bytes).windows
-            rows = max(rows, windows * window_step(case, item_bytes, cold=True))
-    return rows
+            plan = timer.plan(op.count_places(case), *op.bytes_moved(case, item_bytes), l2_bytes)
+            found.append((case, plan.windows))
+    return found
 
 
 def make_replay(curve: Curve, case: Case, turns: Turns, plan: replay_plan.Plan) -> Replay:
@@ -143,7 +142,7 @@ def prepare_copies(
 
     The cache must be all poison, and is poisoned again before the next one is yielded.
     """
-    moves = equal_copy.plan_moves(curve.memory, case.num_tokens, read, written, plan)
+    moves = equal_copy.plan_moves(curve.memory, curve.op.count_indices(case), read, written, plan)
     for unroll in unrolls if moves else ():
         calls = [move.make_call(unroll) for move in moves]
         calls[0]()

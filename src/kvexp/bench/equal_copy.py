@@ -70,12 +70,12 @@ class Move:
         return True
 
 
-def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: Plan) -> list[Move]:
+def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan) -> list[Move]:
     """Plan copies that read and write these bytes, each to the next place of the cache's memory.
 
     Args:
         memory: The curve's memory; the copies read its inputs and slots and write its cache.
-        num_tokens: Tokens of the op's call; each copy reads as many slots, and its own.
+        indices: Indices that the op's call reads; each copy reads as many, and its own.
         read: Bytes that one copy reads: the slots', and a multiple of `written`.
         written: Bytes that one copy writes; on a GPU whole vectors of them.
         plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds.
@@ -85,11 +85,11 @@ def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: P
         The copies in order; after the last the first comes again. None when one is less than a vector or more
         than the cache, or on a CPU when it would have to read more than it writes.
     """
-    storage = memory.cache.storage[GUARD_BYTES:-GUARD_BYTES]
+    storage = memory.storage[GUARD_BYTES:-GUARD_BYTES]
     source = memory.inputs.view(torch.uint8).view(-1)
     step = -(-written // VECTOR) * VECTOR
     count = min(plan.mappings, storage.numel() // step)
-    reads = max(1, (read - SLOT_BYTES * num_tokens) // written)
+    reads = max(1, (read - SLOT_BYTES * indices) // written)
     if storage.device.type == "cpu":
         # torch has no copy that reads more than it writes; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
@@ -100,8 +100,8 @@ def plan_moves(memory: Memory, num_tokens: int, read: int, written: int, plan: P
         return []
     places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.
-    stride = num_tokens + num_tokens % 2
-    slots = [memory.slots[i * stride :][:num_tokens] for i in range(count)]
+    stride = indices + indices % 2
+    slots = [memory.slots[i * stride :][:indices] for i in range(count)]
     apart = -(-reads * written // VECTOR) * VECTOR
     windows = max(1, min(plan.windows, source.numel() // apart)) if plan.inputs_state == "cold" else 1
     return [
@@ -127,7 +127,7 @@ def check_copies(memory: Memory, copies: Sequence[Move], replay: Replay) -> None
     if lost:
         raise IncorrectResult(f"{lost} of {len(last)} copies hold other bytes than were to be copied")
     restore(memory, list(last.values()))
-    check_untouched(memory.cache)()
+    check_untouched(memory.storage)()
 
 
 def list_unrolls(device: str, written: int) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ def list_unrolls(device: str, written: int) -> tuple[int, ...]:
 
 def restore(memory: Memory, copies: Sequence[Move]) -> None:
     """Poison again what these wrote, and nothing between."""
-    storage = memory.cache.storage
+    storage = memory.storage
     size = copies[0].place.numel()
     begin = end = -1
     for at in sorted({move.place.data_ptr() - storage.data_ptr() for move in copies}):

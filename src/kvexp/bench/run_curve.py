@@ -18,10 +18,10 @@ from kvexp.bench.contract import UNASKED, Contract
 from kvexp.bench.curve_setup import Curve, Unrolls
 from kvexp.bench.describe_error import describe_error
 from kvexp.bench.run_point import Seconds
-from kvexp.bench.verify import poison
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
+from kvexp.gpu import scan
 from kvexp.gpu.lock import OnWait, gpu_lock
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl, make
@@ -30,7 +30,7 @@ from kvexp.measurement import Measurement, Status
 from kvexp.op import Op
 from kvexp.timer import Timer
 from kvexp.timer.flush_l2 import make_flush
-from kvexp.workload import allocate, device_memory, slots
+from kvexp.workload import device_memory
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def run(
         target = experiment.impl.target
         make_parts = functools.partial(_make_parts, experiment, cases)
         parts = attempt(make_parts, target) if refusal is None else refusal
-        if isinstance(parts, Parts) and hasattr(parts.impl, parts.op.name):
+        if isinstance(parts, Parts) and parts.op.poses_clauses and hasattr(parts.impl, parts.op.name):
             contract = ask_contract()
             needed = {"misaligned"} if cases[0].rows == "misaligned" else set()
             if breach := contract.breach(needed):
@@ -153,7 +153,7 @@ def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
     parts.op.check(largest, parts.layout, parts.source.itemsize)
     mode.check_mode(largest.mode, largest.device)
     parts.timer.check()
-    slots.check(min(cases, key=lambda case: case.num_tokens))
+    parts.op.count_places(min(cases, key=lambda case: case.num_tokens))  # refuses where it has none
     return parts
 
 
@@ -169,9 +169,9 @@ def _set_up_curve(
         stack.enter_context(torch.cuda.stream(_get_stream(device)))
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if gpu else None
     item_bytes = parts.source.itemsize
-    rows = curve_setup.count_cold_rows(cases, parts.op, parts.timer, item_bytes, l2_bytes)
-    memory = stack.enter_context(allocate(parts.op, largest, parts.layout, parts.source, rows))
-    poison(memory.cache)
+    cold = curve_setup.list_cold_windows(cases, parts.op, parts.timer, item_bytes, l2_bytes)
+    memory = stack.enter_context(parts.op.allocate(largest, parts.layout, parts.source, cold))
+    scan.poison(memory.storage)
     curve = Curve(
         op=parts.op,
         impl=parts.impl,
@@ -204,7 +204,7 @@ def _measure_point(curve: Curve, case: Case, target: str = "") -> Measurement | 
         measure = getattr(curve.impl, "measure_point", measure)
     outcome = attempt(lambda: measure(curve, case), target)
     if isinstance(outcome, Failure):
-        attempt(lambda: poison(curve.memory.cache))
+        attempt(lambda: scan.poison(curve.memory.storage))
         attempt(curve.memory.fill)
     if case.device != "cpu":
         attempt(device_memory.trim)

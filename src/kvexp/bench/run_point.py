@@ -15,18 +15,18 @@ import torch
 from kvexp import timer
 from kvexp.bench import curve_setup, mode
 from kvexp.bench.curve_setup import Curve
-from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore
+from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, restore
 from kvexp.case import Case
 from kvexp.column import columns_of
 from kvexp.errors import IncorrectResult, KvexpError
+from kvexp.gpu import scan
 from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
 from kvexp.statistics import summarise
 from kvexp.timer import Timing, replay_plan
 from kvexp.timer.replay import Replay
-from kvexp.workload import LAST, TIMED, Tensors, build, slots
-from kvexp.workload.inputs import window_step
+from kvexp.workload import LAST, TIMED, Tensors
 
 STALE = "the call keeps what it saw when it was bound, and writes that instead of what is there when it runs"
 """Reason of a call that is right only as long as keys, values and slots stay what they were."""
@@ -56,13 +56,12 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
         Unsupported: The point cannot be done here.
         IncorrectResult: The calls wrote wrong bytes.
     """
-    slots.check(case)
     seconds = Seconds()
     read, written = curve.op.bytes_moved(case, curve.item_bytes)
     plan = curve.plan(case, read, written)
     with seconds.measure("setup_s"):
-        step = window_step(case, curve.item_bytes, cold=plan.inputs_state == "cold")
-        tensors = build(case, curve.memory, plan.mappings, plan.windows, step)
+        is_cold = plan.inputs_state == "cold"
+        tensors = curve.memory.build(case, plan.mappings, plan.windows, is_cold)
         turns = _bind_calls(curve, tensors, plan)
         if case.mode == "cudagraph":
             _warm_up(turns[0][0], tensors)
@@ -105,7 +104,7 @@ def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[
     walks = [plan.walk(turn) for turn in range(replay_plan.TURNS)]
     sets = [tensors.window(window) for window in range(plan.windows)]
     bound = {
-        (mapping, window): curve.op.bind(curve.impl, sets[window], tensors.slot_mappings[mapping])
+        (mapping, window): curve.op.bind(curve.impl, sets[window], tensors.places[mapping])
         for mapping, window in dict.fromkeys(chain(*walks))
     }
     return [[bound[pair] for pair in walk] for walk in walks]
@@ -146,7 +145,7 @@ def _is_right_when_bound_anew(curve: Curve, tensors: Tensors, plan: replay_plan.
     except KvexpError:
         return False
     finally:
-        poison(tensors.cache)
+        scan.poison(tensors.memory.storage)
     return True
 
 
@@ -165,7 +164,7 @@ def _check_timed_runs(
 def _check_last_run(
     curve: Curve, replay: Replay, tensors: Tensors, windows: Sequence[Sequence[int]]
 ) -> Callable[[], None]:
-    """Check the last run, with keys, values and slots changed once more, and start a scan of the whole cache.
+    """Check the last run, with its inputs changed once more, and start a scan of the whole cache.
 
     Returns:
         Waits for the scan; see `verify.check_untouched`.
@@ -176,10 +175,10 @@ def _check_last_run(
         check_run(replay.runs[-1], tensors, windows[-1], others=True)
     except IncorrectResult as difference:
         raise IncorrectResult(
-            f"right at first, but not once keys, values and slots changed in place: {difference}"
+            f"right at first, but not once its inputs changed in place: {difference}"
         ) from difference
     restore(tensors, len(windows[-1]))
-    return check_untouched(tensors.cache)
+    return check_untouched(tensors.memory.storage)
 
 
 @contextmanager
@@ -195,7 +194,7 @@ def _scan_on_error(tensors: Tensors, mappings: int) -> Iterator[None]:
         raise
     except KvexpError:
         restore(tensors, mappings)
-        check_untouched(tensors.cache)()
+        check_untouched(tensors.memory.storage)()
         raise
 
 

@@ -1,14 +1,13 @@
-"""Check the law: `gather(written slots) == op.expect(rows)`, byte for byte, and no other byte changed.
+"""Check the law: `gather(written slots) == expected rows`, byte for byte, and no other byte changed.
 
-The cache is poisoned once per curve. A check gathers the written slots and compares them with the expected
-bytes. At its end a point poisons the slots that it wrote and scans the whole cache: any other byte that is
-no poison then is a stray write. So after a right call the cache is all poison again.
+What calls write is poisoned once per curve. A check gathers the written slots and compares them with the
+expected bytes. At its end a point poisons the slots that it wrote and scans the whole memory: any other byte
+that is no poison then is a stray write. So after a right call the memory is all poison again.
 """
 
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,51 +15,19 @@ from torch import Tensor
 
 from kvexp.errors import IncorrectResult
 from kvexp.gpu import scan
-from kvexp.workload import Cache, Tensors
+from kvexp.workload import INTEGERS, Part, Tensors
 
 ROWS_BYTES = 128 << 20
 """Bytes that are compared at once."""
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer types as which items are copied and compared, by item size."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of one cache.
-
-    Attributes:
-        name: The cache's: `key_cache` or `value_cache`.
-        rows: What is read.
-        plane: Where it is written.
-        scale: What fp8 divides by.
-    """
-
-    name: str
-    rows: Tensor
-    plane: Tensor
-    scale: Tensor
-
-
-def _list_parts(tensors: Tensors) -> tuple[Part, Part]:
-    return (
-        Part("key_cache", tensors.key, tensors.key_cache, tensors.k_scale),
-        Part("value_cache", tensors.value, tensors.value_cache, tensors.v_scale),
-    )
-
-
-def poison(cache: Cache) -> None:
-    """Fill the cache and its guards with poison."""
-    scan.poison(cache.storage)
 
 
 def restore(tensors: Tensors, mappings: int) -> None:
     """Poison the slots of the first `mappings` slot mappings again."""
     slots = tensors.written_slots(mappings).reshape(-1)
-    for part in _list_parts(tensors):
-        words = _view_as_words(tensors, part.plane)
-        for chunk in slots.split(_count_rows_at_once(tensors, part)):
-            scan.poison_rows(tensors.cache.storage, words, tensors.cache.layout.slot_dim, chunk)
+    for part in tensors.list_parts():
+        words = _view_as_words(part)
+        for chunk in slots.split(_count_rows_at_once(part)):
+            scan.poison_rows(tensors.memory.storage, words, part.layout.slot_dim, chunk)
 
 
 def check_run(
@@ -78,14 +45,14 @@ def check_run(
         others: Check the curve's other inputs, too.
 
     Raises:
-        IncorrectResult: Wrong bytes in a written slot, or changed inputs. The cache is poisoned.
+        IncorrectResult: Wrong bytes in a written slot, or changed inputs. The memory is poisoned.
     """
     try:
         run()
         _check_inputs(tensors, others)
         _check_written(tensors, windows)
     except IncorrectResult:
-        poison(tensors.cache)
+        scan.poison(tensors.memory.storage)
         raise
 
 
@@ -98,32 +65,32 @@ def check_timed_slots(tensors: Tensors, windows: Sequence[int], max_bytes: int |
         max_bytes: Check mappings of about so many bytes, drawn anew each time; all by default.
 
     Raises:
-        IncorrectResult: What was right at first was not right later. The cache is poisoned.
+        IncorrectResult: What was right at first was not right later. The memory is poisoned.
     """
     try:
         _check_inputs(tensors)
         _check_written(tensors, windows, max_bytes)
     except IncorrectResult as difference:
-        poison(tensors.cache)
+        scan.poison(tensors.memory.storage)
         raise IncorrectResult(f"right at first, but not while it was timed: {difference}") from difference
 
 
-def check_untouched(cache: Cache) -> Callable[[], None]:
-    """Start a scan of the cache and its guards, which must be all poison.
+def check_untouched(storage: Tensor) -> Callable[[], None]:
+    """Start a scan of what calls write and its guards, which must be all poison.
 
     Returns:
-        Waits for the scan, and raises IncorrectResult where a byte differs; the cache is poisoned then. On a
-        GPU the scan is queued: what is queued after it may change the cache.
+        Waits for the scan, and raises IncorrectResult where a byte differs; the memory is poisoned then. On a
+        GPU the scan is queued: what is queued after it may change the memory.
     """
-    wait = scan.find_unpoisoned(cache.storage)
+    wait = scan.find_unpoisoned(storage)
 
     def check() -> None:
         changed = wait()
         if changed is not None:
-            poison(cache)
+            scan.poison(storage)
             raise IncorrectResult(
                 f"a byte outside the written slots changed, byte {changed} of the "
-                f"{cache.storage.numel()} of the cache and its guards"
+                f"{storage.numel()} of the cache and its guards"
             )
 
     return check
@@ -131,7 +98,7 @@ def check_untouched(cache: Cache) -> Callable[[], None]:
 
 def _check_inputs(tensors: Tensors, others: bool = False) -> None:
     if not tensors.unchanged(others):
-        raise IncorrectResult("the call changed its inputs: keys, values, slots or scales")
+        raise IncorrectResult(f"the call changed its inputs: {tensors.inputs}")
 
 
 def _check_written(tensors: Tensors, windows: Sequence[int], max_bytes: int | None = None) -> None:
@@ -139,27 +106,27 @@ def _check_written(tensors: Tensors, windows: Sequence[int], max_bytes: int | No
     slots = tensors.written_slots(len(windows))
     mappings: Sequence[int] = range(len(windows))
     if max_bytes is not None:
-        row_bytes = sum(rows[0].numel() * rows.itemsize for rows in (tensors.key, tensors.value))
+        row_bytes = sum(part.row_bytes for part in tensors.list_parts())
         count = max(1, max_bytes // (row_bytes * slots.shape[1]))
         mappings = random.SystemRandom().sample(mappings, min(count, len(mappings)))
     for window in sorted({windows[mapping] for mapping in mappings}):
         own = torch.tensor([m for m in mappings if windows[m] == window], device=slots.device)
         seen, written = tensors.window(window), slots[own]
-        for part in _list_parts(seen):
+        for part in seen.list_parts():
             _check_part(seen, part, written)
 
 
 def _check_part(tensors: Tensors, part: Part, slots: Tensor) -> None:
     wrong = torch.zeros((), dtype=torch.bool, device=slots.device)
-    for tokens, chosen, expected in _iterate_chunks(tensors, part, slots):
-        found = _gather(tensors, part.plane, slots[chosen, tokens]).view(-1, expected.numel())
+    for tokens, chosen, expected in _iterate_chunks(part, slots):
+        found = _gather(part, slots[chosen, tokens]).view(-1, expected.numel())
         asked = expected.reshape(-1)
         if asked.numel() % 8 == 0:
             # As 8-byte words, so that the mask of differences is shorter.
             found, asked = found.view(torch.int64), _align(asked).view(torch.int64)
         wrong |= (found != asked).any()
     if bool(wrong):
-        fraction, total = _count_wrong(tensors, part, slots)
+        fraction, total = _count_wrong(part, slots)
         where = _locate_difference(tensors, part, slots)
         raise IncorrectResult(
             f"{100 * fraction:.3g} % of the {total} elements written to {part.name} are wrong, "
@@ -171,38 +138,33 @@ def _align(data: Tensor) -> Tensor:
     return data.clone() if data.storage_offset() % 8 else data
 
 
-def _count_wrong(tensors: Tensors, part: Part, slots: Tensor) -> tuple[float, int]:
+def _count_wrong(part: Part, slots: Tensor) -> tuple[float, int]:
     """Return the fraction of the written elements that are wrong, and their number."""
     item, wrong, total = INTEGERS[part.plane.itemsize], 0, 0
-    for tokens, chosen, expected in _iterate_chunks(tensors, part, slots):
-        found = _gather(tensors, part.plane, slots[chosen, tokens]).view(-1, *expected.shape)
+    for tokens, chosen, expected in _iterate_chunks(part, slots):
+        found = _gather(part, slots[chosen, tokens]).view(-1, *expected.shape)
         differs = found.view(item) != expected.view(item)
         wrong += int(differs.count_nonzero())
         total += differs.numel()
     return wrong / total, total
 
 
-def _iterate_chunks(tensors: Tensors, part: Part, slots: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+def _iterate_chunks(part: Part, slots: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield slices of written tokens and of slot mappings, with the bytes expected for those tokens."""
-    rows, at_once = part.rows, _count_rows_at_once(tensors, part)
+    at_once = _count_rows_at_once(part)
     mappings, num_tokens = slots.shape
     for token in range(0, num_tokens, at_once):
         tokens = slice(token, min(token + at_once, num_tokens))
-        chosen = (
-            rows[tokens]
-            if tensors.unpadded is None
-            else _view_as_integers(rows)[tensors.unpadded[tokens]].view(rows.dtype)
-        )
-        expected = tensors.memory.op.expect(part.name, chosen, tensors.kv_cache_dtype, part.scale)
+        expected = part.expect(tokens)
         step = max(1, at_once // (tokens.stop - tokens.start))
         for mapping in range(0, mappings, step):
             yield tokens, slice(mapping, min(mapping + step, mappings)), expected
 
 
 def _locate_difference(tensors: Tensors, part: Part, slots: Tensor) -> str:
-    for tokens, chosen, expected in _iterate_chunks(tensors, part, slots):
+    for tokens, chosen, expected in _iterate_chunks(part, slots):
         some = slots[chosen, tokens]
-        found = _gather(tensors, part.plane, some).view(-1, *expected.shape)
+        found = _gather(part, some).view(-1, *expected.shape)
         differs = found != expected
         if differs.any():
             # argmax, not nonzero, which needs many bytes for each that differs
@@ -212,35 +174,27 @@ def _locate_difference(tensors: Tensors, part: Part, slots: Tensor) -> str:
             start = byte // size * size
             wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
             asked = bytes(expected[token, head, start : start + size].tolist())[::-1].hex()
-            written = tokens.start + token
-            number = written if tensors.unpadded is None else int(tensors.unpadded[written])
             return (
-                f"token {number}, head {head}, element {byte // size} "
+                f"token {tensors.number(tokens.start + token)}, head {head}, element {byte // size} "
                 f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"
             )
     raise AssertionError("no difference was found the second time: the call is still writing")
 
 
-def _gather(tensors: Tensors, plane: Tensor, slots: Tensor) -> Tensor:
-    rows: Tensor = tensors.cache.layout.gather(_view_as_words(tensors, plane), slots.reshape(-1))
+def _gather(part: Part, slots: Tensor) -> Tensor:
+    rows: Tensor = part.layout.gather(_view_as_words(part), slots.reshape(-1))
     return rows.view(torch.uint8)
 
 
-def _view_as_integers(plane: Tensor) -> Tensor:
-    """View the same items as integers: bytes, whatever they mean as numbers."""
-    return plane.view(INTEGERS[plane.itemsize])
-
-
-def _view_as_words(tensors: Tensors, plane: Tensor) -> Tensor:
+def _view_as_words(part: Part) -> Tensor:
     """View the plane's bytes as the widest integers that no row splits: fewer are compared faster."""
-    if not tensors.cache.layout.has_whole_heads:
-        return _view_as_integers(plane)
+    plane = part.plane
+    if not part.layout.has_whole_heads:
+        return plane.view(INTEGERS[plane.itemsize])
     places = (plane.shape[-1], plane.storage_offset(), *plane.stride()[:-1])
     aligned = math.gcd(8, *(place * plane.itemsize for place in places))
     return plane.view(INTEGERS[aligned])
 
 
-def _count_rows_at_once(tensors: Tensors, part: Part) -> int:
-    # An fp8 row is a float32 one while the oracle divides.
-    item_bytes = part.rows.itemsize if tensors.kv_cache_dtype == "auto" else 4
-    return max(1, ROWS_BYTES // (part.rows[0].numel() * item_bytes))
+def _count_rows_at_once(part: Part) -> int:
+    return max(1, ROWS_BYTES // part.row_bytes)

@@ -1,10 +1,10 @@
 """Define the ops: one file each, found by its name.
 
-Imports nothing of kvexp but case, errors and layout.
+Imports nothing of kvexp but case, errors, layout and workload.
 
-An op says which layouts it takes, which bytes one call must move, how an implementation is bound to the
-tensors of a case, and what the library's function of it looks like. The written bytes follow from the layout
-(where a slot's row lives) and from `quantize` (how a row becomes bytes). The files of ops import no torch.
+An op says which layouts it takes, which bytes one call must move, what it reads and writes, how an
+implementation is bound to these tensors, and what the library's function of it looks like. The files of ops
+import no torch.
 """
 
 import functools
@@ -13,13 +13,19 @@ import inspect
 import operator
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout, Sizes
+from kvexp.layout import Layout
+
+if TYPE_CHECKING:
+    import torch
+
+    from kvexp.workload import Memory
 
 Call = Callable[[], None]
 """A bound call: it is fully set up, takes no arguments and returns nothing."""
@@ -73,6 +79,8 @@ class Op:
         reads: Parameters of the tensors that it reads in wide accesses.
         writes: Parameters of the tensors that it writes.
         equal_heads: Whether K and V have heads of one size.
+        place: The parameter that says where a call writes, another in each call of a series.
+        poses_clauses: Whether implementations are asked about the clauses of docs/semantics.md.
         twins: For `layout=auto`: the layout that it takes in place of one that it cannot take.
     """
 
@@ -81,6 +89,8 @@ class Op:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     equal_heads: bool = True
+    place: str
+    poses_clauses: bool = False
     twins: Mapping[str, str] = MappingProxyType({})
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
@@ -100,21 +110,31 @@ class Op:
         """Return the bytes that one call must read and the bytes that it must write, each once."""
         raise NotImplementedError
 
-    def cache_sizes(self, case: Case) -> Sizes:
-        """Return the sizes of the cache: the case's, unless a slot holds more than its row."""
-        return case
+    def count_indices(self, case: Case) -> int:
+        """Return how many indices of 8 bytes a call reads, which `bytes_moved` contains."""
+        return case.num_tokens
 
-    def expect(self, cache: str, rows: Any, kv_cache_dtype: str, scale: Any) -> Any:
-        """Return the bytes that the slots of these rows must hold: the op's law.
+    def count_places(self, case: Case) -> int:
+        """Return the number of places of a call of that size, no two of which overlap; at least one.
+
+        Raises:
+            Unsupported: There is none.
+        """
+        raise NotImplementedError
+
+    def allocate(
+        self, largest: Case, layout: Layout, source: "torch.dtype", cold: Sequence[tuple[Case, int]] = ()
+    ) -> AbstractContextManager["Memory"]:
+        """Allocate the memory of a curve inside the block, and free it at the end.
 
         Args:
-            cache: `key_cache` or `value_cache`: which rows these are.
-            rows: `[n, num_heads, head size]`, of any type of keys and values.
-            kv_cache_dtype: `auto` or the fp8 format.
-            scale: float32 with one element or `[num_heads]`.
+            largest: The curve's point with the most tokens.
+            layout: The cache's.
+            source: The type that `dtype` names.
+            cold: Points with so many windows that share nothing.
 
-        Returns:
-            uint8 `[n, num_heads, bytes of a head in the cache]`.
+        Raises:
+            Unsupported: The memory does not fit the device.
         """
         raise NotImplementedError
 
@@ -141,20 +161,18 @@ class Op:
         found = inspect.signature(self.function).parameters.values()
         return tuple(each.name for each in found if each.kind is each.POSITIONAL_OR_KEYWORD)
 
-    def bind(self, impl: Any, tensors: Any, slot_mapping: Any) -> Call:
+    def bind(self, impl: Any, tensors: Any, place: Any) -> Call:
         """Bind the implementation's call to these tensors.
 
         Args:
             impl: An implementation with a method of the op's name.
-            tensors: A `workload.Tensors`; it has an attribute for each parameter but `slot_mapping`.
-            slot_mapping: int64 `[num_tokens]`.
+            tensors: A `workload.Tensors`; it has an attribute for each parameter but the place's.
+            place: One of `tensors.places`.
 
         Raises:
             Unsupported: The implementation lacks the op, or refuses the tensors.
         """
-        arguments = (
-            slot_mapping if name == "slot_mapping" else getattr(tensors, name) for name in self.parameters
-        )
+        arguments = (place if name == self.place else getattr(tensors, name) for name in self.parameters)
         return get_method(impl, self.name)(*arguments)
 
 
@@ -181,8 +199,3 @@ def get_method(impl: Any, op: str) -> Callable[..., Call]:
     if method is None:
         raise Unsupported(f"impl={impl.name} has no {op}")
     return method
-
-
-def cache_item_bytes(kv_cache_dtype: str, item_bytes: int) -> int:
-    """Return the bytes of one cache item: the source's for `auto`, one for the fp8 formats."""
-    return item_bytes if kv_cache_dtype == "auto" else 1

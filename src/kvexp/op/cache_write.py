@@ -1,21 +1,27 @@
 """What the ops that write keys and values of tokens to their slots in a paged cache have in common."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout
-from kvexp.op import FP8, Op, ValidCall, cache_item_bytes
+from kvexp.layout import Layout, Sizes
+from kvexp.op import FP8, Op, ValidCall
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from kvexp.workload import Memory
 
 
 class CacheWrite(Op):
     """An op whose parameters are key, value, caches, slot_mapping, kv_cache_dtype, k_scale and v_scale."""
 
     reads = ("key", "value")
+    place = "slot_mapping"
+    poses_clauses = True
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
@@ -49,10 +55,39 @@ class CacheWrite(Op):
         """
         items = case.written_tokens * case.num_heads * (case.head_size + case.head_size_v)
         slots = 8 * case.num_tokens
-        return items * item_bytes + slots, items * cache_item_bytes(case.kv_cache_dtype, item_bytes)
+        return items * item_bytes + slots, items * case.cache_item_bytes(item_bytes)
+
+    def count_places(self, case: Case) -> int:
+        """Return the number of slot mappings that share no slot and begin at multiples of 16 bytes."""
+        check_size(case)
+        return max(1, case.num_slots // (case.num_tokens + case.num_tokens % 2))
+
+    def allocate(
+        self, largest: Case, layout: Layout, source: "torch.dtype", cold: Sequence[tuple[Case, int]] = ()
+    ) -> AbstractContextManager["Memory"]:
+        """See `op.Op.allocate`."""
+        from kvexp.workload.cache_write import allocate  # imports torch
+
+        return allocate(self, largest, layout, source, cold)
+
+    def cache_sizes(self, case: Case) -> Sizes:
+        """Return the sizes of the cache: the case's, unless a slot holds more than its row."""
+        return case
 
     def expect(self, cache: str, rows: "Tensor", kv_cache_dtype: str, scale: "Tensor | None") -> "Tensor":
-        """See `op.Op.expect`: the rows as they are, or over their scale as 8-bit floats."""
+        """Return the bytes that the slots of these rows must hold: the op's law.
+
+        By default these are the rows as they are, or over their scale as 8-bit floats.
+
+        Args:
+            cache: `key_cache` or `value_cache`: which rows these are.
+            rows: `[n, num_heads, head size]`, of any type of keys and values.
+            kv_cache_dtype: `auto` or the fp8 format.
+            scale: float32 with one element or `[num_heads]`.
+
+        Returns:
+            uint8 `[n, num_heads, bytes of a head in the cache]`.
+        """
         from kvexp.op.quantize import quantize  # imports torch
 
         return quantize(rows, kv_cache_dtype, scale)
@@ -68,6 +103,24 @@ class CacheWrite(Op):
         from kvexp.op.arguments import check_slot_range  # imports torch
 
         check_slot_range(call.arguments[-4], call.num_slots)
+
+
+def check_size(case: Case) -> None:
+    """Check that the cache has the slots that each token needs.
+
+    Raises:
+        Unsupported: It has fewer.
+    """
+    if case.num_tokens > case.num_slots:
+        raise Unsupported(
+            f"num_tokens {case.num_tokens} exceeds the {case.num_slots} slots of the cache "
+            f"({case.num_blocks} blocks of {case.block_size})"
+        )
+    if case.slots == "decode" and case.num_tokens > case.num_blocks:
+        raise Unsupported(
+            f"num_tokens {case.num_tokens} exceeds the {case.num_blocks} blocks of the cache, and "
+            "slots=decode writes each token to a block of its own"
+        )
 
 
 def check_types(case: Case) -> None:

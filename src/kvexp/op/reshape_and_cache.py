@@ -7,7 +7,6 @@ from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout, load_layouts
 from kvexp.layout.head_major import PIECE_BYTES
-from kvexp.op import cache_item_bytes
 from kvexp.op.cache_write import CacheWrite
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class ReshapeAndCache(CacheWrite):
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
         super().check(case, layout, item_bytes)
-        x = layout.head_multiple(cache_item_bytes(case.kv_cache_dtype, item_bytes))
+        x = layout.head_multiple(case.cache_item_bytes(item_bytes))
         if case.head_size % x:
             raise Unsupported(
                 f"head_size {case.head_size} is not a multiple of {x}, the cache items of 16 bytes, which "

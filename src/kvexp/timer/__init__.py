@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
-from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.op import Call
 from kvexp.timer.replay import Prepare, Replay, Turns
@@ -83,22 +82,28 @@ class Timer:
         """Open what the timer needs while a curve is measured; raise Unsupported where it cannot be."""
         return nullcontext()
 
-    def plan(self, case: Case, read: int, written: int, l2_bytes: int | None) -> Plan:
+    def plan(self, places: int, read: int, written: int, l2_bytes: int | None) -> Plan:
         """Plan the replay of a point whose calls read and write so many bytes; a CPU has no `l2_bytes`.
+
+        Args:
+            places: See `op.Op.count_places`.
+            read: Bytes.
+            written: Bytes.
+            l2_bytes: Bytes of the L2.
 
         Raises:
             Unsupported: The L2 cannot be in the state that was asked for.
         """
         if self.has_gpu_clock and l2_bytes is not None:
             moved, graph = read + written, self.mode == "cudagraph"
-            return plan_on_gpu(case.mappings, moved, written, l2_bytes, graph, self.cache, self.inputs)
+            return plan_on_gpu(places, moved, written, l2_bytes, graph, self.cache, self.inputs)
         if (self.cache, self.inputs) != ("auto", "hot"):
             raise Unsupported(
                 f"timer.cache={self.cache} timer.inputs={self.inputs} needs a GPU and timer=cuda_event "
                 "or cupti; elsewhere they are auto and hot"
             )
         if l2_bytes is None:
-            return plan_on_cpu(case.mappings, read + written)
+            return plan_on_cpu(places, read + written)
         # One call, again and again: the same slots and the same rows.
         return replace(ONCE, cache_state="hot", inputs_state="hot")
 

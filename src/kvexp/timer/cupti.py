@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-from kvexp.case import Case
 from kvexp.errors import KvexpError
 from kvexp.gpu import cupti
 from kvexp.op import Call
@@ -33,9 +32,9 @@ class Cupti(Timer):
         with cupti.record() as self._take:
             yield
 
-    def plan(self, case: Case, read: int, written: int, l2_bytes: int | None) -> Plan:
+    def plan(self, places: int, read: int, written: int, l2_bytes: int | None) -> Plan:
         """See `Timer`; each kernel is timed, so no short series has to be subtracted."""
-        return super().plan(case, read, written, l2_bytes).without_short_calls()
+        return super().plan(places, read, written, l2_bytes).without_short_calls()
 
     def make_replay(self, prepare: Prepare, turns: Turns, plan: Plan, flush_l2: Call | None) -> Replay:
         """See `Timer`; the flush runs before each sample and is not counted.

@@ -108,7 +108,7 @@ def plan_on_gpu(
     or again only after more than twice the L2 was written; likewise the rows of cold inputs.
 
     Args:
-        distinct: Slot mappings that share no slot; see `Case.mappings`.
+        distinct: Slot mappings that share no slot; see `op.Op.count_places`.
         bytes_moved: Bytes that one call reads and writes.
         bytes_written: Bytes of the slots that one call writes.
         l2_bytes: Size of the GPU's L2.

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from kvexp.case import SLOTS, Case
-from kvexp.errors import Unsupported
 
 PREFILL_TOKENS = 128
 
@@ -46,24 +45,6 @@ def _ascending(case: Case, device: torch.device, generator: torch.Generator, rot
         return slots
     begin = torch.randint(1, steps, (), generator=generator, device=device)
     return slots.roll(-step * int(begin))
-
-
-def check(case: Case) -> None:
-    """Check that the cache has the slots that each token needs.
-
-    Raises:
-        Unsupported: It has fewer.
-    """
-    if case.num_tokens > case.num_slots:
-        raise Unsupported(
-            f"num_tokens {case.num_tokens} exceeds the {case.num_slots} slots of the cache "
-            f"({case.num_blocks} blocks of {case.block_size})"
-        )
-    if case.slots == "decode" and case.num_tokens > case.num_blocks:
-        raise Unsupported(
-            f"num_tokens {case.num_tokens} exceeds the {case.num_blocks} blocks of the cache, and "
-            "slots=decode writes each token to a block of its own"
-        )
 
 
 def draw_unpadded(case: Case, device: torch.device) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 import pytest
 
-from kvexp.workload import build
 from tests.helpers import strides, tiny_curve
 from tests.helpers.strides import FIRST, MAPPINGS, all_poison, point, reason, spoilt, verify
 
@@ -27,7 +26,7 @@ class TestPadding:
             assert f"the first at token {token}, head 1, element 2 (slot {slot})" in found
 
     def test_a_row_in_the_slot_that_it_would_have_had_is_a_byte_outside(self, padded):
-        bare = build(tiny_curve.case(num_tokens=16), padded.memory, MAPPINGS)
+        bare = padded.memory.build(tiny_curve.case(num_tokens=16), MAPPINGS)
         assert "a byte outside" in reason(padded, lambda: strides.write(bare))
 
     def test_that_was_changed_is_a_changed_input(self, padded):

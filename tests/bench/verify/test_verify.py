@@ -3,12 +3,11 @@ import re
 import pytest
 import torch
 
-from kvexp.bench import verify as law
-from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, poison, restore
+from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, restore
 from kvexp.errors import IncorrectResult
-from kvexp.gpu import scan as memories
+from kvexp.gpu import scan
 from kvexp.op.quantize import quantize
-from kvexp.workload import GUARD_BYTES, build
+from kvexp.workload import GUARD_BYTES, INTEGERS
 from tests.helpers import oracle, strides, tiny_curve
 from tests.helpers.strides import FIRST, MAPPINGS, TOTAL, all_poison, free_slot, point, reason, spoilt, verify
 
@@ -49,7 +48,7 @@ def test_restored_slots_are_those_of_the_first_mappings_alone(tensors):
     whole = tensors.cache.storage.clone()
     restore(tensors, 1)
     as_poison = torch.empty_like(whole)
-    memories.poison(as_poison)
+    scan.poison(as_poison)
     again = {int(slot) for slot in tensors.slot_mappings[0]}
     for _, plane, _ in strides.planes(tensors):
         at = strides.addresses(tensors, plane, torch.arange(128))
@@ -112,7 +111,7 @@ def test_a_byte_of_another_layer_is_found(layout, num_layers):
 
 def test_an_element_that_nobody_wrote_is_the_poison_of_its_place(tensors):
     expected = torch.empty_like(tensors.cache.storage)
-    memories.poison(expected)
+    scan.poison(expected)
     slot, size = tensors.slot_mappings[0, :1], tensors.key_cache.element_size()
     at = int(strides.addresses(tensors, tensors.key_cache, slot)[0, 0, 0])
     code = bytes(expected[at : at + size].tolist())[::-1].hex()
@@ -136,7 +135,7 @@ def test_poison_that_was_written_over_poison_is_found(layout, swapped):
         at = int(strides.addresses(tensors, blocks, slots).min())
         found = re.match(r"a byte outside the written slots changed, byte (\d+) of", reason(tensors, run))
         # Words at such a distance may have bytes in common.
-        assert at <= int(found[1]) < at + memories.WORD
+        assert at <= int(found[1]) < at + scan.WORD
 
 
 @pytest.mark.parametrize("name", ["key", "value", "slot_mappings", "k_scale", "v_scale"])
@@ -155,8 +154,8 @@ def test_a_changed_input_is_found(name):
 
 def test_a_changed_input_of_another_point_is_found_where_it_is_looked_for():
     with tiny_curve.memory(num_tokens=(3, 50)) as memory:
-        poison(memory.cache)
-        tensors = build(tiny_curve.case(num_tokens=3), memory, 1)
+        scan.poison(memory.cache.storage)
+        tensors = memory.build(tiny_curve.case(num_tokens=3), 1)
 
         def run():
             strides.write(tensors)
@@ -171,7 +170,8 @@ def test_what_the_timed_calls_left_is_looked_at(tensors):
     strides.write(tensors)
     check_timed_slots(tensors, FIRST)
     slots = tensors.written_slots(1).reshape(-1)[:1]
-    tensors.cache.layout.scatter(law._view_as_integers(tensors.value_cache), slots, 0)
+    plane = tensors.value_cache
+    tensors.cache.layout.scatter(plane.view(INTEGERS[plane.itemsize]), slots, 0)
     with pytest.raises(IncorrectResult, match=r"not while it was timed: .* written to value_cache are wrong"):
         check_timed_slots(tensors, FIRST)
     assert all_poison(tensors.cache)
@@ -213,7 +213,7 @@ def test_what_the_first_look_leaves_out_the_last_one_finds(tensors):
     check_run(run, tensors, FIRST)
     restore(tensors, MAPPINGS)
     with pytest.raises(IncorrectResult, match="a byte outside the written slots changed"):
-        check_untouched(tensors.cache)()
+        check_untouched(tensors.cache.storage)()
     assert all_poison(tensors.cache)
 
 
@@ -228,8 +228,8 @@ def test_what_a_call_raises_is_not_hidden():
 def test_nan_and_signed_zero_are_compared_as_bytes():
     chosen = {"num_tokens": 2, "dtype": "float"}
     with tiny_curve.memory(**chosen) as memory:
-        poison(memory.cache)
-        tensors = build(tiny_curve.case(**chosen), memory, 1)
+        scan.poison(memory.cache.storage)
+        tensors = memory.build(tiny_curve.case(**chosen), 1)
         tensors.key.fill_(float("nan"))
         tensors.value.fill_(-0.0)
         tensors.seal()

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from kvexp.bench.verify import poison
 from kvexp.errors import IncorrectResult
-from kvexp.workload import build
+from kvexp.gpu import scan
 from kvexp.workload.inputs import window_step
 from tests.helpers import oracle, tiny_curve
 from tests.helpers.strides import verify
@@ -17,10 +16,9 @@ WINDOWS = 3
 def tensors(request):
     chosen = {"num_tokens": 5, "num_blocks": 40, "dtype": "bfloat16", **request.param}
     case = tiny_curve.case(**chosen)
-    step = window_step(case, 2, cold=True)
-    with tiny_curve.memory(**chosen, least_rows=WINDOWS * step) as memory:
-        poison(memory.cache)
-        yield build(case, memory, 4, WINDOWS, step)
+    with tiny_curve.memory(**chosen, cold_windows=WINDOWS) as memory:
+        scan.poison(memory.cache.storage)
+        yield memory.build(case, 4, WINDOWS, cold=True)
 
 
 def run(tensors, pairs):
@@ -58,7 +56,7 @@ def test_hot_windows_share_all_rows_but_as_few_as_keep_them_aligned(chosen, step
     case = tiny_curve.case(**chosen)
     assert window_step(case, 2) == step
     with tiny_curve.memory(**chosen) as memory:
-        tensors = build(case, memory, 1, 2, step)
+        tensors = memory.build(case, 1, 2)
         one, other = tensors, tensors.window(1)
         for mine, its in ((one.key, other.key), (one.value, other.value)):
             assert torch.equal(mine[step:], its[:-step])

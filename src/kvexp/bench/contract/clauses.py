@@ -21,7 +21,8 @@ from kvexp.bench.describe_error import describe_error
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
-from kvexp.op import Call, Op
+from kvexp.op import Call
+from kvexp.op.cache_write import CacheWrite
 
 MIXED = "mixed"
 
@@ -54,7 +55,7 @@ class Subject:
     """
 
     impl: Any
-    op: Op
+    op: CacheWrite
     layout: Layout
     source: torch.dtype
     case: Case

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from kvexp.bench.describe_error import describe_error
 from kvexp.case import Case
-from kvexp.errors import ConfigError, KvexpError
+from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import gpu_lock
 from kvexp.host.process import frozen_imports, start_serving
@@ -65,6 +65,8 @@ def _pose(out: IO[str], experiment: Experiment, num_tokens: list[int], died: lis
 
     case = next(experiment.cases())
     layout, op = make(experiment.layout), make(experiment.op)
+    if not op.poses_clauses:
+        raise Unsupported(f"op={op.name} has no clauses; each of its points is verified when it is measured")
     source: torch.dtype = getattr(torch, str(experiment.dtype.options["torch_dtype"]))
     op.check(case, layout, source.itemsize)
     mode.check_mode(case.mode, case.device)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.op.quantize import FORMATS
-from kvexp.workload import inputs
+from kvexp.workload import INTEGERS, inputs
 from kvexp.workload.inputs import Rows
 
 SPECIAL_ITEMS = 4 << 20

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kvexp.bench.contract import question_inputs
 from kvexp.bench.contract.questions import STATES, Question
-from kvexp.bench.verify import INTEGERS
 from kvexp.case import Case
 from kvexp.gpu import scan
 from kvexp.layout import Layout, Plane
-from kvexp.op import Op, cache_item_bytes
-from kvexp.workload import GUARD_BYTES, NO_SLOT
+from kvexp.op.cache_write import CacheWrite
+from kvexp.workload import GUARD_BYTES, INTEGERS
+from kvexp.workload.cache_write import NO_SLOT
 
 CACHES = ("key_cache", "value_cache")
 GUARD_BLOCKS = 2
@@ -47,7 +47,7 @@ class QuestionTensors:
     def __init__(
         self,
         case: Case,
-        op: Op,
+        op: CacheWrite,
         layout: Layout,
         source: torch.dtype,
         question: Question,
@@ -66,7 +66,7 @@ class QuestionTensors:
             num_layers=min(case.num_layers, MOST_LAYERS),
             num_blocks=self.num_blocks + 2 * GUARD_BLOCKS,
         )
-        item_bytes = cache_item_bytes(case.kv_cache_dtype, source.itemsize)
+        item_bytes = case.cache_item_bytes(source.itemsize)
         planes = layout.planes(op.cache_sizes(self.case), item_bytes, layer=self.case.num_layers // 2)
         begin = GUARD_BYTES + item_bytes * question.shifted
         size = begin + planes.items * item_bytes + GUARD_BYTES

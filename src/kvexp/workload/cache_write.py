@@ -1,0 +1,336 @@
+"""Build the tensors of ops that write keys and values of tokens to their slots: caches, rows, slots, scales.
+
+Places are slot mappings, windows are sets of keys and values.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kvexp.case import Case
+from kvexp.gpu.scan import checksums
+from kvexp.layout import Layout, Plane
+from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, TIMED, Part, device_memory, inputs
+from kvexp.workload import slots as patterns
+from kvexp.workload.inputs import Rows
+
+if TYPE_CHECKING:
+    from kvexp.op.cache_write import CacheWrite
+
+NO_SLOT = -1
+"""The slot of a padding token."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache of one curve.
+
+    Attributes:
+        storage: uint8, the memory of the planes of all layers and the guards.
+        key: K's plane of the layer that is written, in the shape that the op takes.
+        value: V's plane.
+        packed: Both as one plane; None where they are separate.
+        layout: Where a slot's row lives in a plane.
+    """
+
+    storage: Tensor
+    key: Tensor
+    value: Tensor
+    packed: Tensor | None
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The tensors of one point; see `workload.Tensors`.
+
+    Attributes:
+        case: The point.
+        key: `[num_tokens + extra_tokens, num_heads, head_size]`.
+        value: `[num_tokens + extra_tokens, num_heads, head_size_v]`.
+        rows: Keys and values of all windows, one after the other; `key` and `value` are those of the first.
+        memory: The curve's memory, which these are views of.
+        slot_mappings: int64 `[mappings, num_tokens]`; no slot but that of padding occurs twice, and each
+            mapping begins at a multiple of 16 bytes, as a separate tensor would.
+        step: Rows from one window to the next.
+        unpadded: The tokens that are no padding, int64 ascending; None without padding.
+        sums: Checksums of the case's inputs, slots and scales when they were last set.
+        other_sums: The same of the curve's other inputs.
+    """
+
+    inputs = "keys, values, slots or scales"
+
+    case: Case
+    key: Tensor
+    value: Tensor
+    rows: Rows
+    memory: "Memory"
+    slot_mappings: Tensor
+    step: int = 0
+    unpadded: Tensor | None = None
+    sums: list[int] = field(default_factory=list)
+    other_sums: list[int] = field(default_factory=list)
+
+    @property
+    def cache(self) -> Cache:
+        """The curve's cache."""
+        return self.memory.cache
+
+    @property
+    def key_cache(self) -> Tensor:
+        """K's plane."""
+        return self.cache.key
+
+    @property
+    def value_cache(self) -> Tensor:
+        """V's plane."""
+        return self.cache.value
+
+    @property
+    def kv_cache(self) -> Tensor:
+        """Both planes as one; only for packed layouts."""
+        assert self.cache.packed is not None
+        return self.cache.packed
+
+    @property
+    def kv_cache_dtype(self) -> str:
+        """`auto` or the fp8 format."""
+        return self.case.kv_cache_dtype
+
+    @functools.cached_property
+    def k_scale(self) -> Tensor:
+        """float32, one element without dims or `[num_heads]`: amax / 64 of the curve's keys."""
+        return self._scale(0)
+
+    @functools.cached_property
+    def v_scale(self) -> Tensor:
+        """The same for the values."""
+        return self._scale(1)
+
+    @property
+    def places(self) -> Tensor:
+        """The slot mappings."""
+        return self.slot_mappings
+
+    def list_parts(self) -> Sequence[Part]:
+        """List the rows of K and of V."""
+        return [
+            self._make_part("key_cache", self.key, self.key_cache, self.k_scale),
+            self._make_part("value_cache", self.value, self.value_cache, self.v_scale),
+        ]
+
+    def _make_part(self, name: str, rows: Tensor, plane: Tensor, scale: Tensor) -> Part:
+        def expect(written: slice) -> Tensor:
+            chosen = rows[written]
+            if self.unpadded is not None:
+                # As integers: torch cannot index every type of 8 bits.
+                chosen = rows.view(INTEGERS[rows.itemsize])[self.unpadded[written]].view(rows.dtype)
+            expected: Tensor = self.memory.op.expect(name, chosen, self.kv_cache_dtype, scale)
+            return expected
+
+        # An fp8 row is a float32 one while the law divides.
+        item_bytes = rows.itemsize if self.kv_cache_dtype == "auto" else 4
+        return Part(name, plane, self.cache.layout, expect, rows[0].numel() * item_bytes)
+
+    def number(self, written: int) -> int:
+        """Return the number among all tokens of one that has a slot."""
+        return written if self.unpadded is None else int(self.unpadded[written])
+
+    def written_slots(self, mappings: int) -> Tensor:
+        """Return the slots of the first mappings without padding, int64 `[mappings, written_tokens]`."""
+        chosen = self.slot_mappings[:mappings]
+        return chosen if self.unpadded is None else chosen[:, self.unpadded]
+
+    def window(self, index: int) -> "Tensors":
+        """Return these tensors with the keys and values of another window."""
+        if index == 0:
+            return self
+        rows = slice(index * self.step, index * self.step + len(self.key))
+        return replace(self, key=self.rows.key[rows], value=self.rows.value[rows])
+
+    def redraw(self, draw: int) -> None:
+        """Change keys, values, slots and, where they are read, scales in place."""
+        self.memory.draw(self.case, self.rows, draw)
+        if self.unpadded is not None:
+            drawn = _split_slots(self.case, self.memory, len(self.slot_mappings))
+            self.slot_mappings.data[:, self.unpadded] = drawn[:, self.unpadded]
+        self.seal()
+
+    def seal(self) -> None:
+        """Store the checksums of inputs, slots and scales."""
+        self.sums[:] = self._sums()
+
+    def unchanged(self, others: bool = False) -> bool:
+        """Return whether inputs, slots and scales are as they were when sealed."""
+        return self.sums == self._sums() and not (others and self.other_sums != self._other_sums())
+
+    def _sums(self) -> list[int]:
+        own = [self.slot_mappings.reshape(-1)] if self.unpadded is not None else []
+        return checksums([self.rows.flat, self.memory.slots, self.memory.scales, *own])
+
+    def _other_sums(self) -> list[int]:
+        return checksums([self.memory.inputs[len(self.rows.flat) :]])
+
+    def _scale(self, plane: int) -> Tensor:
+        scale = self.memory.scales[plane]
+        return scale[0] if self.case.scale == "per_tensor" else scale
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a curve; see `workload.Memory`.
+
+    Attributes:
+        op: The op, which says what a call must write.
+        largest: The case with the curve's largest `num_tokens`.
+        cache: The cache.
+        rows: Keys and values of the largest point; a smaller one's are `rows.for_case`.
+        slots: int64 `[num_slots]`: every slot once, in the order in which calls write them.
+        scales: float32 `[2, num_heads]`, or one column per tensor.
+        checksums: Of inputs, slots and scales when they were last set.
+    """
+
+    op: "CacheWrite"
+    largest: Case
+    cache: Cache
+    rows: Rows
+    slots: Tensor
+    scales: Tensor
+    checksums: list[int] = field(default_factory=list)
+
+    @property
+    def storage(self) -> Tensor:
+        """The memory of the cache and its guards."""
+        return self.cache.storage
+
+    @property
+    def inputs(self) -> Tensor:
+        """The memory of keys and values, flat."""
+        return self.rows.flat
+
+    def fill(self) -> None:
+        """Fill keys, values, slots and scales with the draw that calls are bound with."""
+        self.draw(self.largest, self.rows, BOUND)
+        self.rescale(self.rows)
+        self.seal()
+
+    def draw(self, case: Case, rows: Rows, draw: int) -> None:
+        """Draw keys, values, slots and, where an op reads them, scales anew, in place.
+
+        No tensor's version counter changes, just as when a kernel outside torch writes.
+        """
+        device = self.slots.device
+        generator = torch.Generator(device).manual_seed(case.seed + draw * APART)
+        # Slots first: a point's slots then do not depend on the curve's largest point.
+        self.slots.data.copy_(patterns.order(case, device, generator, rotated=draw != TIMED))
+        rows.fill(generator)
+        if case.kv_cache_dtype != "auto":
+            self.rescale(rows)
+
+    def rescale(self, rows: Rows) -> None:
+        """Set the scales to amax / 64 of these keys and of these values."""
+        for scale, plane in zip(self.scales.data, (rows.key, rows.value), strict=True):
+            scale.copy_(_find_amax(plane, self.largest.scale) / 64)
+
+    def seal(self) -> None:
+        """Store the checksums of inputs, slots and scales."""
+        self.checksums[:] = self._sums()
+
+    def unchanged(self) -> bool:
+        """Return whether inputs, slots and scales are as they were when sealed."""
+        return self.checksums == self._sums()
+
+    def build(self, case: Case, mappings: int, windows: int = 1, cold: bool = False) -> Tensors:
+        """See `workload.Memory.build`."""
+        slot_mappings = _split_slots(case, self, mappings)
+        unpadded = patterns.draw_unpadded(case, self.slots.device)
+        if unpadded is not None:
+            padded = torch.full_like(slot_mappings, NO_SLOT)
+            padded[:, unpadded] = slot_mappings[:, unpadded]
+            slot_mappings = padded
+        step = inputs.window_step(case, self.inputs.itemsize, cold)
+        rows, size = self.rows.for_case(case, windows, step), case.num_tokens + case.extra_tokens
+        tensors = Tensors(
+            case=case,
+            key=rows.key[:size],
+            value=rows.value[:size],
+            rows=rows,
+            memory=self,
+            slot_mappings=slot_mappings[:, : case.num_tokens],
+            step=step,
+            unpadded=unpadded,
+        )
+        tensors.seal()
+        tensors.other_sums[:] = tensors._other_sums()
+        return tensors
+
+    def _sums(self) -> list[int]:
+        return checksums([self.inputs, self.slots, self.scales])
+
+
+@contextmanager
+def allocate(
+    op: "CacheWrite",
+    largest: Case,
+    layout: Layout,
+    source: torch.dtype,
+    cold: Sequence[tuple[Case, int]] = (),
+) -> Iterator[Memory]:
+    """Allocate a curve's memory inside the block and free it at the end; see `op.Op.allocate`."""
+    item_bytes = largest.cache_item_bytes(source.itemsize)
+    least_rows = max(
+        (windows * inputs.window_step(case, source.itemsize, cold=True) for case, windows in cold), default=0
+    )
+    # A middle layer, so that a write into a neighbouring layer is seen.
+    planes = layout.planes(op.cache_sizes(largest), item_bytes, layer=largest.num_layers // 2)
+    cache_bytes = planes.items * item_bytes
+    device_memory.check(
+        largest, cache_bytes, inputs.count_items(largest, source.itemsize, least_rows) * source.itemsize
+    )
+    device = torch.device(largest.device)
+    item = source if largest.kv_cache_dtype == "auto" else torch.uint8
+    storage = torch.empty(cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
+    items = storage[GUARD_BYTES : GUARD_BYTES + cache_bytes].view(item)
+    packed = _view(items, planes.packed) if planes.packed else None
+    cache = Cache(storage, _view(items, planes.key), _view(items, planes.value), packed, layout)
+    memory = Memory(
+        op=op,
+        largest=largest,
+        cache=cache,
+        rows=inputs.allocate(largest, source, device, least_rows),
+        slots=torch.empty(largest.num_slots, dtype=torch.int64, device=device),
+        scales=torch.empty(
+            (2, largest.num_heads if largest.scale == "per_head" else 1), dtype=torch.float32, device=device
+        ),
+    )
+    try:
+        memory.fill()
+        yield memory
+    finally:
+        del storage, items, packed, cache, memory
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _split_slots(case: Case, memory: Memory, mappings: int) -> Tensor:
+    """Return the curve's slots as so many mappings, each beginning at a multiple of 16 bytes."""
+    stride = case.num_tokens if mappings == 1 else case.num_tokens + case.num_tokens % 2
+    return memory.slots[: mappings * stride].view(mappings, stride)
+
+
+def _view(items: Tensor, plane: Plane) -> Tensor:
+    return items.as_strided(plane.shape, plane.strides, items.storage_offset() + plane.offset)
+
+
+def _find_amax(plane: Tensor, scale: str) -> Tensor:
+    """Return the plane's largest magnitude, in all or in each head; 64 where it is stored unscaled."""
+    if plane.itemsize == 1:
+        return torch.full((), 64.0)
+    over = (0, 2) if scale == "per_head" else (0, 1, 2)
+    # Not abs(), which would copy the inputs beyond the memory that was checked.
+    return torch.maximum(plane.amax(over), -plane.amin(over)).float()
