@@ -137,11 +137,8 @@ def _types(said: Refusals) -> str:
     for table, ops in found.items():
         which = dict.fromkeys(ops)
         every = len(which) == len(compose.cache_writes())
-        whose = (
-            "Every op that writes a cache, in each of its layouts"
-            if every
-            else ", ".join(f"`{op}`" for op in which)
-        )
+        named = ", ".join(f"`{op}`" for op in which)
+        whose = "Every op that writes a cache, in each of its layouts" if every else named
         lines += [
             f"{whose}; down: `dtype`, the type of key and value; across: `kv_cache_dtype`.",
             "",
