@@ -57,6 +57,8 @@ COLUMNS = [
     "rows",
     "num_query_heads",
     "extra_tokens",
+    "tp_from",
+    "tp_to",
     "seed",
     "layout_reason",
     "workload",

@@ -46,7 +46,7 @@ def test_triton_converts_below_nine_on_no_gpu(capability):
 
 
 @interpreted
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize("impl", support.IMPLS)
 def test_every_combination_comes_to_what_the_page_says(impl, op):
     """Each is verified byte for byte, or skipped with exactly that reason."""

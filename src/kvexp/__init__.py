@@ -7,7 +7,7 @@ DataFrame, also without torch.
 
 from typing import TYPE_CHECKING, Any
 
-from kvexp.op import list_names
+from kvexp.op import list_functions
 
 __version__ = "0.1.0"
 
@@ -28,7 +28,7 @@ __all__ = [
     "select_layout",
     "stride_order",
     "verify",
-    *list_names(),
+    *list_functions(),
 ]
 
 

@@ -46,13 +46,17 @@ class Sizes:
     head_size_v: Annotated[int, Whole("Elements of a value head.", metric=True)]
     block_size: Annotated[int, Whole("Slots of a cache block.", metric=True)]
     num_blocks: Annotated[int, Whole("Blocks of the cache.", metric=True, most=INT64)]
-    num_layers: Annotated[int, Whole("Layers that share the storage; the call writes one of them.")] = 1
+    num_layers: Annotated[
+        int, Whole("Layers that share the storage; a transfer copies all, other calls write one of them.")
+    ] = 1
     slots: Annotated[str, Word("Pattern of the slots.", words=SLOTS)] = "random"
     padding: Annotated[float, Fraction("The fraction of the tokens whose slot is -1.")] = 0.0
     padding_at: Annotated[str, Word("Place of the padding.", words=("end", "scattered"))] = "end"
     rows: Annotated[str, Word("Memory layout of key and value.", words=_ROWS)] = "contiguous"
     num_query_heads: Annotated[int, Whole("Query heads before K and V in a row; used for `rows=qkv`.")]
     extra_tokens: Annotated[int, Whole("Rows of key and value beyond those of `slot_mapping`.", least=0)] = 0
+    tp_from: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the source.")] = 1
+    tp_to: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the destination.")] = 2
     seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
 
 

@@ -45,19 +45,19 @@ def test_memory_is_given_back_after_each_point_on_a_gpu_whatever_happened(monkey
 class TestEachWorkload:
     """Whatever the slots, the padding and the rows, torch is right in every op."""
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     @pytest.mark.parametrize("slots", compose.words("slots"))
     def test_of_slots_is_verified(self, op, slots):
         for num_blocks in (64, 57):
             assert outcomes(op=op, slots=slots, num_blocks=num_blocks) == ["verified"] * 4
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     @pytest.mark.parametrize("padding_at", ["end", "scattered"])
     def test_of_padding_is_verified(self, op, padding_at):
         for padding in (0.1, 0.5, 0.99):
             assert outcomes(op=op, padding=padding, padding_at=padding_at) == ["verified"] * 4
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     @pytest.mark.parametrize("rows", compose.words("rows"))
     def test_of_rows_is_verified(self, op, rows):
         for kv_cache_dtype in compose.formats():

@@ -32,13 +32,13 @@ def test_every_point_is_right(impl, op, layout, mode):
 
 
 @pytest.mark.parametrize("chosen", PATTERNS)
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize("impl", compose.implementations())
 def test_every_pattern_is_right(impl, op, chosen):
     verify(f"impl={impl}", f"op={op}", *chosen.split())
 
 
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize(
     "chosen", ["kv_cache_dtype=fp8 scale=per_head", "kv_cache_dtype=fp8_e5m2 dtype=fp8_e5m2"]
 )

@@ -45,7 +45,7 @@ class TestContractOnGpu(Contract):
 
     @pytest.mark.parametrize("fp8", FORMATS)
     @pytest.mark.parametrize("dtype", oracle.WIDE)
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_special_values_have_the_contract_s_codes(self, impl, device, op, dtype, fp8):
         source = oracle.DTYPES[dtype]
         special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 448.0, -464.0, 1e4]
@@ -58,7 +58,7 @@ class TestContractOnGpu(Contract):
         posed.k_scale.fill_(1.0)
         oracle.assert_writes(impl, posed)
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_a_replay_follows_the_slot_mapping_s_contents(self, impl, device, op):
         posed = oracle.problem(device, [5, 6, 7, 8], op=op)
         call = posed.bind(oracle.implementation(impl, device))
@@ -129,7 +129,7 @@ def test_every_sixteen_bit_value_is_quantised_as_the_oracle_does(impl, dtype, sc
 
 
 @pytest.mark.parametrize("fp8", FORMATS)
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_conversion_without_the_instruction_gives_the_same_codes(op, fp8):
     """What sm_80 runs, on this GPU."""
     bits = torch.randint(-(2**31), 2**31, (512, 8, 128), device=DEVICE)

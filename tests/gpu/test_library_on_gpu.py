@@ -108,7 +108,7 @@ def test_a_new_thread_can_be_the_first_to_call(impl):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_it_compiles_without_a_break(impl, op, backend):
     def step(key, *others):
@@ -130,7 +130,7 @@ def test_it_compiles_without_a_break(impl, op, backend):
     assert torch.equal(posed.storage, expected)
 
 
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_the_registered_op_passes_torch_s_own_check(impl, op):
     posed = oracle.problem(DEVICE, [5, 1, 9], op=op, kv_cache_dtype="fp8", scale="per_head")
     outcome = opcheck(getattr(torch.ops.kvexp, op).default, (*posed.arguments, impl, False))
@@ -145,7 +145,7 @@ def test_tensors_on_two_devices_are_refused(impl):
 
 
 @several
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_another_device_than_the_current_one_is_written(impl, op):
     for device in ("cuda:1", "cuda:0", "cuda:1"):
         posed = oracle.problem(
@@ -200,7 +200,7 @@ def test_a_call_that_a_guard_accepts_is_not_validated_again(impl, monkeypatch):
 
 @pytest.mark.parametrize("caches", [(0, 0), (0, 4), (4, 0), (1, 0), (0, 1)])
 @pytest.mark.parametrize("rows", [(0, 0), (0, 4), (4, 0), (1, 2)])
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_misaligned_tensors_are_only_slower_whatever_was_called_before(impl, op, rows, caches):
     """Aligned ones first, and each call twice, so that the second is one of a known kind."""
     called(oracle.problem(DEVICE, oracle.shuffled(9, 128), op=op), impl)

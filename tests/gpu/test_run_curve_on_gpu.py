@@ -33,7 +33,7 @@ def measured(*overrides, **sizes):
 
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize("impl", compose.implementations())
 def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, mode):
     """In the op's own layout; test_bytes_on_gpu.py has the others."""
@@ -49,7 +49,7 @@ def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, mode):
         assert point.empty_kernel_us < point.statistics.latency_us
 
 
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize(
     "chosen", ["kv_cache_dtype=fp8 scale=per_head", "kv_cache_dtype=fp8_e5m2 dtype=fp8_e5m2"]
 )

@@ -49,7 +49,7 @@ def test_one_launcher_serves_any_number_of_tokens(op, layout, kv_cache_dtype):
 
 @pytest.mark.parametrize("first", OFFS)
 @pytest.mark.parametrize("then", OFFS)
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_one_launcher_serves_every_address_of_its_alignment_class(op, first, then):
     layout = compose.experiment(f"op={op}").layout.name
     posed, other = (posed_for(op, layout, 5, OFFS[off]) for off in (first, then))
@@ -58,7 +58,7 @@ def test_one_launcher_serves_every_address_of_its_alignment_class(op, first, the
     assert_launches(launcher, other if classes[0] == classes[1] else posed)
 
 
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_a_launch_goes_to_the_current_stream(op):
     posed = posed_for(op, compose.experiment(f"op={op}").layout.name, 64)
     launcher = oracle.implementation("triton", DEVICE).launcher(op, *posed.arguments)
@@ -75,7 +75,7 @@ def test_a_launch_goes_to_the_current_stream(op):
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3"])
-@pytest.mark.parametrize("op", compose.options("op"))
+@pytest.mark.parametrize("op", compose.cache_writes())
 def test_warps_and_stages_of_the_seed_write_the_same(op, kv_cache_dtype):
     posed = posed_for(op, compose.experiment(f"op={op}").layout.name, 33, kv_cache_dtype=kv_cache_dtype)
     made = Triton(DEVICE, num_warps=16, num_stages=10, tile_tokens=1, tile_columns=1024)

@@ -40,6 +40,12 @@ def formats() -> list[str]:
     return sorted({str(one.options["format"]) for one in chosen})
 
 
+@cache
+def cache_writes() -> list[str]:
+    """The ops that write keys and values to a cache."""
+    return [op for op in options("op") if make(choice("op", op)).poses_clauses]
+
+
 def words(key: str) -> tuple[str, ...]:
     """The words that a key of a workload may be."""
     declared = columns_of(Sizes)[key]
@@ -49,8 +55,8 @@ def words(key: str) -> tuple[str, ...]:
 
 @cache
 def pairs() -> list[tuple[str, str]]:
-    """Each op with each layout that it writes."""
-    return [(op, layout) for op in options("op") for layout in options("layout") if _writes(op, layout)]
+    """Each op that writes a cache with each layout that it writes."""
+    return [(op, layout) for op in cache_writes() for layout in options("layout") if _writes(op, layout)]
 
 
 @cache

@@ -148,7 +148,7 @@ class Contract:
     def test_padding_slots_write_nothing(self, impl, device, op, layout, slots):
         oracle.assert_writes(impl, oracle.problem(device, slots, op=op, layout=layout))
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_a_slot_beyond_the_cache_writes_nothing(self, impl, device, op):
         oracle.assert_writes(impl, oracle.problem(device, [3, 8 * 16, 5, 8 * 16 + 7, 2**40], op=op))
 
@@ -165,11 +165,11 @@ class Contract:
         first = {name: cache[:4] for name, cache in caches.items() if cache is not None}
         oracle.assert_writes(impl, replace(posed, **first))
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_the_first_and_the_last_slot_are_written(self, impl, device, op):
         oracle.assert_writes(impl, oracle.problem(device, [8 * 16 - 1, 0], op=op))
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     @pytest.mark.parametrize(
         "slots",
         [list(range(21, 90)), list(range(89, 20, -1)), [16 * b + b % 16 for b in (5, 0, 7, 2)]],
@@ -178,16 +178,16 @@ class Contract:
     def test_slots_in_runs_hold_the_law(self, impl, device, op, slots):
         oracle.assert_writes(impl, oracle.problem(device, slots, op=op))
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_no_tokens_write_nothing(self, impl, device, op):
         oracle.assert_writes(impl, oracle.problem(device, [], op=op))
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_the_slot_mapping_gives_the_number_of_tokens(self, impl, device, op):
         key = torch.randn(9, 2, 64, device=device).bfloat16()
         oracle.assert_writes(impl, oracle.problem(device, [40, 3, 17], op=op, key=key, value=key + 1))
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     @pytest.mark.parametrize("head_size", [46, 64])
     def test_rows_may_be_views_of_a_fused_qkv_tensor(self, impl, device, op, head_size):
         skip_refused_sizes(op, (5, 2, head_size, 16))
@@ -198,7 +198,7 @@ class Contract:
         )
         oracle.assert_writes(impl, posed)
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_key_and_value_rows_may_have_different_strides(self, impl, device, op):
         key = torch.randn(5, 3, 64, device=device).bfloat16()[:, :2]
         value = torch.randn(5, 2, 64, device=device).bfloat16()
@@ -206,7 +206,7 @@ class Contract:
             impl, oracle.problem(device, oracle.shuffled(5, 128), op=op, key=key, value=value)
         )
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
     def test_a_misaligned_base_is_only_slower(self, impl, device, op, kv_cache_dtype):
         if impl == "triton" and device == "cpu" and kv_cache_dtype == "fp8":

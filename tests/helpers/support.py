@@ -4,6 +4,7 @@
 the outcome of a run on a CPU, with this text.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -135,8 +136,9 @@ def _types(said: Refusals) -> str:
     lines = ["## Types", ""]
     for table, ops in found.items():
         which = dict.fromkeys(ops)
-        every = len(which) == len(compose.options("op"))
-        whose = "Every op, in each of its layouts" if every else ", ".join(f"`{op}`" for op in which)
+        every = len(which) == len(compose.cache_writes())
+        named = ", ".join(f"`{op}`" for op in which)
+        whose = "Every op that writes a cache, in each of its layouts" if every else named
         lines += [
             f"{whose}; down: `dtype`, the type of key and value; across: `kv_cache_dtype`.",
             "",
@@ -192,7 +194,15 @@ def _machines(said: Refusals) -> str:
         ["`torch`", "all of the above", "all of the above", "all of the above"],
     ]  # fmt: skip
     head = ["impl", "GPU, compute capability 9.0 or more", "GPU below 9.0", "CPU"]
-    return "\n".join(["## Implementations and machines", "", _table(head, rows), ""])
+    has = [[f"`{impl}`", *(_has(impl, op, said) for op in compose.options("op"))] for impl in IMPLS]
+    ops = _table(["impl", *(f"`{op}`" for op in compose.options("op"))], has)
+    return "\n".join(["## Implementations and machines", "", ops, "", _table(head, rows), ""])
+
+
+def _has(impl: str, op: str, said: Refusals) -> str:
+    module, _, name = compose.choice("impl", impl).target.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    return _mark("" if hasattr(made, op) else f"impl={impl} has no {op}", said)
 
 
 def _mark(sentence: str, said: Refusals) -> str:
@@ -216,8 +226,8 @@ _ABOUT = """\
 # What is written, and what is refused
 
 Made from the code by `python -m tests.helpers.support > docs/support.md`; a test fails when they differ.
-Another test runs every combination of op, layout, types and scale on a CPU and compares each outcome with
-this page. [semantics.md](semantics.md) defines the written bytes.
+Another test runs every combination of layout, types and scale of each op that writes a cache on a CPU and
+compares each outcome with this page. [semantics.md](semantics.md) defines the written bytes.
 
 A number refers to a sentence at the end: the reason in the `skipped` row of a refusal. Names and sizes in a
 sentence are examples of those that were asked for.

@@ -131,7 +131,7 @@ class TestTwins:
         for op, layout in ((op, twin) for op, twins in TWINS.items() for twin in twins.values()):
             assert (op, layout) in compose.pairs()
 
-    @pytest.mark.parametrize("op", compose.options("op"))
+    @pytest.mark.parametrize("op", compose.cache_writes())
     def test_leave_no_op_without_a_layout_whatever_an_engine_would_say(self, op):
         for variable, names in (
             (VLLMS, list_variables()[VLLMS]),

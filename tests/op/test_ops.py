@@ -11,7 +11,7 @@ from kvexp.op import FP8
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
-OPS = {name: make(compose.choice("op", name)) for name in compose.options("op")}
+OPS = {name: make(compose.choice("op", name)) for name in compose.cache_writes()}
 LAYOUTS = {name: make(compose.choice("layout", name)) for name in compose.options("layout")}
 
 

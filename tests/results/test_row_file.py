@@ -1,16 +1,20 @@
 import json
 import os
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
+from kvexp.case import Sizes
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
 from kvexp.results.row_file import RowFile, make_folder, read
 
+KEYS = {key.name: key.default for key in fields(Sizes) if key.default is not MISSING}
+
 
 def row(**columns):
-    return {"status": "ok", "latency_us": 1.0, "num_tokens": 2, "schema": SCHEMA} | columns
+    return {"status": "ok", "latency_us": 1.0, "num_tokens": 2, "schema": SCHEMA} | KEYS | columns
 
 
 @pytest.fixture
@@ -22,6 +26,15 @@ def test_an_appended_row_is_read_back_as_it_was(tmp_path):
     written = row(latency_us=1.25, reason="µs \u2028 [bold]", copy_us=None)
     RowFile(tmp_path).append(written)
     assert read(tmp_path / "rows.jsonl") == [written]
+
+
+def test_a_row_of_before_a_key_was_there_has_what_was_done_then(tmp_path):
+    before = row(num_heads=8, slots="contiguous")
+    for key in ("tp_from", "tp_to", "seed"):
+        del before[key]
+    RowFile(tmp_path).append(before)
+    (found,) = read(tmp_path)
+    assert found == before | {"tp_from": 1, "tp_to": 2, "seed": 0}
 
 
 def test_samples_are_a_line_beside_the_row(tmp_path):

@@ -16,7 +16,7 @@ from kvexp.api import dispatch, torch_library
 from kvexp.api.caches import KVCache, allocate, allocate_layers, select_layout, stride_order
 from kvexp.api.verification import verify
 
-FUNCTIONS = {name: dispatch.make_function(ops.load(name)) for name in ops.list_names()}
+FUNCTIONS = {name: dispatch.make_function(ops.load(name)) for name in ops.list_functions()}
 """The library's function of each op."""
 
 for name, function in FUNCTIONS.items():

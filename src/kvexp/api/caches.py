@@ -80,8 +80,8 @@ def select_layout(
     """
     try:
         variables = os.environ if environ is None else environ
-        if op not in ops.list_names():
-            raise ValueError(f"op must be one of {', '.join(ops.list_names())}, not {op!r}")
+        if op not in ops.list_functions():
+            raise ValueError(f"op must be one of {', '.join(ops.list_functions())}, not {op!r}")
         if wish is not None:
             load_layout(wish)
         return selection.select(op, variables, "the connector", wish, ops.load(op).twins)

@@ -59,8 +59,8 @@ def verify(
             and bytes; or the function refuses a plain call.
         ValueError: An op, layout, dtype, format, device or clause is unknown, or they do not fit together.
     """
-    loaded: Any = ops.load(op) if op in ops.list_names() else None
-    _check("op", op, [name for name in ops.list_names() if ops.load(name).poses_clauses])
+    _check("op", op, ops.list_functions())
+    loaded: Any = ops.load(op)
     _check("dtype", dtype, WORDS)
     resolved = resolve_format(kv_cache_dtype)
     for clause in skip:

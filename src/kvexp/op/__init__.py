@@ -80,6 +80,7 @@ class Op:
         writes: Parameters of the tensors that it writes.
         equal_heads: Whether K and V have heads of one size.
         place: The parameter that says where a call writes, another in each call of a series.
+        in_library: Whether the library has a function of it.
         poses_clauses: Whether implementations are asked about the clauses of docs/semantics.md.
         twins: For `layout=auto`: the layout that it takes in place of one that it cannot take.
     """
@@ -90,6 +91,7 @@ class Op:
     writes: tuple[str, ...]
     equal_heads: bool = True
     place: str
+    in_library: bool = False
     poses_clauses: bool = False
     twins: Mapping[str, str] = MappingProxyType({})
 
@@ -179,6 +181,11 @@ class Op:
 def list_names() -> tuple[str, ...]:
     """Return the names of the ops of this package."""
     return tuple(file.name for file in pkgutil.iter_modules(__path__) if file.name not in SHARED)
+
+
+def list_functions() -> tuple[str, ...]:
+    """Return the names of the ops of this package of which the library has a function."""
+    return tuple(name for name in list_names() if load(name).in_library)
 
 
 @functools.cache

@@ -21,6 +21,7 @@ class CacheWrite(Op):
 
     reads = ("key", "value")
     place = "slot_mapping"
+    in_library = True
     poses_clauses = True
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:

@@ -62,7 +62,7 @@ class Torch(_OpMethods):  # type: ignore[misc]  # a base of any type
         key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale = arguments
         if not slot_mapping.shape[0] or not num_blocks * block_size:
             return _do_nothing
-        planes = [(key, _as_indexable(key_cache), k_scale), (value, _as_indexable(value_cache), v_scale)]
+        planes = [(key, as_indexable(key_cache), k_scale), (value, as_indexable(value_cache), v_scale)]
         parts = [planes[i : i + self._planes_at_once] for i in range(0, 2, self._planes_at_once)]
         write = self.compiled(_write)
 
@@ -91,7 +91,7 @@ def _do_nothing() -> None:
     """Do nothing, for no tokens."""
 
 
-def _as_indexable(cache: Tensor) -> Tensor:
+def as_indexable(cache: Tensor) -> Tensor:
     """Return the cache as a type that torch can index: 8-bit floats as bytes."""
     return cache.view(torch.uint8) if cache.itemsize == 1 else cache
 
