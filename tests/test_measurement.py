@@ -59,6 +59,7 @@ COLUMNS = [
     "extra_tokens",
     "tp_from",
     "tp_to",
+    "context",
     "seed",
     "layout_reason",
     "workload",

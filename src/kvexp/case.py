@@ -57,6 +57,7 @@ class Sizes:
     extra_tokens: Annotated[int, Whole("Rows of key and value beyond those of `slot_mapping`.", least=0)] = 0
     tp_from: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the source.")] = 1
     tp_to: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the destination.")] = 2
+    context: Annotated[int, Whole("Of a decode: tokens of each sequence's past.")] = 4096
     seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
 
 

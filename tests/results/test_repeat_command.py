@@ -102,6 +102,7 @@ def _seed(**columns):
         ({"padding": 0.25, "rows": "qkv"}, ["workload.padding=0.25", "workload.rows=qkv"]),
         ({"workload": "tiny"}, [
             "workload=tiny", "workload.num_heads=128", "workload.head_size=128", "workload.num_blocks=65536",
+            "workload.context=4096",
         ]),
         ({"workload": "my_model"}, []),
         ({"impl_options": '{"cta_threads":256,"slot_first":true,"software_fp8":false}'},

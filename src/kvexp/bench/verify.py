@@ -119,8 +119,11 @@ def _check_written(tensors: Tensors, windows: Sequence[int], max_bytes: int | No
 def _check_part(tensors: Tensors, part: Part, slots: Tensor) -> None:
     wrong = torch.zeros((), dtype=torch.bool, device=slots.device)
     for tokens, chosen, expected in _iterate_chunks(part, slots):
-        found = _gather(part, slots[chosen, tokens]).view(-1, expected.numel())
-        asked = expected.reshape(-1)
+        found = _gather(part, slots[chosen, tokens])
+        if part.find_wrong:
+            wrong |= _find_wrong(part, found, expected).any()
+            continue
+        found, asked = found.view(-1, expected.numel()), expected.reshape(-1)
         if asked.numel() % 8 == 0:
             # As 8-byte words, so that the mask of differences is shorter.
             found, asked = found.view(torch.int64), _align(asked).view(torch.int64)
@@ -140,13 +143,20 @@ def _align(data: Tensor) -> Tensor:
 
 def _count_wrong(part: Part, slots: Tensor) -> tuple[float, int]:
     """Return the fraction of the written elements that are wrong, and their number."""
-    item, wrong, total = INTEGERS[part.plane.itemsize], 0, 0
+    wrong = total = 0
     for tokens, chosen, expected in _iterate_chunks(part, slots):
-        found = _gather(part, slots[chosen, tokens]).view(-1, *expected.shape)
-        differs = found.view(item) != expected.view(item)
+        differs = _find_wrong(part, _gather(part, slots[chosen, tokens]), expected)
         wrong += int(differs.count_nonzero())
         total += differs.numel()
     return wrong / total, total
+
+
+def _find_wrong(part: Part, found: Tensor, expected: Tensor) -> Tensor:
+    """Return which elements are wrong, `[m, n, num_heads, elements]`."""
+    if part.find_wrong:
+        return part.find_wrong(found.view(part.plane.dtype).view(-1, *expected.shape), expected)
+    item = INTEGERS[part.plane.itemsize]
+    return found.view(-1, *expected.shape).view(item) != expected.view(item)
 
 
 def _iterate_chunks(part: Part, slots: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -164,21 +174,28 @@ def _iterate_chunks(part: Part, slots: Tensor) -> Iterator[tuple[slice, slice, T
 def _locate_difference(tensors: Tensors, part: Part, slots: Tensor) -> str:
     for tokens, chosen, expected in _iterate_chunks(part, slots):
         some = slots[chosen, tokens]
-        found = _gather(part, some).view(-1, *expected.shape)
-        differs = found != expected
+        found = _gather(part, some)
+        differs = _find_wrong(part, found, expected)
         if differs.any():
             # argmax, not nonzero, which needs many bytes for each that differs
             first = int(differs.view(-1).view(torch.uint8).argmax())
-            mapping, token, head, byte = (int(i) for i in np.unravel_index(first, differs.shape))
-            size = part.plane.element_size()
-            start = byte // size * size
-            wrote = bytes(found[mapping, token, head, start : start + size].tolist())[::-1].hex()
-            asked = bytes(expected[token, head, start : start + size].tolist())[::-1].hex()
+            mapping, token, head, element = (int(i) for i in np.unravel_index(first, differs.shape))
+            item = found.view(-1)[first * part.plane.itemsize :][: part.plane.itemsize]
+            asked = expected[token, head]
             return (
-                f"token {tensors.number(tokens.start + token)}, head {head}, element {byte // size} "
-                f"(slot {int(some[mapping, token])}): 0x{wrote} instead of 0x{asked}"
+                f"token {tensors.number(tokens.start + token)}, head {head}, element {element} "
+                f"(slot {int(some[mapping, token])}): {_describe(part, item, asked, element)}"
             )
     raise AssertionError("no difference was found the second time: the call is still writing")
+
+
+def _describe(part: Part, item: Tensor, asked: Tensor, element: int) -> str:
+    """Describe an element's bytes and those of a head that were expected; of a tolerance, their numbers."""
+    if part.find_wrong:
+        return f"{float(item.view(part.plane.dtype)):.6g} instead of {float(asked[element]):.6g}"
+    size = len(item)
+    wrote, right = (bytes(code.tolist())[::-1].hex() for code in (item, asked[element * size :][:size]))
+    return f"0x{wrote} instead of 0x{right}"
 
 
 def _gather(part: Part, slots: Tensor) -> Tensor:

@@ -196,6 +196,17 @@ def load(name: str) -> Op:
     return made
 
 
+def check_unused(case: Case, why: str, **defaults: Any) -> None:
+    """Check that keys of the workload, which have no meaning for the op, have their defaults.
+
+    Raises:
+        Unsupported: One has another value; `why` says what the op does.
+    """
+    for key, default in defaults.items():
+        if getattr(case, key) != default:
+            raise Unsupported(f"op={case.op} {why}, so workload.{key} has no meaning there")
+
+
 def get_method(impl: Any, op: str) -> Callable[..., Call]:
     """Return the implementation's method for the op.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout, Sizes
-from kvexp.op import Op
+from kvexp.op import Op, check_unused
 from kvexp.op.cache_write import check_types
 
 if TYPE_CHECKING:
@@ -84,11 +84,7 @@ class Transfer(Op):
             raise Unsupported(
                 f"op={self.name} takes whole blocks, {' or '.join(PATTERNS)}, not workload.slots={case.slots}"
             )
-        for key, unused in (("padding", 0.0), ("rows", "contiguous"), ("extra_tokens", 0)):
-            if getattr(case, key) != unused:
-                raise Unsupported(
-                    f"op={self.name} reads no rows of tokens, so workload.{key} has no meaning there"
-                )
+        check_unused(case, "reads no rows of tokens", padding=0.0, rows="contiguous", extra_tokens=0)
         find_shard(case)
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:

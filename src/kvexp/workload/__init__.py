@@ -42,6 +42,9 @@ class Part:
         layout: Where a slot's row lies in the plane.
         expect: Given a slice of the written rows, their expected bytes, uint8 `[n, num_heads, bytes]`.
         row_bytes: Bytes of a row while it is computed.
+        find_wrong: For a law with a tolerance, given items `[m, n, num_heads, elements]` of the plane's type
+            and what `expect` returned, numbers `[n, num_heads, elements]`: which items are wrong. By default
+            bytes are compared.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Part:
     layout: Layout
     expect: Callable[[slice], Tensor]
     row_bytes: int
+    find_wrong: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Tensors(Protocol):
