@@ -101,8 +101,8 @@ def _seed(**columns):
         ({"head_size_v": 64}, ["workload.head_size_v=64"]),
         ({"padding": 0.25, "rows": "qkv"}, ["workload.padding=0.25", "workload.rows=qkv"]),
         ({"workload": "tiny"}, [
-            "workload=tiny", "workload.num_heads=128", "workload.head_size=128", "workload.num_blocks=65536",
-            "workload.context=4096",
+            "workload=tiny", "workload.context=4096", "workload.num_heads=128", "workload.head_size=128",
+            "workload.num_blocks=65536",
         ]),
         ({"workload": "my_model"}, []),
         ({"impl_options": '{"cta_threads":256,"slot_first":true,"software_fp8":false}'},
