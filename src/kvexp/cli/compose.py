@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume, say
 from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
-from kvexp.cli.cleanup import remove_unused_folder
+from kvexp.cli.cleanup import list_existing, remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError, KvexpError
@@ -41,6 +41,9 @@ MANY = 10
 
 _locks = ExitStack()
 """Holds the sweep's folder while it is composed and measured: Hydra writes there from the first job on."""
+
+_existing: set[Path] = set()
+"""What was there before the sweep's folder was made or resumed: it stays whatever happens."""
 
 
 def run_sweep(
@@ -140,7 +143,7 @@ def _measure(
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.
             if collector.resumes:
-                remove_unused_folder(job.folder)
+                remove_unused_folder(job.folder, {home})
 
 
 def _remove_hydra_folder(line: CommandLine) -> None:
@@ -148,7 +151,7 @@ def _remove_hydra_folder(line: CommandLine) -> None:
     if HydraConfig.initialized() and line.measures:
         _locks.close()
         with suppress(*COMPOSE_ERRORS):  # the folder's name may be what cannot be composed
-            remove_unused_folder(Path(HydraConfig.get().sweep.dir).absolute())
+            remove_unused_folder(Path(HydraConfig.get().sweep.dir).absolute(), _existing)
 
 
 @contextmanager
@@ -194,7 +197,9 @@ class SweepStart(Callback):
             folder = Path(config.hydra.sweep.dir)
         except COMPOSE_ERRORS as error:
             raise _Refusal(explain(error)) from error
+        _existing.clear()
         try:
+            _existing.update(list_existing(folder.absolute()))
             if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
                 raise _Refusal(HOLDS_ROWS.format(folder))
             sweep_folder.check_links(folder, is_new=not self.resumes)
