@@ -22,11 +22,10 @@ def remove_unused_folder(folder: Path, existing: Collection[Path]) -> None:
 
     Args:
         folder: A sweep's or a curve's, absolute. It stays if it holds anything else that is new, is locked,
-            or is the current folder, one above that, or a symbolic link.
+            or is a symbolic link.
         existing: What stays, since it was there before the command; see `list_existing`.
     """
-    here = Path.cwd()
-    if not folder.is_dir() or folder.is_symlink() or folder == here or folder in here.parents:
+    if not folder.is_dir() or folder.is_symlink():
         return
     new = [path for path in _list_content(folder) if path not in existing]
     if not all(map(_is_removable, new)) or file_lock.find_holder(folder / LOCK):
@@ -34,7 +33,7 @@ def remove_unused_folder(folder: Path, existing: Collection[Path]) -> None:
     for path in sorted(new, reverse=True):  # what a folder holds comes before it
         path.rmdir() if path.is_dir() else path.unlink()
     for empty in (folder, *folder.parents):
-        if empty == here or empty in existing or empty.is_symlink() or any(empty.iterdir()):
+        if empty in existing or empty.is_symlink() or any(empty.iterdir()):
             return
         empty.rmdir()
 
