@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvexp.errors import ConfigError
-from kvexp.host.plain_file import open_plain
+from kvexp.host.plain_file import open_plain, open_regular
 
 MAX_LINE_BYTES = 1 << 24
 """A row takes some 2 KB, a thousand samples some 20 KB, and a compiler's log rarely more."""
@@ -66,7 +66,7 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     number = 0
     try:
-        with file.open("rb") as handle:
+        with open(file, "rb", opener=open_regular) as handle:
             # Split at the newline byte alone: str.splitlines would also break at U+2028 inside a string.
             while line := handle.readline(MAX_LINE_BYTES + 1):
                 number += 1

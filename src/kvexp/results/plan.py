@@ -8,6 +8,7 @@ from typing import Any
 
 from kvexp.column import INT64
 from kvexp.experiment import MEANING, Experiment
+from kvexp.host.plain_file import open_regular
 from kvexp.measurement import Row
 from kvexp.results import jsonl
 from kvexp.results.labels import CURVE
@@ -57,7 +58,7 @@ def format_plan(experiment: Experiment, repeat: int) -> str:
 def read_plan(job: Path) -> Plan | None:
     """Read the job's plan; None where it has none yet, or the file is not one of `format_plan`."""
     try:
-        with (job / PLAN).open("rb") as handle:
+        with open(job / PLAN, "rb", opener=open_regular) as handle:
             content = jsonl.loads(handle.read(_LARGEST_BYTES))
         curve = {column: content["curve"][column] for column in CURVE}
         plan = Plan(curve, tuple(content["num_tokens"]), content["repeat"])
