@@ -185,6 +185,11 @@ def test_a_name_that_is_too_long_is_one_sentence(typed, elsewhere, words):
     assert outcome.folders == [elsewhere / "sweep"]
 
 
+def test_a_name_of_two_lines_is_said_in_one(typed):
+    said = "kvexp: a\\nb does not exist; give a sweep's folder or a rows.jsonl file\n"
+    assert typed("report", "a\nb").err == said
+
+
 def test_the_traceback_of_a_name_that_is_too_long_is_there_for_who_asks(typed, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     assert "Traceback" in typed("watch", LONG).err

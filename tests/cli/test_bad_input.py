@@ -102,6 +102,7 @@ BAD = {
     "hydra=5": "kvexp is started by a callback of hydra's",
     "hydra.job_logging=[[x]]": "job_logging=[[x]] Cannot merge DictConfig with ListConfig\n",
     "hydra.sweep.dir=. workload.num_heads=0": "must be at least 1, not 0",
+    f"hydra.sweep.dir={'x/' * 1500}": "cannot be used (too many folders in one another)",
     # Sweeps without an end
     "workload.seed=range(1,3,0)": "lists no values; write numbers, and a step that is not 0",
     "workload.seed=range(nan,1)": "lists no values",

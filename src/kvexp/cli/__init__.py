@@ -87,7 +87,8 @@ def _explain_disk(error: OSError) -> str | None:
 def _refuse(sentence: str) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         terminal.say(traceback.format_exc().rstrip())
-    terminal.say(f"kvexp: {mask_secrets(sentence)}")
+    one_line = mask_secrets(sentence).replace("\n", "\\n")  # the name of a file may have several
+    terminal.say(f"kvexp: {one_line}")
     return BAD_INPUT
 
 

@@ -214,6 +214,8 @@ class SweepStart(Callback):
             raise _Refusal(str(error)) from error
         except OSError as error:  # a name that is too long
             raise _Refusal(f"{folder} cannot be used ({error.strerror})") from error
+        except RecursionError as error:
+            raise _Refusal(f"{folder} cannot be used (too many folders in one another)") from error
         if count > MANY:
             say(f"composing {count} curves\n")
 
