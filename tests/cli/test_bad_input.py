@@ -192,6 +192,7 @@ BAD = {
     "--cfg job impl=torch,cuda": "show one curve",
     "--experimental-rerun x.pickle": "refused",
     "--resolve": "--cfg",
+    "sync --experiment=": "--experiment must be a text, not ''",
 }
 
 
