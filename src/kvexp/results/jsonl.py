@@ -62,7 +62,7 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each line's number and its object; call `on_torn` with a sentence for an unfinished last line.
 
     Raises:
-        ConfigError: The file cannot be read, or a line before the last is not an object of strict JSON.
+        ConfigError: The file cannot be read, or a line that ends is not an object of strict JSON.
     """
     number = 0
     try:
@@ -77,7 +77,7 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     found = loads(line)
                 except ValueError as error:
-                    if handle.read(1):
+                    if line.endswith(b"\n"):  # written whole, by someone else
                         raise ConfigError(f"{file}, line {number}: not JSON ({error})") from error
                     on_torn(TORN.format(file=file, number=number))
                     return

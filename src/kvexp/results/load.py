@@ -38,7 +38,7 @@ TOGETHER = {
 
 
 def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
-    """Read the rows of every path, each file once; without a path those of the last sweep.
+    """Read the rows of every path, each file once, at least one row; without a path those of the last sweep.
 
     Args:
         paths: Sweeps' folders, jobs' folders, files of rows, or folders that hold several sweeps.
@@ -62,6 +62,8 @@ def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
     for home, own in sweeps.items():
         # An exported file holds the newest rows already.
         found += own if home.suffix == ".parquet" else select_newest(own)
+    if not found:
+        raise ConfigError(f"{', '.join(map(str, paths))} holds no whole row")
     return found
 
 
