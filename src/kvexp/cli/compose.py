@@ -1,5 +1,6 @@
 """Run a sweep from argv: Hydra composes every job, all of them are checked, then the first is measured."""
 
+import errno
 import math
 import os
 import shlex
@@ -115,6 +116,8 @@ def _compose(line: CommandLine, collector: Collector) -> int:
     except _Refusal as refusal:
         raise ConfigError(str(refusal)) from refusal.__cause__
     except COMPOSE_ERRORS as error:
+        if not line.measures and isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # what it prints cannot be written
         raise ConfigError(explain(error)) from error
     return 0
 
