@@ -38,6 +38,15 @@ def test_a_pipe_whose_other_end_nobody_opens_is_refused_at_once(tmp_path, flags)
         plain_file.open_plain(tmp_path / "pipe", flags)
 
 
+def test_a_file_is_read_through_a_link_and_a_pipe_or_a_device_is_not(kept, tmp_path):
+    with open(kept, opener=plain_file.open_regular) as file:
+        assert file.read() == "precious"
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(OSError, match="it is a pipe, a device or a folder"):
+            plain_file.open_regular(name, os.O_RDONLY)
+
+
 @pytest.mark.parametrize("target", ["/proc/self/fd/1", "/dev/null", "folder", "pipe"])
 def test_what_is_no_file_is_not_replaced(tmp_path, target):
     (tmp_path / "folder").mkdir()

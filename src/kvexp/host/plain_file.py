@@ -1,4 +1,4 @@
-"""Open and replace files without following symbolic links: a folder may have been made by someone else."""
+"""Open files that nothing waits for, and write through no link: a folder may be from someone else."""
 
 import errno
 import os
@@ -11,18 +11,27 @@ _IS_LINK = "it is a symbolic link, which is not followed"
 
 
 def open_plain(file: str | os.PathLike[str], flags: int) -> int:
-    """Open a file, as the `opener` of `open` does, if it is one: no link, and nothing that could wait.
+    """Open a file as `open_regular` does, if it is no symbolic link.
 
     Raises:
         OSError: It is a symbolic link, a pipe or a device, or cannot be opened.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe would wait for its other end.
-        handle = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        return open_regular(file, flags | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(file):
             raise OSError(errno.ELOOP, _IS_LINK, os.fspath(file)) from error
         raise
+
+
+def open_regular(file: str | os.PathLike[str], flags: int) -> int:
+    """Open a file, as the `opener` of `open` does, if it is one: nothing that could wait or has no end.
+
+    Raises:
+        OSError: It is a pipe, a device or a folder, or cannot be opened.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its other end.
+    handle = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, _NO_FILE, os.fspath(file))

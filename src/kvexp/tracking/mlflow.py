@@ -260,14 +260,14 @@ class MlflowTracker:
     def _log_files(self, run_id: str, folder: Path, rows: Sequence[Row]) -> None:
         """Send rows, samples and tracebacks, the configuration with passwords masked, and the figure.
 
-        What is a symbolic link is not sent: it may point at anything of this user's.
+        What is a symbolic link is not sent: it may point at anything of this user's. Nor is a pipe.
         """
         for name in (ROWS, SAMPLES, TRACEBACKS):
-            if (folder / name).exists() and not (folder / name).is_symlink():
+            if (folder / name).is_file() and not (folder / name).is_symlink():
                 self._client.log_artifact(run_id, str(folder / name))
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
-            if file.exists() and not file.is_symlink():
+            if file.is_file() and not file.is_symlink():
                 text = mask_secrets(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as figures:

@@ -10,6 +10,7 @@ import yaml
 
 from kvexp.errors import ConfigError, KvexpError, TrackingError
 from kvexp.host.addresses import mask_secrets
+from kvexp.host.plain_file import open_regular
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, read
@@ -165,8 +166,9 @@ def _read_command(home: Path) -> str:
 def _read_target(job: Path) -> str:
     """Return the implementation's class as text for a tag; it is not imported."""
     try:
-        with (job / ".hydra" / "config.yaml").open("rb") as handle:
+        with open(job / ".hydra" / "config.yaml", "rb", opener=open_regular) as handle:
             content = yaml.safe_load(handle.read(_LARGEST_CONFIG_BYTES))
-        return str(content["impl"]["_target_"])
+        target = content["impl"]["_target_"]
+        return target if isinstance(target, str) else ""
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, RecursionError):
         return ""
