@@ -25,6 +25,15 @@ def find_gone(path: Path) -> Path | None:
     return None
 
 
+def is_here_gone() -> bool:
+    """Return whether the current folder is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def open_plain(file: str | os.PathLike[str], flags: int) -> int:
     """Open a file, as the `opener` of `open` does, if it is one: no link, and nothing that could wait.
 
