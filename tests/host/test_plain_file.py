@@ -18,6 +18,15 @@ def kept(tmp_path):
     assert target.read_text() == "precious"
 
 
+def test_the_outermost_part_that_is_gone_is_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert plain_file.find_gone(tmp_path / "a") is None
+    assert plain_file.find_gone(tmp_path / "link") is None
+    assert plain_file.find_gone(tmp_path / "a" / "b" / "c") == tmp_path / "a" / "b"
+    assert plain_file.find_gone(tmp_path / "d" / "e" / "f") == tmp_path / "d"
+
+
 def test_a_link_is_replaced_by_the_file(kept):
     plain_file.replace(kept, b"new")
     assert (kept.is_symlink(), kept.read_bytes()) == (False, b"new")

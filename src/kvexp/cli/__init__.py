@@ -19,6 +19,7 @@ from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.host import disk_cache, terminal
 from kvexp.host.addresses import mask_secrets
+from kvexp.host.plain_file import is_here_gone
 from kvexp.sweep import prestart
 from kvexp.sweep.prestart import Prestart
 
@@ -91,9 +92,7 @@ def _explain_disk(error: OSError) -> str | None:
     """Say what is wrong where a disk is full, a file cannot be used or the folder is gone; else None."""
     if error.errno == errno.ENOSPC:
         return f"cannot write {error.filename or 'the output'} ({error.strerror})"
-    try:
-        Path.cwd()
-    except FileNotFoundError:
+    if is_here_gone():
         return "the current folder is gone; type the command again in one that is there"
     # A name that is too long, or a folder of another user.
     return f"{error.filename} cannot be used ({error.strerror})" if error.filename else None

@@ -1,4 +1,7 @@
-"""Open files that nothing waits for, and write through no link: a folder may be from someone else."""
+"""Open files that nothing waits for, write through no link, and tell which part of a path is gone.
+
+A folder may have been made by someone else, and be removed while kvexp works in it.
+"""
 
 import errno
 import os
@@ -8,6 +11,27 @@ from pathlib import Path
 
 _NO_FILE = "it is a pipe, a device or a folder, not a file"
 _IS_LINK = "it is a symbolic link, which is not followed"
+
+
+def find_gone(path: Path) -> Path | None:
+    """Return the outermost part of an absolute path that is not there; None where all of it is."""
+    for part in (*reversed(path.parents), path):
+        try:
+            part.lstat()
+        except FileNotFoundError:
+            return part
+        except OSError:  # nothing is known of it
+            return None
+    return None
+
+
+def is_here_gone() -> bool:
+    """Return whether the current folder is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def open_plain(file: str | os.PathLike[str], flags: int) -> int:

@@ -10,7 +10,7 @@ import yaml
 
 from kvexp.errors import ConfigError, KvexpError, TrackingError
 from kvexp.host.addresses import mask_secrets
-from kvexp.host.plain_file import open_regular
+from kvexp.host.plain_file import find_gone, open_regular
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, read
@@ -62,8 +62,9 @@ def sync(root: Path, connect: Callable[[], Tracker], say: Say) -> SyncCounts:
                 _sync_sweep(home, store, counts, say)
         except OSError as error:  # of the lock, a TimeoutError too
             why = "its sweep is at work" if isinstance(error, TimeoutError) else "it cannot be locked"
-            say(f"{home}: left out, since {why} ({error})")
-            counts.refused += len(list_curves(home))
+            gone = find_gone(home)
+            say(f"{home}: left out, since {f'{gone} is gone' if gone else f'{why} ({error})'}")
+            counts.refused += max(1, len(list_curves(home)))
     return counts
 
 
@@ -141,7 +142,8 @@ def _read_rows(job: Path, say: Say) -> list[Row]:
     try:
         return list(read(job, say))
     except KvexpError as error:
-        say(f"left out: {error}")
+        gone = find_gone(job)
+        say(f"left out: {f'{gone} is gone' if gone else error}")
         return []
 
 
