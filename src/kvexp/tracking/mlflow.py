@@ -270,7 +270,7 @@ class MlflowTracker:
             file = folder / name
             # Rows that are gone are an error: without them the curve is not whole.
             if (file.is_file() or (name == ROWS and not file.exists())) and not file.is_symlink():
-                self._client.log_artifact(run_id, str(folder / name))
+                self._client.log_artifact(run_id, str(file))
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
             if file.is_file() and not file.is_symlink():
