@@ -97,12 +97,23 @@ def test_an_option_of_the_users_own_cannot_take_the_name_of_ours(typed, tmp_path
     assert "takes the name of kvexp's own impl=cuda" in outcome.err
 
 
-def test_a_folder_with_something_in_it_is_left_alone(typed, elsewhere):
-    folder = elsewhere / "kept"
-    folder.mkdir()
-    (folder / "rows.jsonl").write_text("{}\n")
-    assert typed("hydra.sweep.dir=kept", "workload.num_heads=0,1").code == 2
-    assert (folder / "rows.jsonl").read_text() == "{}\n"
+@pytest.mark.parametrize(
+    "words",
+    [("resume=kept/in", "impl=torch"), ("hydra.sweep.dir=kept/in",), ("hydra.sweep.dir=kept/in/new",)],
+)
+@pytest.mark.parametrize(
+    "held", [(), ("multirun.yaml", ".lock"), ("0/.hydra/config.yaml", "7/"), ("note", "7/a")]
+)
+def test_what_was_there_before_a_wrong_command_is_there_after_it_and_nothing_else(
+    typed, elsewhere, words, held
+):
+    for name in {*held, *(("command.json", ".lock") if "resume" in words[0] else (".hydra/",))}:
+        path = elsewhere / "kept" / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.write_text("{}")
+    before = sorted(elsewhere.rglob("*"))
+    assert typed(*words, "workload.num_heads=0,1").code == 2
+    assert sorted(elsewhere.rglob("*")) == before
 
 
 def test_a_folder_with_the_rows_of_another_sweep_is_named_and_stays_as_it_is(typed, elsewhere):
@@ -172,6 +183,11 @@ def test_a_name_that_is_too_long_is_one_sentence(typed, elsewhere, words):
     assert LONG in outcome.err
     assert "File name too long" in outcome.err
     assert outcome.folders == [elsewhere / "sweep"]
+
+
+def test_a_name_of_two_lines_is_said_in_one(typed):
+    said = "kvexp: a\\nb does not exist; give a sweep's folder or a rows.jsonl file\n"
+    assert typed("report", "a\nb").err == said
 
 
 def test_the_traceback_of_a_name_that_is_too_long_is_there_for_who_asks(typed, monkeypatch):

@@ -95,6 +95,20 @@ BAD = {
     "workload=tiny workload.num_tokens=[1,2],[2,3]": "the same curve is typed twice (workload=tiny",
     "workload.num_heads=2,2": "the same curve is typed twice (workload.num_heads=2)",
     "hydra.sweeper.params.experiment=a": "refused",
+    "hydra.sweep=${oc.env:PATH}": "hydra.sweep must have its keys; hydra.sweep.dir=FOLDER says where",
+    "hydra.launcher=inf": "hydra.launcher must have its keys",
+    "++hydra.sweeper=x": "hydra.sweeper must have its keys",
+    "~hydra.callbacks": "kvexp is started by a callback of hydra's",
+    "hydra=5": "kvexp is started by a callback of hydra's",
+    "hydra.job_logging=[[x]]": "job_logging=[[x]] Cannot merge DictConfig with ListConfig\n",
+    "hydra.sweep.dir=. workload.num_heads=0": "must be at least 1, not 0",
+    f"hydra.sweep.dir={'x/' * 1500}": "cannot be used (too many folders in one another)",
+    # Sweeps without an end
+    "workload.seed=range(1,3,0)": "lists no values; write numbers, and a step that is not 0",
+    "workload.seed=range(nan,1)": "lists no values",
+    "workload.seed=range(1,1e9)": "lists more than 100,000 values; choose fewer",
+    "workload.seed=shuffle(range(1,1000000000))": "lists more than 100,000 values",
+    "workload.seed=range(0,1000) workload.num_heads=range(1,1000)": "what was typed are 999,000 curves",
     # Types and sizes
     "workload.num_heads=abc": "must be a whole number, not 'abc'",
     "workload.num_heads=8.0": "must be a whole number, not 8.0",
@@ -163,6 +177,7 @@ BAD = {
     "tracking.uri=5": "must be a text",
     "+impl.tiles=[1,2]": "must be one value",
     # Syntax and flags
+    f"workload.seed={'9' * 4301}": "a number in it has too many digits",
     "a=[1": "cannot read the override 'a=[1'",
     "impl=torch foo": "'foo' is no override",
     "=3": "names no key",
@@ -177,6 +192,7 @@ BAD = {
     "--cfg job impl=torch,cuda": "show one curve",
     "--experimental-rerun x.pickle": "refused",
     "--resolve": "--cfg",
+    "sync --experiment=": "--experiment must be a text, not ''",
 }
 
 

@@ -71,6 +71,32 @@ def test_what_cannot_be_written_out_is_a_sentence(tmp_path, words):
     assert (process.returncode, process.stderr) == (1, said)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        ("--cfg job >/dev/full", 1, "kvexp: cannot write the output (No space left on device)\n"),
+        ("--info | true; exit ${PIPESTATUS[0]}", 0, ""),
+        ("--cfg job >&-", 0, ""),
+        ("export rows.jsonl >&-", 0, ""),
+        ("--help <&- >&- 2>&-", 0, ""),
+        (
+            "export nope >/dev/full",
+            2,
+            "kvexp: nope does not exist; give a sweep's folder or a rows.jsonl file\n",
+        ),
+    ],
+)
+def test_what_is_closed_or_full_gives_no_traceback(tmp_path, typed, code, said, unbuffered):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + "\n")
+    command = f"{shlex.quote(sys.executable)} -m kvexp {typed}"
+    environ = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stderr) == (code, said)
+
+
 def test_a_disk_that_is_full_for_both_outputs_is_an_exit_code(tmp_path):
     with open("/dev/full", "w") as full:
         process = subprocess.run([sys.executable, "-m", "kvexp", "--help"], stdout=full, stderr=full)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvexp.results.overrides import quote_value
+from kvexp.results.plan import read_plan
 from kvexp.results.row_file import RowFile
 from tests.results.test_row_file import row
 
@@ -213,6 +214,31 @@ def test_a_curve_of_a_preset_is_repeated_by_the_preset_and_its_own_choices(typed
     assert sorted(first.words) == ["--config-dir=.", "experiment=quickstart", "impl=torch", "layout=NHD"]
     (alone,) = typed(*first.words).jobs
     assert alone.experiment == first.experiment
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        ("impl=triton", "kv_cache_dtype=fp8_e4m3", "layout=auto"),
+        (
+            "impl=triton",
+            "kv_cache_dtype=fp8",
+            "workload.seed=0",
+            "workload.head_size_v=${workload.head_size}",
+        ),
+        ("experiment=mine", "--config-dir=."),
+    ],
+)
+def test_a_curve_that_is_typed_in_another_way_is_planned_as_the_same(typed, elsewhere, again):
+    (elsewhere / "experiment").mkdir()
+    (elsewhere / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n- override /impl: triton\n- override /kv_cache_dtype: fp8\n"
+    )
+    for words in (("impl=triton", "kv_cache_dtype=fp8", "hydra.sweep.dir=1"), (*again, "hydra.sweep.dir=2")):
+        assert typed(*words, "workload.num_tokens=[3,1]").err == ""
+    first, second = (read_plan(elsewhere / name / "0") for name in "12")
+    assert first == second
+    assert first.num_tokens == (3, 1)
 
 
 def test_another_folder_beside_it_is_refused(typed, sweep):

@@ -133,11 +133,19 @@ def test_a_store_that_is_broken_is_one_sentence(here, monkeypatch, capsys):
     assert said.count("\n") == 1
 
 
+def test_a_pipe_in_the_stores_place_is_no_store(here, capsys):
+    (here / "mlruns").mkdir()
+    os.mkfifo(here / "mlruns" / "mlflow.db")
+    assert cli.dispatch(["compare", "0" * 32, "now"]) == 2
+    assert f"kvexp: {'0' * 32} does not exist; give " in capsys.readouterr().err
+
+
 def test_a_sweep_of_which_no_row_is_whole_is_not_taken_for_another(here, capsys):
     sweep(here / "multirun" / "2026-11-21" / "10-00", [curve({8: 2.0}), curve({8: 3.0}, layout="NHD")])
     torn = sweep(here / "torn", [curve({8: 2.0})])
     (torn / "0" / "rows.jsonl").write_text('{"status": "o')
     axis = ("--axis", "layout", "--baseline", "NHD", "--candidate", "HND")
-    for words in (("torn", *axis), ("now", "torn")):
-        assert cli.dispatch(["compare", *words]) == 2
-        assert "kvexp: torn holds no whole row\n" in capsys.readouterr().err
+    compared = (("compare", "torn", *axis), ("compare", "now", "torn"))
+    for words in (*compared, ("report", "torn"), ("export", "torn"), ("export", "torn/0/rows.jsonl")):
+        assert cli.dispatch(list(words)) == 2
+        assert "holds no whole row\n" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import psutil
 import pytest
@@ -41,6 +42,17 @@ def test_a_file_that_is_no_store_is_refused(typed, elsewhere, served):
     outcome = typed("ui")
     assert (outcome.code, served) == (2, [])
     assert "mlruns/mlflow.db is no store of runs (file is not a database)" in outcome.err
+
+
+def test_a_store_of_spoilt_names_is_refused(typed, elsewhere, served):
+    (elsewhere / "mlruns").mkdir()
+    with closing(sqlite3.connect(elsewhere / "mlruns" / "mlflow.db")) as database, database:
+        database.execute("create table experiments (name)")
+        database.execute("pragma writable_schema = 1")
+        database.execute("update sqlite_master set name = cast(x'e6' as text), sql = 'nonsense'")
+    outcome = typed("ui")
+    assert (outcome.code, served, outcome.err.count("\n")) == (2, [], 1)
+    assert "mlruns/mlflow.db is no store of runs ('utf-8' codec can't decode" in outcome.err
 
 
 def test_it_names_the_newest_sweeps_page_of_each_experiment(typed, elsewhere, served, port):

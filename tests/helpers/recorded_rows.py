@@ -8,6 +8,8 @@ from typing import Any
 
 from kvexp.case import Case
 from kvexp.measurement import SCHEMA
+from kvexp.results.labels import CURVE
+from kvexp.results.plan import PLAN
 
 _CASE = Case(
     op="reshape_and_cache_flash",
@@ -84,3 +86,16 @@ def sweep(folder: Path, curves: Sequence[Sequence[Mapping[str, Any]]]) -> Path:
         )
         (job / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def plan(home: Path, number: int, num_tokens: Sequence[int], repeat: int = 1, **columns: Any) -> None:
+    """Add the plan of a job to a sweep's folder, as it is before anything is measured."""
+    made = row(**columns)
+    file = home / str(number) / PLAN
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "curve": {column: made[column] for column in CURVE},
+        "num_tokens": num_tokens,
+        "repeat": repeat,
+    }
+    file.write_text(json.dumps(content))

@@ -20,6 +20,7 @@ from kvexp.host.addresses import mask_address, mask_secrets
         ("mssql+pyodbc:///?odbc_connect=DRIVER={ODBC 18};PWD=x", "mssql+pyodbc:///?odbc_connect=***;PWD=***"),
         ("http://[::1]:5000?%74oken=x", "http://[::1]:5000?%74oken=***"),
         ("http://[broken?token=x", "http://[broken?token=***"),
+        ("https:/glpat-7@host/?token=x", "https:/***@host/?token=***"),
     ],
 )
 def test_the_secrets_of_an_address_are_masked(typed, shown):
@@ -47,6 +48,8 @@ def test_an_address_without_a_secret_stays(typed):
         ("- http://maria:s@cret@host\n- b", "- http://maria:***@host\n- b"),
         ("a: http://host:5000\nb: a@b\n", "a: http://host:5000\nb: a@b\n"),
         ("uri: 'http://host?token=x'\nc: 1\n", "uri: 'http://host?token=***'\nc: 1\n"),
+        ("no file https:/glpat-7@host/x", "no file https:/***@host/x"),
+        ("copied to host:/data/maria@lab/x", "copied to host:/data/maria@lab/x"),
         ("'it''s http://a''b@host' is wrong", "'it''s http://***@host' is wrong"),
     ],
 )

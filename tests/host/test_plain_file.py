@@ -18,6 +18,15 @@ def kept(tmp_path):
     assert target.read_text() == "precious"
 
 
+def test_the_outermost_part_that_is_gone_is_found(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    assert plain_file.find_gone(tmp_path / "a") is None
+    assert plain_file.find_gone(tmp_path / "link") is None
+    assert plain_file.find_gone(tmp_path / "a" / "b" / "c") == tmp_path / "a" / "b"
+    assert plain_file.find_gone(tmp_path / "d" / "e" / "f") == tmp_path / "d"
+
+
 def test_a_link_is_replaced_by_the_file(kept):
     plain_file.replace(kept, b"new")
     assert (kept.is_symlink(), kept.read_bytes()) == (False, b"new")
@@ -36,6 +45,15 @@ def test_a_pipe_whose_other_end_nobody_opens_is_refused_at_once(tmp_path, flags)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match=r"it is a pipe, a device or a folder|No such device"):
         plain_file.open_plain(tmp_path / "pipe", flags)
+
+
+def test_a_file_is_read_through_a_link_and_a_pipe_or_a_device_is_not(kept, tmp_path):
+    with open(kept, opener=plain_file.open_regular) as file:
+        assert file.read() == "precious"
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(OSError, match="it is a pipe, a device or a folder"):
+            plain_file.open_regular(name, os.O_RDONLY)
 
 
 @pytest.mark.parametrize("target", ["/proc/self/fd/1", "/dev/null", "folder", "pipe"])

@@ -1,5 +1,6 @@
-"""Symbolic links in a folder that someone else made: what they point at is never written."""
+"""Links and pipes in a folder that someone else made: no link's target is written, and nothing waits."""
 
+import os
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from kvexp import cli, tracking
 from kvexp.errors import TrackingError
 from kvexp.results import baselines, jsonl
+from kvexp.results.plan import PLAN
 from kvexp.results.row_file import RowFile
 from tests.helpers import recorded_rows
 
@@ -135,3 +137,31 @@ def test_a_folder_with_links_is_not_cleared_away(theirs, precious, tmp_path):
     folder.symlink_to(mine)
     assert cli.dispatch([*SWEEP[1:], "impl=torch", "workload.num_heads=0", f"hydra.sweep.dir={folder}"]) == 2
     assert (folder.is_symlink(), mine.is_dir()) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("report", "theirs"), 0, "report.html"),
+        (("watch", "--once", "theirs"), 0, "points: 2"),
+        (("sync", "theirs"), 0, "1 curves sent"),
+        (("resume=theirs",), 2, "theirs/command.json does not say what was typed"),
+        (
+            ("report", "theirs/0/samples.jsonl"),
+            2,
+            "samples.jsonl cannot be read (it is a pipe, a device or a",
+        ),
+        (("export", "theirs/0/x.parquet"), 2, "x.parquet cannot be read as rows: "),
+        (("export", "."), 2, "rows.jsonl cannot be read (it is a pipe, a device or a folder, not a file)"),
+    ],
+)
+def test_a_pipe_in_a_folder_is_not_waited_for(place, words, code, said):
+    folder = recorded_rows.sweep(place.folder / "theirs", [recorded_rows.curve({1: 2.0, 8: 3.0})])
+    (place.folder / "others" / "1").mkdir(parents=True)
+    pipes = ["command.json", *(f"0/{name}" for name in ("samples.jsonl", PLAN, "x.parquet"))]
+    for pipe in (*pipes, "0/.hydra/config.yaml", "../others/1/rows.jsonl"):
+        os.mkfifo(folder / pipe)
+    process = place.start(*words)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == code, err
+    assert said in out + err

@@ -1,12 +1,15 @@
 """A store that is new, busy, locked, read-only, full, broken or away costs a warning and nothing else."""
 
+import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ import pytest
 from kvexp.errors import TrackingError
 from kvexp.tracking import connect, settings
 from kvexp.tracking.best_effort import BestEffort
-from tests.helpers import limits
+from kvexp.tracking.sqlite import read_pid_namespace
+from tests.helpers import bad_server, limits
+from tests.helpers.processes import find_module
 
 SWEEP = ("impl=torch", "layout=NHD,HND", "workload=tiny", "timer=none", "device=cpu")
 pytestmark = pytest.mark.long
@@ -145,6 +150,45 @@ def test_a_server_that_never_answers_costs_fifteen_seconds_at_most():
         assert time.monotonic() - begin < 15
 
 
+@pytest.mark.parametrize("kind", bad_server.KINDS)
+def test_a_server_that_answers_badly_costs_a_line_and_fifteen_seconds_in_all(place, kind):
+    """The sweep and a sync beside it, each of which asks no more after that."""
+    assert place.run(*SWEEP, "tracking=none", "hydra.sweep.dir=earlier/sweep").returncode == 0
+    with bad_server.serve(kind) as server:
+        begin = time.monotonic()
+        syncing = place.start("sync", "earlier", "--to", server.address)
+        done = place.run(*SWEEP, "tracking=server", f"tracking.uri={server.address}")
+        _, err = syncing.communicate(timeout=120)
+        seconds = time.monotonic() - begin
+    check_untracked(done, place, f"{server.address} cannot be used")
+    assert (syncing.returncode, err.count("\n")) == (1, 1)
+    assert "sync again later" in err
+    assert "Traceback" not in done.stderr + err
+    assert [line for line in server.asked if line.startswith("POST")] == []
+    # Two commands start at once on a machine that may be busy.
+    assert seconds < 15 + 45
+
+
+@pytest.mark.parametrize("words", [SWEEP, ("sync", "earlier")], ids=["sweep", "sync"])
+def test_a_disk_that_hangs_under_the_store_costs_a_line_and_fifteen_seconds(place, database, words):
+    """The process that writes to the store is stopped, as by the system until a network disk answers."""
+    assert place.run(*SWEEP, "tracking=none", "hydra.sweep.dir=earlier/sweep").returncode == 0
+    process = place.start(*words)
+    os.kill(find_module(process.pid, "kvexp.tracking.subprocess_tracker"), signal.SIGSTOP)
+    begin = time.monotonic()
+    out, err = process.communicate(timeout=120)
+    assert time.monotonic() - begin < 15 + 45
+    done = subprocess.CompletedProcess(words, process.returncode, out, err)
+    if words == SWEEP:
+        check_untracked(done, place, "cannot be used: it has not answered for 15 s")
+    else:
+        assert done.returncode == 1
+        assert "cannot be used: it has not answered for 15 s; what is on disk stays, so sync again" in err
+    assert place.run("sync", "earlier").returncode == 0
+    assert place.run("sync").returncode == (0 if words == SWEEP else 2)  # where there is another sweep
+    assert {run.info.status for run in runs(f"sqlite:///{database}")} == {"FINISHED"}
+
+
 def test_a_server_that_refuses_every_connection_costs_a_warning(place):
     done = place.run(*SWEEP, "tracking=server", "tracking.uri=http://127.0.0.1:9")
     check_untracked(done, place, "cannot be used")
@@ -270,12 +314,96 @@ def test_a_sweep_that_ends_before_its_store_was_asked_says_where_its_rows_are(tm
     assert "kvexp sync" in line
 
 
-def test_a_variable_of_mlflows_that_is_no_number_costs_a_warning(place, monkeypatch):
-    monkeypatch.setattr(
-        type(place), "environment", place.environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "soon"}
-    )
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "soon", "MLFLOW_HTTP_REQUEST_TIMEOUT"),
+        ("MLFLOW_LOGGING_LEVEL", "BOGUS", "Unknown level: 'BOGUS'"),
+    ],
+)
+def test_a_variable_of_mlflows_that_is_invalid_costs_a_warning(place, monkeypatch, name, value, complaint):
+    monkeypatch.setattr(type(place), "environment", place.environment | {name: value})
     done = place.run(*SWEEP, "tracking=server", "tracking.uri=http://127.0.0.1:9")
-    check_untracked(done, place, "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    check_untracked(done, place, complaint)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a%2Fb", ()), ("my%20project", ()), ("${x}", ()), ("it's #1", ("hydra.job.chdir=true",))],
+)
+def test_a_folder_of_any_name_has_its_store_in_it(place, store, name, words):
+    here = place.folder / name
+    here.mkdir()
+    shutil.copytree(place.folder / "my_conf", here / "my_conf")
+    shutil.copytree(store, here / "mlruns") if name != "a%2Fb" else None  # that one is made
+    done = replace(place, folder=here).run(*SWEEP, *words)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        0,
+        f"tracked in sqlite:///{here}/mlruns/mlflow.db",
+    )
+    assert sorted(path.name for path in place.folder.iterdir()) == sorted([name, "my_conf"])
+    assert sorted(path.name for path in here.iterdir()) == ["mlruns", "multirun", "my_conf"]
+    assert len(list(here.glob("multirun/*/*/*/rows.jsonl"))) == 2
+    with closing(sqlite3.connect(here / "mlruns" / "mlflow.db")) as database:
+        assert list(database.execute("select status, count(*) from runs group by 1")) == [("FINISHED", 3)]
+
+
+@pytest.mark.parametrize("what", ["mlruns", "mlruns/mlflow.db", "."])
+def test_a_folder_that_goes_while_a_sweep_is_measured_is_named(place, database, what):
+    words = [word for word in SWEEP if word != "timer=none"]
+    slow = (
+        "timer=wall_clock",
+        "timer.relative_error=1e-9",
+        "timer.max_samples=1000000",
+        "timer.max_seconds=1",
+    )
+    process = place.start(*words, *slow)
+    while not list(place.folder.glob("multirun/*/*/0/rows.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    gone = place.folder / what
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    _, err = process.communicate(timeout=120)
+    assert f"/mlruns/mlflow.db cannot be used: {gone} is gone; the sweep goes on untracked, " in err
+    assert "Traceback" not in err
+    if what == ".":
+        assert process.returncode == 1
+        assert f"kvexp: {gone} is gone, so the sweep stops\nrows: lost, since {gone} is gone\n" in err
+        assert err.rstrip().endswith(f"and its rows are lost, since {gone} is gone")
+    else:
+        assert (process.returncode, len(place.rows())) == (0, 8)
+        assert "sends them later" in err
+
+
+@pytest.mark.parametrize(
+    "namespace",
+    ["0b5e5a3e-0000-4000-8000-000000000000 {pid}", "{boot} pid:[1]", ""],
+    ids=["boot", "pid", "none"],
+)
+def test_the_run_of_another_containers_live_sweep_is_not_ended(database, namespace):
+    """It has our host's name and store, and a process number that nobody has here."""
+    uri = f"sqlite:///{database}"
+    tracker = connect(settings("local", uri, None, "kvexp", {}))
+    tracker.start_sweep("theirs", "")
+    (run,) = runs(uri)
+    boot, pid = read_pid_namespace().split()
+    theirs = {"kvexp.pid": "4194305", "kvexp.pid_namespace": namespace.format(boot=boot, pid=pid)}
+    for tag in theirs.items():
+        tracker._client.set_tag(run.info.run_id, *tag)
+    other = connect(settings("local", uri, None, "kvexp", {}))
+    other.missing("ours", [])
+    other.start_sweep("ours", "")
+    other.end_sweep("FINISHED")
+    assert {run.info.run_name: run.info.status for run in runs(uri)} == {
+        "theirs": "RUNNING",
+        "ours": "FINISHED",
+    }
+    tracker._client.set_tag(run.info.run_id, "kvexp.pid_namespace", read_pid_namespace())
+    other.missing("ours", [])
+    assert {run.info.run_name: run.info.status for run in runs(uri)} == {
+        "theirs": "KILLED",
+        "ours": "FINISHED",
+    }
 
 
 def test_a_run_whose_number_another_process_has_now_is_closed(database):

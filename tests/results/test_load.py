@@ -140,7 +140,14 @@ def test_the_command_has_the_flags_that_its_sweep_was_typed_with(tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", ["- a: [", "7", b"\xff"])
+BOMB = "".join(f"- &a{n} [{', '.join([f'*a{n - 1}' if n else 'x'] * 9)}]\n" for n in range(20))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["- a: [", "7", b"\xff", "- 7", "[" * 5000, BOMB],
+    ids=["torn", "number", "binary", "numbers", "nested", "bomb"],
+)
 def test_a_broken_file_of_hydras_is_named(tmp_path, content):
     folder = sweep(tmp_path / "s" / "1", [[row()]])
     file = folder / "0" / ".hydra" / "overrides.yaml"

@@ -95,6 +95,13 @@ def test_a_torn_last_line_is_left_out_and_reported(tmp_path, torn):
     assert torn == [f"{file}, line 2: the last line is not whole and was left out"]
 
 
+@pytest.mark.parametrize("line", ["text", "", '{"status": "o', "\0\0"])
+def test_a_last_line_that_ends_and_is_no_row_was_not_torn(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row()) + f"\n{line}\n")
+    with pytest.raises(KvexpError, match=r"rows\.jsonl, line 2: not JSON"):
+        read(tmp_path)
+
+
 def test_a_whole_last_line_without_its_newline_is_a_row(tmp_path, torn):
     (tmp_path / "rows.jsonl").write_text(json.dumps(row()))
     assert read(tmp_path, torn.append) == [row()]

@@ -6,14 +6,13 @@ import os
 from datetime import datetime, timedelta
 
 import pytest
-import yaml
 from rich.console import Console
 
 from kvexp.errors import ConfigError
 from kvexp.report import live
-from kvexp.results import sweep_dir, sweep_state
+from kvexp.results import sweep_dir
 from kvexp.results.sweep_state import State, SweepWatcher
-from tests.helpers.recorded_rows import curve, refused, row, sweep
+from tests.helpers.recorded_rows import curve, plan, refused, row, sweep
 
 START = datetime.fromisoformat("2026-11-21T10:00:00+00:00")
 
@@ -21,16 +20,6 @@ START = datetime.fromisoformat("2026-11-21T10:00:00+00:00")
 @pytest.fixture
 def home(tmp_path):
     return tmp_path / "2026-11-21" / "10-00-00-000001"
-
-
-def plan(home, number, overrides, num_tokens, repeat=1):
-    """A job's folder as Hydra leaves it before anything is measured."""
-    hydra = home / str(number) / ".hydra"
-    hydra.mkdir(parents=True, exist_ok=True)
-    (hydra / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-    (hydra / "config.yaml").write_text(
-        yaml.safe_dump({"repeat": repeat, "workload": {"num_tokens": num_tokens}})
-    )
 
 
 def at(seconds, **columns):
@@ -49,68 +38,23 @@ def text(state, now=START, **size):
 
 def test_the_points_planned_are_those_of_every_composed_job(home):
     sweep(home, [curve({1: 2.0, 2: 3.0})])
-    plan(home, 0, ["impl=cuda"], [1, 2, 4])
-    plan(home, 1, ["impl=triton"], 8)
+    plan(home, 0, [1, 2, 4])
+    plan(home, 1, [8], impl="triton")
     state = look(home)
     assert (len(state.rows), state.points) == (2, 4)
     assert state.size(state.curves[0]) == 3
 
 
-def test_a_job_that_was_composed_again_is_planned_once(home):
-    sweep(home, [curve({1: 2.0})])
-    plan(home, 0, ["impl=cuda"], [1, 2])
-    plan(home, 1, ["impl=cuda"], [1, 2])
-    assert look(home).points == 2
-
-
-def choose(home, number, **choices):
-    """The options that Hydra has chosen for a job, by group."""
-    hydra = {"hydra": {"runtime": {"choices": choices}}}
-    (home / str(number) / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
-
-
-def test_the_points_of_a_curve_are_planned_once_however_it_was_typed(home):
-    plan(home, 0, ["impl=cuda"], [1, 2])
-    plan(home, 1, ["impl=cuda", "layout=NHD", "timeout_s=3", "workload.num_tokens=[2,4]"], [2, 4])
-    plan(home, 2, ["impl=cuda", "layout=NHD", "tracking.uri=x", "experiment=gate"], [1])
-    plan(home, 3, ["impl=cuda", "workload.seed=1"], [1])
-    for number in range(4):
-        choose(home, number, impl="cuda", layout="NHD", experiment="gate" if number == 2 else None)
-    assert sweep_state.count_planned([home]) == look(home).points == 4
-
-
-def test_a_report_counts_the_plans_of_what_it_reads(home, tmp_path):
-    sweep(home, [curve({1: 2.0}), curve({1: 2.0})])
-    plan(home, 0, ["impl=cuda"], [1, 2], repeat=5)
-    plan(home, 1, ["impl=triton"], [1, 2, 4], repeat=5)
-    other = home.with_name("other")
-    plan(other, 0, ["impl=cuda"], [1, 2])
-    assert sweep_state.count_planned([home]) == 5
-    assert sweep_state.count_planned([home, home.parent]) == sweep_state.count_planned([tmp_path]) == 7
-    assert sweep_state.count_planned([home / "1", other]) == 5
-    assert sweep_state.count_planned([home / "1" / "rows.jsonl"]) == 3
-    (tmp_path / "rows.jsonl").touch()
-    assert sweep_state.count_planned([tmp_path / "rows.jsonl"]) == 0
-
-
-@pytest.mark.parametrize("content", ["", "[]", "workload: 5", "a: [", "workload: {num_tokens: [[1], {}]}"])
-def test_what_is_no_plan_counts_nothing(home, content):
-    plan(home, 0, ["impl=cuda"], [1, 2])
-    plan(home, 1, ["impl=triton"], [1])
-    (home / "1" / ".hydra" / "config.yaml").write_text(content)
-    assert sweep_state.count_planned([home]) == (4 if "num_tokens" in content else 2)
-
-
 def test_every_repetition_is_planned_and_counted(home):
     sweep(home, [curve({1: 2.0}, repetition=1), curve({1: 4.0}, repetition=2), curve({1: 3.0}, repetition=3)])
     for number in range(3):
-        plan(home, number, ["impl=cuda"], [1], repeat=3)
+        plan(home, number, [1], repeat=3)
     state = look(home)
     assert (len(state.rows), state.points) == (3, 3)
     assert [point["latency_us"] for (point,) in state.curves] == [3.0]
 
 
-def test_without_hydras_files_the_number_of_points_is_unknown(home):
+def test_without_plans_the_number_of_points_is_unknown(home):
     sweep(home, [curve({1: 2.0})])
     state = look(home)
     assert (state.points, state.seconds_left) == (None, None)
@@ -120,7 +64,7 @@ def test_without_hydras_files_the_number_of_points_is_unknown(home):
 def test_the_estimate_uses_the_points_of_this_run(home):
     rows = [at(-500, num_tokens=1), *(at(10 * n, num_tokens=2**n) for n in range(1, 4))]
     sweep(home, [[*rows, at(31, num_tokens=16, status="skipped")]])
-    plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16, 32, 64])
+    plan(home, 0, [1, 2, 4, 8, 16, 32, 64])
     with sweep_dir.hold(home):
         os.utime(home / sweep_dir.LOCK, times=(START.timestamp(), START.timestamp()))
         state = look(home, seconds=34)
@@ -132,7 +76,7 @@ def test_the_estimate_uses_the_points_of_this_run(home):
 
 def test_two_points_are_too_few_for_an_estimate(home):
     sweep(home, [[at(1, num_tokens=1), at(2, num_tokens=2)]])
-    plan(home, 0, ["impl=cuda"], [1, 2, 4])
+    plan(home, 0, [1, 2, 4])
     with sweep_dir.hold(home):
         os.utime(home / sweep_dir.LOCK, times=(START.timestamp(), START.timestamp()))
         state = look(home)
@@ -160,7 +104,7 @@ def test_a_file_that_holds_no_rows_is_one_sentence(home):
 def test_the_curves_so_far_and_the_last_rows_with_their_reasons_are_drawn(home):
     none = refused("skipped", "it needs\na GPU", impl="triton", num_tokens=1)
     sweep(home, [curve({1: 1.0, 2: 10.0, 4: 100.0}), [none]])
-    plan(home, 0, ["impl=cuda"], [1, 2, 4, 8, 16])
+    plan(home, 0, [1, 2, 4, 8, 16])
     lines = [line.split() for line in text(look(home)).splitlines()]
     assert ["cuda", "3/5", "▁▅█··", "1", "…", "4", "1.00", "…", "100", "100", "500", "%"] in lines
     assert ["triton", "1/1", "s", "1", "–", "–", "–"] in lines

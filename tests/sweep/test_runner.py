@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -290,6 +291,30 @@ class TestASweep:
         assert runner.run(two, UNTRACKED, COMMAND) == 1
         said = capfd.readouterr().err
         assert "rows.jsonl (No space left on device), so the sweep stops; the 0 rows before it" in said
+
+    @pytest.mark.parametrize("part", ["0", "", ".."], ids=["curve", "sweep", "all"])
+    @pytest.mark.parametrize("rows", [1, 4], ids=["midway", "between curves"])
+    def test_whose_folder_goes_says_so(self, jobs, tracked, monkeypatch, capfd, part, rows):
+        two, tracker, written = jobs("torch", "torch"), tracked(Tracker()), []
+        gone = Path(os.path.normpath(two[0].folder.parent / part))
+        append = row_file.RowFile.append
+
+        def remove_after(self, row, samples_us=()):
+            append(self, row, samples_us)
+            written.append(row)
+            if len(written) == rows:
+                shutil.rmtree(gone)
+
+        monkeypatch.setattr(row_file.RowFile, "append", remove_after)
+        code, said = runner.run(two, TRACKED, COMMAND), capfd.readouterr().err
+        if (part, rows) == ("0", 4):  # a curve's folder that is not needed any more
+            assert (code, len(written)) == (0, 8)
+            return
+        assert (code, len(written)) == (1, rows)
+        assert f"kvexp: {gone} is gone, so the sweep stops\n" in said
+        assert (f"rows: lost, since {gone} is gone\n" in said) == (part != "0")
+        assert [line for line in said.splitlines() if "whole" in line or "sync" in line] == []
+        assert tracker.asked[-1] == ("end", "FAILED")
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
     def test_that_is_asked_to_end_ends_its_run_and_its_process(

@@ -188,6 +188,13 @@ class TestADeadProcess:
         assert [(row["num_tokens"], row["status"]) for row in rows] == [(1, "verified"), (3, "verified")]
         assert not worker.alive
 
+    def test_says_first_that_the_folder_where_it_was_started_is_gone(self, worker, monkeypatch, tmp_path):
+        deadly = curve(how="Deadly", by="exit")
+        monkeypatch.chdir(tmp_path)
+        tmp_path.rmdir()
+        with pytest.raises(WorkerDied, match=r"^the folder where kvexp was typed is gone; the measuring pro"):
+            list(worker.run(deadly))
+
     def test_takes_no_other_curve(self, worker):
         with pytest.raises(WorkerDied):
             list(worker.run(curve(how="Deadly", by="exit")))

@@ -125,6 +125,38 @@ def test_a_curve_that_does_not_arrive_whole_is_a_failed_run(
     assert sweep("full")[1].info.status == "FAILED"
 
 
+@pytest.mark.parametrize(
+    "step", ["create_run", "log_batch", "log_artifact", "log_artifacts", "set_terminated", "set_tag"]
+)
+def test_a_curve_whose_sender_is_killed_at_any_step_is_sent_again_once(
+    homes, store, sweep, monkeypatch, step
+):
+    class Killed(BaseException):
+        """Nothing more is sent, and nobody is told."""
+
+    home, sender = homes[0], connect(store)
+    sweep_id, name = sweep_folder.id_of(home), sweep_folder.name_of(home)
+    sender.start_sweep(sweep_id, "", name=name)
+    really = getattr(sender._client, step)
+
+    def killed_after(*arguments, **named):
+        really(*arguments, **named)
+        raise Killed
+
+    monkeypatch.setattr(sender._client, step, killed_after)
+    with pytest.raises(Killed):
+        sync.send_curves(sender, [home / "0"], print)
+    (begun,) = [run for run in sweep(name) if "kvexp.curve" in run.data.tags]
+    assert ("kvexp.whole" in begun.data.tags) == (step == "set_tag")
+    done = [sync.sync(home, lambda: connect(store), print) for _ in range(2)]
+    is_whole = int(step == "set_tag")
+    assert [(one.sent, one.already_sent) for one in done] == [(1 - is_whole, is_whole), (0, 1)]
+    parent, child = sweep(name)
+    assert (parent.info.status, child.info.status) == ("KILLED" if is_whole else "FINISHED", "FINISHED")
+    assert child.data.tags["kvexp.whole"] == "true"
+    assert child.data.metrics["points_ok"] == 16
+
+
 def test_a_curve_without_any_right_point_has_no_latency(tracker, sweep, job, measure, experiment):
     rows = measure(*["skipped"] * 16)
     tracker.start_sweep("nothing", "")

@@ -92,6 +92,27 @@ def test_a_folder_in_the_environment_is_blamed_on_the_environment():
         uri(environ={"MLFLOW_TRACKING_URI": "file:///data"})
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("localhost:5000", "http://localhost:5000"),
+        ("maria:secret@mlflow.example.org:5000/a", "http://maria:***@mlflow.example.org:5000/a"),
+        ("[::1]:5000", "http://[::1]:5000"),
+    ],
+)
+def test_a_server_without_a_scheme_is_refused_with_the_address_to_type(typed, meant):
+    with pytest.raises(ConfigError, match="so it would be a folder") as raised:
+        uri(environ={"MLFLOW_TRACKING_URI": typed})
+    assert str(raised.value).startswith("MLFLOW_TRACKING_URI has no scheme")
+    assert str(raised.value).endswith(f" {meant}")
+
+
+def test_a_newline_behind_an_address_is_none_of_it():
+    assert uri(environ={"MLFLOW_TRACKING_URI": f" {SERVER}\n"}) == SERVER
+    assert uri(environ={"MLFLOW_TRACKING_URI": "sqlite:////data/runs.db\n"}) == "sqlite:////data/runs.db"
+    assert uri(yaml=SERVER, environ={"MLFLOW_TRACKING_URI": "\n"}) == SERVER
+
+
 @pytest.mark.parametrize("typed", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:x.db"])
 def test_a_sqlite_address_without_a_file_is_refused(typed):
     with pytest.raises(ConfigError, match="names no file"):

@@ -19,6 +19,7 @@ from kvexp.cli import commands, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.host import disk_cache, terminal
 from kvexp.host.addresses import mask_secrets
+from kvexp.host.plain_file import is_here_gone
 from kvexp.sweep import prestart
 from kvexp.sweep.prestart import Prestart
 
@@ -30,19 +31,34 @@ SIGNALS = 128
 
 def main() -> None:
     """Do what was typed, and exit with its code."""
+    _open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a µ shows a ? in its place
             stream.reconfigure(errors="replace")
     if logging.lastResort:
         logging.lastResort.setFormatter(terminal.LogFormatter())
+    logging.raiseExceptions = False  # else Hydra's log prints a traceback where its reader has left
     disk_cache.settle()
     try:
         with prestart.start_for(sys.argv[1:]) as prestarted:
             code = dispatch(sys.argv[1:], prestarted)
     except KeyboardInterrupt:  # while processes were started or ended
         code = SIGNALS + signal.SIGINT
-    say("")
+    with suppress(OSError):  # drops what is still buffered
+        say("")
     sys.exit(code)
+
+
+def _open_missing_streams() -> None:
+    """Open what the caller has closed (`>&-`) on /dev/null: else the next file would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
 def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
@@ -53,7 +69,9 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
         prestarted: The processes of a sweep that were started before, if any.
     """
     try:
-        return _run(list(argv), prestarted)
+        code = _run(list(argv), prestarted)
+        say("")  # what Hydra has printed
+        return code
     except ConfigError as error:
         return _refuse(str(error))
     except OSError as error:
@@ -63,8 +81,6 @@ def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
         if error.errno != errno.ENOSPC:
             return _refuse(sentence)
         terminal.say(f"kvexp: {sentence}")
-        with suppress(OSError):  # drops what is still buffered
-            say("")
         return CANNOT_WRITE
     except Terminated as end:
         return SIGNALS + end.number
@@ -76,9 +92,7 @@ def _explain_disk(error: OSError) -> str | None:
     """Say what is wrong where a disk is full, a file cannot be used or the folder is gone; else None."""
     if error.errno == errno.ENOSPC:
         return f"cannot write {error.filename or 'the output'} ({error.strerror})"
-    try:
-        Path.cwd()
-    except FileNotFoundError:
+    if is_here_gone():
         return "the current folder is gone; type the command again in one that is there"
     # A name that is too long, or a folder of another user.
     return f"{error.filename} cannot be used ({error.strerror})" if error.filename else None
@@ -87,7 +101,8 @@ def _explain_disk(error: OSError) -> str | None:
 def _refuse(sentence: str) -> int:
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         terminal.say(traceback.format_exc().rstrip())
-    terminal.say(f"kvexp: {mask_secrets(sentence)}")
+    one_line = mask_secrets(sentence).replace("\n", "\\n")  # the name of a file may have several
+    terminal.say(f"kvexp: {one_line}")
     return BAD_INPUT
 
 
@@ -98,10 +113,9 @@ def say(text: str) -> None:
 
 def write(text: str) -> None:
     """Write text to stdout at once, as it is; ignore a closed pipe."""
-    if sys.stdout is None:
-        return
     try:
-        sys.stdout.write(text)
+        if text:  # without a buffer even nothing cannot be written to a full disk
+            sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         # Else what is still buffered would be written again when the process ends.

@@ -5,18 +5,22 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import OverrideParseException
 
 from kvexp.cli import help
 from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
 from kvexp.host.addresses import mask_address
+
+MOST_CURVES = 100_000
+"""Most curves of a sweep: to compose them takes hours."""
 
 ADDRESS = "tracking.uri"
 """The key of the store's address."""
@@ -141,6 +145,11 @@ def parse_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Over
     for text in overrides:
         try:
             found += parser.parse_overrides([text])
+        except (ValueError, RecursionError) as error:  # Hydra lets these pass
+            raise ConfigError(
+                f"cannot read the override {text[:80]!r}: a number in it has too many digits, or brackets in "
+                "it are nested too deeply"
+            ) from error
         except OverrideParseException as error:
             if "=" not in text:
                 raise ConfigError(f"{text!r} is no override; write key=value") from error
@@ -194,6 +203,8 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{text!r} is refused: only YAML files name classes (--config-dir)")
         if not key:
             raise ConfigError(f"{text!r} names no key; write key=value")
+        if key == "hydra" or key.startswith("hydra.callbacks"):
+            raise ConfigError(f"{text!r} is refused, since kvexp is started by a callback of hydra's")
         if key == "hydra.mode":
             raise ConfigError("hydra.mode is refused, since kvexp always sweeps; --cfg job only prints")
         if key == "hydra.sweep.subdir":
@@ -215,6 +226,8 @@ def _check_sweep(text: str, override: Override, measures: bool) -> None:
     key = override.key_or_group
     if not override.is_discrete_sweep():
         raise ConfigError(f"{text!r} is an interval, which lists no values; write range(1,9) or 1,2,4")
+    if isinstance(override.value(), RangeSweep):
+        count_values(override)
     if not measures:
         raise ConfigError(f"{text!r} sweeps, but --cfg and --info show one curve; choose one value")
     if key == "experiment":
@@ -226,6 +239,24 @@ def _check_sweep(text: str, override: Override, measures: bool) -> None:
         raise ConfigError(f"{text!r} is refused: a sweep is tracked in one place; choose one value")
     if key in SWEEP:
         raise ConfigError(f"{text!r} is refused: {key} has one value for a whole sweep; choose one")
+
+
+def count_values(override: Override) -> int:
+    """Count the values that an override sweeps over.
+
+    Raises:
+        ConfigError: They cannot be listed, or are more than MOST_CURVES.
+    """
+    value, text = override.value(), override.input_line
+    try:
+        # `sweep_iterator` makes a list of a range that is shuffled.
+        values = value.range() if isinstance(value, RangeSweep) else override.sweep_iterator()
+        count = sum(1 for _ in islice(values, MOST_CURVES + 1))
+    except (ValueError, ArithmeticError) as error:
+        raise ConfigError(f"{text!r} lists no values; write numbers, and a step that is not 0") from error
+    if count > MOST_CURVES:
+        raise ConfigError(f"{text!r} lists more than {MOST_CURVES:,} values; choose fewer")
+    return count
 
 
 def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:

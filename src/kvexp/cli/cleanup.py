@@ -1,35 +1,51 @@
-"""Remove the folders that Hydra made where nothing was measured."""
+"""Remove the files and folders that a command has made where nothing was measured."""
 
+from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 
 from kvexp.host import file_lock
 from kvexp.results.sweep_dir import COMMAND, LOCK
 
+_HYDRA = ".hydra"
+_WRITTEN = ("*", f"{_HYDRA}/*", "[0-9]*/*", f"[0-9]*/{_HYDRA}/*")
+"""Where a command writes before any row, in a sweep's folder or in a curve's."""
 
-def remove_unused_folder(folder: Path) -> None:
+
+def list_existing(folder: Path) -> frozenset[Path]:
+    """List what there is of the folder, of those above it, and of what a command would write in it."""
+    return frozenset(chain(filter(Path.exists, (folder, *folder.parents)), _list_content(folder)))
+
+
+def remove_unused_folder(folder: Path, existing: Collection[Path]) -> None:
     """Remove a folder that holds only what is written before any row, and the empty folders above it.
 
     Args:
-        folder: A sweep's or a curve's, absolute. It stays if it holds anything else, is locked, or is the
-            current folder, one above that, or a symbolic link.
+        folder: A sweep's or a curve's, absolute. It stays if it holds anything else that is new, is locked,
+            or is a symbolic link.
+        existing: What stays, since it was there before the command; see `list_existing`.
     """
-    here = Path.cwd()
-    if not folder.is_dir() or folder.is_symlink() or folder == here or folder in here.parents:
+    if not folder.is_dir() or folder.is_symlink():
         return
-    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    if any(path.is_symlink() for path in files):
+    new = [path for path in _list_content(folder) if path not in existing]
+    if not all(map(_is_removable, new)) or file_lock.find_holder(folder / LOCK):
         return
-    if not all(
-        path.name in ("multirun.yaml", COMMAND, LOCK) or path.parent.name == ".hydra" for path in files
-    ):
-        return
-    if file_lock.find_holder(folder / LOCK):
-        return
-    for file in files:
-        file.unlink()
-    for inner in sorted((path for path in folder.rglob("*")), reverse=True):
-        inner.rmdir()
+    for path in sorted(new, reverse=True):  # what a folder holds comes before it
+        path.rmdir() if path.is_dir() else path.unlink()
     for empty in (folder, *folder.parents):
-        if empty == here or empty.is_symlink() or any(empty.iterdir()):
+        if empty in existing or empty.is_symlink() or any(empty.iterdir()):
             return
         empty.rmdir()
+
+
+def _list_content(folder: Path) -> Iterator[Path]:
+    return chain.from_iterable(map(folder.glob, _WRITTEN))
+
+
+def _is_removable(path: Path) -> bool:
+    """Return whether it is a file that is written before any row, or a folder that holds only such files."""
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return all(map(_is_removable, path.iterdir()))
+    return path.name in ("multirun.yaml", COMMAND, LOCK) or path.parent.name == _HYDRA

@@ -17,6 +17,7 @@ from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
 from kvexp.host.addresses import mask_secrets
 from kvexp.results.overrides import get_key, is_reference, quote_value
+from kvexp.results.plan import PLAN, format_plan
 from kvexp.results.row_file import ROWS
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, settings
@@ -65,14 +66,16 @@ class Collector:
             self._records.append(record)
 
     def write_records(self) -> None:
-        """Write each curve's configuration and overrides as Hydra would; mask secrets, also in Hydra's file.
+        """Write each curve's configuration and overrides as Hydra would, and its plan; mask all secrets.
 
         Raises:
             ConfigError: They cannot be written.
         """
         whole = self.valid[0][1].parent / "multirun.yaml"
         texts = {whole: whole.read_text("utf-8")} if whole.is_file() else {}
-        for (_, folder, overrides), config in zip(self.valid, self._records, strict=True):
+        (how,) = self.settings
+        for (experiment, folder, overrides), config in zip(self.valid, self._records, strict=True):
+            texts[folder / PLAN] = format_plan(experiment, how.repeat)
             texts[folder / ".hydra" / "config.yaml"] = config
             texts[folder / ".hydra" / "overrides.yaml"] = OmegaConf.to_yaml(list(overrides))
         for file, text in texts.items():

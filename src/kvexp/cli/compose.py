@@ -1,5 +1,6 @@
 """Run a sweep from argv: Hydra composes every job, all of them are checked, then the first is measured."""
 
+import errno
 import math
 import os
 import shlex
@@ -13,14 +14,15 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume, say
-from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
-from kvexp.cli.cleanup import remove_unused_folder
+from kvexp.cli.argv import MOST_CURVES, CommandLine, count_values, mask_override, parse_command_line
+from kvexp.cli.cleanup import list_existing, remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError, KvexpError
@@ -41,6 +43,9 @@ MANY = 10
 
 _locks = ExitStack()
 """Holds the sweep's folder while it is composed and measured: Hydra writes there from the first job on."""
+
+_existing: set[Path] = set()
+"""What was there before the sweep's folder was made or resumed, and stays; empty before that is looked at."""
 
 
 def run_sweep(
@@ -111,6 +116,8 @@ def _compose(line: CommandLine, collector: Collector) -> int:
     except _Refusal as refusal:
         raise ConfigError(str(refusal)) from refusal.__cause__
     except COMPOSE_ERRORS as error:
+        if not line.measures and isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # what it prints cannot be written
         raise ConfigError(explain(error)) from error
     return 0
 
@@ -140,15 +147,15 @@ def _measure(
         for job in jobs:
             # A curve whose points were all there already has only what Hydra wrote.
             if collector.resumes:
-                remove_unused_folder(job.folder)
+                remove_unused_folder(job.folder, {home})
 
 
 def _remove_hydra_folder(line: CommandLine) -> None:
     """Remove the sweep's folder where Hydra has made it and nothing was measured."""
-    if HydraConfig.initialized() and line.measures:
+    if HydraConfig.initialized() and line.measures and _existing:
         _locks.close()
-        with suppress(*COMPOSE_ERRORS):  # the folder's name may be what cannot be composed
-            remove_unused_folder(Path(HydraConfig.get().sweep.dir).absolute())
+        with suppress(OSError):
+            remove_unused_folder(Path(HydraConfig.get().sweep.dir).absolute(), _existing)
 
 
 @contextmanager
@@ -190,11 +197,17 @@ class SweepStart(Callback):
         replace the one that they were measured with.
         """
         HydraConfig.instance().set_config(config)
+        _existing.clear()
         try:
+            _check_nodes(config)
             folder = Path(config.hydra.sweep.dir)
+            count = _count_jobs(config)
+        except ConfigError as error:
+            raise _Refusal(str(error)) from error
         except COMPOSE_ERRORS as error:
             raise _Refusal(explain(error)) from error
         try:
+            _existing.update(list_existing(folder.absolute()))
             if not self.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
                 raise _Refusal(HOLDS_ROWS.format(folder))
             sweep_folder.check_links(folder, is_new=not self.resumes)
@@ -204,7 +217,8 @@ class SweepStart(Callback):
             raise _Refusal(str(error)) from error
         except OSError as error:  # a name that is too long
             raise _Refusal(f"{folder} cannot be used ({error.strerror})") from error
-        count = _count_jobs(config)
+        except RecursionError as error:
+            raise _Refusal(f"{folder} cannot be used (too many folders in one another)") from error
         if count > MANY:
             say(f"composing {count} curves\n")
 
@@ -213,14 +227,32 @@ class _Refusal(BaseException):
     """Ends Hydra from within a callback, where it turns every Exception into a warning."""
 
 
+def _check_nodes(config: DictConfig) -> None:
+    """Check that what kvexp and Hydra read keys of has keys: a reference may stand for anything.
+
+    Raises:
+        ConfigError: One has none.
+    """
+    for name in ("sweep", "job", "sweeper", "launcher"):
+        if not OmegaConf.is_dict(OmegaConf.select(config.hydra, name)):
+            raise ConfigError(
+                f"hydra.{name} must have its keys; hydra.sweep.dir=FOLDER says where a sweep goes"
+            )
+
+
 def _count_jobs(config: DictConfig) -> int:
-    """Count the sweep's jobs; what is typed replaces a preset's values of the same key."""
+    """Count the sweep's jobs; what is typed replaces a preset's values of the same key.
+
+    Raises:
+        ConfigError: They are too many.
+    """
     # Unresolved: a typed interpolation is one text among the overrides.
     hydra_config = cast(dict[str, Any], OmegaConf.to_container(config.hydra, resolve=False))
     swept = [f"{key}={value}" for key, value in (hydra_config["sweeper"]["params"] or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
     overrides = parser.parse_overrides([*swept, *hydra_config["overrides"]["task"]])
     by_key = {override.get_key_element(): override for override in overrides}
-    return math.prod(
-        len(list(override.sweep_iterator())) for override in by_key.values() if override.is_discrete_sweep()
-    )
+    count = math.prod(map(count_values, filter(Override.is_discrete_sweep, by_key.values())))
+    if count > MOST_CURVES:
+        raise ConfigError(f"what was typed are {count:,} curves, and a sweep has at most {MOST_CURVES:,}")
+    return count

@@ -69,7 +69,7 @@ def _shorten(error: BaseException) -> str:
     """Return the message as one line, without the search path and the links that Hydra adds."""
     lines: list[str] = []
     for line in str(error).splitlines():
-        if line.startswith(("Config search path", "See ")):
+        if line.lstrip().startswith(("Config search path", "See ", "full_key:")):
             break
         if line.strip():
             lines.append(line.strip())

@@ -26,13 +26,6 @@ def read(name: str) -> Sequence[Row]:
     Raises:
         ConfigError: Nothing has that name, or it holds no rows.
     """
-    found = _read(name)
-    if not found:
-        raise ConfigError(f"{name} holds no whole row")
-    return found
-
-
-def _read(name: str) -> Sequence[Row]:
     if Path(name).exists():
         return load.read([Path(name)], Path())
     with tempfile.TemporaryDirectory() as made:
@@ -42,7 +35,8 @@ def _read(name: str) -> Sequence[Row]:
         try:
             return load.read([folder], folder)
         except ConfigError as error:
-            raise ConfigError(str(error).replace(f"{folder}/", f"{name}: ")) from error
+            said = str(error).replace(f"{folder}/", f"{name}: ").replace(str(folder), name)
+            raise ConfigError(said) from error
 
 
 def _download(name: str, folder: Path) -> bool:
@@ -51,7 +45,7 @@ def _download(name: str, folder: Path) -> bool:
         return False
     uri = tracking.settings("local", None, None, "kvexp", os.environ).uri or ""
     file = tracking.sqlite_file(uri)
-    if file is not None and not file.exists():
+    if file is not None and not file.is_file():
         return False
     try:
         with closing(SubprocessTracker()) as store:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from urllib.parse import unquote_plus, urlsplit
 
 MASK = "***"
-# Up to a space or a quote, which may also stand before an @.
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://(?:\S*@)?[^\s\"'<>]*")
+# Up to a space or a quote, which may also stand before an @; a path made of an address has one slash.
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*:/(?:\S*@)?[^\s\"'<>]*")
+_SLASHES = re.compile(r":/{1,2}")
 _PAIR = re.compile(r"([?&;]([^=&;]*)=)([^&;]*)")
 _HARMLESS = {"timeout", "mode", "cache", "uri", "charset", "sslmode", "driver", "user", "host", "port"}
 """The keys of a query that say how to connect, but not with whose rights."""
@@ -40,13 +41,17 @@ def _list_secrets(known: str) -> list[str]:
 
 def _find_secrets(address: str) -> Iterator[tuple[str, str]]:
     """Yield the secrets of the address, each after the text before it; a reference, ${name}, is none."""
-    rest = address.partition("://")[2]
+    slashes = _SLASHES.search(address)
+    if not slashes:
+        return
+    rest = address[slashes.end() :]
     head, at, tail = rest.rpartition("@")
     # As SQLAlchemy does, take a / after a colon for a part of the password.
     if at and ("/" not in head or ":" in head.partition("/")[0]):
         user, _, password = head.partition(":")
         if "${" not in head:
-            yield (f"://{user}:", password) if user and password else ("://", head)
+            before = slashes[0]
+            yield (f"{before}{user}:", password) if user and password else (before, head)
         rest = tail
     try:
         query = urlsplit(f"//{rest}").query

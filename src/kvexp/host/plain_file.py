@@ -1,4 +1,7 @@
-"""Open and replace files without following symbolic links: a folder may have been made by someone else."""
+"""Open files that nothing waits for, write through no link, and tell which part of a path is gone.
+
+A folder may have been made by someone else, and be removed while kvexp works in it.
+"""
 
 import errno
 import os
@@ -10,19 +13,49 @@ _NO_FILE = "it is a pipe, a device or a folder, not a file"
 _IS_LINK = "it is a symbolic link, which is not followed"
 
 
+def find_gone(path: Path) -> Path | None:
+    """Return the outermost part of an absolute path that is not there; None where all of it is."""
+    for part in (*reversed(path.parents), path):
+        try:
+            part.lstat()
+        except FileNotFoundError:
+            return part
+        except OSError:  # nothing is known of it
+            return None
+    return None
+
+
+def is_here_gone() -> bool:
+    """Return whether the current folder is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def open_plain(file: str | os.PathLike[str], flags: int) -> int:
-    """Open a file, as the `opener` of `open` does, if it is one: no link, and nothing that could wait.
+    """Open a file as `open_regular` does, if it is no symbolic link.
 
     Raises:
         OSError: It is a symbolic link, a pipe or a device, or cannot be opened.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe would wait for its other end.
-        handle = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        return open_regular(file, flags | os.O_NOFOLLOW)
     except OSError as error:
         if error.errno == errno.ELOOP and os.path.islink(file):
             raise OSError(errno.ELOOP, _IS_LINK, os.fspath(file)) from error
         raise
+
+
+def open_regular(file: str | os.PathLike[str], flags: int) -> int:
+    """Open a file, as the `opener` of `open` does, if it is one: nothing that could wait or has no end.
+
+    Raises:
+        OSError: It is a pipe, a device or a folder, or cannot be opened.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its other end.
+    handle = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, _NO_FILE, os.fspath(file))

@@ -119,7 +119,7 @@ class Transfer(Op):
         """See `op.Op.allocate`."""
         from kvexp.workload.transfer import allocate  # imports torch
 
-        return allocate(self, largest, layout, source)
+        return allocate(self, largest, layout, source, find_shard(largest))
 
     def source_sizes(self, case: Case) -> Sizes:
         """Return the sizes of the cache that is read: the case's."""

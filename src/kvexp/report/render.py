@@ -28,7 +28,7 @@ def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None,
         rows: As `kvexp.results.load.read` returns them.
         folder: Made where it is missing.
         figures: The folder for every figure as PNG and SVG; the Markdown then shows them.
-        planned: See `kvexp.results.sweep_state.count_planned`.
+        planned: See `kvexp.results.plan.count_planned`.
 
     Returns:
         The page.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvexp.errors import ConfigError
-from kvexp.host.plain_file import open_plain
+from kvexp.host.plain_file import open_plain, open_regular
 
 MAX_LINE_BYTES = 1 << 24
 """A row takes some 2 KB, a thousand samples some 20 KB, and a compiler's log rarely more."""
@@ -62,11 +62,11 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield each line's number and its object; call `on_torn` with a sentence for an unfinished last line.
 
     Raises:
-        ConfigError: The file cannot be read, or a line before the last is not an object of strict JSON.
+        ConfigError: The file cannot be read, or a line that ends is not an object of strict JSON.
     """
     number = 0
     try:
-        with file.open("rb") as handle:
+        with open(file, "rb", opener=open_regular) as handle:
             # Split at the newline byte alone: str.splitlines would also break at U+2028 inside a string.
             while line := handle.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -77,7 +77,7 @@ def read(file: Path, on_torn: OnTorn) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     found = loads(line)
                 except ValueError as error:
-                    if handle.read(1):
+                    if line.endswith(b"\n"):  # written whole, by someone else
                         raise ConfigError(f"{file}, line {number}: not JSON ({error})") from error
                     on_torn(TORN.format(file=file, number=number))
                     return

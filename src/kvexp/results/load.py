@@ -12,6 +12,7 @@ from kvexp.case import Sizes
 from kvexp.column import columns_of
 from kvexp.errors import ConfigError
 from kvexp.host.addresses import mask_secrets
+from kvexp.host.plain_file import open_regular
 from kvexp.measurement import Row
 from kvexp.results import row_file, sweep_dir
 from kvexp.results.labels import group_by_curve
@@ -37,7 +38,7 @@ TOGETHER = {
 
 
 def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
-    """Read the rows of every path, each file once; without a path those of the last sweep.
+    """Read the rows of every path, each file once, at least one row; without a path those of the last sweep.
 
     Args:
         paths: Sweeps' folders, jobs' folders, files of rows, or folders that hold several sweeps.
@@ -61,6 +62,8 @@ def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
     for home, own in sweeps.items():
         # An exported file holds the newest rows already.
         found += own if home.suffix == ".parquet" else select_newest(own)
+    if not found:
+        raise ConfigError(f"{', '.join(map(str, paths))} holds no whole row")
     return found
 
 
@@ -97,7 +100,8 @@ def _read_parquet(file: Path) -> list[dict[str, Any]]:
     import pandas  # here, since few commands need it
 
     try:
-        frame = pandas.read_parquet(file)
+        with open(file, "rb", opener=open_regular) as handle:
+            frame = pandas.read_parquet(handle)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read as rows: {error}") from error
     if not {"status", "num_tokens", SWEEP, COMMAND} <= set(frame.columns):
@@ -120,8 +124,11 @@ def _get_command(job: Path, rows: Sequence[Row]) -> str:
     overrides: list[str] | None = None
     if record:
         try:
-            typed = [str(override) for override in yaml.safe_load(record.read_text("utf-8")) or []]
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            typed = yaml.safe_load(record.read_text("utf-8")) or []
+            # A text: what a YAML repeats by reference may be endless as one.
+            if not isinstance(typed, list) or not all(isinstance(text, str) for text in typed):
+                raise ValueError("no list of texts")
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise ConfigError(f"{record} holds no overrides, as Hydra writes them") from error
         if all(map(is_plain, typed)):
             overrides = [text for text in typed if not is_place(text)]

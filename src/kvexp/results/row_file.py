@@ -51,13 +51,13 @@ class RowFile:
     """Append the rows of one job to its files, one whole line at a time.
 
     Args:
-        folder: The job's folder; made when it is missing.
+        folder: The job's folder; made when it is missing. The sweep's folder is there.
         on_torn: Called with one sentence when a last line that its writer could not finish is cut off.
     """
 
     def __init__(self, folder: Path, on_torn: Callable[[str], None] = _log.warning) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for name in (SAMPLES, ROWS):
             jsonl.mend(folder / name, on_torn)
 

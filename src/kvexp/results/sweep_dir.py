@@ -19,6 +19,7 @@ from typing import Any
 
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.host import file_lock
+from kvexp.host.plain_file import open_regular
 from kvexp.measurement import Row, is_right
 from kvexp.results import jsonl
 from kvexp.results.overrides import get_key, is_place
@@ -198,7 +199,7 @@ def _get_start_s(folder: Path) -> float:
 
 
 def _content(file: Path) -> Any:
-    with file.open("rb") as handle:
+    with open(file, "rb", opener=open_regular) as handle:
         return jsonl.loads(handle.read(_MAX_COMMAND_BYTES))
 
 

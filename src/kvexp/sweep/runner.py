@@ -11,6 +11,7 @@ from pathlib import Path
 from kvexp import tracking
 from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
+from kvexp.host.plain_file import find_gone
 from kvexp.host.terminal import say
 from kvexp.measurement import is_right, is_wrong
 from kvexp.results import sweep_dir, tracebacks
@@ -285,6 +286,8 @@ def _write(points: Iterator[Point], job: Job, curve: CurveRun, outcome: Outcome)
                 tracebacks.append(job.folder, row["num_tokens"], curve.worker.traceback)
             file.append(row, samples_us)
         except OSError as error:
+            if gone := find_gone(job.folder):
+                raise ResultsError(f"{gone} is gone, so the sweep stops") from error
             raise ResultsError(
                 f"cannot write {job.folder / 'rows.jsonl'} ({error.strerror}), so the sweep stops; "
                 f"the {sum(len(rows) for _, rows in outcome.curves)} rows before it are whole"

@@ -13,6 +13,7 @@ from typing import Any, Self
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import OnWait
+from kvexp.host.plain_file import is_here_gone
 from kvexp.host.process import END_SECONDS, START_SECONDS, LineChild
 
 CHILD = "kvexp.bench.child"
@@ -193,7 +194,8 @@ class Worker:
         if code is None:
             return self._kill_hung("the measuring process closed its pipe and was killed")
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        return WorkerDied(f"the measuring process {how}{self._last_words()}")
+        where = "the folder where kvexp was typed is gone; " if is_here_gone() else ""
+        return WorkerDied(f"{where}the measuring process {how}{self._last_words()}")
 
     def _last_words(self) -> str:
         words = self._child.read_errors(LAST_WORDS_BYTES)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvexp import report
+from kvexp.host.plain_file import find_gone
 from kvexp.host.terminal import say
 from kvexp.measurement import STATUSES, is_wrong
 from kvexp.results import merge
@@ -46,7 +47,8 @@ def print_summary(
             say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
         if tracebacks:
             say(f"tracebacks: {tracebacks[0]}{f' and {len(tracebacks) - 1} more' * (len(tracebacks) > 1)}")
-        say(f"rows: {home}")
+        gone = find_gone(home)
+        say(f"rows: lost, since {gone} is gone" if gone else f"rows: {home}")
 
 
 def list_failures(curves: Sequence[Curve]) -> str:

@@ -203,7 +203,7 @@ def _make_absolute(source: str, uri: str) -> str:
         driver, _, rest = uri.partition(":///")
         query = rest.partition("?")[1:]
         literal, decoded = (Path.cwd() / path.expanduser() for path in (file, Path(unquote(str(file)))))
-        is_decoded = decoded.parent.is_dir() and not literal.parent.is_dir()
+        is_decoded = decoded != literal and decoded.parent.is_dir() and not literal.parent.is_dir()
         return f"{driver}:///{decoded if is_decoded else literal}{''.join(query)}"
     if _HOST_AND_PORT.fullmatch(uri):
         example = mask_address(f"http://{uri}")

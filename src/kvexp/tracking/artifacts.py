@@ -7,7 +7,7 @@ from pathlib import Path
 from kvexp.host.process import frozen_imports
 from kvexp.measurement import Row
 from kvexp.results import load
-from kvexp.results.sweep_state import count_planned
+from kvexp.results.plan import count_planned
 
 PAGE, MARKDOWN, FIGURE = "report.html", "report.md", "latency"
 
@@ -22,7 +22,8 @@ def draw_report(home: Path, folder: Path) -> None:
     """Write PAGE and MARKDOWN of the sweep in `home` to the folder."""
     from kvexp.report import render  # here, as below, since few commands draw
 
-    render.write_report(load.read([home], home), folder, planned=count_planned([home]))
+    rows = load.read([home], home)
+    render.write_report(rows, folder, planned=count_planned([home], rows))
 
 
 def draw_figure(rows: Sequence[Row], folder: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvexp.errors import TrackingError
+from kvexp.host.plain_file import find_gone
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.tracking import Tracker, sync
 
@@ -50,7 +51,7 @@ class BestEffort:
         self._command = command
         self._resumes = resumes
         self._say = say
-        self._later = f"its rows are on disk, and {sync_command} sends them later"
+        self._sync_command = sync_command
         self._began_ms = int(time.time() * 1000)
         self._tracker: Tracker | None = None
         self._queue: list[tuple[Path, str, Sequence[Mapping[str, Any]]]] = []
@@ -121,7 +122,7 @@ class BestEffort:
 
     def draw_report(self) -> None:
         """Draw the report for `send_report`, while curves are still being sent."""
-        if self._tracker:
+        if self._tracker and sync.list_curves(self._home):
             self._report = sync.draw_report(self._home, self._say)
 
     def end(self, status: str) -> None:
@@ -137,7 +138,7 @@ class BestEffort:
             if self._report:
                 sync.send_report(self._tracker, self._home, self._report, self._say)
         elif self._connect:
-            self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._later}")
+            self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._describe_rows()}")
 
     def _try(self, request: Callable[[Tracker], None]) -> None:
         """Make a request of the tracker, if there still is one; give it up if that fails."""
@@ -149,9 +150,14 @@ class BestEffort:
             while tracker.refused:
                 self._say(f"kvexp: left out: {tracker.refused.pop(0)}")
 
+    def _describe_rows(self) -> str:
+        if gone := find_gone(self._home):
+            return f"and its rows are lost, since {gone} is gone"
+        return f"its rows are on disk, and {self._sync_command} sends them later"
+
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None
-        self._say(f"kvexp: {error}; the sweep goes on untracked, {self._later}")
+        self._say(f"kvexp: {error}; the sweep goes on untracked, {self._describe_rows()}")
         if tracker and not error.unreachable:
             # Else its run stays open until the next start. A store that is down is not asked again.
             with suppress(TrackingError):

@@ -17,6 +17,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from kvexp import __version__
 from kvexp.errors import KvexpError, TrackingError
 from kvexp.host.addresses import mask_address, mask_secrets
+from kvexp.host.plain_file import find_gone
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
 from kvexp.results.row_file import ROWS, SAMPLES
@@ -81,7 +82,7 @@ class MlflowTracker:
         self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
         self._parent_id = ""
         tags = run_data.fit({**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"})
-        with convert_errors(self._address):
+        with convert_errors(self._address, is_open=True):
             self._end_stale_runs()
             earlier = self._parents(sweep_id) if resumes or self.asks_first else []
             if earlier:
@@ -113,16 +114,16 @@ class MlflowTracker:
         }
         run_id = ""
         try:
-            with convert_errors(self._address):
+            with convert_errors(self._address, is_open=True):
                 name, begin_ms = run_data.name(rows[0], self._curves), min(map(run_data.milliseconds, rows))
                 end_ms = run_data.ended_ms(rows)
                 run = self._client.create_run(self._experiment_id, begin_ms, run_data.fit(tags), name)
                 run_id = run.info.run_id
                 self._log_numbers(run_id, rows)
                 self._log_files(run_id, folder, rows)
-                self._client.set_tag(run_id, _WHOLE, "true")
                 status = "FAILED" if is_wrong(run_data.status(rows)) else "FINISHED"
                 self._client.set_terminated(run_id, status, end_ms)
+                self._client.set_tag(run_id, _WHOLE, "true")  # last: a run without it is sent again
                 if not self._curves:
                     with ignore_refusals():
                         self._tag_parent(rows)
@@ -136,7 +137,7 @@ class MlflowTracker:
 
     def end_sweep(self, status: str) -> None:
         """End the parent run, and count the points of all its curves."""
-        with convert_errors(self._address):
+        with convert_errors(self._address, is_open=True):
             runs = self._complete_runs(self._sweep_id).values()
             counts = {key: sum(run.data.metrics.get(key, 0.0) for run in runs) for key in run_data.counts([])}
             metrics = [Metric(key, value, _now_ms(), 0) for key, value in counts.items() if runs]
@@ -150,7 +151,7 @@ class MlflowTracker:
             sweep_id: The sweep's; it has a run.
             folder: Where `artifacts.draw_report` has written it.
         """
-        with convert_errors(self._address):
+        with convert_errors(self._address, is_open=True):
             _, _, body = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
             note = body.partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
@@ -161,12 +162,12 @@ class MlflowTracker:
 
     def lacks_report(self, sweep_id: str) -> bool:
         """Return whether the sweep has a run, but no report."""
-        with convert_errors(self._address):
+        with convert_errors(self._address, is_open=True):
             return any(run.data.tags.get(_REPORTED) != "true" for run in self._parents(sweep_id)[:1])
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
         """Return the curves' folders without a complete run in the sweep; delete incomplete runs."""
-        with convert_errors(self._address):
+        with convert_errors(self._address, is_open=True):
             self._end_stale_runs()
             complete = self._complete_runs(sweep_id)
             run_ids = {run.info.run_id for run in complete.values()}
@@ -180,7 +181,7 @@ class MlflowTracker:
         return [folder for folder in folders if folder.name not in complete]
 
     def _leave_out(self, folder: Path, rows: Sequence[Row], run_id: str, error: TrackingError) -> None:
-        """Report that a curve is refused, and end its run, if it has one; raise where the store is to blame.
+        """Report that a curve is refused or gone, and end its run; raise where the store is to blame.
 
         It is, where it does not take the run's end either, or for want of a run the sweep's status once more.
         """
@@ -193,6 +194,9 @@ class MlflowTracker:
                 self._client.update_run(self._parent_id, "RUNNING")
         except Exception:  # noqa: BLE001  # the first error says more
             raise error from error.__cause__
+        if gone := find_gone(folder / ROWS):
+            self.refused.append(f"{gone} is gone")
+            return
         if not is_refusal(error.__cause__):
             raise error
         lines = f"lines 1 to {len(rows)}" if len(rows) > 1 else "line 1"
@@ -260,14 +264,16 @@ class MlflowTracker:
     def _log_files(self, run_id: str, folder: Path, rows: Sequence[Row]) -> None:
         """Send rows, samples and tracebacks, the configuration with passwords masked, and the figure.
 
-        What is a symbolic link is not sent: it may point at anything of this user's.
+        What is a symbolic link is not sent: it may point at anything of this user's. Nor is a pipe.
         """
         for name in (ROWS, SAMPLES, TRACEBACKS):
-            if (folder / name).exists() and not (folder / name).is_symlink():
-                self._client.log_artifact(run_id, str(folder / name))
+            file = folder / name
+            # Rows that are gone are an error: without them the curve is not whole.
+            if (file.is_file() or (name == ROWS and not file.exists())) and not file.is_symlink():
+                self._client.log_artifact(run_id, str(file))
         for name in ("config.yaml", "overrides.yaml"):
             file = folder / ".hydra" / name
-            if file.exists() and not file.is_symlink():
+            if file.is_file() and not file.is_symlink():
                 text = mask_secrets(file.read_text("utf-8", errors="replace"))
                 self._client.log_text(run_id, text, f"config/{name}")
         with tempfile.TemporaryDirectory() as figures:

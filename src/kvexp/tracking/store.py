@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from kvexp.errors import TrackingError
 from kvexp.host.addresses import mask_address, mask_secrets
 from kvexp.host.file_lock import locked
+from kvexp.host.plain_file import find_gone
 from kvexp.results.row_file import make_folder
 from kvexp.tracking import sqlite_file, ui_views
 from kvexp.tracking.sqlite import check_database, format_for_sqlalchemy
@@ -30,20 +31,24 @@ _REMARK = re.compile(r" ?\((raised as a result|Background on) [^)]*\)")
 
 
 @contextmanager
-def convert_errors(uri: str) -> Iterator[None]:
+def convert_errors(uri: str, *, is_open: bool = False) -> Iterator[None]:
     """Convert whatever MLflow and the libraries below it raise into a TrackingError of one sentence.
 
     Args:
         uri: The store's address.
+        is_open: Whether the store was opened before, so that a file of it can be gone.
     """
     try:
         yield
     except Exception as error:
-        said, unreachable = describe_error(error, uri), is_unreachable(error)
+        file = sqlite_file(uri)
+        gone = find_gone(file) if file and is_open else None
+        said = f"{gone} is gone" if gone else describe_error(error, uri)
+        unreachable = bool(gone) or is_unreachable(error)
         raise TrackingError(
             f"the tracking store {mask_address(uri)} cannot be used: {said}",
             unreachable,
-            was_dropped=unreachable and "timed out" not in str(error),
+            was_dropped=is_unreachable(error) and "timed out" not in str(error),
         ) from error
 
 

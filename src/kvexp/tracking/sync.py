@@ -10,6 +10,7 @@ import yaml
 
 from kvexp.errors import ConfigError, KvexpError, TrackingError
 from kvexp.host.addresses import mask_secrets
+from kvexp.host.plain_file import find_gone, open_regular
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, read
@@ -61,8 +62,9 @@ def sync(root: Path, connect: Callable[[], Tracker], say: Say) -> SyncCounts:
                 _sync_sweep(home, store, counts, say)
         except OSError as error:  # of the lock, a TimeoutError too
             why = "its sweep is at work" if isinstance(error, TimeoutError) else "it cannot be locked"
-            say(f"{home}: left out, since {why} ({error})")
-            counts.refused += len(list_curves(home))
+            gone = find_gone(home)
+            say(f"{home}: left out, since {f'{gone} is gone' if gone else f'{why} ({error})'}")
+            counts.refused += max(1, len(list_curves(home)))
     return counts
 
 
@@ -140,7 +142,8 @@ def _read_rows(job: Path, say: Say) -> list[Row]:
     try:
         return list(read(job, say))
     except KvexpError as error:
-        say(f"left out: {error}")
+        gone = find_gone(job)
+        say(f"left out: {f'{gone} is gone' if gone else error}")
         return []
 
 
@@ -165,8 +168,9 @@ def _read_command(home: Path) -> str:
 def _read_target(job: Path) -> str:
     """Return the implementation's class as text for a tag; it is not imported."""
     try:
-        with (job / ".hydra" / "config.yaml").open("rb") as handle:
+        with open(job / ".hydra" / "config.yaml", "rb", opener=open_regular) as handle:
             content = yaml.safe_load(handle.read(_LARGEST_CONFIG_BYTES))
-        return str(content["impl"]["_target_"])
+        target = content["impl"]["_target_"]
+        return target if isinstance(target, str) else ""
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, RecursionError):
         return ""

@@ -18,7 +18,7 @@ from kvexp.layout import Layout, Sizes
 from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, Part, device_memory
 
 if TYPE_CHECKING:
-    from kvexp.op.transfer import Transfer
+    from kvexp.op.transfer import Shard, Transfer
 
 
 @dataclass(frozen=True)
@@ -194,12 +194,12 @@ class Memory:
 
 
 @contextmanager
-def allocate(op: "Transfer", largest: Case, layout: Layout, source: torch.dtype) -> Iterator[Memory]:
+def allocate(
+    op: "Transfer", largest: Case, layout: Layout, source: torch.dtype, shard: "Shard"
+) -> Iterator[Memory]:
     """Allocate a curve's memory inside the block and free it at the end; see `op.Op.allocate`."""
-    from kvexp.op.transfer import find_shard
-
     item = source if largest.kv_cache_dtype == "auto" else torch.uint8
-    shard, device = find_shard(largest), torch.device(largest.device)
+    device = torch.device(largest.device)
     sizes = op.source_sizes(largest), op.destination_sizes(largest)
     read, written = (layout.planes(size, item.itemsize).items * item.itemsize for size in sizes)
     device_memory.check(largest, read + written, 0)

@@ -80,7 +80,9 @@ def test_what_is_known_is_not_asked_again_by_anyone(asker, started, folder):
     assert len(list(folder.iterdir())) == 1
 
 
-@pytest.mark.parametrize(("by", "kept"), [("exit", 1), ("hang", 0), ("kill", 0)])
+@pytest.mark.parametrize(
+    ("by", "kept"), [("exit", 1), ("SIGSEGV", 1), ("hang", 0), ("SIGKILL", 0), ("SIGTERM", 0), ("SIGUSR1", 0)]
+)
 def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(asker, started, folder, by, kept):
     """A machine may be short of time or of memory once; a later sweep asks anew."""
     asker.limit(5)

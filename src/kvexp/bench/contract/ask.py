@@ -3,7 +3,8 @@
 A kernel may end that process or never return. Then the clause it was asked is broken, and another process
 goes on with the rest. Answers are kept beside the compiled kernels, by everything that they depend on, the
 hash of the implementation's sources included, so that each combination is asked once. An answer is not kept
-where the machine may be to blame: a process was late or killed, or a GPU had too little memory.
+where the machine may be to blame: a process was late, or ended by a signal from outside, or a GPU had too
+little memory.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ ASK_SECONDS = 120.0
 MOST_PROCESSES = 12
 """Processes for one combination; after so many deaths nothing more is asked."""
 LAST_WORDS_BYTES = 300
+_FAULTS = ("SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS")
+"""Signals that a process brings on itself; another may come from anyone, as the kernel's SIGKILL does."""
 
 
 class Asker:
@@ -191,8 +194,8 @@ def _explain_death(child: LineChild) -> _Died:
     how = f" by signal {-code}" if code < 0 else f" with exit code {code}"
     lines = child.read_errors().splitlines()
     last_words = f" ({lines[-1][:LAST_WORDS_BYTES]})" if lines else ""
-    # The kernel kills whoever process when the host runs out of memory, whoever is to blame.
-    return _Died(f"died{how}{last_words}", in_doubt=code == -signal.SIGKILL)
+    in_doubt = code < 0 and -code not in (getattr(signal, name) for name in _FAULTS)
+    return _Died(f"died{how}{last_words}", in_doubt)
 
 
 def _is_short_of_memory(experiment: Experiment, found: Contract) -> bool:

@@ -8,8 +8,8 @@ from kvexp.cli.commands._parser import SWEEPS, Parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import load
 from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.plan import count_planned
 from kvexp.results.row_file import make_folder
-from kvexp.results.sweep_state import count_planned
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
             make_folder(folder)
         sweeps = typed.sweeps or [last]
         folder = typed.output or _choose_folder(sweeps)
-        page = write_report(rows, folder, typed.figures, count_planned(sweeps))
+        page = write_report(rows, folder, typed.figures, count_planned(sweeps, rows))
     except (KvexpError, OSError) as error:
         raise ConfigError(str(error)) from error
     say(f"{page}\n{page.with_suffix('.md')}\n")

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from kvexp import tracking
-from kvexp.cli import say
+from kvexp.cli import say, schema
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import TrackingError
 from kvexp.host import terminal
@@ -55,4 +55,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--to", metavar="ADDRESS", help="the store; default: MLFLOW_TRACKING_URI, else mlruns/"
     )
     parser.add_argument("--experiment", default="kvexp", help="the MLflow experiment's name (default: kvexp)")
-    return parser.parse_args(argv)
+    typed = parser.parse_args(argv)
+    schema.read("--experiment", schema.TRACKING["experiment"], typed.experiment)
+    return typed

@@ -98,6 +98,6 @@ def _list_pages(file: Path, address: str) -> list[str]:
     """List the address of the last sweep's page in each experiment; of the UI if no experiment has one."""
     try:
         found = sqlite.find_experiments(file, ui_views.TAG + ui_views.LAST)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         raise ConfigError(f"{file} is no store of runs ({error})") from error
     return [f"{name}: {address}{ui_views.page_path(number)}" for name, number in found.items()] or [address]
