@@ -43,8 +43,8 @@ ORDERS = 16
 matter of luck where there are few outputs."""
 
 UNITS = {2: 1, 4: 4}
-"""By bytes of a query's item. An output of 16 bits is dominated by its own rounding; one of float32 by that of
-the sums and powers behind it, in which right kernels differ by more than a factor of two."""
+"""By bytes of a query's item. Of 16 bits an output's own rounding is the largest; of float32 that of the sums
+and powers behind it, in which right kernels differ by more than a factor of two."""
 
 
 @dataclass(frozen=True)
