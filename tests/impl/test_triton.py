@@ -46,7 +46,26 @@ STAGED = [
     {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": kind, "num_stages": num_stages}
     for op, kind, num_stages in product([FLASH, PAGED], ["auto", "fp8_e4m3"], [1, 10])
 ]
-EVERY = [*ALIGNED, *FP8_SOURCES, *CONVERTING, *PER_HEAD, *ANY_SIZE, SHORT_V, *MISALIGNED, *STAGED]
+DECODES = [
+    {"arch": arch, "kernel": "attend", "dtype": dtype, "kv_cache_dtype": kind, "parts": parts}
+    for arch, (dtype, kind), parts in product(
+        [90, 100], [("bfloat16", "auto"), ("half", "fp8_e4m3"), ("bfloat16", "fp8_e5m2"), ("float", "auto")],
+        [1, 8],
+    )
+]  # fmt: skip
+SUMS = {"arch": 90, "kernel": "add_parts", "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "parts": 8}
+EVERY = [
+    *ALIGNED,
+    *FP8_SOURCES,
+    *CONVERTING,
+    *PER_HEAD,
+    *ANY_SIZE,
+    SHORT_V,
+    *MISALIGNED,
+    *STAGED,
+    *DECODES,
+    SUMS,
+]
 NARROW = r"(?:ld|st)\.global\S*\.(?:b8|b16|v2\.b16|v4\.b8)\b"
 """Accesses of fewer than 8 bytes by a thread, of cache or source items."""
 
@@ -101,6 +120,15 @@ class TestCompiledWithoutAGpu:
         for asked in STAGED:
             usual = {name: value for name, value in asked.items() if name != "num_stages"}
             assert ptx(asked) == ptx(usual)
+
+    def test_a_decode_multiplies_by_tensor_cores_and_reads_sixteen_bytes_at_once(self, ptx):
+        for asked in DECODES:
+            found = ptx(asked)
+            if asked["dtype"] != "float":
+                assert re.search(r"\b(?:wgmma|mma|tcgen05)\.", found), asked
+            assert re.search(
+                r"(?:ld\.global|cp\.async)\S*(?:v4\.b32|\[ %r\d+ \+ 0 \], \[ %rd\d+ \+ 0 \], 0x10)", found
+            ), asked
 
     def test_fp8_divides_exactly_and_converts_once(self, ptx):
         for asked in (*CONVERTING, *PER_HEAD, *ANY_SIZE):

@@ -28,11 +28,23 @@ if TYPE_CHECKING:
 OUTPUTS = NHD()
 """Outputs are planes of blocks, one for each place, whose slots are the sequences."""
 
-PEAK = 64.0
-"""Factor of the last query head: exponents of its products overflow unless their maximum is subtracted."""
+KEY_OFFSET = 8.0
+"""First element of each key."""
+PEAK = 200.0
+"""About what the products of the last query head of 16-bit items have in common, by the first element: as
+exponents they overflow unless their maximum is subtracted. An fp8 cache's scale may halve it. In float32 the
+order of the sums would matter more than anything else."""
 
 MEAN_SCALE = 1 / 16
 """Of scales, which differ by up to a half from it; codes are numbers over it, all finite."""
+
+ORDERS = 16
+"""Orders of the tokens and of the elements in which torch's attention sums them, so that its error is no
+matter of luck where there are few outputs."""
+
+UNITS = {2: 1, 4: 4}
+"""By bytes of a query's item. Of 16 bits an output's own rounding is the largest; of float32 that of the sums
+and powers behind it, in which right kernels differ by more than a factor of two."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class Law:
 
     Attributes:
         outputs: float64 `[num_seqs, num_query_heads, head_size_v]`.
-        bound: Twice the largest error of torch's attention in the queries' type on the same bytes, and one
-            unit in the last place of the largest output.
+        bound: Twice the largest error of torch's attention in the queries' type on the same bytes, its sums
+            in ORDERS orders, and UNITS in the last place of the largest output.
     """
 
     outputs: Tensor
@@ -141,21 +153,26 @@ class Tensors:
 
     def _compute_law(self) -> Law:
         """Compute the outputs in float64, sequence after sequence, and torch's error in the queries' type."""
-        outputs, error = [], 0.0
+        outputs, error, order = [], 0.0, torch.Generator().manual_seed(self.case.seed)
         for query, blocks, length in zip(self.query, self.block_table.long(), self.seq_lens, strict=True):
             token = torch.arange(int(length), device=blocks.device)
             slots = blocks[token // self.case.block_size] * self.case.block_size
             slots += token % self.case.block_size
             key, value = (self.memory.read(plane, slots) for plane in (0, 1))
             exact = _attend(query.double(), key, value)
-            rough = _attend(query, key.to(query.dtype), value.to(query.dtype))
-            error = max(error, float((rough.double() - exact).abs().max()))
+            key, value = key.to(query.dtype), value.to(query.dtype)
+            for _ in range(ORDERS):
+                tokens, elements = (
+                    torch.randperm(size, generator=order).to(key.device) for size in key.shape[::2]
+                )
+                rough = _attend(query[:, elements], key[tokens][..., elements], value[tokens])
+                error = max(error, float((rough.double() - exact).abs().max()))
             outputs.append(exact)
         found = torch.stack(outputs)
         largest = float(found.abs().max())
         # What is representable around the largest output is so far apart.
         unit = torch.finfo(self.query.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-        return Law(found, 2 * error + unit)
+        return Law(found, 2 * error + UNITS[self.query.itemsize] * unit)
 
     def number(self, written: int) -> int:
         """Return the sequence."""
@@ -232,7 +249,8 @@ class Memory:
         blocks = replace(case, block_size=1)
         self.slots.data.copy_(patterns.order(blocks, device, generator, rotated=True))
         self.queries.data.normal_(generator=generator)
-        self.queries.data[:, -1] *= PEAK
+        if self.queries.itemsize == 2:
+            self.queries.data[:, -1, 0] = PEAK * math.sqrt(case.head_size) / KEY_OFFSET
         self.scales.data.uniform_(MEAN_SCALE / 2, 1.5 * MEAN_SCALE, generator=generator)
 
     def fill_pasts(self, case: Case, tables: Tensor, draw: int) -> None:
@@ -245,6 +263,8 @@ class Memory:
             for plane, size in zip(self.planes, (case.head_size, case.head_size_v), strict=True):
                 shape = (case.context, case.num_heads, size)
                 rows = torch.randn(shape, generator=generator, device=plane.device)
+                if plane is self.planes[0]:
+                    rows[..., 0] = KEY_OFFSET
                 numbers = (rows / (1 if case.kv_cache_dtype == "auto" else MEAN_SCALE)).to(self.item)
                 self.layout.scatter(_as_integers(plane.data), slots, _as_integers(numbers))
 

@@ -3,7 +3,8 @@
 For a CPU, `TRITON_INTERPRET=1` must be in the environment before this package is imported: Triton reads it
 when `@triton.jit` decorates. The measuring process of a CPU device sets it.
 
-An op's file has its kernel and `fit`, which takes the op's arguments and returns a `source.Fit`.
+An op's file has its kernel and `fit`, which takes the op's arguments and returns a `source.Fit`; or `bind`,
+which takes the Triton and the op's arguments and returns the call, where the library has no function of it.
 """
 
 import functools
@@ -85,6 +86,9 @@ class Triton:
 
     def bind_file(self, file: Any, *arguments: Any) -> Call:
         """Bind the op of the file to its arguments; launch nothing for no tokens."""
+        if hasattr(file, "bind"):
+            made: Call = file.bind(self, *arguments)
+            return made
         plan, tensors, num_tokens = self._fit(file, *arguments)
         if not num_tokens:
             return _do_nothing

@@ -49,6 +49,12 @@ class Options:
     tile_columns: int | None = None
     slot_first: bool | None = None
 
+    @property
+    def compiler_options(self) -> dict[str, int]:
+        """Those of Triton's compiler that were chosen."""
+        chosen = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {name: value for name, value in chosen.items() if value is not None}
+
     def __post_init__(self) -> None:
         """Reject values that no kernel can be compiled for.
 
