@@ -28,6 +28,8 @@ COLUMNS = [
     "copy_fraction",
     "empty_kernel_us",
     "bytes_moved",
+    "pieces",
+    "piece_bytes",
     "replicas",
     "cache_state",
     "inputs_state",

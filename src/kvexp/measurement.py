@@ -141,6 +141,10 @@ class Measurement:
     ] = field(default=None, init=False)
     empty_kernel_us: Annotated[float | None, _Latency("An empty kernel's time.")] = None
     bytes_moved: Annotated[int | None, _Count("What one call must read and write at least.", "bytes")] = None
+    pieces: Annotated[
+        int | None, Whole("Of a transfer: contiguous pieces that a call copies.", metric=True, most=INT64)
+    ] = None
+    piece_bytes: Annotated[int | None, _Count("Of a transfer: the size of a piece.", "bytes")] = None
     replicas: Annotated[
         int | None, Whole("Calls in the timed series; in the long one, where a short series is subtracted.")
     ] = None

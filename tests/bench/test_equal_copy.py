@@ -101,3 +101,15 @@ def test_copies_are_checked_with_all_that_they_might_have_changed(memory):
 
 def test_a_cpu_has_one_shape_of_copy():
     assert equal_copy.list_unrolls("cpu", 1 << 30) == (1,)
+
+
+def test_of_many_reads_as_many_threads_write_as_a_gpu_holds(memory, monkeypatch):
+    """On a GPU; here the plan alone."""
+    monkeypatch.setattr(equal_copy, "_count_threads", lambda device: 64)
+    monkeypatch.setattr(equal_copy, "_is_cpu", lambda storage: False)
+    reads = memory.inputs.numel() * memory.inputs.itemsize // 1024
+    assert reads > 1
+    (move, *_) = equal_copy.plan_moves(memory, 4, reads * 1024 + 32, 16, walking(1))
+    assert (move.reads, move.place.numel()) == (reads, 1024)
+    (move, *_) = equal_copy.plan_moves(memory, 4, 16 * 48 + 32, 48, walking(1))
+    assert (move.reads, move.place.numel()) == (16, 48)

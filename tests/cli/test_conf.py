@@ -41,9 +41,9 @@ def test_an_option_that_makes_the_curve_of_another_composes_alone(typed, group, 
 
 
 @pytest.mark.parametrize("op", help.options("op", [CONF]))
-def test_an_op_brings_a_layout_that_it_writes_and_takes_another_that_is_typed(typed, op):
+def test_an_op_brings_a_layout_that_it_has_and_takes_another_that_is_typed(typed, op):
     experiments = [typed(f"op={op}", *line).jobs[0].experiment for line in ([], ["layout=HND_packed"])]
-    assert (op, experiments[0].layout.name) in compose.pairs()
+    assert compose.takes(op, experiments[0].layout.name)
     assert experiments[1].layout.name == "HND_packed"
 
 

@@ -58,6 +58,7 @@ def test_the_equal_copies_compile_for_every_architecture(arch, unroll, reads):
     macros = {"THREADS": equal_copy.THREADS, "UNROLL": unroll, "READS": reads}
     code = nvrtc.compile_cubin(equal_copy.SOURCE, macros, arch)
     assert b"\0.text.copy\0" in code
+    assert b"\0.text.fold_many\0" in code
     assert b"\0.text.empty\0" in code
 
 

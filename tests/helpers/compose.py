@@ -56,7 +56,7 @@ def words(key: str) -> tuple[str, ...]:
 @cache
 def pairs() -> list[tuple[str, str]]:
     """Each op that writes a cache with each layout that it writes."""
-    return [(op, layout) for op in cache_writes() for layout in options("layout") if _writes(op, layout)]
+    return [(op, layout) for op in cache_writes() for layout in options("layout") if takes(op, layout)]
 
 
 @cache
@@ -88,7 +88,8 @@ def _tiny() -> Experiment:
     return experiment("workload=tiny", "impl=torch").resolve("cpu")
 
 
-def _writes(op: str, layout: str) -> bool:
+def takes(op: str, layout: str) -> bool:
+    """Whether the op is defined for the layout."""
     made = replace(_tiny(), op=choice("op", op), layout=choice("layout", layout))
     try:
         make(made.op).check(next(made.cases()), make(made.layout), 2)

@@ -48,10 +48,10 @@ STAGED = [
 ]
 DECODES = [
     {"arch": arch, "kernel": "attend", "dtype": dtype, "kv_cache_dtype": kind, "parts": parts}
-    for arch, (dtype, kind), parts in product(
-        [90, 100], [("bfloat16", "auto"), ("half", "fp8_e4m3"), ("bfloat16", "fp8_e5m2"), ("float", "auto")],
-        [1, 8],
-    )
+    for arch, dtype, kind, parts in [
+        (90, "bfloat16", "auto", 1), (90, "half", "fp8_e4m3", 8), (90, "float", "auto", 8),
+        (100, "bfloat16", "fp8_e5m2", 8),
+    ]
 ]  # fmt: skip
 SUMS = {"arch": 90, "kernel": "add_parts", "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "parts": 8}
 EVERY = [

@@ -62,7 +62,7 @@ def test_triton_is_right_in_one_part_and_in_several(layout, types, context):
         {"context": 1},
         {"context": 64, "num_query_heads": 2},
         {"context": 65, "num_heads": 1, "num_query_heads": 40, "head_size": 16},
-        {"context": 1030, "num_blocks": 400, "head_size": 46},
+        {"context": 530, "num_tokens": 1, "head_size": 46},
         {"layout": "HND_packed", "head_size_v": 48, "num_layers": 3},
         {"block_size": 3, "num_blocks": 200},
     ],

@@ -9,6 +9,7 @@ import torch
 from kvexp.bench import run_curve
 from kvexp.errors import Unsupported
 from kvexp.gpu import scan
+from kvexp.impl import make
 from kvexp.op.transfer import Transfer, find_shard
 from kvexp.workload import GUARD_BYTES, LAST, TIMED
 from tests.helpers import compose, tiny_curve
@@ -79,6 +80,37 @@ def test_bytes_are_those_of_whole_blocks_in_all_layers_and_of_their_numbers():
     assert Transfer().bytes_moved(case, 2) == (rows * 2 + 2 * 2 * 8, rows * 2)
     assert Transfer().bytes_moved(replace(case, kv_cache_dtype="fp8_e4m3"), 2)[1] == rows
     assert Transfer().count_places(case) == 4
+
+
+# By layout: pieces of a block in three layers, and heads, slots and layers in one piece.
+PIECES = {
+    "NHD": (3 * 2 * 16, 4 * 32),
+    "HND": (3 * 2, 4 * 16 * 32),
+    "NHD_packed": (3 * 16, 4 * 64),
+    "HND_packed": (3, 4 * 16 * 64),
+    "BHLNC": (1, 4 * 16 * 64 * 3),
+    "LHBNC": (3 * 4, 16 * 64),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pieces_are_what_is_contiguous_on_both_sides(layout):
+    chosen = {"layout": layout, "num_layers": 3, "num_heads": 8, "num_tokens": 17, "num_blocks": 20}
+    (point,) = measured(**chosen, timer="wall_clock", rule=QUICK)
+    count, items = PIECES[layout]
+    assert (point.pieces, point.piece_bytes) == (2 * count, 2 * items)
+    assert point.pieces * point.piece_bytes == Transfer().bytes_moved(point.case, 2)[1]
+
+
+@pytest.mark.parametrize(
+    ("tp_to", "pieces"),
+    [(1, {"NHD": 1, "HND": 1, "NHD_packed": 1}), (8, {"NHD": 32, "HND": 2, "NHD_packed": 16})],
+)
+def test_equal_ranks_exchange_whole_blocks_and_others_rows(tp_to, pieces):
+    for layout, count in pieces.items():
+        made = tiny_curve.curve(op="transfer", layout=layout, num_heads=8, tp_to=tp_to, num_tokens=16)
+        case = next(made.cases())
+        assert Transfer().count_pieces(case, make(made.layout), 2)[0] == count
 
 
 @pytest.mark.parametrize(

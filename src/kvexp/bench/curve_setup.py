@@ -12,6 +12,7 @@ from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl
+from kvexp.layout import Layout
 from kvexp.op import Call, Op
 from kvexp.statistics import summarise
 from kvexp.timer import Timer, replay_plan
@@ -39,6 +40,7 @@ class Curve:
     Attributes:
         op: What is written.
         impl: What writes it.
+        layout: The cache's.
         timer: What times it.
         memory: The cache and the inputs.
         item_bytes: Bytes of a source item.
@@ -51,6 +53,7 @@ class Curve:
 
     op: Op
     impl: Impl
+    layout: Layout
     timer: Timer
     memory: Memory
     item_bytes: int

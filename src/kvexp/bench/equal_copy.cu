@@ -40,4 +40,16 @@ copy(const uint4* __restrict__ from, const uint4* __restrict__ extra, uint4* __r
     }
 }
 
+// The same of so many reads for each vector written that they are a loop: what one call reads, and hardly writes.
+extern "C" __global__ void __launch_bounds__(THREADS)
+fold_many(const uint4* __restrict__ from, const uint4* __restrict__ extra, uint4* __restrict__ to, int64_t writes,
+          int64_t extras, int64_t reads) {
+    const int64_t at = int64_t(blockIdx.x) * THREADS + threadIdx.x;
+    if (at >= writes) return;
+    uint4 out = at < extras ? extra[at] : uint4{0, 0, 0, 0};
+#pragma unroll 8
+    for (int64_t r = 0; r < reads; ++r) fold(out, from[r * writes + at]);
+    to[at] = out;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) empty() {}

@@ -25,6 +25,8 @@ SOURCE = Path(__file__).with_suffix(".cu")
 THREADS = 256
 VECTOR = 16
 SLOT_BYTES = 8
+MOST_READS = 16
+"""Most vectors that the copy reads for each that it writes; more are a loop of another kernel."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,11 @@ class Move:
             return _make_cpu_copy(self.source, self.place)
         writes = self.place.numel() // VECTOR
         extras = self.slots.numel() * SLOT_BYTES // VECTOR
-        grid = -(-writes // (THREADS * unroll))
         tensors = (self.source, self.slots, self.place)
+        if self.reads > MOST_READS:
+            macros, grid = _make_macros(1, 1), -(-writes // THREADS)
+            return nvrtc.bind(SOURCE, "fold_many", macros, grid, THREADS, tensors, writes, extras, self.reads)
+        grid = -(-writes // (THREADS * unroll))
         macros = _make_macros(unroll, self.reads)
         return nvrtc.bind(SOURCE, "copy", macros, grid, THREADS, tensors, writes, extras)
 
@@ -77,7 +82,8 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
         memory: The curve's memory; the copies read its inputs and slots and write its cache.
         indices: Indices that the op's call reads; each copy reads as many, and its own.
         read: Bytes that one copy reads: the slots', and a multiple of `written`.
-        written: Bytes that one copy writes; on a GPU whole vectors of them.
+        written: Bytes that one copy writes; on a GPU whole vectors of them, and more where it reads so many
+            times as many that they would not fill the GPU.
         plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds.
             One is read; on a GPU, where inputs are cold, as many as it has windows.
 
@@ -90,11 +96,18 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
     step = -(-written // VECTOR) * VECTOR
     count = min(plan.mappings, storage.numel() // step)
     reads = max(1, (read - SLOT_BYTES * indices) // written)
-    if storage.device.type == "cpu":
+    if _is_cpu(storage):
         # torch has no copy that reads more than it writes; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
         can_copy = reads == 1 and written <= source.numel()
         return [Move(source, 1, memory.slots[:0], place) for place in places] if can_copy else []
+    if reads > MOST_READS:
+        # So few writes would not fill the GPU: threads that do write what each has read.
+        threads = min(_count_threads(storage.device), storage.numel() // VECTOR)
+        written = max(written // VECTOR, threads) * VECTOR
+        reads = max(1, (read - SLOT_BYTES * indices) // written)
+        step = written
+        count = min(plan.mappings, storage.numel() // step)
     size = written // VECTOR * VECTOR
     if not size or not count or reads * written > source.numel():
         return []
@@ -134,8 +147,16 @@ def list_unrolls(device: str, written: int) -> tuple[int, ...]:
     """List the numbers of vectors a thread to try. One is best for few bytes."""
     if device == "cpu":
         return (1,)
-    threads = torch.cuda.get_device_properties(torch.device(device)).multi_processor_count * 2048
-    return (1,) if written < threads * VECTOR else (1, 2, 4)
+    return (1,) if written < _count_threads(torch.device(device)) * VECTOR else (1, 2, 4)
+
+
+def _is_cpu(storage: Tensor) -> bool:
+    return storage.device.type == "cpu"
+
+
+def _count_threads(device: torch.device) -> int:
+    """Return the threads that a GPU holds at once."""
+    return torch.cuda.get_device_properties(device).multi_processor_count * 2048
 
 
 def restore(memory: Memory, copies: Sequence[Move]) -> None:

@@ -175,6 +175,7 @@ def _set_up_curve(
     curve = Curve(
         op=parts.op,
         impl=parts.impl,
+        layout=parts.layout,
         timer=parts.timer,
         memory=memory,
         item_bytes=item_bytes,

@@ -8,6 +8,7 @@ of equal bytes -> Measurement
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -96,7 +97,9 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
             finish_scan()
     with seconds.measure("ceiling_s"):
         copy_us = measure_copy()
-    return make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
+    pieces, piece_bytes = curve.op.count_pieces(case, curve.layout, curve.item_bytes) or (None, None)
+    measured = make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
+    return replace(measured, pieces=pieces, piece_bytes=piece_bytes)
 
 
 def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[Call]]:

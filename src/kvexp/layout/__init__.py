@@ -132,6 +132,23 @@ class Layout(Protocol):
         ...
 
 
+def view_layers(layout: Layout, sizes: Sizes, item_bytes: int) -> Plane:
+    """Return the planes of all layers of a flash cache as one.
+
+    Its shape is `[num_layers, planes, num_blocks, block_size, num_heads, width]`: one plane of K, then V,
+    where they are packed, else two.
+    """
+    first, second = (layout.planes(sizes, item_bytes, layer) for layer in (0, 1))
+    plane = first.packed or first.key
+    next_layer = (second.packed or second.key).offset - plane.offset
+    next_plane = 0 if first.packed else first.value.offset - plane.offset
+    return Plane(
+        shape=(sizes.num_layers, 1 if first.packed else 2, *plane.shape),
+        strides=(next_layer, next_plane, *plane.strides),
+        offset=plane.offset,
+    )
+
+
 @functools.cache
 def load_layouts() -> Mapping[str, Layout]:
     """Return the layouts of this package by name."""

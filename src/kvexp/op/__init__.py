@@ -116,6 +116,10 @@ class Op:
         """Return how many indices of 8 bytes a call reads, which `bytes_moved` contains."""
         return case.num_tokens
 
+    def count_pieces(self, case: Case, layout: Layout, item_bytes: int) -> tuple[int, int] | None:
+        """Return how many contiguous pieces a call copies, and the bytes of each; None of what is no copy."""
+        return None
+
     def count_places(self, case: Case) -> int:
         """Return the number of places of a call of that size, no two of which overlap; at least one.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout, Sizes
+from kvexp.layout import Layout, Sizes, view_layers
 from kvexp.op import Op, check_unused
 from kvexp.op.cache_write import check_types
 
@@ -100,6 +100,23 @@ class Transfer(Op):
     def count_indices(self, case: Case) -> int:
         """See `op.Op.count_indices`: a number of the source and one of the destination for each block."""
         return 2 * self.count_blocks(case)
+
+    def count_pieces(self, case: Case, layout: Layout, item_bytes: int) -> tuple[int, int]:
+        """Return how many pieces are contiguous in both caches, and the bytes of each."""
+        item_bytes, shard = case.cache_item_bytes(item_bytes), find_shard(case)
+        source = view_layers(layout, self.source_sizes(case), item_bytes)
+        destination = view_layers(layout, self.destination_sizes(case), item_bytes)
+        layers, planes, _, slots, _, width = source.shape
+        sizes = (layers, planes, 1, slots, shard.heads, width)
+        pieces, items = self.count_blocks(case), 1
+        for source_stride, stride, size in sorted(
+            zip(source.strides, destination.strides, sizes, strict=True)
+        ):
+            if size == 1 or source_stride == stride == items:
+                items *= size
+            else:
+                pieces *= size
+        return pieces, items * item_bytes
 
     def count_places(self, case: Case) -> int:
         """Return how many such requests the destination's cache holds."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 OUTPUTS = NHD()
 """Outputs are planes of blocks, one for each place, whose slots are the sequences."""
 
+LEAST_GPU_OUTPUTS = 32 << 20
+"""Bytes of outputs on a GPU, where an equal copy writes more than the op, so that it fills the GPU."""
 KEY_OFFSET = 8.0
 """First element of each key."""
 PEAK = 200.0
@@ -320,6 +322,8 @@ def allocate(
     cache_bytes = planes.items * item.itemsize
     seqs = min(largest.num_tokens, largest.num_blocks)
     output_bytes = op.places * seqs * largest.num_query_heads * largest.head_size_v * source.itemsize
+    if device.type == "cuda":
+        output_bytes = max(output_bytes, LEAST_GPU_OUTPUTS)
     queries = (seqs + windows, largest.num_query_heads, largest.head_size)
     device_memory.check(largest, cache_bytes, output_bytes + math.prod(queries) * source.itemsize)
     inputs = torch.empty(cache_bytes, dtype=torch.uint8, device=device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.gpu.scan import checksums
-from kvexp.layout import Layout, Sizes
+from kvexp.layout import Layout, Sizes, view_layers
 from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, Part, device_memory
 
 if TYPE_CHECKING:
@@ -232,14 +232,7 @@ def allocate(
 
 def _view(items: Tensor, layout: Layout, sizes: Sizes, head: int, heads: int) -> Tensor:
     """Return these heads of all layers as one tensor; see `op.transfer` for its dims."""
-    first = layout.planes(sizes, items.itemsize)
-    plane = first.packed or first.key
-    next_layer = layout.planes(sizes, items.itemsize, layer=1)
-    apart = (
-        (next_layer.packed or next_layer.key).offset - plane.offset,
-        0 if first.packed else first.value.offset - plane.offset,
-    )
-    num_blocks, block_size, _, width = plane.shape
-    shape = (sizes.num_layers, 1 if first.packed else 2, num_blocks, block_size, heads, width)
-    offset = items.storage_offset() + plane.offset + head * plane.strides[2]
-    return items.as_strided(shape, (*apart, *plane.strides), offset)
+    whole = view_layers(layout, sizes, items.itemsize)
+    *others, _, width = whole.shape
+    offset = items.storage_offset() + whole.offset + head * whole.strides[4]
+    return items.as_strided((*others, heads, width), whole.strides, offset)

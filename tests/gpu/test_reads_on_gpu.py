@@ -1,0 +1,102 @@
+"""Ops that read a cache, on a GPU: every layout and type is right, and what is wrong is found."""
+
+from dataclasses import replace
+
+import pytest
+
+from kvexp.bench import environment, run_curve
+from kvexp.experiment import Choice
+from tests.helpers import compose
+
+LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
+TRANSFER = (
+    "op=transfer",
+    "workload=llama3_8b",
+    "workload.num_blocks=1024",
+    "workload.num_tokens=[1,40,2048]",
+)
+DECODE = (
+    "op=paged_decode",
+    "workload=qwen3_14b",
+    "workload.num_blocks=2048",
+    "workload.num_tokens=[1,3,16]",
+    "workload.context=1000",
+)
+WRONG = {
+    "transfer": ("HeadTooFar", "BlockTooFar", "OneBlockMore", "KeysAlone", "OldBlocks", "Emptying"),
+    "paged_decode": ("OldTable", "OldPast", "Spilling"),
+}
+
+
+def measured(*overrides):
+    made = compose.experiment(*overrides).resolve("cuda:0")
+    return list(run_curve.run(made, environment.read("cuda:0")))
+
+
+def assert_right(*overrides, status="verified"):
+    for point in measured(*overrides):
+        assert point.status == status, point.reason
+
+
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+@pytest.mark.parametrize("ranks", [(1, 2), (1, 8), (2, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("impl", ["cuda", "torch"])
+def test_transfers_are_right(impl, layout, ranks, mode):
+    tp_from, tp_to = ranks
+    sizes = (f"workload.tp_from={tp_from}", f"workload.tp_to={tp_to}", "workload.num_layers=3")
+    assert_right(*TRANSFER, *sizes, f"impl={impl}", f"layout={layout}", f"mode={mode}", "timer=none")
+
+
+@pytest.mark.parametrize("head_size", [45, 46, 100])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_transfers_of_any_head_size_are_right(head_size, kv_cache_dtype):
+    for layout in LAYOUTS:
+        chosen = (f"workload.head_size={head_size}", f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}")
+        assert_right(*TRANSFER, *chosen, "impl=cuda", "timer=none")
+
+
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+@pytest.mark.parametrize("dtype", ["half", "bfloat16", "float"])
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_decodes_are_right(impl, kv_cache_dtype, dtype, mode):
+    for layout in LAYOUTS:
+        chosen = (f"dtype={dtype}", f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}", f"mode={mode}")
+        assert_right(*DECODE, *chosen, f"impl={impl}", "timer=none")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        "workload.context=1",
+        "workload.context=65 workload.num_heads=1",
+        "workload.head_size=80",
+        "scale=per_head kv_cache_dtype=fp8",
+        "workload.num_query_heads=8 workload.num_heads=8",
+        "workload.block_size=1 workload.num_blocks=20000",
+    ],
+)
+def test_decodes_of_any_size_are_right(sizes):
+    assert_right(*DECODE, *sizes.split(), "impl=triton", "timer=none")
+
+
+@pytest.mark.parametrize(("op", "how"), [(op, how) for op, names in WRONG.items() for how in names])
+@pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
+def test_wrong_ones_are_incorrect(op, how, mode):
+    usual, module = {"transfer": (TRANSFER, "wrong_transfers"), "paged_decode": (DECODE, "wrong_decodes")}[op]
+    made = compose.experiment(*usual, "impl=torch", f"mode={mode}", "timer=none").resolve("cuda:0")
+    wrong = replace(made, impl=Choice(how, f"tests.helpers.{module}.{how}"))
+    for point in run_curve.run(wrong, environment.read("cuda:0")):
+        # What reads numbers on the host cannot be captured.
+        assert point.status == "incorrect" or (mode == "cudagraph" and point.status == "failed"), point.reason
+
+
+@pytest.mark.parametrize(
+    "overrides", [(*TRANSFER, "impl=cuda"), (*DECODE, "impl=triton")], ids=["transfer", "decode"]
+)
+@pytest.mark.alone
+def test_they_are_timed_beside_an_equal_copy(overrides):
+    for point in measured(*overrides, "timer.max_seconds=0.2"):
+        assert point.status == "ok", point.reason
+        assert point.copy_us
