@@ -45,9 +45,10 @@ def measured(monkeypatch):
 
 @pytest.fixture
 def gpu_s():
-    nothing = dict.fromkeys(["op", "memory", "flush_l2", "empty_kernel_us", "machine"])
+    nothing = dict.fromkeys(["layout", "memory", "flush_l2", "empty_kernel_us", "machine"])
+    op = SimpleNamespace(count_indices=lambda case: case.num_tokens)
     impl, timer = SimpleNamespace(untimed=""), CudaEvent("cuda:0", "no_graph")
-    return Curve(**nothing, impl=impl, timer=timer, item_bytes=2, l2_bytes=L2)
+    return Curve(**nothing, op=op, impl=impl, timer=timer, item_bytes=2, l2_bytes=L2)
 
 
 @pytest.mark.parametrize(("short_calls", "clock"), [(3, CudaEvent), (0, WallClock)])

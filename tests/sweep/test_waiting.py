@@ -11,6 +11,7 @@ from kvexp.bench import run_curve
 from kvexp.errors import WorkerDied
 from kvexp.gpu import lock
 from kvexp.host import file_lock
+from kvexp.op.cache_write import CacheWrite
 from kvexp.results import row_file
 from kvexp.sweep import curve_run, runner, subprocess_worker
 from kvexp.sweep.inline_worker import InlineWorker
@@ -120,7 +121,7 @@ class TestAProcessThatWaits:
 
 
 def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
-    allocate, held = run_curve.allocate, []
+    allocate, held = CacheWrite.allocate, []
     file = lock.lock_dir() / f"{UUID}.lock"
 
     @contextmanager
@@ -130,7 +131,7 @@ def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
             del memory
         held.append(file_lock.find_holder(file))
 
-    monkeypatch.setattr(run_curve, "allocate", watched)
+    monkeypatch.setattr(CacheWrite, "allocate", watched)
     for point in run_curve.run(curve(), {"device_uuid": UUID}):
         assert point.status == "verified"
         assert file_lock.find_holder(file) == ME
