@@ -46,9 +46,8 @@ def test_outputs_are_verified_at_any_length_and_grouping(context, sizes):
     assert [point.status for point in points] == ["verified"] * 2, points[0].reason
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("types", [*TYPES, ("bfloat16", "fp8_e5m2", "per_tensor")], ids="-".join)
-@pytest.mark.parametrize("context", [20, 300])
+@pytest.mark.parametrize(("layout", "context"), [*((layout, 20) for layout in LAYOUTS), ("HND", 300)])
 def test_triton_is_right_in_one_part_and_in_several(layout, types, context):
     dtype, kv_cache_dtype, scale = types
     chosen = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "scale": scale}
