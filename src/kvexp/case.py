@@ -1,6 +1,6 @@
 """Identify one measured point by every field that changes what is measured, as names and numbers."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated
 
 from kvexp.column import INT64, Fraction, Name, Options, Text, Whole, Word
@@ -59,6 +59,10 @@ class Sizes:
     tp_to: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the destination.")] = 2
     context: Annotated[int, Whole("Of a decode: tokens of each sequence's past.")] = 4096
     seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
+
+
+DEFAULTS = {key.name: key.default for key in fields(Sizes) if key.default is not MISSING}
+"""Values of the keys that have one: rows that were measured before there was a key have it, too."""
 
 
 @dataclass(frozen=True)

@@ -196,3 +196,12 @@ def test_a_broken_clause_is_named_for_points_timed_or_not(tmp_path, told):
     assert cli.dispatch(["report", str(tmp_path / "sweep")]) == 0
     text = (tmp_path / "sweep" / "report.md").read_text("utf-8")
     assert text.count("writes slots past the end") == 1
+
+
+def test_a_key_that_all_curves_share_is_said_where_it_is_not_the_default():
+    chosen = {"sweep": "", "command": "", "num_layers": 3, "tp_from": 1, "seed": 0}
+    rows = [curve({64: 2.0}, layout=layout, **chosen) for layout in ("NHD", "HND")]
+    (section,) = build_content([row for own in rows for row in own]).sections
+    assert "num_layers=3" in section.common
+    assert "tp_from" not in section.common
+    assert "seed" not in section.common

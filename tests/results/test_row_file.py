@@ -1,20 +1,17 @@
 import json
 import os
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
-from kvexp.case import Sizes
+from kvexp.case import DEFAULTS
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
 from kvexp.results.row_file import RowFile, make_folder, read
 
-KEYS = {key.name: key.default for key in fields(Sizes) if key.default is not MISSING}
-
 
 def row(**columns):
-    return {"status": "ok", "latency_us": 1.0, "num_tokens": 2, "schema": SCHEMA} | KEYS | columns
+    return {"status": "ok", "latency_us": 1.0, "num_tokens": 2, "schema": SCHEMA} | DEFAULTS | columns
 
 
 @pytest.fixture

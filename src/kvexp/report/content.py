@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kvexp.case import DEFAULTS
 from kvexp.measurement import COLUMNS, ENVIRONMENT, MACHINE, SECONDS, STATUSES, Row, is_wrong
 from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
 from kvexp.report.findings import (
@@ -164,6 +165,10 @@ def _describe_common(lines: Sequence[Line]) -> str:
     """Describe the choices and sizes that do not vary."""
     equal = [column for column in _COMMON if len({line.key[column] for line in lines}) == 1]
     chosen = [column for column in equal if lines[0].key[column] not in ("auto", None, "")]
+    for key, default in DEFAULTS.items():
+        values = {line.key.get(key, default) for line in lines} - {default, None}
+        if key not in _COMMON and len(values) == 1 and all(line.key.get(key) in values for line in lines):
+            chosen.append(key)
     return ", ".join(format_column(lines[0].key, column) for column in chosen)
 
 

@@ -10,11 +10,10 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from kvexp.case import Sizes
+from kvexp.case import DEFAULTS
 from kvexp.column import ANY, Column, Options, Positive
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.measurement import COLUMNS, SCHEMA, STATUSES, Row
@@ -22,9 +21,6 @@ from kvexp.results import jsonl
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
-
-_DEFAULTS = {key.name: key.default for key in fields(Sizes) if key.default is not MISSING}
-"""Values of a workload's keys in rows that were measured before there was the key."""
 
 _POSITIVE = tuple(column for column, declared in COLUMNS.items() if isinstance(declared, Positive))
 
@@ -122,7 +118,7 @@ def check_row(where: str, row: dict[str, Any]) -> dict[str, Any]:
             if is_low or (value is None and column == "latency_us"):
                 raise ConfigError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
     _check_columns(where, row, COLUMNS)
-    return row | {key: default for key, default in _DEFAULTS.items() if key not in row}
+    return row | {key: default for key, default in DEFAULTS.items() if key not in row}
 
 
 def _check_columns(where: str, columns: Mapping[str, Any], known: Mapping[str, Column]) -> None:
