@@ -7,19 +7,26 @@ DataFrame, also without torch.
 
 from typing import TYPE_CHECKING, Any
 
-from kvexp.op import list_functions
+from kvexp.op import list_functions, list_names
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     # An op without a line here has the type Any.
-    from kvexp.api import KVCache, allocate, allocate_layers, select_layout, stride_order, verify
+    from kvexp.api import (  # noqa: F401
+        KVCache,
+        allocate,
+        allocate_layers,
+        select_layout,
+        stride_order,
+        verify,
+    )
     from kvexp.op.reshape_and_cache import reshape_and_cache  # noqa: F401
     from kvexp.op.reshape_and_cache_flash import reshape_and_cache_flash  # noqa: F401
     from kvexp.op.reshape_and_cache_flash_diffkv import reshape_and_cache_flash_diffkv  # noqa: F401
-    from kvexp.results.export import load
+    from kvexp.results.export import load  # noqa: F401
 
-__all__ = [
+_NAMES = (
     "KVCache",
     "__version__",
     "allocate",
@@ -28,12 +35,14 @@ __all__ = [
     "select_layout",
     "stride_order",
     "verify",
-    *list_functions(),
-]
+)
+"""The public names that are no op's."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name == "__all__":  # made when it is asked for, since it imports the ops
+        return [*_NAMES, *list_functions()]
+    if name not in _NAMES and not (name in list_names() and name in list_functions()):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "load":
         from kvexp.results.export import load

@@ -55,7 +55,7 @@ def words(key: str) -> tuple[str, ...]:
 
 @cache
 def pairs() -> list[tuple[str, str]]:
-    """Each op that writes a cache with each layout that it writes."""
+    """List each op that writes a cache with each of its layouts."""
     return [(op, layout) for op in cache_writes() for layout in options("layout") if takes(op, layout)]
 
 
@@ -89,7 +89,7 @@ def _tiny() -> Experiment:
 
 
 def takes(op: str, layout: str) -> bool:
-    """Whether the op is defined for the layout."""
+    """Return whether the op is defined for the layout."""
     made = replace(_tiny(), op=choice("op", op), layout=choice("layout", layout))
     try:
         make(made.op).check(next(made.cases()), make(made.layout), 2)

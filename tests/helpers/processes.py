@@ -14,7 +14,7 @@ def find_module(parent, module, within_s=60):
         for child in psutil.Process(parent).children():
             if module in child.cmdline():
                 return child.pid
-        time.sleep(0.01)
+        time.sleep(0.01)  # who asks without a pause keeps the processor from the process that starts
     raise AssertionError(f"process {parent} starts no {module}")
 
 

@@ -360,7 +360,7 @@ def test_a_folder_that_goes_while_a_sweep_is_measured_is_named(place, database, 
     process = place.start(*words, *slow)
     while not list(place.folder.glob("multirun/*/*/0/rows.jsonl")):
         assert process.poll() is None
-        time.sleep(0.05)
+        time.sleep(0.05)  # who asks without a pause keeps the processor from whoever measures
     gone = place.folder / what
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     _, err = process.communicate(timeout=120)

@@ -9,7 +9,7 @@ from kvexp.results.sweep_dir import COMMAND, LOCK
 
 _HYDRA = ".hydra"
 _WRITTEN = ("*", f"{_HYDRA}/*", "[0-9]*/*", f"[0-9]*/{_HYDRA}/*")
-"""Where a command writes before any row, in a sweep's folder or in a curve's."""
+"""Patterns of what a command writes before any row: in a sweep's folder, then in a curve's."""
 
 
 def list_existing(folder: Path) -> frozenset[Path]:

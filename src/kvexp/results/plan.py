@@ -25,7 +25,7 @@ Curve = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job was composed to measure.
+    """Hold the curve that a job was composed to measure.
 
     Attributes:
         curve: Its columns CURVE as they were requested, `auto` too.

@@ -117,12 +117,12 @@ class Memory(Protocol):
 
     @property
     def storage(self) -> Tensor:
-        """What calls write, between guards; uint8."""
+        """The memory that calls write, uint8, guards included."""
         ...
 
     @property
     def inputs(self) -> Tensor:
-        """What calls read, flat, without the indices."""
+        """The memory that calls read, flat, without the indices."""
         ...
 
     @property

@@ -51,7 +51,7 @@ class Options:
 
     @property
     def compiler_options(self) -> dict[str, int]:
-        """Those of Triton's compiler that were chosen."""
+        """The options of Triton's compiler that the user has set, by name."""
         chosen = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         return {name: value for name, value in chosen.items() if value is not None}
 
