@@ -200,6 +200,24 @@ def load(name: str) -> Op:
     return made
 
 
+def check_planes(case: Case, layout: Layout, does: str) -> None:
+    """Check that the layout has flash planes, and K and V of one head size unless they are packed.
+
+    Raises:
+        Unsupported: It has others; `does` is what the op does with planes.
+    """
+    if layout.shape != "flash":
+        raise Unsupported(
+            f"op={case.op} {does} planes of [num_blocks, block_size, num_heads, head_size], which "
+            f"layout={layout.name} does not have; try layout=NHD"
+        )
+    if not layout.packed and case.head_size_v != case.head_size:
+        raise Unsupported(
+            f"op={case.op} {does} K and V of one head size in layout={layout.name}, not "
+            f"{case.head_size} and {case.head_size_v}; packed layouts may have two"
+        )
+
+
 def check_unused(case: Case, why: str, **defaults: Any) -> None:
     """Check that keys of the workload, which have no meaning for the op, have their defaults.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
-from kvexp.op import FP8, Op, check_unused
+from kvexp.op import FP8, Op, check_planes, check_unused
 from kvexp.op.cache_write import check_types
 
 if TYPE_CHECKING:
@@ -58,16 +58,7 @@ class PagedDecode(Op):
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
-        if layout.shape != "flash":
-            raise Unsupported(
-                f"op={self.name} reads planes of [num_blocks, block_size, num_heads, head_size], which "
-                f"layout={layout.name} does not have; try layout=NHD"
-            )
-        if not layout.packed and case.head_size_v != case.head_size:
-            raise Unsupported(
-                f"op={self.name} reads K and V of one head size from layout={layout.name}, not "
-                f"{case.head_size} and {case.head_size_v}; packed layouts may have two"
-            )
+        check_planes(case, layout, "reads")
         check_types(case)
         if case.dtype in FP8:
             raise Unsupported(f"op={self.name} computes in half, bfloat16 or float, not dtype={case.dtype}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout, Sizes, view_layers
-from kvexp.op import Op, check_unused
+from kvexp.op import Op, check_planes, check_unused
 from kvexp.op.cache_write import check_types
 
 if TYPE_CHECKING:
@@ -69,16 +69,7 @@ class Transfer(Op):
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
-        if layout.shape != "flash":
-            raise Unsupported(
-                f"op={self.name} copies blocks of [block_size, num_heads, head_size], which "
-                f"layout={layout.name} does not have; try layout=NHD"
-            )
-        if not layout.packed and case.head_size_v != case.head_size:
-            raise Unsupported(
-                f"op={self.name} copies K and V of one head size from layout={layout.name}, not "
-                f"{case.head_size} and {case.head_size_v}; packed layouts may have two"
-            )
+        check_planes(case, layout, "copies")
         check_types(case)
         if case.slots not in PATTERNS:
             raise Unsupported(
