@@ -44,6 +44,9 @@ ORDERS = 16
 """Orders of the tokens and of the elements in which torch's attention sums them, so that its error is no
 matter of luck where there are few outputs."""
 
+PASTS_BYTES = 256 << 20
+"""Bytes of pasts, in float64, that are attended at once."""
+
 UNITS = {2: 1, 4: 4}
 """By bytes of a query's item. Of 16 bits an output's own rounding is the largest; of float32 that of the sums
 and powers behind it, in which right kernels differ by more than a factor of two."""
@@ -154,27 +157,34 @@ class Tensors:
         return [Part("output", self.outputs, OUTPUTS, lambda rows: law.outputs[rows], row_bytes, find_wrong)]
 
     def _compute_law(self) -> Law:
-        """Compute the outputs in float64, sequence after sequence, and torch's error in the queries' type."""
-        outputs, error, order = [], 0.0, torch.Generator().manual_seed(self.case.seed)
-        for query, blocks, length in zip(self.query, self.block_table.long(), self.seq_lens, strict=True):
-            token = torch.arange(int(length), device=blocks.device)
-            slots = blocks[token // self.case.block_size] * self.case.block_size
-            slots += token % self.case.block_size
+        """Compute the outputs in float64, some sequences at a time, and the error of torch's attention."""
+        case, device = self.case, self.block_table.device
+        token = torch.arange(case.context, device=device)
+        offset, kind = token % case.block_size, self.query.dtype
+        past_bytes = case.context * case.num_heads * (case.head_size + case.head_size_v) * 8
+        at_once = max(1, PASTS_BYTES // past_bytes)
+        tokens, elements = (self._draw_orders(size).to(device) for size in (case.context, case.head_size))
+        outputs, error = [], torch.zeros((), dtype=torch.float64, device=device)
+        for query, blocks in zip(self.query.split(at_once), self.block_table.split(at_once), strict=True):
+            slots = blocks.long()[:, token // case.block_size] * case.block_size + offset
             key, value = (self.memory.read(plane, slots) for plane in (0, 1))
             exact = _attend(query.double(), key, value)
-            key, value = key.to(query.dtype), value.to(query.dtype)
-            for _ in range(ORDERS):
-                tokens, elements = (
-                    torch.randperm(size, generator=order).to(key.device) for size in key.shape[::2]
-                )
-                rough = _attend(query[:, elements], key[tokens][..., elements], value[tokens])
-                error = max(error, float((rough.double() - exact).abs().max()))
+            key, value = key.to(kind), value.to(kind)
+            for token_order, element_order in zip(tokens, elements, strict=True):
+                mixed = key[:, token_order][..., element_order], value[:, token_order]
+                rough = _attend(query[..., element_order], *mixed)
+                error = error.maximum((rough.double() - exact).abs().max())
             outputs.append(exact)
-        found = torch.stack(outputs)
+        found = torch.cat(outputs)
         largest = float(found.abs().max())
         # What is representable around the largest output is so far apart.
-        unit = torch.finfo(self.query.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-        return Law(found, 2 * error + UNITS[self.query.itemsize] * unit)
+        unit = torch.finfo(kind).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
+        return Law(found, 2 * float(error) + UNITS[kind.itemsize] * unit)
+
+    def _draw_orders(self, size: int) -> Tensor:
+        """Return ORDERS random orders of so many, int64 `[ORDERS, size]`."""
+        generator = torch.Generator().manual_seed(self.case.seed)
+        return torch.stack([torch.randperm(size, generator=generator) for _ in range(ORDERS)])
 
     def number(self, written: int) -> int:
         """Return the sequence."""
@@ -271,9 +281,9 @@ class Memory:
                 self.layout.scatter(_as_integers(plane.data), slots, _as_integers(numbers))
 
     def read(self, plane: int, slots: Tensor) -> Tensor:
-        """Return the numbers of these slots' rows, float64 `[n, num_heads, head size]`."""
-        codes = self.layout.gather(_as_integers(self.planes[plane]), slots)
-        numbers: Tensor = codes.view(self.item).double()
+        """Return the numbers of the rows of slots `[n, m]`, float64 `[n, m, num_heads, head size]`."""
+        codes = self.layout.gather(_as_integers(self.planes[plane]), slots.view(-1))
+        numbers: Tensor = codes.view(self.item).double().unflatten(0, slots.shape)
         if self.largest.kv_cache_dtype == "auto":
             return numbers
         return numbers * self.scales[plane].double().view(-1, 1)
@@ -360,7 +370,12 @@ def _view(items: Tensor, plane: Plane) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention of the query heads of one sequence, `[num_query_heads, head_size_v]`."""
-    heads = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
-    output = scaled_dot_product_attention(query[None, :, None], *heads, enable_gqa=True)
-    return output[0, :, 0]
+    """Return the attention of the query heads of n sequences, `[n, num_query_heads, head_size_v]`.
+
+    Args:
+        query: `[n, num_query_heads, head_size]`.
+        key: `[n, context, num_heads, head_size]`.
+        value: The same with heads of `head_size_v`.
+    """
+    heads = key.transpose(1, 2), value.transpose(1, 2)
+    return scaled_dot_product_attention(query.unsqueeze(2), *heads, enable_gqa=True).squeeze(2)
