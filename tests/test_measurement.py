@@ -61,6 +61,7 @@ COLUMNS = [
     "extra_tokens",
     "tp_from",
     "tp_to",
+    "to",
     "context",
     "seed",
     "layout_reason",

@@ -6,6 +6,7 @@ from typing import Annotated
 from kvexp.column import INT64, Fraction, Name, Options, Text, Whole, Word
 
 NUM_TOKENS = Whole("Length of `slot_mapping`.")
+WAYS = ("device", "host", "peer", "from_host")
 SLOTS = ("random", "contiguous", "reversed", "decode", "prefill")
 _ROWS = ("contiguous", "qkv", "misaligned")
 
@@ -57,6 +58,9 @@ class Sizes:
     extra_tokens: Annotated[int, Whole("Rows of key and value beyond those of `slot_mapping`.", least=0)] = 0
     tp_from: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the source.")] = 1
     tp_to: Annotated[int, Whole("Of a transfer: tensor-parallel ranks of the destination.")] = 2
+    to: Annotated[
+        str, Word("Of a transfer: where the destination is; with `from_host` the source.", words=WAYS)
+    ] = "device"
     context: Annotated[int, Whole("Of a decode: tokens of each sequence's past.")] = 4096
     seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
 

@@ -36,7 +36,7 @@ def measured(monkeypatch):
         return latency_us[replay[1]]
 
     monkeypatch.setattr(
-        equal_copy, "list_unrolls", lambda device, written: (1, 2, 4) if written > L2 // 8 else (1,)
+        equal_copy, "list_unrolls", lambda memory, written: (1, 2, 4) if written > L2 // 8 else (1,)
     )
     monkeypatch.setattr(curve_setup, "prepare_copies", prepare_copies)
     monkeypatch.setattr(curve_setup, "measure_median", measure_median)

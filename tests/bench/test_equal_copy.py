@@ -99,8 +99,8 @@ def test_copies_are_checked_with_all_that_they_might_have_changed(memory):
         assert all_poison(memory.cache)
 
 
-def test_a_cpu_has_one_shape_of_copy():
-    assert equal_copy.list_unrolls("cpu", 1 << 30) == (1,)
+def test_a_cpu_has_one_shape_of_copy(memory):
+    assert equal_copy.list_unrolls(memory, 1 << 30) == (1,)
 
 
 def test_of_many_reads_as_many_threads_write_as_a_gpu_holds(memory, monkeypatch):

@@ -8,7 +8,7 @@ GROUPS_OF_IMPL = ", ".join(compose.options("impl"))
 LAYOUTS = ", ".join(sorted([*compose.options("layout"), "auto"]))
 KEYS_OF_WORKLOAD = (
     "block_size, context, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, "
-    "num_query_heads, num_tokens, padding, padding_at, rows, seed, slots, tp_from, tp_to"
+    "num_query_heads, num_tokens, padding, padding_at, rows, seed, slots, to, tp_from, tp_to"
 )
 FRACTION = "workload.padding must be a number from 0 to less than 1, not"
 

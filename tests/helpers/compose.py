@@ -19,6 +19,9 @@ from kvexp.impl import make
 PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
 """Implementations of other projects, measured where they are installed."""
 
+COPY_ENGINES = ("batch", "memcpy2d", "staged")
+"""Implementations of a transfer alone, by a GPU's copy engines."""
+
 EQUAL_COPY = "copy"
 """The option of `impl` that copies as many bytes and writes no cache."""
 
@@ -30,8 +33,8 @@ def options(group: str) -> list[str]:
 
 
 def implementations() -> list[str]:
-    """Our own implementations, which hold the whole contract; a peer may refuse or be wrong."""
-    return [name for name in options("impl") if name not in (*PEERS, EQUAL_COPY)]
+    """Our own implementations of caches' writes, which hold the whole contract; a peer may not."""
+    return [name for name in options("impl") if name not in (*PEERS, *COPY_ENGINES, EQUAL_COPY)]
 
 
 def formats() -> list[str]:

@@ -37,7 +37,7 @@ class Copy:
         plan = curve.plan(case, read, written)
         copies = 0
         timed: list[tuple[float, Timing, tuple[GpuState | None, GpuState | None]]] = []
-        unrolls = equal_copy.list_unrolls(case.device, written)
+        unrolls = equal_copy.list_unrolls(curve.memory, written)
         for moves, replay in curve_setup.prepare_copies(curve, case, plan, read, written, unrolls):
             copies += 1
             with seconds.measure("verify_s"):

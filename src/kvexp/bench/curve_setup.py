@@ -108,7 +108,7 @@ def prepare_copy(
     Returns:
         Times the fastest copy: its median in microseconds, None where there is none.
     """
-    unrolls = equal_copy.list_unrolls(case.device, written)
+    unrolls = equal_copy.list_unrolls(curve.memory, written)
     is_large = curve.l2_bytes is not None and written > replay_plan.COLD_FACTOR * curve.l2_bytes
     size = (read // written, "large") if is_large else (read, written)
     l2_state = (plan.cache_state, plan.inputs_state, plan.flush_l2)

@@ -66,13 +66,20 @@ def _read_device(device: str | None) -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(torch.device(device))
     return {
         "device_name": properties.name,
-        "device_uuid": f"GPU-{properties.uuid}",
+        "device_uuid": read_uuid(device),
         "compute_capability": f"{properties.major}.{properties.minor}",
         "sm_count": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "device_memory_bytes": properties.total_memory,
         "driver": nvml.read_driver_version(),
     }
+
+
+def read_uuid(device: str) -> str | None:
+    """Return the identity of a GPU; None of a CPU."""
+    if device == "cpu":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"
 
 
 def _version(distribution: str) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kvexp.bench.verify import ROWS_BYTES, check_untouched
 from kvexp.errors import IncorrectResult
-from kvexp.gpu import nvrtc, scan
+from kvexp.gpu import copy_engine, nvrtc, scan
 from kvexp.op import Call
 from kvexp.timer.replay import Replay
 from kvexp.timer.replay_plan import Plan
@@ -38,17 +38,21 @@ class Move:
         reads: Bytes that it reads from there for each byte that it writes.
         slots: int64: what it reads besides.
         place: uint8: where it writes, in the cache.
+        by_engine: Whether the GPU's copy engines make it, not a kernel.
     """
 
     source: Tensor
     reads: int
     slots: Tensor
     place: Tensor
+    by_engine: bool = False
 
     def make_call(self, unroll: int) -> Call:
         """Make the copy with so many vectors a thread, on a GPU; torch's on a CPU."""
         if self.place.device.type == "cpu":
             return _make_cpu_copy(self.source, self.place)
+        if self.by_engine:
+            return copy_engine.bind_copy(self.place, self.source[: self.place.numel()])
         writes = self.place.numel() // VECTOR
         extras = self.slots.numel() * SLOT_BYTES // VECTOR
         tensors = (self.source, self.slots, self.place)
@@ -85,7 +89,8 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
         written: Bytes that one copy writes; on a GPU whole vectors of them, and more where it reads so many
             times as many that they would not fill the GPU.
         plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds.
-            One is read; on a GPU, where inputs are cold, as many as it has windows.
+            One is read; on a GPU, where inputs are cold, as many as it has windows. Copy
+            engines make the copies of far memory.
 
     Returns:
         The copies in order; after the last the first comes again. None when one is less than a vector or more
@@ -96,11 +101,12 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
     step = -(-written // VECTOR) * VECTOR
     count = min(plan.mappings, storage.numel() // step)
     reads = max(1, (read - SLOT_BYTES * indices) // written)
-    if _is_cpu(storage):
-        # torch has no copy that reads more than it writes; the few bytes of the slots are left out.
+    is_cpu = _is_cpu(storage)
+    if is_cpu or memory.far:
+        # These copy what they read; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
         can_copy = reads == 1 and written <= source.numel()
-        return [Move(source, 1, memory.slots[:0], place) for place in places] if can_copy else []
+        return [Move(source, 1, memory.slots[:0], place, not is_cpu) for place in places if can_copy]
     if reads > MOST_READS:
         # So few writes would not fill the GPU: threads that do write what each has read.
         threads = min(_count_threads(storage.device), storage.numel() // VECTOR)
@@ -143,11 +149,11 @@ def check_copies(memory: Memory, copies: Sequence[Move], replay: Replay) -> None
     check_untouched(memory.storage)()
 
 
-def list_unrolls(device: str, written: int) -> tuple[int, ...]:
-    """List the numbers of vectors a thread to try. One is best for few bytes."""
-    if device == "cpu":
+def list_unrolls(memory: Memory, written: int) -> tuple[int, ...]:
+    """List the numbers of vectors a thread to try. One is best for few bytes, and stands for no kernel."""
+    if _is_cpu(memory.storage) or memory.far:
         return (1,)
-    return (1,) if written < _count_threads(torch.device(device)) * VECTOR else (1, 2, 4)
+    return (1,) if written < _count_threads(memory.storage.device) * VECTOR else (1, 2, 4)
 
 
 def _is_cpu(storage: Tensor) -> bool:

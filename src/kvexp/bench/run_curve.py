@@ -17,6 +17,7 @@ from kvexp.bench import curve_setup, mode, run_point
 from kvexp.bench.contract import UNASKED, Contract
 from kvexp.bench.curve_setup import Curve, Unrolls
 from kvexp.bench.describe_error import describe_error
+from kvexp.bench.environment import read_uuid
 from kvexp.bench.run_point import Seconds
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
@@ -82,7 +83,7 @@ def run(
         uuid = environment.get("device_uuid")
         machine = GpuMonitor(uuid)
         # Entered first, so that the turn ends last, when the memory is free.
-        refusal = attempt(lambda: stack.enter_context(gpu_lock(uuid, on_wait)))
+        refusal = attempt(lambda: _hold_devices(experiment, cases[0], uuid, stack, on_wait))
         contract = UNASKED
         target = experiment.impl.target
         make_parts = functools.partial(_make_parts, experiment, cases)
@@ -114,6 +115,23 @@ def run(
             )
         # The stack frees the memory: nothing may hold it any more.
         del curve
+
+
+def _hold_devices(
+    experiment: Experiment, case: Case, uuid: str | None, stack: ExitStack, on_wait: OnWait
+) -> None:
+    """Hold the lock of each GPU that the curve uses, all in one order so that no two sweeps wait in a ring.
+
+    Args:
+        experiment: The curve.
+        case: Any point of it.
+        uuid: Its device's identity; None for a CPU.
+        stack: Releases the locks.
+        on_wait: See `run`.
+    """
+    others = make(experiment.op).list_devices(case)[1:]
+    for each in sorted(filter(None, {uuid, *map(read_uuid, others)})):
+        stack.enter_context(gpu_lock(each, on_wait))
 
 
 def attempt(work: Callable[[], T], target: str = "") -> T | Failure:

@@ -72,7 +72,7 @@ def _bind_driver(
     from cuda.bindings import driver
 
     handle = driver.CUfunction(function)
-    launch, current, streams = driver.cuLaunchKernel, raw_stream, _get_streams(device)
+    launch, current, streams = driver.cuLaunchKernel, raw_stream, get_streams(device)
     spare = [_pack_parameters(num_addresses, sizes)]
     x, y = grid
 
@@ -86,7 +86,7 @@ def _bind_driver(
         stream = streams[current(device)]
         (error,) = launch(handle, x, y, 1, threads, 1, 1, shared_bytes, stream, pointers, 0)
         if error:
-            _call_driver(device, launch, handle, x, y, 1, threads, 1, 1, shared_bytes, stream, pointers, 0)
+            call_driver(device, launch, handle, x, y, 1, threads, 1, 1, shared_bytes, stream, pointers, 0)
         spare.append(parameters)
 
     return launch_kernel
@@ -100,11 +100,11 @@ def get_function(device: int, kernel: int) -> int:
     """
     from cuda.bindings import driver
 
-    (function,) = _call_driver(device, driver.cuKernelGetFunction, driver.CUkernel(kernel))
+    (function,) = call_driver(device, driver.cuKernelGetFunction, driver.CUkernel(kernel))
     return int(function)
 
 
-def _call_driver(device: int, call: Callable[..., tuple[Any, ...]], *arguments: Any) -> list[Any]:
+def call_driver(device: int, call: Callable[..., tuple[Any, ...]], *arguments: Any) -> list[Any]:
     """Call a function of the driver and return its results; give a thread without a context the device's.
 
     Raises:
@@ -142,6 +142,6 @@ class Streams(dict[int, Any]):
 
 
 @functools.cache
-def _get_streams(_device: int) -> Streams:
+def get_streams(_device: int) -> Streams:
     """Return the device's streams; each device has its own stream with handle 0."""
     return Streams()

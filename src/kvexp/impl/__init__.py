@@ -1,6 +1,6 @@
 """Implement the ops: one file or folder each, none imports another.
 
-Imports nothing of kvexp but errors, experiment, gpu and op.
+Imports nothing of kvexp but errors, experiment, gpu, layout and op.
 
 An implementation is a class named by its YAML in conf/impl/. For each op that it
 supports it has a method of the op's name and arguments, which sets everything up and returns the bound call.

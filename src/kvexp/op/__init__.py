@@ -120,6 +120,14 @@ class Op:
         """Return how many contiguous pieces a call copies, and the bytes of each; None of what is no copy."""
         return None
 
+    def list_devices(self, case: Case) -> list[str]:
+        """List the devices that a curve uses, none of which another process may measure on meanwhile.
+
+        Raises:
+            Unsupported: This machine lacks one.
+        """
+        return [case.device]
+
     def count_places(self, case: Case) -> int:
         """Return the number of places of a call of that size, no two of which overlap; at least one.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout, Sizes, view_layers
+from kvexp.layout.pieces import find_pieces
 from kvexp.op import Op, check_planes, check_unused
 from kvexp.op.cache_write import check_types
 
@@ -77,6 +78,19 @@ class Transfer(Op):
             )
         check_unused(case, "reads no rows of tokens", padding=0.0, rows="contiguous", extra_tokens=0)
         find_shard(case)
+        if case.to != "device" and case.device == "cpu":
+            raise Unsupported(
+                f"workload.to={case.to} needs a GPU, and this is device=cpu; workload.to=device copies "
+                "inside its memory"
+            )
+
+    def list_devices(self, case: Case) -> list[str]:
+        """See `op.Op.list_devices`: for `to=peer` two."""
+        if case.to != "peer" or case.device == "cpu":
+            return [case.device]
+        from kvexp.gpu import far_memory  # imports torch
+
+        return [case.device, far_memory.find_peer(case.device)]
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """Return the bytes of the blocks' rows and, to read, of their numbers."""
@@ -99,15 +113,8 @@ class Transfer(Op):
         destination = view_layers(layout, self.destination_sizes(case), item_bytes)
         layers, planes, _, slots, _, width = source.shape
         sizes = (layers, planes, 1, slots, shard.heads, width)
-        pieces, items = self.count_blocks(case), 1
-        for source_stride, stride, size in sorted(
-            zip(source.strides, destination.strides, sizes, strict=True)
-        ):
-            if size == 1 or source_stride == stride == items:
-                items *= size
-            else:
-                pieces *= size
-        return pieces, items * item_bytes
+        found = find_pieces(sizes, source.strides, destination.strides, item_bytes)
+        return self.count_blocks(case) * found.number, found.piece_bytes
 
     def count_places(self, case: Case) -> int:
         """Return how many such requests the destination's cache holds."""

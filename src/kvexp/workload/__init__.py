@@ -113,7 +113,13 @@ class Memory(Protocol):
 
     Attributes:
         slots: int64: the indices that calls read, which an equal copy reads too.
+        far: Whether calls reach into memory that is not the device's own, which copy engines do best.
     """
+
+    @property
+    def far(self) -> bool:
+        """See the class."""
+        ...
 
     @property
     def storage(self) -> Tensor:

@@ -195,6 +195,8 @@ class Memory:
         checksums: Of inputs, slots and scales when they were last set.
     """
 
+    far = False
+
     op: "CacheWrite"
     largest: Case
     cache: Cache

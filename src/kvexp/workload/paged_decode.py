@@ -237,6 +237,8 @@ class Memory:
         sums: Checksums of everything that calls read when it was last set.
     """
 
+    far = False
+
     op: "PagedDecode"
     largest: Case
     layout: Layout

@@ -3,8 +3,8 @@
 Places are blocks of the destination, windows are blocks of the source.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
+from kvexp.gpu import far_memory
 from kvexp.gpu.scan import checksums
 from kvexp.layout import Layout, Sizes, view_layers
 from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, Part, device_memory
@@ -130,6 +131,7 @@ class Memory:
         source: The heads that are read; see `op.transfer`.
         destination: The heads that are written.
         slots: int64 `[2 * num_blocks]`: the source's blocks in the order of requests, then the destination's.
+        far: Whether source or destination is not in the device's own memory; see `workload.to`.
         sums: Checksums of the source and the order when they were last set.
     """
 
@@ -141,6 +143,7 @@ class Memory:
     source: Tensor
     destination: Tensor
     slots: Tensor
+    far: bool = False
     sums: list[int] = field(default_factory=list)
 
     def fill(self) -> None:
@@ -199,35 +202,66 @@ def allocate(
 ) -> Iterator[Memory]:
     """Allocate a curve's memory inside the block and free it at the end; see `op.Op.allocate`."""
     item = source if largest.kv_cache_dtype == "auto" else torch.uint8
-    device = torch.device(largest.device)
     sizes = op.source_sizes(largest), op.destination_sizes(largest)
     read, written = (layout.planes(size, item.itemsize).items * item.itemsize for size in sizes)
-    device_memory.check(largest, read + written, 0)
-    inputs = torch.empty(read, dtype=torch.uint8, device=device)
-    storage = torch.empty(written + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
-    memory = Memory(
-        op=op,
-        largest=largest,
-        layout=layout,
-        inputs=inputs,
-        storage=storage,
-        source=_view(inputs.view(item), layout, sizes[0], shard.source_head, shard.heads),
-        destination=_view(
-            storage[GUARD_BYTES:-GUARD_BYTES].view(item),
-            layout,
-            sizes[1],
-            shard.destination_head,
-            shard.heads,
-        ),
-        slots=torch.empty(2 * largest.num_blocks, dtype=torch.int64, device=device),
-    )
-    try:
-        memory.fill()
-        yield memory
-    finally:
-        del inputs, storage, memory
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    places = ("host", "device") if largest.to == "from_host" else ("device", largest.to)
+    _check_memory(largest, dict.fromkeys(places, 0), zip(places, (read, written), strict=True))
+    with ExitStack() as stack:
+        inputs = stack.enter_context(_allocate(largest, places[0], read))
+        storage = stack.enter_context(_allocate(largest, places[1], written + 2 * GUARD_BYTES))
+        memory = Memory(
+            op=op,
+            largest=largest,
+            layout=layout,
+            inputs=inputs,
+            storage=storage,
+            source=_view(inputs.view(item), layout, sizes[0], shard.source_head, shard.heads),
+            destination=_view(
+                storage[GUARD_BYTES:-GUARD_BYTES].view(item),
+                layout,
+                sizes[1],
+                shard.destination_head,
+                shard.heads,
+            ),
+            slots=torch.empty(2 * largest.num_blocks, dtype=torch.int64, device=largest.device),
+            far=largest.to != "device",
+        )
+        try:
+            memory.fill()
+            yield memory
+        finally:
+            del inputs, storage, memory
+            if largest.device != "cpu":
+                torch.cuda.empty_cache()
+
+
+def _check_memory(largest: Case, needed: dict[str, int], parts: Iterable[tuple[str, int]]) -> None:
+    """Check that what lies in each place fits it."""
+    for place, num_bytes in parts:
+        needed[place] += num_bytes
+    for place, num_bytes in needed.items():
+        device_memory.check(replace(largest, device=_find_device(largest, place)), num_bytes, 0)
+
+
+def _find_device(case: Case, place: str) -> str:
+    """Return the device whose memory a place of `workload.to` is."""
+    if place == "peer":
+        return far_memory.find_peer(case.device)
+    return "cpu" if place == "host" else case.device
+
+
+@contextmanager
+def _allocate(case: Case, place: str, num_bytes: int) -> Iterator[Tensor]:
+    """Allocate bytes in a place of `workload.to` inside the block, as a tensor of the case's device."""
+    device, other = torch.device(case.device), torch.device(_find_device(case, place))
+    if place == "host":
+        with far_memory.allocate_pinned(num_bytes, device) as memory:
+            yield memory
+    elif place == "peer":
+        with far_memory.allocate_peer(num_bytes, device, other) as memory:
+            yield memory
+    else:
+        yield torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
 def _view(items: Tensor, layout: Layout, sizes: Sizes, head: int, heads: int) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+from kvexp.errors import Unsupported
 from kvexp.gpu import launch, nvrtc
 from kvexp.gpu.launch import Launch
 from kvexp.impl.cuda.options import Options
@@ -60,6 +61,7 @@ class Spec:
     Attributes:
         kernel: The kernel's name, and its source file's.
         num_addresses: Addresses that the kernel takes first.
+        has_loop: Whether fewer threads than are needed can do it, so that multiprocessors can be left free.
         unroll: Chunks, or pairs of them, that a thread moves.
         cta_threads: Threads of a CTA.
         wide_index: Whether the flat index needs 64 bits.
@@ -67,6 +69,7 @@ class Spec:
 
     kernel: ClassVar[str]
     num_addresses: ClassVar[int]
+    has_loop: ClassVar[bool] = False
     unroll: int = 1
     cta_threads: int = THREADS
     wide_index: bool = False
@@ -153,6 +156,8 @@ def _prepare(plan: Callable[[int], Plan], device: int, spec: Spec, num_tokens: i
 
 
 def _make_plan(spec: Spec, options: Options, last: tuple[int, ...], gpu: Gpu, num_tokens: int) -> Plan:
+    if options.sms and not spec.has_loop:
+        raise Unsupported(f"impl.sms limits transfers, and {spec.kernel} takes all multiprocessors")
     tuned = spec.tuned(options, num_tokens, gpu.sm_count)
     kernel = nvrtc.load_kernel(SOURCES / f"{spec.kernel}.cu", spec.kernel, tuned.macros, gpu.arch)
     ctas = compute_grid(tuned.threads(num_tokens), tuned.cta_threads)

@@ -10,6 +10,7 @@ ALLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "group_tokens": ((None, 1, 2, 4, 8, 16, 32), "a power of two from 1 to 32"),
     "cta_threads": ((None, *range(32, 1025, 32)), "a multiple of 32 up to 1024"),
     "unroll": ((None, 1, 2, 4, 8), "a power of two up to 8"),
+    "sms": ((None, *range(1, 1025)), "a whole number from 1 to 1024"),
 }
 """Valid values of the options that are not booleans, and their description."""
 
@@ -29,6 +30,7 @@ class Options:
         unroll: Chunks that a thread moves in a cache of contiguous heads, a power of two up to 8.
         exchange: Whether groups of tokens are cut where spans of a head-major cache's block end, which fills
             sectors wherever a run of slots begins.
+        sms: Multiprocessors that a transfer may use, by so many CTAs of 1024 threads that copy in turns.
     """
 
     software_fp8: bool = False
@@ -38,6 +40,7 @@ class Options:
     paired: bool | None = None
     unroll: int | None = None
     exchange: bool | None = None
+    sms: int | None = None
 
 
 def parse_options(options: Mapping[str, Any]) -> Options:

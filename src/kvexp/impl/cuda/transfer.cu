@@ -9,7 +9,7 @@
 // What is copied of a block is SIZE_0 x SIZE_1 x SIZE_2 x SIZE_3 pieces of PIECE_VECTORS vectors of VEC bytes; a piece
 // is contiguous in both caches. Pieces of dim i lie FROM_i bytes apart in the source and TO_i in the destination.
 // Neighbouring threads copy neighbouring vectors. A thread has UNROLL of them, THREADS apart: it reads all, then writes
-// all.
+// all. With LOOP the grid, one row of CTAs, goes on until all are copied.
 //
 // Semantics: docs/semantics.md.
 
@@ -43,21 +43,24 @@ __device__ __forceinline__ Place place_in_block(uint32_t vector) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 transfer(const uint8_t* __restrict__ source, const int64_t* __restrict__ source_blocks,
          uint8_t* __restrict__ destination, const int64_t* __restrict__ destination_blocks, int64_t total) {
-    const index_t first = flat_index<UNROLL>();
-    Chunk<VEC> vectors[UNROLL];
-    int64_t to[UNROLL];
+    index_t first = flat_index<UNROLL>();
+    do {
+        Chunk<VEC> vectors[UNROLL];
+        int64_t to[UNROLL];
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-        const index_t flat = first + u * THREADS;
-        if (flat >= index_t(total)) break;
-        const Place place = place_in_block(uint32_t(flat % BLOCK_VECTORS));
-        const index_t block = flat / BLOCK_VECTORS;
-        vectors[u] = load<VEC, VEC>(source + source_blocks[block] * SOURCE_BLOCK + place.from);
-        to[u] = destination_blocks[block] * DESTINATION_BLOCK + place.to;
-    }
+        for (int u = 0; u < UNROLL; ++u) {
+            const index_t flat = first + u * THREADS;
+            if (flat >= index_t(total)) break;
+            const Place place = place_in_block(uint32_t(flat % BLOCK_VECTORS));
+            const index_t block = flat / BLOCK_VECTORS;
+            vectors[u] = load<VEC, VEC>(source + source_blocks[block] * SOURCE_BLOCK + place.from);
+            to[u] = destination_blocks[block] * DESTINATION_BLOCK + place.to;
+        }
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-        if (first + u * THREADS >= index_t(total)) return;
-        store<VEC>(destination + to[u], vectors[u]);
-    }
+        for (int u = 0; u < UNROLL; ++u) {
+            if (first + u * THREADS >= index_t(total)) return;
+            store<VEC>(destination + to[u], vectors[u]);
+        }
+        first += index_t(gridDim.x) * (THREADS * UNROLL);
+    } while (LOOP && first < index_t(total));
 }

@@ -7,8 +7,9 @@ from typing import Self
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl.cuda.launcher import SM_THREADS, Fitted, Macros, Spec
+from kvexp.impl.cuda.launcher import MOST_THREADS, SM_THREADS, Fitted, Macros, Spec
 from kvexp.impl.cuda.options import Options
+from kvexp.layout.pieces import BLOCK_DIM, Dim, find_block_pieces
 
 VECTOR_BYTES = 16
 """The widest access of one thread."""
@@ -16,9 +17,8 @@ DIMS = 4
 """Dims of the pieces of a block: layers, planes, slots and heads, of which some may be one piece."""
 UNROLL = 4
 """Vectors that a thread copies where all threads have some."""
-
-Dim = tuple[int, int, int]
-"""Size, and bytes from one piece to the next in the source and in the destination."""
+SM_CTA_THREADS = 1024
+"""Threads of the CTAs of which each takes one multiprocessor, with `impl.sms`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Blocks(Spec):
         vec: Bytes of a vector.
         source_block: Bytes from one block of the source to the next.
         destination_block: The same of the destination.
+        sms: CTAs that copy in turns, one for each multiprocessor; None for as many as there is work for.
     """
 
     dims: tuple[Dim, ...]
@@ -38,9 +39,11 @@ class Blocks(Spec):
     vec: int
     source_block: int
     destination_block: int
+    sms: int | None = None
 
     kernel = "transfer"
     num_addresses = 4
+    has_loop = True
 
     @property
     def block_vectors(self) -> int:
@@ -49,7 +52,8 @@ class Blocks(Spec):
 
     def threads(self, num_tokens: int) -> int:
         """See `Spec.threads`; what is counted are blocks."""
-        return -(-num_tokens * self.block_vectors // self.unroll)
+        needed = -(-num_tokens * self.block_vectors // self.unroll)
+        return min(needed, self.sms * self.cta_threads) if self.sms else needed
 
     def sizes(self, num_tokens: int) -> tuple[int, ...]:
         """See `Spec.sizes`."""
@@ -75,6 +79,7 @@ class Blocks(Spec):
             ("UNROLL", self.unroll),
             ("WIDE_INDEX", int(self.wide_index)),
             ("THREADS", self.cta_threads),
+            ("LOOP", int(self.sms is not None)),
         )
 
     def tuned(self, options: Options, num_tokens: int, sm_count: int) -> Self:
@@ -83,7 +88,13 @@ class Blocks(Spec):
             raise Unsupported(f"impl=cuda transfers blocks of fewer than {2**32 * self.vec} bytes")
         fills = num_tokens * self.block_vectors >= UNROLL * sm_count * SM_THREADS
         unroll = options.unroll or (UNROLL if fills else 1)
-        return replace(self, unroll=unroll).with_ctas(options, num_tokens)
+        tuned = replace(self, unroll=unroll).with_ctas(options, num_tokens)
+        if not options.sms:
+            return tuned
+        cta_threads = options.cta_threads or SM_CTA_THREADS
+        # The last turn of the loop counts beyond the end.
+        most = num_tokens * self.block_vectors + options.sms * cta_threads * unroll
+        return replace(tuned, sms=options.sms, cta_threads=cta_threads, wide_index=most > MOST_THREADS)
 
 
 def fit(
@@ -95,20 +106,12 @@ def fit(
     options: Options,
 ) -> Fitted:
     """Return the specialisation for two caches, and the number of blocks."""
-    item_bytes, number = source.itemsize, source_blocks.shape[0]
-    piece, dims = item_bytes, list[Dim]()
-    strides = zip(source.stride(), destination.stride(), source.shape, strict=True)
-    inner = [(size, a * item_bytes, b * item_bytes) for at, (a, b, size) in enumerate(strides) if at != 2]
-    for size, from_bytes, to_bytes in sorted(inner, key=lambda dim: dim[1:]):
-        if size > 1 and from_bytes == to_bytes == piece:
-            piece *= size
-        elif size > 1:
-            dims.insert(0, (size, from_bytes, to_bytes))
-    blocks = source.stride(2) * item_bytes, destination.stride(2) * item_bytes
+    number, (piece, dims) = source_blocks.shape[0], find_block_pieces(source, destination)
+    blocks = tuple(each.stride(BLOCK_DIM) * each.itemsize for each in (source, destination))
     places = [source.data_ptr(), destination.data_ptr(), *blocks, *(at for dim in dims for at in dim[1:])]
     vec = math.gcd(VECTOR_BYTES, piece, *places)
     spec = Blocks(
-        dims=tuple(dims),
+        dims=dims,
         piece_vectors=piece // vec,
         vec=vec,
         source_block=blocks[0],
