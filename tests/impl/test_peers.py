@@ -1,5 +1,6 @@
 """Peers, replaced by fakes with their published signatures: their errors are reported."""
 
+import itertools
 import sys
 from types import ModuleType
 
@@ -9,6 +10,7 @@ import torch
 from kvexp.bench import run_curve
 from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
+from kvexp.impl.flashinfer import FlashInfer
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
@@ -82,7 +84,52 @@ def vllm_triton(monkeypatch):
 
 @pytest.fixture
 def flashinfer(monkeypatch):
-    module(monkeypatch, "flashinfer", append_paged_kv_cache=append_paged_kv_cache)
+    module(
+        monkeypatch,
+        "flashinfer",
+        append_paged_kv_cache=append_paged_kv_cache,
+        BatchDecodeWithPagedKVCacheWrapper=BatchDecode,
+    )
+
+
+class BatchDecode:
+    """FlashInfer's decode with its published signature; what it plans is kept until it plans again."""
+
+    def __init__(
+        self, workspace, kv_layout, use_cuda_graph, use_tensor_cores, indptr, indices, last_page_len
+    ):
+        assert use_cuda_graph
+        assert use_tensor_cores
+        self.kv_layout, self.buffers = kv_layout, (indptr, indices, last_page_len)
+
+    def plan(
+        self,
+        indptr,
+        indices,
+        last_page_len,
+        num_qo_heads,
+        num_kv_heads,
+        head_dim,
+        page_size,
+        *,
+        q_data_type,
+        kv_data_type,
+    ):
+        assert q_data_type == kv_data_type
+        for buffer, planned in zip(self.buffers, (indptr, indices, last_page_len), strict=True):
+            buffer[: len(planned)].copy_(planned)
+        self.heads, self.page_size = (num_qo_heads, num_kv_heads, head_dim), page_size
+
+    def run(self, query, caches, *, out):
+        assert self.heads == (query.shape[1], caches[0].shape[1 + (self.kv_layout == "NHD")], query.shape[2])
+        order = (0, 1, 2, 3) if self.kv_layout == "NHD" else (0, 2, 1, 3)
+        indptr, indices, last = self.buffers
+        pages = [indices[begin:end] for begin, end in itertools.pairwise(indptr.tolist())]
+        table = torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)
+        lengths = (indptr.diff() - 1) * self.page_size + last
+        planes = [cache.permute(order) for cache in caches]
+        ours = oracle.implementation("torch", "cpu")
+        ours.paged_decode(out, query, *planes, table, lengths.int(), "auto", None, None)()
 
 
 def append_paged_kv_cache(
@@ -207,6 +254,35 @@ class TestFlashInfer:
     )
     def test_refuses_what_it_cannot(self, chosen, sentence):
         assert outcomes("flashinfer", **chosen) == [("skipped", sentence)] * 2
+
+
+DECODE = {"op": "paged_decode", "head_size": 64, "num_blocks": 64, "context": 33}
+
+
+@pytest.mark.usefixtures("flashinfer")
+def test_flashinfer_s_decode_plans_again_when_the_blocks_change():
+    for layout in ("NHD", "HND", "NHD_packed", "HND_packed"):
+        assert outcomes("flashinfer", layout=layout, num_query_heads=4, **DECODE) == VERIFIED
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FlashInfer, "refresh", lambda self: None)
+        for status, reason in outcomes("flashinfer", **DECODE):
+            assert (status, "keeps what it saw" in reason) == ("incorrect", True)
+
+
+@pytest.mark.usefixtures("flashinfer")
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"head_size": 96}, "impl=flashinfer reads heads of 64, 128, 256, not of 96 and 96"),
+        (
+            {"kv_cache_dtype": "fp8"},
+            "impl=flashinfer reads half or bfloat16 as the queries are, not torch.bfloat16 with "
+            "kv_cache_dtype=fp8_e4m3",
+        ),
+    ],
+)
+def test_flashinfer_s_decode_says_what_it_reads(chosen, sentence):
+    assert outcomes("flashinfer", **{**DECODE, **chosen}) == [("skipped", sentence)] * 2
 
 
 @pytest.mark.parametrize("impl", ["vllm", "vllm_triton", "flashinfer"])
