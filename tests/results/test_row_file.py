@@ -7,6 +7,8 @@ import pytest
 from kvexp.case import DEFAULTS
 from kvexp.errors import KvexpError
 from kvexp.measurement import SCHEMA
+from kvexp.results.conf_files import read_option
+from kvexp.results.labels import read_options
 from kvexp.results.row_file import RowFile, make_folder, read
 
 
@@ -32,6 +34,23 @@ def test_a_row_of_before_a_key_was_there_has_what_was_done_then(tmp_path):
     RowFile(tmp_path).append(before)
     (found,) = read(tmp_path)
     assert found == before | {"tp_from": 1, "tp_to": 2, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("impl", "held", "expected"),
+    [
+        ("cuda", '{"software_fp8":true,"unroll":4}', {"software_fp8": True, "unroll": 4, "sms": None}),
+        ("mine", '{"unroll":4}', {"unroll": 4}),
+        ("cuda", '{"tiles":4}', {"tiles": 4}),
+        ("torch", "", {}),
+    ],
+)
+def test_a_row_of_before_an_option_was_there_has_what_it_was_then(tmp_path, impl, held, expected):
+    RowFile(tmp_path).append(row(impl=impl, impl_options=held))
+    (found,) = read(tmp_path)
+    options = read_options(found, "impl")
+    assert options.items() >= expected.items()
+    assert set(options) == (set(read_option("impl", "cuda")) if "sms" in expected else set(expected))
 
 
 def test_samples_are_a_line_beside_the_row(tmp_path):
