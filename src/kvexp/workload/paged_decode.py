@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from kvexp.case import Case
 from kvexp.errors import Unsupported
 from kvexp.gpu.scan import checksums
 from kvexp.layout import Layout, Plane
 from kvexp.layout.flash import NHD
-from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, Part, device_memory
+from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, Part, attention_law, device_memory
 from kvexp.workload import slots as patterns
+from kvexp.workload.attention_law import Law
 
 if TYPE_CHECKING:
     from kvexp.op.paged_decode import PagedDecode
@@ -37,33 +37,11 @@ PEAK = 200.0
 exponents they overflow unless their maximum is subtracted. An fp8 cache's scale may halve it. In float32 the
 order of the sums would matter more than anything else."""
 
-MEAN_SCALE = 1 / 16
-"""Of scales, which differ by up to a half from it; codes are numbers over it, all finite."""
-
-ORDERS = 16
-"""Orders of the tokens and of the elements in which torch's attention sums them, so that its error is no
-matter of luck where there are few outputs."""
-
 PASTS_BYTES = 256 << 20
 """Bytes of pasts, in float64, that are attended at once."""
 
-UNITS = {2: 1, 4: 4}
-"""By bytes of a query's item. Of 16 bits an output's own rounding is the largest; of float32 that of the sums
-and powers behind it, in which right kernels differ by more than a factor of two."""
-
-
-@dataclass(frozen=True)
-class Law:
-    """The outputs of a window in float64, and how far an implementation's may be away.
-
-    Attributes:
-        outputs: float64 `[num_seqs, num_query_heads, head_size_v]`.
-        bound: Twice the largest error of torch's attention in the queries' type on the same bytes, its sums
-            in ORDERS orders, and UNITS in the last place of the largest output.
-    """
-
-    outputs: Tensor
-    bound: float
+MEAN_SCALE = 1 / 16
+"""Of scales, which differ by up to a half from it; codes are numbers over it, all finite."""
 
 
 @dataclass(frozen=True)
@@ -157,34 +135,16 @@ class Tensors:
         return [Part("output", self.outputs, OUTPUTS, lambda rows: law.outputs[rows], row_bytes, find_wrong)]
 
     def _compute_law(self) -> Law:
-        """Compute the outputs in float64, some sequences at a time, and the error of torch's attention."""
-        case, device = self.case, self.block_table.device
-        token = torch.arange(case.context, device=device)
-        offset, kind = token % case.block_size, self.query.dtype
+        case, tables = self.case, self.block_table
+        token = torch.arange(case.context, device=tables.device)
         past_bytes = case.context * case.num_heads * (case.head_size + case.head_size_v) * 8
         at_once = max(1, PASTS_BYTES // past_bytes)
-        tokens, elements = (self._draw_orders(size).to(device) for size in (case.context, case.head_size))
-        outputs, error = [], torch.zeros((), dtype=torch.float64, device=device)
-        for query, blocks in zip(self.query.split(at_once), self.block_table.split(at_once), strict=True):
-            slots = blocks.long()[:, token // case.block_size] * case.block_size + offset
-            key, value = (self.memory.read(plane, slots) for plane in (0, 1))
-            exact = _attend(query.double(), key, value)
-            key, value = key.to(kind), value.to(kind)
-            for token_order, element_order in zip(tokens, elements, strict=True):
-                mixed = key[:, token_order][..., element_order], value[:, token_order]
-                rough = _attend(query[..., element_order], *mixed)
-                error = error.maximum((rough.double() - exact).abs().max())
-            outputs.append(exact)
-        found = torch.cat(outputs)
-        largest = float(found.abs().max())
-        # What is representable around the largest output is so far apart.
-        unit = torch.finfo(kind).eps * 2.0 ** math.floor(math.log2(largest)) if largest else 0.0
-        return Law(found, 2 * float(error) + UNITS[kind.itemsize] * unit)
-
-    def _draw_orders(self, size: int) -> Tensor:
-        """Return ORDERS random orders of so many, int64 `[ORDERS, size]`."""
-        generator = torch.Generator().manual_seed(self.case.seed)
-        return torch.stack([torch.randperm(size, generator=generator) for _ in range(ORDERS)])
+        slots = (
+            blocks.long()[:, token // case.block_size] * case.block_size + token % case.block_size
+            for blocks in tables.split(at_once)
+        )
+        pasts = ((self.memory.read(0, some), self.memory.read(1, some)) for some in slots)
+        return attention_law.compute(self.query.split(at_once), pasts, case.seed)
 
     def number(self, written: int) -> int:
         """Return the sequence."""
@@ -369,15 +329,3 @@ def _as_integers(plane: Tensor) -> Tensor:
 
 def _view(items: Tensor, plane: Plane) -> Tensor:
     return items.as_strided(plane.shape, plane.strides, items.storage_offset() + plane.offset)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return the attention of the query heads of n sequences, `[n, num_query_heads, head_size_v]`.
-
-    Args:
-        query: `[n, num_query_heads, head_size]`.
-        key: `[n, context, num_heads, head_size]`.
-        value: The same with heads of `head_size_v`.
-    """
-    heads = key.transpose(1, 2), value.transpose(1, 2)
-    return scaled_dot_product_attention(query.unsqueeze(2), *heads, enable_gqa=True).squeeze(2)
