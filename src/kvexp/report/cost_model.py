@@ -56,7 +56,7 @@ def fit_ways(lines: Sequence[Line]) -> list[Fit]:
     """Fit each way of copying of which lines have pieces."""
     found: dict[tuple[Any, ...], list[Line]] = {}
     for line in lines:
-        if any(row.get("pieces") for row in line.points):
+        if _list_points(line):
             found.setdefault(tuple(line.key.get(column) for column in _WAY), []).append(line)
     firsts = [own[0] for own in found.values()]
     varied = [column for column in _WAY if len({line.key.get(column) for line in firsts}) > 1]
@@ -87,7 +87,7 @@ def solve(terms: Matrix, times: Matrix) -> Matrix:
 
 
 def _fit(way: str, lines: Sequence[Line]) -> Fit:
-    rows = [row for line in lines for row in line.points if row.get("pieces")]
+    rows = [row for line in lines for row in _list_points(line)]
     if missing := _find_missing(rows):
         return Fit(way, len(rows), missing)
     pieces = np.array([row["pieces"] for row in rows], float)
@@ -104,6 +104,11 @@ def _fit(way: str, lines: Sequence[Line]) -> Fit:
         gb_per_s=float(1e-3 / per_byte) if per_byte else None,
         errors=tuple(map(float, errors)),
     )
+
+
+def _list_points(line: Line) -> list[Row]:
+    """List the line's points that were copied in pieces."""
+    return [row for row in line.points if row.get("pieces") and row.get("piece_bytes")]
 
 
 def _find_missing(rows: Sequence[Row]) -> str:
