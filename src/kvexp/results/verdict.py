@@ -129,9 +129,9 @@ def judge_processes(
 
     From `enough` processes a side on, their scatter says how far processes differ. A few may scatter little
     or much by chance, so the noise that was measured before counts as PRIOR_FREEDOM further degrees of
-    freedom: a moderated t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer `judge` compares
-    each side's process of median latency. The difference of two GPUs is added, since it does not shrink with
-    more processes.
+    freedom: a moderated t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer `judge`
+    compares each side's process of median latency. The difference of two GPUs is added, since it does not
+    shrink with more processes.
 
     Args:
         baseline: What the candidate is compared with.
