@@ -8,6 +8,8 @@ import yaml
 
 from kvexp.case import Sizes
 from kvexp.cli import help
+from kvexp.errors import Unsupported
+from kvexp.impl import make
 from tests.helpers import compose
 
 CONF = help.conf_dir()
@@ -45,6 +47,31 @@ def test_an_op_brings_a_layout_that_it_has_and_takes_another_that_is_typed(typed
     experiments = [typed(f"op={op}", *line).jobs[0].experiment for line in ([], ["layout=HND_packed"])]
     assert compose.takes(op, experiments[0].layout.name)
     assert experiments[1].layout.name == "HND_packed"
+
+
+def test_each_op_brings_an_implementation_that_has_it_and_a_typed_one_wins(typed):
+    ops = help.options("op", [CONF])
+    for job in typed(f"op={','.join(ops)}").jobs:
+        module, _, name = job.experiment.impl.target.rpartition(".")
+        assert hasattr(getattr(importlib.import_module(module), name), job.experiment.op.name)
+    for job in typed(f"op={','.join(ops)}", "impl=torch").jobs:
+        assert job.experiment.impl.name == "torch"
+
+
+@pytest.mark.parametrize("workload", ["qwen3_14b", "qwen3_0_6b", "llama3_70b_tp8"])
+def test_the_study_of_layouts_refuses_nothing_but_a_read_of_too_many_sequences(typed, workload):
+    outcome = typed("experiment=layout_study", f"workload={workload}")
+    assert len(outcome.jobs) == 4 * 18
+    refused = set()
+    for experiment in (job.experiment for job in outcome.jobs):
+        op, layout = make(experiment.op), make(experiment.layout)
+        for case in experiment.cases():
+            op.check(case, layout, 2)
+            try:
+                op.count_places(case)
+            except Unsupported:
+                refused.add((case.op, case.num_tokens))
+    assert refused == {("paged_decode", 8192)}
 
 
 @pytest.mark.parametrize("option", help.options("connector", [CONF]))

@@ -102,6 +102,14 @@ def test_a_merged_row_has_the_disturbances_of_all_processes():
     assert (quiet["throttled"], quiet["other_processes"]) == ("", None)
 
 
+def test_a_merged_row_has_each_process_s_latency_and_interval_in_the_order_of_the_rounds():
+    rounds = [row(us, repetition=number, sweep="s") for number, us in ((3, 1.0), (1, 3.0), (2, 2.0))]
+    (found,) = merge_repetitions(rounds)
+    assert found["latencies_us"] == (3.0, 2.0, 1.0)
+    assert found["intervals_us"] == tuple((0.998 * us, 1.002 * us) for us in (3.0, 2.0, 1.0))
+    assert found["latency_us"] == 2.0
+
+
 def test_points_of_two_sweeps_are_not_merged():
     assert len(merge_repetitions([row(sweep="a"), row(sweep="b"), row(sweep="b", workload="mine")])) == 3
 

@@ -45,6 +45,29 @@ def test_the_ratio_has_the_interval_that_both_medians_allow():
     assert found.speedup == 0.5
 
 
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("num_tokens", [64, 1024])
+def test_the_least_difference_that_is_seen_is_the_least_that_is_called_one(processes, num_tokens):
+    def against(latency_us):
+        sides = (
+            [row(us * factor, num_tokens=num_tokens) for factor in (1, 1.01, 1.02, 1.03)[:processes]]
+            for us in (10.0, latency_us)
+        )
+        return judge_processes(*sides)
+
+    least = against(10.0).least_seen
+    assert 0.01 < least < 0.1
+    assert against(10.0 * (1 + 0.999 * least)).word != "slower"
+    assert against(10.0 * (1 + 1.001 * least)).word == "slower"
+    assert against(10.0 / (1 + 1.001 * least)).word == "faster"
+
+
+def test_two_processes_a_side_may_be_judged_by_their_scatter():
+    sides = [row(us) for us in (10.0, 10.1)], [row(us) for us in (10.9, 11.0)]
+    assert judge_processes(*sides).low != judge_processes(*sides, enough=2).low
+    assert judge_processes(*sides, enough=2).noise == 0
+
+
 def test_a_row_without_an_interval_is_judged_by_its_percentiles():
     assert interval(row(10.0) | {"latency_us_low": None}) == (9.9, 10.1)
     assert interval({"latency_us": 3.0}) == (3.0, 3.0)

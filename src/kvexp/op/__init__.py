@@ -83,6 +83,8 @@ class Op:
         in_library: Whether the library has a function of it.
         poses_clauses: Whether implementations are asked about the clauses of docs/semantics.md.
         twins: For `layout=auto`: the layout that it takes in place of one that it cannot take.
+        deed: What a call does, in words, with columns of a row in braces; empty: its name stands for it.
+        role: Its part in serving: `write` or `read` in each layer of a step, or `transfer` of a request.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Op:
     in_library: bool = False
     poses_clauses: bool = False
     twins: Mapping[str, str] = MappingProxyType({})
+    deed: str = ""
+    role: str = ""
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """Check that the op is defined for the case.

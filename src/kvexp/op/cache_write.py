@@ -21,6 +21,8 @@ class CacheWrite(Op):
 
     reads = ("key", "value")
     place = "slot_mapping"
+    deed = "write a step of {num_tokens:,} tokens"
+    role = "write"
     in_library = True
     poses_clauses = True
 

@@ -54,6 +54,8 @@ class PagedDecode(Op):
     name = "paged_decode"
     function = staticmethod(paged_decode)
     place = "output"
+    deed = "read a step: {num_tokens:,} sequences of {context:,} tokens"
+    role = "read"
     places = 16
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kvexp.case import DEFAULTS
 from kvexp.measurement import COLUMNS, ENVIRONMENT, MACHINE, SECONDS, STATUSES, Row, is_wrong
+from kvexp.report.cost_model import Fit, fit_ways
 from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
 from kvexp.report.findings import (
     Finding,
@@ -19,16 +20,18 @@ from kvexp.report.findings import (
     list_findings,
 )
 from kvexp.report.format import DASH, join_words, number, optional, percent
+from kvexp.report.layout_choice import describe_choices
+from kvexp.report.layout_costs import describe_control, describe_costs, list_tasks
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.report.panels import Panel, make_panels
 from kvexp.report.speedups import Contrast, find_axes, make_contrasts
 from kvexp.results.labels import format_column, group_by_curve, label_curves
 from kvexp.results.load import COMMAND, SWEEP
-from kvexp.results.merge import LATENCIES, PROCESSES, merge_repetitions
+from kvexp.results.merge import INTERVALS, LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
 
 _THE_MACHINES = {*SECONDS, *MACHINE, *ENVIRONMENT, "impl_hash"}
-_NOT_THE_MACHINES = {*COLUMNS, SWEEP, COMMAND, PROCESSES, LATENCIES} - _THE_MACHINES
+_NOT_THE_MACHINES = {*COLUMNS, SWEEP, COMMAND, PROCESSES, LATENCIES, INTERVALS} - _THE_MACHINES
 
 _ABREAST = 3
 _COMMON = (
@@ -62,18 +65,22 @@ class Section:
 
     Attributes:
         name: The machine's.
+        costs: What each layout costs and which to choose, where a page on several ops can say so.
         common: The choices and sizes that all its lines share, in words.
         facts: What is known of the machine and the software, by column.
         findings: Which lines are fastest, a sentence each.
+        fits: What copies in pieces cost, where there are such.
         notes: The rule for differences, how near the points come to the copy, and what disturbed them.
         panels: The panels, each with its tables.
         contrasts: The heat maps.
     """
 
     name: str
+    costs: tuple[Finding, ...]
     common: str
     facts: Mapping[str, str]
     findings: tuple[Finding, ...]
+    fits: tuple[Fit, ...]
     notes: tuple[str, ...]
     panels: tuple[tuple[Panel, tuple[Table, ...]], ...]
     contrasts: tuple[Contrast, ...]
@@ -131,18 +138,23 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
 
 def _build_section(machine: Machine) -> Section:
     axes = find_axes(machine.ranked)
-    findings = list_findings(axes)
+    tasks = list_tasks(machine)
+    costs = [describe_control(tasks), *describe_costs(tasks), *describe_choices(tasks)] if tasks else []
+    # What the costs say of layouts is not said twice.
+    findings = list_findings([axis for axis in axes if not (tasks and axis.column == "layout")])
     notes = [
-        describe_rule(machine) if findings else "",
+        describe_rule(machine) if findings or costs else "",
         compare_with_copy(machine),
         *describe_breaches(machine),
         *describe_disturbances(machine),
     ]
     return Section(
         name=machine.name,
+        costs=tuple(costs),
         common=_describe_common(machine.lines),
         facts=_collect_facts([row for line in machine.lines for row in line.points]),
         findings=tuple(findings if has_comparable_points(machine) else ()),
+        fits=tuple(fit_ways(machine.ranked)),
         notes=tuple(filter(None, notes)),
         panels=tuple((panel, _make_tables(panel)) for panel in make_panels(machine.lines)),
         contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from kvexp.bench.contract import describe_column
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, Machine
-from kvexp.report.format import join_words, number, percent, tokens
+from kvexp.report.format import join_or, join_words, number, percent, tokens
 from kvexp.report.speedups import Axis, get_latency_us, is_comparable, judge_points
 from kvexp.results.merge import PROCESSES
 from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY_TOKENS
@@ -34,7 +34,7 @@ def list_findings(axes: Sequence[Axis]) -> list[Finding]:
         contexts: dict[tuple[str, str], list[str]] = {}
         for context, group in axis.groups.items():
             if sentence := _describe_group(group):
-                contexts.setdefault((_join_or(list(group)), sentence), []).append(context)
+                contexts.setdefault((join_or(list(group)), sentence), []).append(context)
         if sum(map(len, contexts.values())) > _MANY:
             tallies.append(_count_fastest(axis))
         for (between, sentence), own in contexts.items():
@@ -56,11 +56,7 @@ def _count_fastest(axis: Axis) -> Finding:
         sentence = f"At none of {counts.total()} points can a fastest one be told"
     elif counts[""]:
         sentence += f"; at {counts['']} no fastest one can be told"
-    return Finding(f"{_join_or(axis.values)}, over all", f"{sentence}.")
-
-
-def _join_or(values: Sequence[str]) -> str:
-    return f"{', '.join(values[:-1])} or {values[-1]}"
+    return Finding(f"{join_or(axis.values)}, over all", f"{sentence}.")
 
 
 def compare_with_copy(machine: Machine) -> str:

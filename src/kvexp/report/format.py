@@ -26,6 +26,18 @@ def percent(fraction: float | None) -> str:
     return DASH if fraction is None else f"{100 * fraction:.0f} %"
 
 
+def small_percent(fraction: float) -> str:
+    """Format as `2.3 %`, from 10 % on without a decimal."""
+    return f"{100 * fraction:.{0 if fraction >= 0.0995 else 1}f} %"
+
+
+def longer(ratio: float) -> str:
+    """Format a ratio of latencies: `2.3 % longer`, `12 % shorter`, `3.1 times as long` or `as fast`."""
+    if ratio >= 2 or ratio <= 0.5:
+        return f"{number(max(ratio, 1 / ratio))} times as {'long' if ratio > 1 else 'fast'}"
+    return f"{small_percent(abs(ratio - 1))} {'longer' if ratio > 1 else 'shorter'}"
+
+
 def tokens(count: int) -> str:
     """Format as `1 token` or `65,536 tokens`."""
     return f"{count:,} token{'' if count == 1 else 's'}"
@@ -36,6 +48,11 @@ def join_words(words: Sequence[str]) -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def join_or(words: Sequence[str]) -> str:
+    """Join to `a`, `a or b` or `a, b or c`."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from statistics import geometric_mean
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, describe, find_varied
 from kvexp.results.load import TOGETHER
-from kvexp.results.merge import LATENCIES, PROCESSES
+from kvexp.results.merge import INTERVALS, LATENCIES, PROCESSES
 from kvexp.results.verdict import ENOUGH_PROCESSES, Verdict, judge, judge_processes
 
 _MOST_PAIRS = 28  # every pair of eight values; of more, each against the first
@@ -83,7 +83,7 @@ def is_comparable(row: Row) -> bool:
 
 def judge_points(baseline: Row, candidate: Row) -> Verdict:
     """Judge two points by all of their processes; `ambiguous` unless both are comparable."""
-    before, now = map(_split_processes, (baseline, candidate))
+    before, now = map(split_processes, (baseline, candidate))
     enough = min(len(before), len(now)) >= ENOUGH_PROCESSES
     verdict = judge_processes(before, now) if enough else judge(baseline, candidate)
     comparable = is_comparable(baseline) and is_comparable(candidate)
@@ -96,9 +96,12 @@ def get_latency_us(row: Row) -> float:
     return geometric_mean(found) if len(found) >= ENOUGH_PROCESSES else float(row["latency_us"])
 
 
-def _split_processes(row: Row) -> list[Row]:
-    """Return a row for each process of the point, with its latency alone; its interval is not known."""
-    return [{**row, "latency_us": latency_us} for latency_us in row.get(LATENCIES, ())]
+def split_processes(row: Row) -> list[Row]:
+    """Return a row for each process of the point, in the order of the rounds."""
+    return [
+        {**row, "latency_us": latency_us, "latency_us_low": low, "latency_us_high": high}
+        for latency_us, (low, high) in zip(row.get(LATENCIES, ()), row.get(INTERVALS, ()), strict=True)
+    ]
 
 
 def _group_by_context(

@@ -5,10 +5,13 @@ from typing import Any
 
 from kvexp.measurement import Row, is_wrong
 from kvexp.results.load import SWEEP
-from kvexp.results.point_identity import REPETITION, identify_without_kernel
+from kvexp.results.point_identity import REPETITION, get_repetition, identify_without_kernel
+from kvexp.results.verdict import interval
 
-PROCESSES, LATENCIES = "processes", "latencies_us"
-"""The columns of a merged row that say how many processes timed the point, and each one's latency in µs."""
+PROCESSES, LATENCIES, INTERVALS = "processes", "latencies_us", "intervals_us"
+"""The columns of a merged row that say how many processes timed the point, and each one's latency in µs with
+its interval, in the order of the rounds.
+"""
 
 
 def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
@@ -16,7 +19,7 @@ def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
 
     Of an even number of latencies the faster middle one counts, and of a kernel that was changed between
     repetitions its last state. A merged row has no repetition of its own. It holds how many PROCESSES timed
-    the point, their LATENCIES, and the disturbances of all of them.
+    the point, their LATENCIES and INTERVALS, and the disturbances of all of them.
     """
     points: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -27,10 +30,12 @@ def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
 def _merge_point(rows: Sequence[Row]) -> Row:
     wrong = [row for row in rows if is_wrong(row["status"])]
     timed = _select_timed(rows)
-    chosen = [*wrong, *timed[(len(timed) - 1) // 2 :], *rows][0]
+    by_latency = sorted(timed, key=lambda row: row["latency_us"])
+    chosen = [*wrong, *by_latency[(len(timed) - 1) // 2 :], *rows][0]
     return (
         {column: value for column, value in chosen.items() if column != REPETITION}
         | {PROCESSES: len(timed), LATENCIES: tuple(row["latency_us"] for row in timed)}
+        | {INTERVALS: tuple(map(interval, timed))}
         | merge_disturbances(rows)
     )
 
@@ -45,7 +50,7 @@ def merge_disturbances(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _select_timed(rows: Sequence[Row]) -> list[Row]:
-    """Select the `ok` rows of the kernel's last state, the fastest first."""
+    """Select the `ok` rows of the kernel's last state, in the order of the rounds."""
     timed = [row for row in rows if row["status"] == "ok"]
     last = [row for row in timed if row.get("impl_hash") == timed[-1].get("impl_hash")]
-    return sorted(last, key=lambda row: row["latency_us"])
+    return sorted(last, key=get_repetition)

@@ -9,7 +9,7 @@ added.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import geometric_mean, mean, variance
 from typing import Literal
 
@@ -54,17 +54,24 @@ class Verdict:
         ratio: The candidate's latency over the baseline's, as `latencies` gives them.
         low: The least ratio that the intervals of the two allow.
         high: The greatest.
+        noise: By which part 1 must be outside of these for a difference; 0 where they allow for the noise.
     """
 
     word: Word
     ratio: float
     low: float
     high: float
+    noise: float = 0.0
 
     @property
     def speedup(self) -> float:
         """How many times as fast as the baseline the candidate is."""
         return 1 / self.ratio
+
+    @property
+    def least_seen(self) -> float:
+        """The least difference, as a part, that would be called faster or slower with intervals as wide."""
+        return (1 + self.noise) * max(self.ratio / self.low, self.high / self.ratio) - 1
 
     @property
     def strength(self) -> float:
@@ -108,27 +115,32 @@ def judge(baseline: Row, candidate: Row, tolerance: float | None = None, gpus: f
     noise = between_processes(baseline) if tolerance is None else tolerance
     (base_low, base_high), (low, high) = interval(baseline), interval(candidate)
     ratio, least, most = candidate["latency_us"] / baseline["latency_us"], low / base_high, high / base_low
-    return _widen(Verdict(choose_word(least, most, noise), ratio, least, most), noise, gpus)
+    return _widen(Verdict(choose_word(least, most, noise), ratio, least, most, noise), gpus)
 
 
 def judge_processes(
-    baseline: Sequence[Row], candidate: Sequence[Row], tolerance: float | None = None, gpus: float = 0.0
+    baseline: Sequence[Row],
+    candidate: Sequence[Row],
+    tolerance: float | None = None,
+    gpus: float = 0.0,
+    enough: int = ENOUGH_PROCESSES,
 ) -> Verdict:
     """Judge the `ok` rows of one point, each from a process of its own.
 
-    From ENOUGH_PROCESSES a side on, their scatter says how far processes differ. A few may scatter little or
-    much by chance, so the noise that was measured before counts as PRIOR_FREEDOM further degrees of freedom:
-    a moderated t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer `judge` compares
-    each side's process of median latency. The difference of two GPUs is added, since it does not shrink with
-    more processes.
+    From `enough` processes a side on, their scatter says how far processes differ. A few may scatter little
+    or much by chance, so the noise that was measured before counts as PRIOR_FREEDOM further degrees of
+    freedom: a moderated t-test of the logarithms (Smyth 2004, doi:10.2202/1544-6115.1027). With fewer `judge`
+    compares each side's process of median latency. The difference of two GPUs is added, since it does not
+    shrink with more processes.
 
     Args:
         baseline: What the candidate is compared with.
         candidate: The others.
         tolerance: See `judge`.
         gpus: See `judge`.
+        enough: At least two.
     """
-    if min(len(baseline), len(candidate)) < ENOUGH_PROCESSES:
+    if min(len(baseline), len(candidate)) < enough:
         return judge(_select_median(baseline), _select_median(candidate), tolerance, gpus)
     noise = between_processes(baseline[0]) if tolerance is None else tolerance
     before, now = ([math.log(row["latency_us"]) for row in side] for side in (baseline, candidate))
@@ -142,7 +154,7 @@ def judge_processes(
     found: Word = "same" if inside else "ambiguous"
     if not low <= 1 <= high:
         found = "slower" if low > 1 else "faster"
-    return _widen(Verdict(found, math.exp(middle), low, high), 0.0, gpus)
+    return _widen(Verdict(found, math.exp(middle), low, high), gpus)
 
 
 def latencies(baseline: Sequence[Row], candidate: Sequence[Row]) -> tuple[float | None, float | None]:
@@ -164,11 +176,11 @@ def _select_median(rows: Sequence[Row]) -> Row:
     return sorted(rows, key=lambda row: row["latency_us"])[(len(rows) - 1) // 2]
 
 
-def _widen(verdict: Verdict, noise: float, gpus: float) -> Verdict:
-    """Widen the interval by the GPUs' difference; a difference that is then within `noise` is ambiguous."""
-    low, high = verdict.low / (1 + gpus), verdict.high * (1 + gpus)
+def _widen(verdict: Verdict, gpus: float) -> Verdict:
+    """Widen the interval by the GPUs' difference; a difference that is then within the noise is ambiguous."""
+    low, high, noise = verdict.low / (1 + gpus), verdict.high * (1 + gpus), verdict.noise
     is_within = verdict.word in ("faster", "slower") and high * (1 + noise) >= 1 and low <= 1 + noise
-    return Verdict("ambiguous" if is_within else verdict.word, verdict.ratio, low, high)
+    return replace(verdict, word="ambiguous" if is_within else verdict.word, low=low, high=high)
 
 
 def _t_quantile(freedom: float) -> float:
