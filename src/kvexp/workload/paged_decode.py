@@ -212,8 +212,9 @@ class Memory:
     sums: list[int] = field(default_factory=list)
 
     def fill(self) -> None:
-        """Fill queries, scales and the order with the draw that calls are bound with."""
+        """Fill queries, scales and the order with the draw that calls are bound with, and the cache with NaN."""
         self.draw(self.largest, BOUND)
+        self.inputs.data.view(self.item).fill_(math.nan)
         self.sums[:] = self._sums()
 
     def draw(self, case: Case, draw: int) -> None:
