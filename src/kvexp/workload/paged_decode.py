@@ -212,7 +212,7 @@ class Memory:
     sums: list[int] = field(default_factory=list)
 
     def fill(self) -> None:
-        """Fill queries, scales and the order with the draw that calls are bound with, and the cache with NaN."""
+        """Draw queries, scales and the order, as calls are bound with; fill the cache with NaN."""
         self.draw(self.largest, BOUND)
         self.inputs.data.view(self.item).fill_(math.nan)
         self.sums[:] = self._sums()
