@@ -113,7 +113,7 @@ def test_with_disaggregation_each_layout_s_fastest_way_counts():
         measured({name: {TRANSFER: us} for name, us in {"NHD": 1840.0, "HND": 950.0}.items()}, impl="triton")
     ]
     found = said(measured(us), *ways)
-    deed = "hand 8,192 tokens to a rank of another size (TP 1 to 2)"
+    deed = "hand 8,192 tokens to a rank of another size (TP 1 to 2, to=device)"
     assert f"To {deed}, by triton" in found
     assert "Without disaggregation, choose NHD" in found
     assert found["With disaggregation, choose HND"] == (
@@ -123,12 +123,29 @@ def test_with_disaggregation_each_layout_s_fastest_way_counts():
     )
 
 
+def test_each_destination_has_a_choice_of_its_own_whatever_the_mode_of_its_transfers():
+    slow, fast = (
+        {"NHD": {TRANSFER: us}, "HND": {TRANSFER: other}} for us, other in ((900.0, 50.0), (50.0, 900.0))
+    )
+    rows = (
+        measured({"NHD": ALIKE, "HND": ALIKE}),
+        measured(slow, to="host", mode="no_graph", impl="batch"),
+        measured(fast, to="device", mode="no_graph"),
+    )
+    (section,) = build_content([row | {"sweep": "s", "command": ""} for own in rows for row in own]).sections
+    choices = [cost for cost in section.costs if "disaggregation, choose" in cost.between]
+    assert [cost.between for cost in choices[1:]] == [
+        f"With disaggregation, choose {name}" for name in ("HND", "NHD")
+    ]
+    assert "to=host), each by its fastest way (HND: batch" in choices[1].sentence
+
+
 def test_the_pieces_of_a_copy_are_said():
     rows = measured({"NHD": ALIKE | {TRANSFER: 9.0}, "HND": ALIKE | {TRANSFER: 5.0}})
     for one in rows:
         if one["op"] == TRANSFER:
             one["pieces"] = 1 if one["layout"] == "HND" else 2048
-    found = said(rows)["To hand 8,192 tokens to a rank of another size (TP 1 to 2), by cuda"]
+    found = said(rows)["To hand 8,192 tokens to a rank of another size (TP 1 to 2, to=device), by cuda"]
     assert found == "NHD 9.00 µs (2,048 pieces); HND 5.00 µs (1 piece), 44 % shorter."
 
 

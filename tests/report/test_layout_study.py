@@ -39,8 +39,8 @@ def test_its_page_begins_with_what_each_layout_costs(study):
         "To write a step of 8 tokens, by torch",
         "To write a step of 32 tokens, by torch",
         "To read a step: 8 sequences of 16 tokens, by torch",
-        "To hand 8 tokens to a rank of another size (TP 1 to 2), by torch",
-        "To hand 32 tokens to a rank of another size (TP 1 to 2), by torch",
+        "To hand 8 tokens to a rank of another size (TP 1 to 2, to=device), by torch",
+        "To hand 32 tokens to a rank of another size (TP 1 to 2, to=device), by torch",
         "Without disaggregation",
         "With disaggregation",
     ]

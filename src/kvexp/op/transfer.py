@@ -67,7 +67,7 @@ class Transfer(Op):
     name = "transfer"
     function = staticmethod(transfer)
     place = "destination_blocks"
-    deed = "hand {num_tokens:,} tokens to a rank of another size (TP {tp_from} to {tp_to})"
+    deed = "hand {num_tokens:,} tokens to a rank of another size (TP {tp_from} to {tp_to}, to={to})"
     role = "transfer"
 
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
