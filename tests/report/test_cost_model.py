@@ -36,6 +36,12 @@ def test_a_model_that_holds_is_found_exactly():
     assert (fit.way, fit.points, fit.missing) == ("transfer cuda", len(PIECES), "")
 
 
+def test_where_all_move_as_many_bytes_there_is_no_start():
+    points = [(131072, 1024), (8192, 16384), (4096, 32768), (512, 262144)]
+    (fit,) = fits(transfers(points, lambda pieces, size: 2e-5 * pieces + pieces * size / 2e6))
+    assert (fit.start_us, fit.us_per_piece, fit.gb_per_s) == pytest.approx((0, 2e-5, 2000))
+
+
 def test_layouts_sizes_and_ranks_share_a_model_and_implementations_and_modes_do_not():
     def cost(pieces, size):
         return 1 + pieces * size / 1e6

@@ -30,7 +30,7 @@ class Fit:
         way: Its op, its implementation, and what distinguishes it from the others, in words.
         points: How many points it was fitted to.
         missing: What a fit would take, a sentence; empty where there is one.
-        start_us: What a call takes without a piece.
+        start_us: What a call takes without a piece; 0 where every point moves as many bytes.
         us_per_piece: What each further piece takes.
         gb_per_s: Bytes written a second, in 10^9; None where more bytes were not seen to take longer.
         errors: The absolute relative errors of the points, ascending.
@@ -69,7 +69,7 @@ def solve(terms: Matrix, times: Matrix) -> Matrix:
     Where that sum is least, some of `x` are 0 and the others solve the equations alone, so each choice of
     these others is tried.
     """
-    scales = terms.max(axis=0)
+    scales = np.where(terms.any(axis=0), terms.max(axis=0), 1.0)
     relative = terms / scales / times[:, None]
     ones = np.ones(len(times))
     best: Matrix = np.zeros(terms.shape[1])
@@ -93,7 +93,9 @@ def _fit(way: str, lines: Sequence[Line]) -> Fit:
     pieces = np.array([row["pieces"] for row in rows], float)
     sizes = pieces * np.array([row["piece_bytes"] for row in rows], float)
     times = np.array([get_latency_us(row) for row in rows], float)
-    terms = np.stack([np.ones(len(rows)), pieces, sizes], axis=1)
+    # Where all move as many bytes, a start cannot be told from the bytes' time.
+    starts = np.full(len(rows), float(sizes.min() < sizes.max()))
+    terms = np.stack([starts, pieces, sizes], axis=1)
     start, per_piece, per_byte = (solved := solve(terms, times))
     errors = np.sort(np.abs(terms @ solved - times) / times)
     return Fit(
