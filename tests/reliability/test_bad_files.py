@@ -188,6 +188,7 @@ def test_a_hostile_command_line_is_refused_in_one_sentence(place, typed, overrid
     assert not list(home.glob("*/rows.jsonl"))
 
 
+@pytest.mark.usefixtures("inline_tracker", "database")
 @pytest.mark.parametrize(
     "where",
     [
