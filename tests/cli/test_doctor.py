@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -66,21 +67,17 @@ def test_a_store_that_cannot_be_used_is_a_line(doctor, tmp_path):
     assert "not a database" in lines["MLflow store"]
 
 
-@pytest.mark.parametrize("name", ["2026-11-21/10-00", "a_name"])
-def test_a_sweep_that_is_at_work_is_a_line(doctor, tmp_path, name):
-    home = tmp_path / "multirun" / name
-    home.mkdir(parents=True)
-    with sweep_folder.hold(home):
-        _, lines = doctor()
-    assert f"is measured by process {os.getpid()}" in lines["sweep"]
-    _, lines = doctor()
-    assert "sweep" not in lines
-
-
-def test_a_gpu_that_is_measured_on_is_a_line(doctor, tmp_path, monkeypatch):
-    monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
-    with lock.gpu_lock("GPU-1"):
-        _, lines = doctor(KVEXP_LOCK_DIR=str(tmp_path / "locks"))
+def test_sweeps_that_are_at_work_and_a_gpu_that_is_measured_on_are_lines(doctor, tmp_path):
+    locks = {"KVEXP_LOCK_DIR": str(tmp_path / "locks")}
+    homes = [tmp_path / "multirun" / name for name in ("2026-11-21/10-00", "a_name")]
+    with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv(*next(iter(locks.items())))
+        for home in homes:
+            home.mkdir(parents=True)
+            stack.enter_context(sweep_folder.hold(home))
+        stack.enter_context(lock.gpu_lock("GPU-1"))
+        done, lines = doctor(**locks)
+    assert done.stdout.count(f"is measured by process {os.getpid()}") == len(homes)
     assert f"process {os.getpid()} measures on GPU-1; a sweep there waits for its turn" in lines["turn"]
-    _, lines = doctor(KVEXP_LOCK_DIR=str(tmp_path / "locks"))
-    assert "turn" not in lines
+    _, lines = doctor(**locks)
+    assert {"sweep", "turn"} & set(lines) == set()

@@ -1,16 +1,19 @@
 """kvexp verify prints the outcome of every clause, and has an exit code for scripts."""
 
+import os
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
+from kvexp import cli
 from kvexp.bench.contract import CLAUSES
 from kvexp.bench.contract.ask import Asker
 from kvexp.cli.commands import verify
 from tests.helpers import tiny_curve
 from tests.helpers.contract_breakers import BROKEN
 
+ROOT = Path(__file__).parents[2]
 CONF = """\
 # Breaks the contract in one way.
 _target_: tests.helpers.{}
@@ -19,21 +22,19 @@ _target_: tests.helpers.{}
 
 
 @pytest.fixture
-def verified(tmp_path, monkeypatch):
-    """Runs `kvexp verify` with impl=mine, and returns the finished process."""
-    folder = tmp_path / "conf" / "impl"
+def verified(elsewhere, monkeypatch, capfd):
+    """Types `kvexp verify` with impl=mine, and returns what came of it."""
+    folder = elsewhere / "conf" / "impl"
     folder.mkdir(parents=True)
-    monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(elsewhere / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
     def verify(*words, how="contract_breakers.Breaking", options="kind: honest"):
         (folder / "mine.yaml").write_text(CONF.format(how, options))
-        done = subprocess.run(
-            [sys.executable, "-m", "kvexp", "verify", "--config-dir", str(tmp_path / "conf"), "device=cpu",
-             "impl=mine", "workload=tiny", "layout=NHD", f"hydra.sweep.dir={tmp_path / 'sweep'}", *words],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert not (tmp_path / "sweep").exists()
-        return done
+        common = ("--config-dir", "conf", "device=cpu", "impl=mine", "workload=tiny", "layout=NHD")
+        code = cli.dispatch(["verify", *common, "hydra.sweep.dir=sweep", *words])
+        assert not (elsewhere / "sweep").exists()
+        return subprocess.CompletedProcess(words, code, *capfd.readouterr())
 
     return verify
 

@@ -1,4 +1,4 @@
-"""A tracking server that answers as none should, in one way: see KINDS."""
+"""A tracking server that answers as none should, in one way: see QUICK and SLOW."""
 
 import socket
 import struct
@@ -21,7 +21,6 @@ _LONG_BODY = b"Content-Type: application/json\r\nContent-Length: 4000000000\r\n\
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
 QUICK = (*_ANSWERS, "reset")
 SLOW = ("silent", "drip", "headers", "huge")
-KINDS = QUICK + SLOW
 """`drip` sends a byte of its answer each 2 s, `headers` a header, `huge` 4 GB; `silent` sends nothing."""
 
 

@@ -68,6 +68,7 @@ def layout_of(op: str) -> str:
     return experiment(f"op={op}").layout.name
 
 
+@cache  # Hydra takes a third of a second
 def experiment(*overrides: str) -> Experiment:
     """Compose the experiment of these overrides, with an empty environment."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -1,6 +1,7 @@
 """List specialisations of the CUDA kernels that cover all pairs of values of two factors."""
 
 import random
+from functools import cache
 from itertools import combinations
 
 from kvexp.impl.cuda.items import Items
@@ -61,23 +62,27 @@ def is_possible(row: Row) -> bool:
     return "vec" not in row or not any(size % row["vec"] for size in head_sizes)
 
 
+@cache
 def covering(kernel: str) -> list[Row]:
     """Return the rows of `flash` or of `head_major`, the same each time."""
     drawn = random.Random(0)
     factors = FACTORS[kernel]
-    missing = [
+    missing = dict.fromkeys(
         ((a, x), (b, y))
         for a, b in combinations(factors, 2)
         for x in factors[a]
         for y in factors[b]
         if is_possible({a: x, b: y}) and _complete({a: x, b: y}, factors, drawn)
-    ]
+    )
     rows = []
     while missing:
-        candidates = [_complete(dict(missing[0]), factors, drawn) for _ in range(CANDIDATES)]
-        best = max(candidates, key=lambda row: sum(_holds(row, pair) for pair in missing))
-        rows.append(best)
-        missing = [pair for pair in missing if not _holds(best, pair)]
+        first = dict(next(iter(missing)))
+        candidates = [_complete(first, factors, drawn) for _ in range(CANDIDATES)]
+        found = [[pair for pair in _pairs(row, factors) if pair in missing] for row in candidates]
+        most = max(range(CANDIDATES), key=lambda number: len(found[number]))
+        rows.append(candidates[most])
+        for pair in found[most]:
+            del missing[pair]
     return rows
 
 
@@ -147,5 +152,6 @@ def _complete(row: Row, factors: dict[str, list[object]], drawn: random.Random) 
     return None
 
 
-def _holds(row: Row, pair: Pair) -> bool:
-    return all(row[factor] == value for factor, value in pair)
+def _pairs(row: Row, factors: dict[str, list[object]]) -> list[Pair]:
+    """Return the pairs of values that the row holds, as `missing` has them."""
+    return list(combinations([(factor, row[factor]) for factor in factors], 2))

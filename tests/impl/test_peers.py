@@ -305,6 +305,9 @@ def test_the_peers_are_listed():
     assert set(compose.implementations()) == {"cuda", "torch", "triton"}
 
 
-def test_torch_compile_takes_more_sizes_than_torch_compiles_of_a_function_by_itself():
-    made = tiny_curve.curve(impl="torch_compile", num_tokens=tuple(range(1, 12)))
+def test_torch_compile_takes_more_sizes_than_torch_compiles_of_a_function_by_itself(monkeypatch):
+    """By itself it compiles one here, not eight: each takes seconds."""
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, limit, 1)
+    made = tiny_curve.curve(impl="torch_compile", num_tokens=(1, 2, 3))
     assert {point.status for point in run_curve.run(made, {})} == {"verified"}

@@ -18,16 +18,17 @@ KINDS = ("fp8_e4m3", "fp8_e5m2")
 PAIRS = compose.pairs()
 IDS = ["-".join(pair) for pair in PAIRS]
 FLASH, PAGED = {"op": oracle.FLASH}, {"op": oracle.PAGED}
+# One value of each goes by turns: every pair of values is there, and triples repeat only the code of pairs.
 ALIGNED = [
-    {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": "auto"}
-    for op, arch, dtype in product([FLASH, PAGED], [80, 89, 90, 100], ["bfloat16", "float"])
+    {"arch": arch, **op, "dtype": ("bfloat16", "float")[(i + j) % 2], "kv_cache_dtype": "auto"}
+    for (i, op), (j, arch) in product(enumerate([FLASH, PAGED]), enumerate([80, 89, 90, 100]))
 ]
 FP8_SOURCES = [
     {"arch": 80, **op, "dtype": kind, "kv_cache_dtype": kind} for op, kind in product([FLASH, PAGED], KINDS)
 ]
 CONVERTING = [
-    {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": kind}
-    for op, arch, dtype, kind in product([FLASH, PAGED], [90, 100], oracle.WIDE, KINDS)
+    {"arch": (90, 100)[(i + j + k) % 2], **op, "dtype": dtype, "kv_cache_dtype": kind}
+    for (i, op), (j, dtype), (k, kind) in product(*map(enumerate, ([FLASH, PAGED], oracle.WIDE, KINDS)))
 ]
 PER_HEAD = [
     {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "per_head": True}
@@ -35,17 +36,19 @@ PER_HEAD = [
 ]
 ANY_SIZE = [
     {"arch": 90, **FLASH, "dtype": dtype, "kv_cache_dtype": kind, "head_size": size, "head_size_v": size_v,
-     "per_head": per_head}
-    for (dtype, kind), (size, size_v), per_head in product(
-        [("bfloat16", "fp8_e4m3"), ("float", "fp8_e5m2")], [(1, 1), (46, 33), (100, 100)], [False, True]
+     "per_head": (i + j) % 2 == 1}
+    for (i, (dtype, kind)), (j, (size, size_v)) in product(
+        enumerate([("bfloat16", "fp8_e4m3"), ("float", "fp8_e5m2")]),
+        enumerate([(1, 1), (46, 33), (100, 100)]),
     )
 ]  # fmt: skip
 SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
 MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
 STAGED = [
-    {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": kind, "num_stages": num_stages}
-    for op, kind, num_stages in product([FLASH, PAGED], ["auto", "fp8_e4m3"], [1, 10])
-]
+    {**next(one for one in (*ALIGNED, *CONVERTING) if (one["op"], one["kv_cache_dtype"]) == (op["op"], kind)),
+     "num_stages": (1, 10)[(i + j) % 2]}
+    for (i, op), (j, kind) in product(enumerate([FLASH, PAGED]), enumerate(["auto", "fp8_e4m3"]))
+]  # fmt: skip
 DECODES = [
     {"arch": arch, "kernel": "attend", "dtype": dtype, "kv_cache_dtype": kind, "parts": parts}
     for arch, dtype, kind, parts in [
@@ -206,17 +209,29 @@ class TestInterpreted:
         oracle.assert_writes("triton", oracle.without_scales(posed))
         oracle.assert_writes("triton", oracle.without_scales(as_fp8(posed)))
 
-    @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("dtype", oracle.WIDE)
+    # The scale goes by turns: each type and each kind has both, not each pair of the two.
+    @pytest.mark.parametrize(
+        ("dtype", "kind", "scale"),
+        [
+            (dtype, kind, ("per_tensor", "per_head")[(number + other) % 2])
+            for number, dtype in enumerate(oracle.WIDE)
+            for other, kind in enumerate(KINDS)
+        ],
+    )
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     def test_fp8_codes_land_in_their_places(self, monkeypatch, op, layout, dtype, kind, scale):
         monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
         oracle.assert_writes("triton", exact(kind, scale, op=op, layout=layout, dtype=dtype))
 
-    @pytest.mark.parametrize("scale", ["per_tensor", "per_head"])
-    @pytest.mark.parametrize("head_sizes", [(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)], ids=str)
-    @pytest.mark.parametrize(("op", "layout"), [pair for pair in PAIRS if pair[0] != oracle.PAGED])
+    # The scale goes by turns: each layout and each size has both, not each pair of the two.
+    @pytest.mark.parametrize(
+        ("op", "layout", "head_sizes", "scale"),
+        [
+            (op, layout, sizes, ("per_tensor", "per_head")[(number + other) % 2])
+            for number, (op, layout) in enumerate(pair for pair in PAIRS if pair[0] != oracle.PAGED)
+            for other, sizes in enumerate([(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)])
+        ],
+    )
     def test_fp8_codes_of_heads_of_any_size_land_in_their_places(
         self, monkeypatch, op, layout, head_sizes, scale
     ):

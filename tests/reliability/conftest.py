@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from kvexp import cli
 from kvexp.results import row_file
+from kvexp.tracking import connect, settings
+from tests.helpers.inline_tracker import InlineTracker, used_by_commands
 
 ROOT = Path(__file__).parents[2]
+UNTRACKED = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
 FAULTY = {
     "hanging": "tests.helpers.faulty_impls.Hanging",
     "stubborn": "tests.helpers.faulty_impls.Stubborn",
@@ -54,20 +58,75 @@ class Place:
     def sweeps(self):
         return sorted(self.folder.glob("multirun/*/*"))
 
+    def copy(self, sweep, to="2000-01-01/10-00-00-000000"):
+        """The sweep's folder, copied below multirun/, where it is one of here."""
+        return shutil.copytree(sweep, self.folder / "multirun" / to)
+
     def rows(self):
         """Every row of every sweep, whole lines only."""
         return [row for sweep in self.sweeps for row in row_file.read(sweep, lambda _: None)]
 
 
-@pytest.fixture
-def place(tmp_path):
-    """An empty folder, with a conf/ of one's own that names what misbehaves."""
-    folder = tmp_path / "my_conf" / "impl"
+def make_place(home):
+    """The folder, with a conf/ of one's own that names what misbehaves."""
+    folder = home / "my_conf" / "impl"
     folder.mkdir(parents=True)
     for name, target in FAULTY.items():
         options = "by: exit\n" if name == "deadly" else ""
         (folder / f"{name}.yaml").write_text(f"# Misbehaves.\n_target_: {target}\n{options}")
-    return Place(tmp_path)
+    return Place(home)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """An empty folder."""
+    return make_place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def untracked(tmp_path_factory):
+    """The folder of a sweep of one curve that was measured once for all; `place.copy` takes it over."""
+    there = make_place(tmp_path_factory.mktemp("untracked"))
+    assert there.run(*UNTRACKED).returncode == 0
+    (home,) = there.sweeps
+    return home
+
+
+@pytest.fixture
+def typed(place, monkeypatch, capfd):
+    """Types a command line in this process: most tests need none of its own, which imports for seconds."""
+    monkeypatch.chdir(place.folder)
+    for name in os.environ.keys() - place.environment.keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", place.environment["PYTHONPATH"])
+
+    def type_in(*words):
+        capfd.readouterr()
+        code = cli.dispatch(words)
+        return subprocess.CompletedProcess(words, code, *capfd.readouterr())
+
+    return type_in
+
+
+@pytest.fixture
+def inline_tracker():
+    """What is typed in this process tracks in this process, too."""
+    with used_by_commands(InlineTracker()):
+        yield
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    """The folder of a store that is ready: making MLflow's tables takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    connect(settings("local", f"sqlite:///{folder}/mlflow.db", None, "kvexp", {}))
+    return folder
+
+
+@pytest.fixture
+def database(store, place):
+    """A copy of that store where kvexp is typed."""
+    return Path(shutil.copytree(store, place.folder / "mlruns")) / "mlflow.db"
 
 
 @pytest.fixture

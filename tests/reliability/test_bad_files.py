@@ -21,9 +21,8 @@ from kvexp.results import jsonl, labels, point_identity, row_file
 from kvexp.results import sweep_dir as sweep_folder
 from tests.helpers import fuzzed_rows
 from tests.helpers.recorded_rows import curve, sweep
-from tests.reliability.conftest import ROOT
+from tests.reliability.conftest import ROOT, UNTRACKED
 
-SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
 WHOLE = {"status": "ok", "num_tokens": 2, "impl": "torch", "latency_us": 1.5, "schema": SCHEMA}
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -126,10 +125,9 @@ def test_brackets_without_end_and_lines_without_end_are_refused(tmp_path, monkey
 
 
 @pytest.fixture
-def half(place):
+def half(place, untracked):
     """A sweep's folder whose last two points are missing."""
-    assert place.run(*SWEEP).returncode == 0
-    (home,) = place.sweeps
+    home = place.copy(untracked)
     file = home / "0" / "rows.jsonl"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2]))
     return home
@@ -178,11 +176,11 @@ def test_nothing_in_a_resumed_folder_is_run(place, half):
         (None, [], "does not say what was typed; type the whole command again"),
     ],
 )
-def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, flags, complaint):
+def test_a_hostile_command_line_is_refused_in_one_sentence(place, typed, overrides, flags, complaint):
     home = place.folder / "multirun" / "2026-01-01" / "00-00-00-000000"
     home.mkdir(parents=True)
     (home / "command.json").write_text(json.dumps({"overrides": overrides, "flags": flags}))
-    done = place.run("resume=true")
+    done = typed("resume=true")
     assert done.returncode == 2
     assert done.stderr.startswith("kvexp: ")
     assert done.stderr.count("\n") == 1
@@ -190,6 +188,7 @@ def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, fla
     assert not list(home.glob("*/rows.jsonl"))
 
 
+@pytest.mark.usefixtures("inline_tracker", "database")
 @pytest.mark.parametrize(
     "where",
     [
@@ -199,14 +198,14 @@ def test_a_hostile_command_line_is_refused_in_one_sentence(place, overrides, fla
         ["tracking@tracking=server", "+tracking.uri=http://127.0.0.1:{port}"],
     ],
 )
-def test_a_folder_does_not_choose_where_a_sweep_is_tracked(place, half, where):
+def test_a_folder_does_not_choose_where_a_sweep_is_tracked(place, half, typed, where):
     """What listens at the address of the folder's choice is never called; our own store has the runs."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
         port = server.getsockname()[1]
-        typed = [*SWEEP[:-1], *(text.format(port=port) for text in where)]
-        (half / "command.json").write_text(json.dumps({"overrides": typed, "flags": []}))
-        done = place.run("resume=true")
+        words = [*UNTRACKED[:-1], "isolation=inline", *(text.format(port=port) for text in where)]
+        (half / "command.json").write_text(json.dumps({"overrides": words, "flags": []}))
+        done = typed("resume=true")
         with pytest.raises(TimeoutError):
             server.accept()
     assert done.returncode == 0, done.stderr
@@ -217,21 +216,21 @@ def test_a_folder_does_not_choose_where_a_sweep_is_tracked(place, half, where):
 
 
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "1", None])
-def test_a_sweep_of_another_schema_is_not_resumed(place, half, schema):
+def test_a_sweep_of_another_schema_is_not_resumed(typed, half, schema):
     file = half / "0" / "rows.jsonl"
     row = json.loads(file.read_text().splitlines()[0]) | {"schema": schema}
     file.write_text(json.dumps(row) + "\n")
-    done = place.run("resume=true")
+    done = typed("resume=true")
     assert done.returncode == 2
     assert f"this kvexp reads schema {SCHEMA}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_changed_kernel_is_measured_again(place, half):
+def test_a_changed_kernel_is_measured_again(place):
     shutil.copytree(ROOT / "src" / "kvexp" / "impl" / "torch", place.folder / "my_kernels")
     source = place.folder / "my_kernels" / "reshape_and_cache_flash.py"
     (place.folder / "my_conf" / "impl" / "mine.yaml").write_text("# Mine.\n_target_: my_kernels.Torch\n")
-    words = ("impl=mine", *SWEEP[1:], "--config-dir", "my_conf")
+    words = ("impl=mine", *UNTRACKED[1:], "--config-dir", "my_conf")
     assert place.run(*words).returncode == 0
     assert "4 there already" in place.run(*words, "resume=true").stderr
     source.write_text(source.read_text() + "\n# Faster.\n")

@@ -1,6 +1,7 @@
 """A sweep that is killed at any moment leaves whole rows and no process, and resuming it completes it."""
 
 import json
+import os
 import random
 import re
 import shlex
@@ -22,7 +23,6 @@ SWEEP = (
     *("timer.relative_error=1e-9", "timer.max_samples=1000000", "timer.max_seconds=0.05", "tracking=none"),
 )
 POINTS = 24
-AT_WORK = ("workload=tiny", "timer=none", "device=cpu", "tracking=none", "--config-dir", "my_conf")
 
 
 def killed(place, words, after_s):
@@ -120,13 +120,15 @@ def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code
 
 
 def test_a_second_sweep_in_the_folder_of_one_at_work_is_refused_and_writes_nothing(place):
-    first = place.start("impl=hanging,torch", "timeout_s=120", *AT_WORK)
+    words = [word for word in SWEEP if not word.startswith("timer.max_seconds")]
+    first = place.start(*words, "timer.max_seconds=1")
     try:
         while not place.rows() and first.poll() is None:
             time.sleep(0.05)  # who asks without a pause keeps the processor from whoever measures
+        os.kill(first.pid, signal.SIGSTOP)  # it stays at work however long the second one takes
         (home,) = place.sweeps
         before = sorted(home.rglob("*"))
-        second = place.run(f"resume={home}", *AT_WORK)
+        second = place.run(f"resume={home}", *SWEEP)
         assert second.returncode == 2
         assert f"another sweep is at work there: {home}/.lock is held by process {first.pid}" in second.stderr
         assert sorted(home.rglob("*")) == before

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -18,38 +16,41 @@ from kvexp.errors import TrackingError
 from kvexp.tracking import connect, settings
 from kvexp.tracking.best_effort import BestEffort
 from kvexp.tracking.sqlite import read_pid_namespace
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from tests.helpers import bad_server, limits
+from tests.helpers.inline_tracker import InlineTracker, used_by_commands
 from tests.helpers.processes import find_module
 
 SWEEP = ("impl=torch", "layout=NHD,HND", "workload=tiny", "timer=none", "device=cpu")
 pytestmark = pytest.mark.long
 
-WRITER = """
-import sys
+INLINE = (*SWEEP, "isolation=inline")
+WRITERS = """
+import os, sys, traceback
 from kvexp import tracking
+import kvexp.tracking.mlflow
 
-found = tracking.settings("local", sys.argv[1], None, "kvexp", {})
-sys.stdin.readline()
-tracker = tracking.connect(found)
-for number in range(int(sys.argv[3])):
-    tracker.start_sweep(f"{sys.argv[2]} {number}", "")
-    tracker.end_sweep("FINISHED")
+uri, processes, sweeps = sys.argv[1], *map(int, sys.argv[2:])
+found = tracking.settings("local", uri, None, "kvexp", {})
+start, go = os.pipe()
+for number in range(processes):
+    if os.fork():
+        continue
+    os.close(go)
+    os.read(start, 1)
+    try:
+        tracker = tracking.connect(found)
+        for sweep in range(sweeps):
+            tracker.start_sweep(f"{number} {sweep}", "")
+            tracker.end_sweep("FINISHED")
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+os.close(go)
+sys.exit(any([os.wait()[1] for _ in range(processes)]))
 """
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A store that is ready: making MLflow's tables takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    connect(settings("local", f"sqlite:///{folder}/mlflow.db", None, "kvexp", {}))
-    return folder
-
-
-@pytest.fixture
-def database(store, place):
-    """A copy of that store where kvexp is typed."""
-    copy = shutil.copytree(store, place.folder / "mlruns")
-    return Path(copy) / "mlflow.db"
+"""Processes that have imported MLflow once for all; the end of a pipe lets them go together."""
 
 
 def runs(uri):
@@ -62,20 +63,16 @@ def runs(uri):
 
 
 def write_at_once(uri, processes, sweeps):
-    """So many processes, let go together, have each stored so many sweeps; what they said."""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, uri, str(number), str(sweeps)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    for process in started:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    return [process.communicate(timeout=300)[1] for process in started]
+    """So many processes, let go together, have each stored so many sweeps and said nothing."""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", WRITERS, uri]
+    done = subprocess.run(
+        [*command, str(processes), str(sweeps)], stderr=subprocess.PIPE, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = runs(uri)
+    names = [f"{number} {sweep}" for number in range(processes) for sweep in range(sweeps)]
+    assert sorted(run.info.run_name for run in found) == sorted(names)
+    assert {run.info.status for run in found} == {"FINISHED"}
 
 
 def check_untracked(done, place, complaint):
@@ -90,26 +87,18 @@ def check_untracked(done, place, complaint):
 
 
 def test_sixteen_processes_that_start_at_once_on_a_missing_store_all_end_with_their_runs_stored(tmp_path):
-    uri = f"sqlite:///{tmp_path}/mlruns/mlflow.db"
-    assert write_at_once(uri, 16, 1) == [""] * 16
-    found = runs(uri)
-    assert sorted(run.info.run_name for run in found) == sorted(f"{number} 0" for number in range(16))
-    assert {run.info.status for run in found} == {"FINISHED"}
+    write_at_once(f"sqlite:///{tmp_path}/mlruns/mlflow.db", 16, 1)
 
 
 @pytest.mark.slow
 def test_twenty_four_writers_on_one_store_lose_nothing(database):
-    uri = f"sqlite:///{database}"
-    assert write_at_once(uri, 24, 10) == [""] * 24
-    found = runs(uri)
-    assert len({run.info.run_name for run in found}) == len(found) == 240
-    assert {run.info.status for run in found} == {"FINISHED"}
+    write_at_once(f"sqlite:///{database}", 24, 10)
 
 
-def test_a_locked_database_costs_a_warning(place, database):
+def test_a_locked_database_costs_a_warning(place, typed, database):
     with closing(sqlite3.connect(database)) as other:
         other.execute("begin exclusive")
-        check_untracked(place.run(*SWEEP), place, "database is locked")
+        check_untracked(typed(*INLINE), place, "database is locked")
     assert runs(f"sqlite:///{database}") == []
 
 
@@ -123,18 +112,17 @@ def test_a_read_only_database_costs_a_warning(place, database):
     check_untracked(done, place, "cannot be")
 
 
-def test_a_database_with_garbage_in_its_middle_costs_a_warning(place, database):
+def test_a_database_with_garbage_in_its_middle_costs_a_warning(place, typed, database):
     content = bytearray(database.read_bytes())
     content[4096:] = b"\xa5" * (len(content) - 4096)
     database.write_bytes(content)
-    check_untracked(place.run(*SWEEP), place, "cannot be used")
+    check_untracked(typed(*INLINE), place, "cannot be used")
 
 
-def test_a_full_disk_under_the_database_costs_a_warning(place, database, small_disk):
+def test_a_full_disk_under_the_database_costs_a_warning(place, typed, database, small_disk):
     moved = small_disk(database.stat().st_size + 16384) / "mlflow.db"
     shutil.copy(database, moved)
-    done = place.run(*SWEEP, f"tracking.uri=sqlite:///{moved}")
-    check_untracked(done, place, "cannot be used")
+    check_untracked(typed(*INLINE, f"tracking.uri=sqlite:///{moved}"), place, "cannot be used")
 
 
 @pytest.mark.usefixtures("store")  # MLflow is imported
@@ -150,29 +138,55 @@ def test_a_server_that_never_answers_costs_fifteen_seconds_at_most():
         assert time.monotonic() - begin < 15
 
 
-@pytest.mark.parametrize("kind", bad_server.KINDS)
-def test_a_server_that_answers_badly_costs_a_line_and_fifteen_seconds_in_all(place, kind):
-    """The sweep and a sync beside it, each of which asks no more after that."""
-    assert place.run(*SWEEP, "tracking=none", "hydra.sweep.dir=earlier/sweep").returncode == 0
-    with bad_server.serve(kind) as server:
-        begin = time.monotonic()
-        syncing = place.start("sync", "earlier", "--to", server.address)
-        done = place.run(*SWEEP, "tracking=server", f"tracking.uri={server.address}")
-        _, err = syncing.communicate(timeout=120)
-        seconds = time.monotonic() - begin
-    check_untracked(done, place, f"{server.address} cannot be used")
-    assert (syncing.returncode, err.count("\n")) == (1, 1)
-    assert "sync again later" in err
-    assert "Traceback" not in done.stderr + err
+@pytest.fixture(scope="module")
+def one_tracker():
+    """One process for every server that answers at once, since it imports MLflow for seconds."""
+    with closing(SubprocessTracker()) as made, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(made, "close", lambda: None)
+        yield made
+        patched.undo()
+
+
+def check_bad_server(place, server, synced, swept, seconds):
+    """The two commands have cost one line each, and asked no more after the server's first answer."""
+    check_untracked(swept, place, f"{server.address} cannot be used")
+    assert (synced.returncode, synced.stderr.count("\n")) == (1, 1)
+    assert "sync again later" in synced.stderr
+    assert "Traceback" not in swept.stderr + synced.stderr
     assert [line for line in server.asked if line.startswith("POST")] == []
-    # Two commands start at once on a machine that may be busy.
+    # Two commands on a machine that may be busy.
     assert seconds < 15 + 45
 
 
+@pytest.mark.parametrize("kind", bad_server.QUICK)
+def test_a_server_that_answers_badly_costs_a_line(place, typed, untracked, one_tracker, kind):
+    earlier = place.copy(untracked, "../earlier/sweep")
+    with bad_server.serve(kind) as server, used_by_commands(one_tracker):
+        begin = time.monotonic()
+        synced = typed("sync", str(earlier), "--to", server.address)
+        swept = typed(*INLINE, "tracking=server", f"tracking.uri={server.address}")
+        check_bad_server(place, server, synced, swept, time.monotonic() - begin)
+    assert one_tracker._process.poll() is None
+
+
+@pytest.mark.parametrize("kind", bad_server.SLOW)
+def test_a_server_that_does_not_end_its_answer_costs_fifteen_seconds_in_all(place, typed, untracked, kind):
+    earlier = place.copy(untracked, "../earlier/sweep")
+    with bad_server.serve(kind) as server:
+        begin = time.monotonic()
+        syncing = place.start("sync", str(earlier), "--to", server.address)
+        swept = typed(*INLINE, "tracking=server", f"tracking.uri={server.address}")
+        out, err = syncing.communicate(timeout=120)
+        synced = subprocess.CompletedProcess((), syncing.returncode, out, err)
+        check_bad_server(place, server, synced, swept, time.monotonic() - begin)
+
+
 @pytest.mark.parametrize("words", [SWEEP, ("sync", "earlier")], ids=["sweep", "sync"])
-def test_a_disk_that_hangs_under_the_store_costs_a_line_and_fifteen_seconds(place, database, words):
+def test_a_disk_that_hangs_under_the_store_costs_a_line_and_fifteen_seconds(
+    place, typed, untracked, database, words
+):
     """The process that writes to the store is stopped, as by the system until a network disk answers."""
-    assert place.run(*SWEEP, "tracking=none", "hydra.sweep.dir=earlier/sweep").returncode == 0
+    place.copy(untracked, "../earlier/sweep")
     process = place.start(*words)
     os.kill(find_module(process.pid, "kvexp.tracking.subprocess_tracker"), signal.SIGSTOP)
     begin = time.monotonic()
@@ -184,13 +198,14 @@ def test_a_disk_that_hangs_under_the_store_costs_a_line_and_fifteen_seconds(plac
     else:
         assert done.returncode == 1
         assert "cannot be used: it has not answered for 15 s; what is on disk stays, so sync again" in err
-    assert place.run("sync", "earlier").returncode == 0
-    assert place.run("sync").returncode == (0 if words == SWEEP else 2)  # where there is another sweep
+    with used_by_commands(InlineTracker()):
+        assert typed("sync", "earlier").returncode == 0
+        assert typed("sync").returncode == (0 if words == SWEEP else 2)  # where there is another sweep
     assert {run.info.status for run in runs(f"sqlite:///{database}")} == {"FINISHED"}
 
 
-def test_a_server_that_refuses_every_connection_costs_a_warning(place):
-    done = place.run(*SWEEP, "tracking=server", "tracking.uri=http://127.0.0.1:9")
+def test_a_server_that_refuses_every_connection_costs_a_warning(place, typed):
+    done = typed(*INLINE, "tracking=server", "tracking.uri=http://127.0.0.1:9")
     check_untracked(done, place, "cannot be used")
 
 
@@ -321,9 +336,11 @@ def test_a_sweep_that_ends_before_its_store_was_asked_says_where_its_rows_are(tm
         ("MLFLOW_LOGGING_LEVEL", "BOGUS", "Unknown level: 'BOGUS'"),
     ],
 )
-def test_a_variable_of_mlflows_that_is_invalid_costs_a_warning(place, monkeypatch, name, value, complaint):
-    monkeypatch.setattr(type(place), "environment", place.environment | {name: value})
-    done = place.run(*SWEEP, "tracking=server", "tracking.uri=http://127.0.0.1:9")
+def test_a_variable_of_mlflows_that_is_invalid_costs_a_warning(
+    place, typed, monkeypatch, name, value, complaint
+):
+    monkeypatch.setenv(name, value)
+    done = typed(*INLINE, "tracking=server", "tracking.uri=http://127.0.0.1:9")
     check_untracked(done, place, complaint)
 
 
@@ -331,12 +348,13 @@ def test_a_variable_of_mlflows_that_is_invalid_costs_a_warning(place, monkeypatc
     ("name", "words"),
     [("a%2Fb", ()), ("my%20project", ()), ("${x}", ()), ("it's #1", ("hydra.job.chdir=true",))],
 )
-def test_a_folder_of_any_name_has_its_store_in_it(place, store, name, words):
+def test_a_folder_of_any_name_has_its_store_in_it(place, typed, store, monkeypatch, name, words):
     here = place.folder / name
     here.mkdir()
     shutil.copytree(place.folder / "my_conf", here / "my_conf")
     shutil.copytree(store, here / "mlruns") if name != "a%2Fb" else None  # that one is made
-    done = replace(place, folder=here).run(*SWEEP, *words)
+    monkeypatch.chdir(here)
+    done = typed(*INLINE, *words)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         0,
         f"tracked in sqlite:///{here}/mlruns/mlflow.db",
@@ -355,7 +373,7 @@ def test_a_folder_that_goes_while_a_sweep_is_measured_is_named(place, database, 
         "timer=wall_clock",
         "timer.relative_error=1e-9",
         "timer.max_samples=1000000",
-        "timer.max_seconds=1",
+        "timer.max_seconds=0.4",
     )
     process = place.start(*words, *slow)
     while not list(place.folder.glob("multirun/*/*/0/rows.jsonl")):
@@ -424,7 +442,7 @@ def test_a_sweep_that_is_killed_and_resumed_has_one_run_a_sweep_and_each_row_in_
         "timer=wall_clock",
         "timer.relative_error=1e-9",
         "timer.max_samples=1000000",
-        "timer.max_seconds=0.3",
+        "timer.max_seconds=0.1",
     )
     words = [word for word in SWEEP if word != "timer=none"]
     process = place.start(*words, tokens, *slow)

@@ -16,20 +16,18 @@ from mlflow import MlflowClient
 
 from kvexp.results import row_file
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.tracking import connect, settings
 from tests.helpers import mlflow_server
+from tests.helpers.inline_tracker import InlineTracker, used_by_commands
 
 pytestmark = pytest.mark.long
 
-SWEEP = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
 CURVES = 24
 
 
 @pytest.fixture
-def sweep(place):
+def sweep(place, untracked):
     """The folder of an untracked sweep of many curves: one that was measured, and copies of it."""
-    assert place.run(*SWEEP).returncode == 0
-    (home,) = place.sweeps
+    home = place.copy(untracked)
     for number in range(1, CURVES):
         shutil.copytree(home / "0", home / str(number))
     return home
@@ -67,6 +65,12 @@ def stop(process):
     except ProcessLookupError:
         return
     process.wait()
+
+
+@pytest.fixture
+def uri(database):
+    """The address of the store where kvexp is typed, which is ready and empty."""
+    return f"sqlite:///{database}"
 
 
 @pytest.fixture
@@ -113,17 +117,18 @@ def wait_for_curves(uri, number, process):
         time.sleep(0.05)  # who asks without a pause keeps the store from whoever fills it
 
 
-def test_what_was_not_tracked_is_sent_once_and_never_again(place, sweep):
-    first, second = place.run("sync"), place.run("sync", str(sweep))
+@pytest.mark.usefixtures("inline_tracker")
+def test_what_was_not_tracked_is_sent_once_and_never_again(place, typed, sweep):
+    first, second = typed("sync"), typed("sync", str(sweep))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
     assert first.stdout.startswith(f"{CURVES} curves sent, 0 were there: sqlite:///")
     assert second.stdout.startswith(f"0 curves sent, {CURVES} were there")
     check_once(f"sqlite:///{place.folder}/mlruns/mlflow.db", sweep)
 
 
-def test_curves_that_cannot_be_sent_are_named_and_stop_no_other(place, sweep, monkeypatch):
-    quiet = place.environment | {"MLFLOW_TRUNCATE_LONG_VALUES": "false"}  # as on an older server
-    monkeypatch.setattr(type(place), "environment", quiet)
+@pytest.mark.usefixtures("inline_tracker")
+def test_curves_that_cannot_be_sent_are_named_and_stop_no_other(place, typed, sweep, uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")  # as on an older server
     for number in range(6, CURVES):
         shutil.rmtree(sweep / str(number))
     later = shutil.copytree(sweep, sweep.with_name("later"))
@@ -140,7 +145,7 @@ def test_curves_that_cannot_be_sent_are_named_and_stop_no_other(place, sweep, mo
     command["overrides"].append(f"impl.flags={text}")
     (sweep / sweep_folder.COMMAND).write_text(json.dumps(command))
 
-    done = place.run("sync")
+    done = typed("sync")
     assert (done.returncode, done.stdout.partition(":")[0]) == (1, "9 curves sent, 0 were there, 3 left out")
     said = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
     for line, number, why in (
@@ -152,7 +157,7 @@ def test_curves_that_cannot_be_sent_are_named_and_stop_no_other(place, sweep, mo
     assert len(said) == 3
     assert "Traceback" not in done.stderr
 
-    client = MlflowClient(tracking_uri=f"sqlite:///{place.folder}/mlruns/mlflow.db")
+    client = MlflowClient(tracking_uri=uri)
     runs = {run.data.tags.get("kvexp.curve", run.info.run_name): run for run in search(client)}
     first, second = ("/".join(home.parts[-2:]) for home in (sweep, later))
     whole = {first, *(f"{first}/{n}" for n in (0, 4, 5)), second, *(f"{second}/{n}" for n in range(6))}
@@ -165,16 +170,14 @@ def test_curves_that_cannot_be_sent_are_named_and_stop_no_other(place, sweep, mo
     assert len(runs[first].data.tags["command"]) == 5000
     sent = client.download_artifacts(cut.info.run_id, row_file.ROWS, str(place.folder))
     assert [row["extra"] for row in row_file.read(Path(sent))] == [text] * 4
-    again = place.run("sync")
+    again = typed("sync")
     assert (again.returncode, again.stdout.partition(":")[0]) == (
         1,
         "0 curves sent, 9 were there, 3 left out",
     )
 
 
-def test_two_syncs_at_once_leave_each_curve_once(place, sweep):
-    uri = f"sqlite:///{place.folder}/mlruns/mlflow.db"
-    connect(settings("local", uri, None, "kvexp", {}))
+def test_two_syncs_at_once_leave_each_curve_once(place, sweep, uri):
     both = [place.start("sync"), place.start("sync")]
     told = [process.communicate(timeout=300) for process in both]
     for process, (out, err) in zip(both, told, strict=True):
@@ -185,9 +188,7 @@ def test_two_syncs_at_once_leave_each_curve_once(place, sweep):
     check_once(uri, sweep)
 
 
-def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, sweep):
-    uri = f"sqlite:///{place.folder}/mlruns/mlflow.db"
-    connect(settings("local", uri, None, "kvexp", {}))
+def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, sweep, uri):
     for number in (1, 9):
         process = place.start("sync")
         wait_for_curves(uri, number, process)
@@ -199,10 +200,11 @@ def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, swe
 
 
 def test_a_server_that_dies_in_the_middle_of_a_sync_gets_each_curve_once_when_it_is_back(
-    place, sweep, port, tmp_path, monkeypatch
+    place, typed, sweep, port, tmp_path, monkeypatch
 ):
     # A busy machine's server is asked once.
     monkeypatch.setattr(type(place), "environment", place.environment | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60"})
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     address = f"http://127.0.0.1:{port}"
     database = f"sqlite:///{tmp_path}/server.db"
     with server(tmp_path, port) as process:
@@ -214,13 +216,15 @@ def test_a_server_that_dies_in_the_middle_of_a_sync_gets_each_curve_once_when_it
     assert f"kvexp: the tracking store {address} cannot be used" in err
     assert "sync again later" in err
     assert 0 < sum(curves(database)[0].values()) < CURVES
-    with server(tmp_path, port):
-        done = place.run("sync", "--to", address)
+    with server(tmp_path, port), used_by_commands(InlineTracker()):
+        done = typed("sync", "--to", address)
     assert done.returncode == 0, done.stderr
     check_once(database, sweep)
 
 
-def test_a_request_that_a_slow_server_answers_too_late_leaves_no_second_run(place, sweep, port, tmp_path):
+def test_a_request_that_a_slow_server_answers_too_late_leaves_no_second_run(
+    place, typed, sweep, port, tmp_path
+):
     """The server is stopped for longer than it is waited for, and then does what it was asked."""
     address, database = f"http://127.0.0.1:{port}", f"sqlite:///{tmp_path}/server.db"
     with server(tmp_path, port) as process:
@@ -231,11 +235,13 @@ def test_a_request_that_a_slow_server_answers_too_late_leaves_no_second_run(plac
         os.killpg(process.pid, signal.SIGCONT)
         assert sending.returncode == 1
         assert f"kvexp: the tracking store {address} cannot be used" in err
-        done = place.run("sync", "--to", address)
+        with used_by_commands(InlineTracker()):
+            done = typed("sync", "--to", address)
     assert done.returncode == 0, done.stderr
     check_once(database, sweep)
 
 
+@pytest.mark.usefixtures("database")
 def test_a_sweep_that_is_at_work_is_left_out(place, sweep):
     with sweep_folder.hold(sweep):
         done = place.run("sync")
@@ -243,9 +249,9 @@ def test_a_sweep_that_is_at_work_is_left_out(place, sweep):
     assert f"{sweep}: left out, since its sweep is at work" in done.stderr
 
 
-def test_a_folder_without_a_sweep_and_a_flag_that_is_not_there_are_refused(place):
+def test_a_folder_without_a_sweep_and_a_flag_that_is_not_there_are_refused(typed):
     for words, complaint in ((["sync"], "holds no sweep"), (["sync", "--from", "x"], "--from")):
-        done = place.run(*words)
+        done = typed(*words)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("kvexp: ")
         assert complaint in done.stderr

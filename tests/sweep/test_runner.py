@@ -24,8 +24,10 @@ from kvexp.sweep.subprocess_worker import Worker
 from kvexp.tracking import TrackingSettings, artifacts
 from tests.helpers import compose
 
-UNTRACKED = SweepSettings(TrackingSettings("none", None, "kvexp"))
-TRACKED = SweepSettings(TrackingSettings("local", "sqlite:////nowhere/mlflow.db", "kvexp"))
+# A measuring process imports torch for seconds, so only tests of processes have one.
+UNTRACKED = SweepSettings(TrackingSettings("none", None, "kvexp"), isolation="inline")
+TRACKED = replace(UNTRACKED, tracking=TrackingSettings("local", "sqlite:////nowhere/mlflow.db", "kvexp"))
+APART, APART_TRACKED = (replace(settings, isolation="process") for settings in (UNTRACKED, TRACKED))
 COMMAND = "python -m kvexp workload=tiny"
 
 
@@ -159,7 +161,7 @@ def handled(number, handler):
 class TestASweep:
     def test_leaves_the_rows_of_each_curve_and_prints_them(self, jobs, capfd):
         two = jobs("torch", "cuda")
-        assert runner.run(two, UNTRACKED, COMMAND) == 0
+        assert runner.run(two, APART, COMMAND) == 0
         assert [statuses(job) for job in two] == [["verified"] * 4, ["skipped"] * 4]
         lines = (two[0].folder / "rows.jsonl").read_text().splitlines()
         assert [json.loads(line)["num_tokens"] for line in lines] == [1, 3, 16, 50]
@@ -213,7 +215,7 @@ class TestASweep:
 
         monkeypatch.setattr(os, "fsync", fsync)
         monkeypatch.setattr(Worker, "_send", goes_on)
-        assert runner.run([one], UNTRACKED, COMMAND) == 0
+        assert runner.run([one], APART, COMMAND) == 0
         assert seen == [1, 2, 3, 4]
 
     def test_keeps_the_raw_samples_beside_the_rows(self, jobs):
@@ -233,7 +235,7 @@ class TestASweep:
 
     def test_measures_all_curves_of_a_device_in_one_process(self, jobs):
         three = jobs("Numbered", "torch", "Numbered")
-        runner.run(three, UNTRACKED, COMMAND)
+        runner.run(three, APART, COMMAND)
         found = {
             row["reason"] for job in three for row in row_file.read(job.folder) if row["status"] == "skipped"
         }
@@ -242,7 +244,7 @@ class TestASweep:
 
     def test_goes_on_in_a_fresh_process_after_one_died(self, jobs):
         three = jobs("Numbered", ("Deadly", {"by": "kill"}), "Numbered")
-        assert runner.run(three, UNTRACKED, COMMAND) == 1
+        assert runner.run(three, APART, COMMAND) == 1
         assert statuses(three[1]) == ["verified", "verified", "failed", "failed"]
         before, after = (row_file.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
         assert before != after
@@ -250,7 +252,7 @@ class TestASweep:
 
     def test_knows_as_much_of_the_points_that_a_dead_process_left_as_of_the_others(self, jobs):
         (one,) = jobs(("Deadly", {"by": "exit"}))
-        runner.run([one], UNTRACKED, COMMAND)
+        runner.run([one], APART, COMMAND)
         measured, _, dead, left = row_file.read(one.folder)
         assert list(dead) == list(left) == list(measured)
         assert dead["reason"] == left["reason"]
@@ -273,12 +275,12 @@ class TestASweep:
         tracker = tracked(Tracker())
         wrong = ("Deadly", {"by": "exit", "threads": 3})
         with pytest.raises(ConfigError, match="takes no option 'threads'"):
-            runner.run(jobs(wrong, wrong), TRACKED, COMMAND)
+            runner.run(jobs(wrong, wrong), APART_TRACKED, COMMAND)
         assert tracker.asked[-1] == ("end", "KILLED")
 
     def test_goes_on_after_a_curve_that_only_the_measuring_process_finds_wrong(self, jobs):
         three = jobs("torch", ("Deadly", {"by": "exit", "threads": 3}), "torch")
-        assert runner.run(three, UNTRACKED, COMMAND) == 1
+        assert runner.run(three, APART, COMMAND) == 1
         assert [statuses(job) for job in three] == [["verified"] * 4, ["failed"] * 4, ["verified"] * 4]
         assert "takes no option 'threads'" in row_file.read(three[1].folder)[0]["reason"]
 
@@ -331,7 +333,7 @@ class TestASweep:
         monkeypatch.setattr(Progress, "advance", lambda self, row: os.kill(os.getpid(), number))
         # Whoever runs the tests may have it ignored.
         with handled(number, signal.SIG_DFL), pytest.raises(Terminated) as raised:
-            runner.run(one, TRACKED, COMMAND)
+            runner.run(one, APART_TRACKED, COMMAND)
         assert raised.value.number == number
         assert [asked[0] for asked in tracker.asked] == ["start", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
@@ -434,7 +436,7 @@ class TestASweep:
 class TestARepeatedSweep:
     def test_measures_every_round_in_a_fresh_process(self, jobs):
         in_rounds = plan_rounds(jobs("Numbered", "torch"), 3)
-        assert runner.run(in_rounds, replace(UNTRACKED, repeat=3), COMMAND) == 0
+        assert runner.run(in_rounds, replace(APART, repeat=3), COMMAND) == 0
         found = [(job.repetition, row) for job in in_rounds for row in row_file.read(job.folder)]
         assert all(row["repetition"] == repetition for repetition, row in found)
         processes = {row["repetition"]: row["reason"] for _, row in found if row["status"] == "skipped"}
@@ -600,9 +602,9 @@ class TestTracking:
 
     def test_to_a_store_that_cannot_be_made_costs_one_line(self, jobs, tmp_path, capfd):
         (tmp_path / "file").write_text("no folder")
-        store = SweepSettings(TrackingSettings("local", f"sqlite:///{tmp_path}/file/mlflow.db", "kvexp"))
+        store = TrackingSettings("local", f"sqlite:///{tmp_path}/file/mlflow.db", "kvexp")
         (one,) = jobs("torch")
-        assert runner.run([one], store, COMMAND) == 0
+        assert runner.run([one], replace(UNTRACKED, tracking=store), COMMAND) == 0
         assert statuses(one) == ["verified"] * 4
         err = capfd.readouterr().err
         assert err.count("kvexp: ") == 1
