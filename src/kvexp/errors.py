@@ -56,11 +56,7 @@ class TrackingError(KvexpError):
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal asked the process to end, as Ctrl-C does.
-
-    Attributes:
-        number: The signal's number.
-    """
+    """A signal of that number asked the process to end, as Ctrl-C does."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -44,12 +44,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSpec(Sizes):
-    """The sizes of one curve.
-
-    Attributes:
-        name: The preset's name.
-        num_tokens: The points of the curve, in the order of measurement.
-    """
+    """The sizes of one curve, the preset's name, and the curve's points in the order of measurement."""
 
     name: str
     num_tokens: Annotated[tuple[int, ...], NUM_TOKENS]

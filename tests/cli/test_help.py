@@ -9,6 +9,7 @@ from kvexp.case import Sizes
 from kvexp.cli import help
 from kvexp.column import Word, columns_of
 from kvexp.experiment import WorkloadSpec
+from kvexp.results.conf_files import read_defaults
 
 
 @pytest.mark.parametrize("group", help.GROUPS)
@@ -23,7 +24,7 @@ def test_every_option_is_listed_with_its_line(typed, group):
 
 def test_the_defaults_are_marked(typed):
     starred = [line.split()[1] for line in typed("-h").out.splitlines() if line.startswith("  * ")]
-    assert starred == [help.defaults()[group] for group in help.GROUPS[:-1]]
+    assert starred == [read_defaults()[group] for group in help.GROUPS[:-1]]
 
 
 def test_the_users_line_the_keys_and_the_exit_codes_are_there(typed):

@@ -12,6 +12,7 @@ import yaml
 
 from kvexp.cli import commands, help
 from kvexp.measurement import COLUMNS
+from kvexp.results.conf_files import read_defaults
 
 CONF = help.conf_dir()
 SIZES = ("num_tokens", "num_heads", "num_query_heads", "head_size", "block_size", "num_blocks")
@@ -29,7 +30,7 @@ def _commands() -> str:
 
 
 def _group(group: str) -> str:
-    chosen = help.defaults().get(group)
+    chosen = read_defaults().get(group)
     lines = help.options(group, [CONF])
     head: Sequence[str] = (group, "what it is")
     rows = [[f"`{name}`{' (default)' * (name == chosen)}", line] for name, line in lines.items()]
@@ -60,7 +61,7 @@ def _keys() -> str:
 def _settings() -> Iterator[tuple[str, str, str, str]]:
     """The prefix, name, default and meaning of every key."""
     main = (CONF / "config.yaml").read_text("utf-8")
-    chosen = help.defaults()
+    chosen = read_defaults()
     yield from _read_keys("", main)
     for group in help.GROUPS_WITH_KEYS:
         own = (CONF / group / f"{chosen[group]}.yaml").read_text("utf-8")

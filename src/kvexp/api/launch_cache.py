@@ -31,10 +31,7 @@ _current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
 class GuardedLaunch:
     """The launch of a valid call, and guards that recognise further valid calls.
 
-    Args:
-        tensors: The call's tensors, each once, without scales that it does not read.
-        call: The call.
-        launcher: The implementation's launcher of it.
+    The tensors are the call's, each once, without scales that it does not read.
 
     Attributes:
         check: Whether as many tensors agree in dtype, sizes, strides and device.
@@ -47,10 +44,7 @@ class GuardedLaunch:
 
     def __init__(self, tensors: Sequence[Tensor], call: ValidCall, launcher: Any) -> None:
         self.check: Callable[..., bool] = _make_guard(tensors) if _Guard else _refuse
-        self.reads_at, self.writes_at = (
-            call.find_alignment(call.op.reads),
-            call.find_alignment(call.op.writes),
-        )
+        self.reads_at, self.writes_at = map(call.find_alignment, (call.op.reads, call.op.writes))
         self.launch = _make_launch(call.num_tokens, call.device.index, launcher)
 
 

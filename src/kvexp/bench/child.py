@@ -30,7 +30,7 @@ from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu import lock
 from kvexp.gpu.lock import OnWait
-from kvexp.host.process import frozen_imports, start_serving
+from kvexp.host.process import frozen_imports, send_answer, start_serving
 from kvexp.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ def serve() -> None:
     if not reader.device:
         return
     device, columns, refusal = read_device(reader.device)
-    _say(out, event="ready", device=device, environment=columns, refusal=refusal)
+    send_answer(out, event="ready", device=device, environment=columns, refusal=refusal)
     if refusal:
         return
     unrolls: Unrolls = {}
-    asker = Asker(on_answer=lambda: _say(out, event="asking"))
+    asker = Asker(on_answer=lambda: send_answer(out, event="asking"))
     for line in sys.stdin:
         experiment, *coming = map(Experiment.from_json, json.loads(line))
         # The first line has all curves to come; another process measures those of another device.
@@ -127,13 +127,9 @@ def serve() -> None:
 
 
 class _DeviceReader(threading.Thread):
-    """Reads which device is wanted and makes a GPU's context, without Python's lock, while torch is imported.
+    """Reads the wanted device and makes a GPU's context, without Python's lock, while torch is imported."""
 
-    Attributes:
-        device: The device that was asked for; empty when the parent is gone.
-    """
-
-    device = ""
+    device = ""  # the one that was asked for; empty when the parent is gone
 
     def run(self) -> None:
         """Read the device and make a GPU's primary context, unless a process of this host measures."""
@@ -154,27 +150,27 @@ def _answer(
     out: IO[str], experiment: Experiment, columns: dict[str, Any], unrolls: "Unrolls", asker: Asker
 ) -> None:
     digest = hash_impl(experiment)
-    _say(out, event="curve", impl_hash=digest, is_host_sensitive=is_host_sensitive(experiment))
+    send_answer(out, event="curve", impl_hash=digest, is_host_sensitive=is_host_sensitive(experiment))
     request = json.loads(_read_line())
     num_tokens: list[int] = request["num_tokens"]
     asker.limit(request["timeout_s"])
 
     def on_wait(holder: str | None) -> None:
-        _say(out, event="waiting", holder=holder)
+        send_answer(out, event="waiting", holder=holder)
 
     def ask() -> Contract:
-        _say(out, event="asking")
+        send_answer(out, event="asking")
         try:
             return ask_contract(experiment, columns, asker)
         finally:
-            _say(out, event="asked")
+            send_answer(out, event="asked")
 
     try:
         columns_of_rows, is_spent = {**columns, "impl_hash": digest}, False
         points = measure_points(experiment, num_tokens, columns_of_rows, on_wait, unrolls, ask)
         for count, measurement in enumerate(points, 1):
             point = {"row": measurement.row(), "samples_us": measurement.samples_us}
-            _say(out, event="point", **point, traceback=measurement.traceback)
+            send_answer(out, event="point", **point, traceback=measurement.traceback)
             _read_line()
             if measurement.status == "failed" and experiment.device != "cpu":
                 _exit_if_cuda_is_unusable()
@@ -182,12 +178,12 @@ def _answer(
             if is_spent and count == len(num_tokens):
                 # After a failed capture torch may free no memory until the process ends (pytorch#180395,
                 # #190348): the turn at the GPU ends with the process.
-                _say(out, event="end", ends=True)
+                send_answer(out, event="end", ends=True)
                 os._exit(0)
     except ConfigError as error:
-        _say(out, event="config_error", message=str(error))
+        send_answer(out, event="config_error", message=str(error))
     else:
-        _say(out, event="end", ends=False)
+        send_answer(out, event="end", ends=False)
 
 
 def _read_line() -> str:
@@ -208,11 +204,6 @@ def _exit_if_cuda_is_unusable() -> None:
         print(f"CUDA is unusable after: {error}", file=sys.stderr)  # noqa: T201  # the last words
         sys.stderr.flush()
         os._exit(1)
-
-
-def _say(out: IO[str], **answer: Any) -> None:
-    out.write(json.dumps(answer, allow_nan=False) + "\n")
-    out.flush()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice
 
+import torch
+
 from kvexp import timer
 from kvexp.bench import equal_copy, mode
 from kvexp.case import Case
@@ -88,6 +90,18 @@ def list_cold_windows(
     return found
 
 
+def make_flush(l2_bytes: int, device: str) -> Call:
+    """Make a call that reads more than twice the L2, which evicts what was in it and leaves no dirty line."""
+    memory = torch.ones(replay_plan.COLD_FACTOR * l2_bytes // 8 + 1, dtype=torch.int64, device=device)
+    total = torch.empty((), dtype=torch.int64, device=device)
+
+    def flush() -> None:
+        torch.sum(memory, dim=0, out=total)
+
+    flush()  # nothing is loaded for the first time while it is captured
+    return flush
+
+
 def make_replay(curve: Curve, case: Case, turns: Turns, plan: replay_plan.Plan) -> Replay:
     """Prepare the calls of each turn, as many as planned, to be timed by the curve's timer."""
     prepare = functools.partial(mode.prepare, case.mode)
@@ -102,11 +116,9 @@ def prepare_copy(
 ) -> Callable[[], float | None]:
     """Prepare the copy that reads and writes as many bytes as a call, to be timed as the op was.
 
-    Where several unrolls are possible, a few samples of each choose the fastest, once for all curves of this
-    process. Copies larger than the L2 share one choice: there the memory decides.
-
-    Returns:
-        Times the fastest copy: its median in microseconds, None where there is none.
+    What is returned times the fastest copy: its median in microseconds, None where there is none. Where
+    several unrolls are possible, a few samples of each choose it, once for all curves of this process. Copies
+    larger than the L2 share one choice: there the memory decides.
     """
     unrolls = equal_copy.list_unrolls(curve.memory, written)
     is_large = curve.l2_bytes is not None and written > replay_plan.COLD_FACTOR * curve.l2_bytes

@@ -11,9 +11,7 @@ _LIBRARIES = ("site-packages", "dist-packages")
 def describe_error(error: BaseException, target: str) -> str:
     """Return the error's type and message, and where the user's own code was left: `my.py:31, in call`.
 
-    Args:
-        error: The error, as it was caught.
-        target: A dotted path of the implementation's. What lies beside its module is the user's own.
+    What lies beside the module of `target`, a dotted path of the implementation's, is the user's own.
     """
     said = f"{type(error).__name__}: {error}"
     place = _find_last_frame(error, _find_folders(target))

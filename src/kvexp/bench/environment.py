@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import platform
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import kvexp
 from kvexp.bench import impl_hash
 from kvexp.errors import Unsupported
 from kvexp.gpu import nvml
+from kvexp.host.process import ask_git
 from kvexp.measurement import ENVIRONMENT
 
 
@@ -119,16 +119,5 @@ def _read_commit() -> dict[str, Any]:
 def _run_git(root: Path, *arguments: str) -> str | None:
     # A copied .git may hold the sizes and times of other files: these settings make git read the content.
     careful = ("--no-optional-locks", "-c", "core.trustctime=true", "-c", "core.checkStat=default")
-    try:
-        # A git hook's GIT_DIR would name another repository.
-        own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        done = subprocess.run(
-            ["git", "-C", str(root), *careful, *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=own,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    said = ask_git("-C", root, *careful, *arguments)
+    return None if said is None else said.decode(errors="replace").strip()

@@ -30,7 +30,6 @@ from kvexp.layout import Layout
 from kvexp.measurement import Measurement, Status
 from kvexp.op import Op
 from kvexp.timer import Timer
-from kvexp.timer.flush_l2 import make_flush
 from kvexp.workload import device_memory
 
 T = TypeVar("T")
@@ -120,14 +119,10 @@ def run(
 def _hold_devices(
     experiment: Experiment, case: Case, uuid: str | None, stack: ExitStack, on_wait: OnWait
 ) -> None:
-    """Hold the lock of each GPU that the curve uses, all in one order so that no two sweeps wait in a ring.
+    """Hold the lock of each GPU that the curve uses until the stack closes.
 
-    Args:
-        experiment: The curve.
-        case: Any point of it.
-        uuid: Its device's identity; None for a CPU.
-        stack: Releases the locks.
-        on_wait: See `run`.
+    All sweeps lock them in one order, so that no two wait in a ring. `case` is any point of the curve, and
+    `uuid` its device's identity, None for a CPU.
     """
     others = make(experiment.op).list_devices(case)[1:]
     for each in sorted(filter(None, {uuid, *map(read_uuid, others)})):
@@ -137,9 +132,7 @@ def _hold_devices(
 def attempt(work: Callable[[], T], target: str = "") -> T | Failure:
     """Return the work's result, or why there is none: the one place where errors become rows.
 
-    Args:
-        work: What to do.
-        target: The dotted path of the implementation's class, whose author reads where an error was raised.
+    The author of the implementation at the dotted path `target` reads where an error was raised.
 
     Raises:
         ConfigError: The experiment is wrong whatever the machine.
@@ -198,7 +191,7 @@ def _set_up_curve(
         memory=memory,
         item_bytes=item_bytes,
         l2_bytes=l2_bytes,
-        flush_l2=make_flush(l2_bytes, largest.device) if l2_bytes else None,
+        flush_l2=curve_setup.make_flush(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
         unrolls=unrolls,

@@ -167,11 +167,7 @@ def _check_timed_runs(
 def _check_last_run(
     curve: Curve, replay: Replay, tensors: Tensors, windows: Sequence[Sequence[int]]
 ) -> Callable[[], None]:
-    """Check the last run, with its inputs changed once more, and start a scan of the whole cache.
-
-    Returns:
-        Waits for the scan; see `verify.check_untouched`.
-    """
+    """Check the last run, its inputs changed once more; return what waits for a scan of the whole cache."""
     restore(tensors, len(windows[-1]))
     _renew_data(curve, tensors, LAST)
     try:

@@ -59,10 +59,8 @@ def check_run(
 def check_timed_slots(tensors: Tensors, windows: Sequence[int], max_bytes: int | None = None) -> None:
     """Check what the last timed run left in the slots, and that the runs did not change their inputs.
 
-    Args:
-        tensors: The case's tensors.
-        windows: For each slot mapping, the window whose rows it holds.
-        max_bytes: Check mappings of about so many bytes, drawn anew each time; all by default.
+    The windows are those of `check_run`. With `max_bytes` only mappings of about so many bytes are checked,
+    drawn anew each time.
 
     Raises:
         IncorrectResult: What was right at first was not right later. The memory is poisoned.

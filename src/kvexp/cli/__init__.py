@@ -62,12 +62,7 @@ def _open_missing_streams() -> None:
 
 
 def dispatch(argv: Sequence[str], prestarted: Prestart | None = None) -> int:
-    """Run one command line and return its exit code; a ConfigError becomes one sentence on stderr.
-
-    Args:
-        argv: What was typed.
-        prestarted: The processes of a sweep that were started before, if any.
-    """
+    """Run one command line and return its exit code; a ConfigError becomes one sentence on stderr."""
     try:
         code = _run(list(argv), prestarted)
         say("")  # what Hydra has printed

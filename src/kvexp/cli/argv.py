@@ -131,11 +131,7 @@ def _list_flags(typed: argparse.Namespace, measures: bool) -> list[str]:
 
 
 def parse_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
-    """Parse the overrides with Hydra's grammar.
-
-    Args:
-        overrides: As typed.
-        dirs: The folders of options, for the error sentence.
+    """Parse the typed overrides with Hydra's grammar; the error sentence names the options in `dirs`.
 
     Raises:
         ConfigError: One of them cannot be read.

@@ -18,12 +18,10 @@ def list_existing(folder: Path) -> frozenset[Path]:
 
 
 def remove_unused_folder(folder: Path, existing: Collection[Path]) -> None:
-    """Remove a folder that holds only what is written before any row, and the empty folders above it.
+    """Remove a sweep's or a curve's folder with only what is written before any row, and empty ones above.
 
-    Args:
-        folder: A sweep's or a curve's, absolute. It stays if it holds anything else that is new, is locked,
-            or is a symbolic link.
-        existing: What stays, since it was there before the command; see `list_existing`.
+    It is absolute. It stays if it holds anything else that is new, is locked, or is a symbolic link. What is
+    `existing` stays, since it was there before the command; see `list_existing`.
     """
     if not folder.is_dir() or folder.is_symlink():
         return

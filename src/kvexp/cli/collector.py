@@ -104,8 +104,7 @@ class Collector:
     def resolve_overrides(self) -> list[str] | None:
         """Return the typed overrides with each reference (`${...}`) replaced by its value.
 
-        Returns:
-            None where one has no value of its own, or not the same in all curves.
+        None where one has no value of its own, or not the same in all curves.
         """
         found = []
         for text in self.line.overrides:

@@ -51,15 +51,9 @@ _existing: set[Path] = set()
 def run_sweep(
     argv: Sequence[str], check: "Check" = lambda jobs: None, prestarted: Prestart | None = None
 ) -> tuple[int, Path | None]:
-    """Compose and measure what was typed.
+    """Compose and measure what was typed; return the exit code and the sweep's folder, if there is one.
 
-    Args:
-        argv: What was typed.
-        check: Called with the jobs before the first is measured; it may raise ConfigError.
-        prestarted: The processes that were started before, if any.
-
-    Returns:
-        The exit code and the sweep's folder; None for the folder where a flag only prints.
+    `check` is called with the jobs before the first is measured, and may raise ConfigError.
 
     Raises:
         ConfigError: Something typed is wrong; nothing was measured, and no file is left.
@@ -181,11 +175,7 @@ def _patch_hydra(argv: Sequence[str]) -> Iterator[None]:
 
 
 class SweepStart(Callback):
-    """Prepare the sweep's folder before Hydra composes the first job.
-
-    Args:
-        resumes: Whether the folder may hold rows; new curves then get numbers of their own.
-    """
+    """Prepare the sweep's folder before Hydra composes the first job; one that `resumes` may hold rows."""
 
     def __init__(self, resumes: bool = False) -> None:
         self.resumes = resumes

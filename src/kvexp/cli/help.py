@@ -5,11 +5,10 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from kvexp import __version__
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import commands
+from kvexp.results.conf_files import read_defaults
 
 GROUPS = (
     "op",
@@ -55,13 +54,6 @@ def options(group: str, dirs: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def defaults() -> dict[str, str]:
-    """Return the default option of each group."""
-    entries = yaml.safe_load((conf_dir() / "config.yaml").read_text("utf-8"))["defaults"]
-    pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
-    return {group: option for group, option in pairs if group in GROUPS and option is not None}
-
-
 def text(dirs: Sequence[Path]) -> str:
     """Return the whole `--help`."""
     return _ABOUT.format(
@@ -78,7 +70,7 @@ def _commands(names: Mapping[str, str]) -> str:
 
 
 def _groups(dirs: Sequence[Path]) -> str:
-    chosen = defaults()
+    chosen = read_defaults()
     catalogue = {group: options(group, dirs) for group in GROUPS}
     width = max(len(name) for names in catalogue.values() for name in names)
     lines: list[str] = []
@@ -91,7 +83,7 @@ def _groups(dirs: Sequence[Path]) -> str:
 
 
 def _keys() -> str:
-    chosen = defaults()
+    chosen = read_defaults()
     texts = {"": (conf_dir() / "config.yaml").read_text("utf-8")}
     for group in GROUPS_WITH_KEYS:
         own = (conf_dir() / group / f"{chosen[group]}.yaml").read_text("utf-8")

@@ -21,10 +21,6 @@ def check_experiment(name: str | None, folders: Sequence[Path]) -> None:
 
     Values of its own would beat the options typed beside it.
 
-    Args:
-        name: The chosen experiment, if any.
-        folders: Where options come from; the first folder that has a file wins.
-
     Raises:
         ConfigError: It sets keys of a group: with `workload=tiny`, its sizes would be measured as tiny.
     """
@@ -45,12 +41,6 @@ def resolve_layout(
 ) -> tuple[dict[str, Any], dict[str, str | None], str]:
     """Replace `layout=auto` by a layout; return the configuration, the choices and why that layout.
 
-    Args:
-        config: The composed configuration.
-        choices: The option of each group, by name.
-        folders: Where options come from; the first folder that has a file wins.
-        environ: The environment.
-
     Raises:
         ConfigError: The environment names a layout that is not there.
     """
@@ -69,5 +59,6 @@ def resolve_layout(
 
 
 def _find(folders: Sequence[Path], group: str, name: str) -> Path | None:
+    """Find the option's file; the first folder that has one wins."""
     files = (folder / group / f"{name}.yaml" for folder in folders)
     return next((file for file in files if file.is_file()), None)

@@ -70,12 +70,9 @@ def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
 
 
 def write_resume(line: CommandLine, home: Path, kept: Sequence[str] | None) -> str:
-    """Return the command that continues the sweep in the folder.
+    """Return the command that continues the sweep in the folder, which has the record of its first start.
 
-    Args:
-        line: What was typed.
-        home: The folder, with the record of the sweep's first start.
-        kept: The overrides as a record holds them, if it can.
+    `kept` are the typed overrides as a record holds them, if it can.
     """
     flags = [flag for flag in line.flags if flag != "--multirun"]
     rest = [text for text in line.overrides if get_key(text) != _SWEEP_DIR]

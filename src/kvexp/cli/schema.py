@@ -49,13 +49,9 @@ def build_experiment(
     overrides: Iterable[str],
     layout_reason: str = "",
 ) -> Experiment:
-    """Build the experiment that was typed.
+    """Build the experiment of a composed configuration without `hydra`, whose `layout` is one, not `auto`.
 
-    Args:
-        config: The composed configuration without `hydra`, resolved; `layout` is one, not `auto`.
-        choices: The option of each group, by name.
-        overrides: What was typed or swept, as text.
-        layout_reason: Why that layout.
+    `choices` has the name of each group's option, `overrides` what was typed or swept.
 
     Raises:
         ConfigError: A key is unknown, missing, of the wrong type or out of range.
@@ -79,12 +75,9 @@ def build_experiment(
 
 
 def build_settings(config: Config, tracking: TrackingSettings, resumes: bool) -> SweepSettings:
-    """Build the settings of the sweep.
+    """Build the settings of the sweep; `resumes` says whether `resume=` was typed.
 
-    Args:
-        config: The composed configuration.
-        tracking: Where its runs go.
-        resumes: Whether `resume=` was typed. It names the folder, so it is read before anything is composed.
+    That names the folder, so it is read before anything is composed.
 
     Raises:
         ConfigError: A key is of the wrong type or out of range, or `resume` is set in a file.

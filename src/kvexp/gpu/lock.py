@@ -32,11 +32,7 @@ def lock_dir() -> Path:
 
 @contextmanager
 def gpu_lock(uuid: str | None, on_wait: OnWait = lambda _: None) -> Iterator[None]:
-    """Hold the GPU's lock inside the block; a process that holds it already goes on.
-
-    Args:
-        uuid: The GPU's; None for a CPU, which needs no lock.
-        on_wait: Called when another process holds the lock.
+    """Hold the GPU's lock inside the block; a holder goes on, as does a CPU, which has no UUID.
 
     Raises:
         Unsupported: The lock files cannot be used.

@@ -39,11 +39,7 @@ class GpuState:
 
 
 class GpuMonitor:
-    """Reads the state of one GPU.
-
-    Args:
-        uuid: Its UUID, `GPU-...`; None for a CPU.
-    """
+    """Reads the state of the GPU of a UUID, `GPU-...`; None stands for a CPU."""
 
     def __init__(self, uuid: str | None) -> None:
         self._nvml = _find_nvml() if uuid else None

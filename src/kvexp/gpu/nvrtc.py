@@ -65,16 +65,10 @@ def bind(
     tensors: tuple[Any, ...],
     *sizes: int,
 ) -> Callable[[], None]:
-    """Return a function that launches the kernel on torch's current stream of the tensors' device.
+    """Return a function that launches the kernel, see `load_kernel`, on torch's current stream.
 
-    Args:
-        source: See `load_kernel`.
-        name: See `load_kernel`.
-        macros: See `load_kernel`.
-        grid: CTAs.
-        threads: Threads of a CTA.
-        tensors: The kernel takes their addresses first. Their device is used, or the current one without any.
-        *sizes: The 64-bit integers that follow.
+    The kernel takes the addresses of the tensors, whose device is used, or the current one without any; then
+    the sizes as 64-bit integers. The grid is a number of CTAs.
     """
     import torch
     from cuda.core import LaunchConfig, Stream, launch

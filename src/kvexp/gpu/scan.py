@@ -89,16 +89,10 @@ def poison_rows(storage: Tensor, plane: Tensor, slot_dim: int, slots: Tensor) ->
 
 
 def find_unpoisoned(storage: Tensor) -> Callable[[], int | None]:
-    """Find the first byte that is not poison.
+    """Find the first byte of a storage, see `poison`, that is not poison.
 
     On a GPU the scan is queued on the current stream and not waited for; work queued later may already change
-    the memory.
-
-    Args:
-        storage: uint8, contiguous; poison is counted from its first byte.
-
-    Returns:
-        A function that waits for the result: the byte's index, or None.
+    the memory. The returned function waits for the result: the byte's index, or None.
     """
     words, rest = _split(storage)
     expected = _make_poison(words.numel(), -(-rest.numel() // WORD), rest.device).view(torch.uint8)[

@@ -14,11 +14,9 @@ _HARMLESS = {"timeout", "mode", "cache", "uri", "charset", "sslmode", "driver", 
 
 
 def mask_secrets(text: str, *known: str) -> str:
-    """Mask the secrets of every address in the text: see `mask_address`.
+    """Mask the secrets of every address in the text, see `mask_address`, and those of `known` everywhere.
 
-    Args:
-        text: A typed word, a sentence, or what a file holds.
-        known: Addresses whose secrets are masked wherever they stand, and other secrets.
+    What is known are addresses and other secrets.
     """
     shown = _ADDRESS.sub(lambda match: mask_address(match[0]), text)
     secrets = {secret for one in known for secret in _list_secrets(one)}

@@ -36,6 +36,16 @@ def start_module(
     )
 
 
+def ask_git(*words: str | Path) -> bytes | None:
+    """Return what git prints; None where it fails or is not installed."""
+    # Git sets GIT_DIR in a hook, and it may name another repository than the one that is meant.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        return subprocess.run(["git", *words], capture_output=True, check=True, env=environ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 class LineChild:
     """A child process that is sent lines and answers in lines of JSON; its stderr goes to a temporary file.
 
@@ -126,6 +136,12 @@ def start_serving() -> IO[str]:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return out
+
+
+def send_answer(out: IO[str], **answer: Any) -> None:
+    """Write an answer to the stream of `start_serving`, as one line of JSON."""
+    out.write(json.dumps(answer, allow_nan=False) + "\n")
+    out.flush()
 
 
 def die_with_parent() -> None:

@@ -23,6 +23,12 @@ class Impl(Protocol):
     `reshape_and_cache_flash(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale,
     v_scale) -> Call`, which raises Unsupported for what it cannot do.
 
+    One whose launches the library keeps has `launcher(op, *arguments)`, too. It returns a launcher for every
+    call whose tensors agree with these in dtypes, sizes and strides, and in the last four bits of the bitwise
+    or of key's and value's addresses, and of the caches'. Nothing is compiled yet. Its `prepare(num_tokens)`
+    gives a function of the addresses of the op's tensors, in its order, 0 for None, which launches on torch's
+    current stream. The tensors' device must be the current one.
+
     Attributes:
         name: Its name in the configuration.
         untimed: Why its calls are not timed on this device; empty where they are.
@@ -37,21 +43,21 @@ class Impl(Protocol):
         Raises:
             Unsupported: It cannot run on this device; the message says what to do instead.
         """
-        ...
 
 
 T = TypeVar("T", bound=type)
+
+
+def do_nothing() -> None:
+    """Do nothing: the bound call of no tokens."""
 
 
 def op_files(package: str, path: Iterable[str]) -> Callable[[T], T]:
     """Give a class a method for each op that has a file of its name in the class's package.
 
     The method is named as the op. It imports the file when it is first called, and returns
-    `self.bind_file(file, *arguments)`, the file as a module and the op's arguments.
-
-    Args:
-        package: The package's `__name__`.
-        path: The package's `__path__`.
+    `self.bind_file(file, *arguments)`, the file as a module and the op's arguments. `package` and `path` are
+    the package's `__name__` and `__path__`.
     """
     own = {module.name for module in pkgutil.iter_modules(path)}
     names = [module.name for module in pkgutil.iter_modules(ops.__path__) if module.name in own]
@@ -74,11 +80,7 @@ def _make_method(file: str, op: str) -> Callable[..., Any]:
 
 
 def make(choice: Choice, **arguments: Any) -> Any:
-    """Create an object of the class in the choice's YAML, with the YAML's options.
-
-    Args:
-        choice: The chosen option of `impl`, `op`, `layout` or `timer`.
-        **arguments: Further keyword arguments.
+    """Create an object of the class in a YAML of `impl`, `op`, `layout` or `timer`, with the YAML's options.
 
     Raises:
         ConfigError: No class is named, it cannot be found, or it does not take the options.

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from kvexp.errors import Unsupported
+from kvexp.impl import do_nothing
 from kvexp.op import Call
 
 WARP = 32
@@ -48,13 +49,9 @@ def _bind(function: Any, arguments: tuple[Any, ...]) -> Call:
         raise Unsupported("impl=vllm stores no rows that are 8-bit floats already")
     if not slot_mapping.shape[0]:
         # vLLM's launch of no tokens is an error.
-        return _do_nothing
+        return do_nothing
 
     def call(_alive: tuple[Tensor | str | None, ...] = arguments) -> None:
         function(*arguments)
 
     return call
-
-
-def _do_nothing() -> None:
-    """Do nothing, for no tokens."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvexp.errors import Unsupported
+from kvexp.impl import do_nothing
 from kvexp.op import Call
 
 MODULES = (
@@ -40,7 +41,7 @@ class VllmTriton:
         if function is None:
             raise Unsupported(f"impl=vllm_triton has no {name} in the vLLM that is installed")
         if not slot_mapping.shape[0]:
-            return _do_nothing
+            return do_nothing
         launch = function
 
         def call() -> None:
@@ -65,7 +66,3 @@ def _import_launchers() -> Any:
         f"impl=vllm_triton needs the package vllm with its Triton kernels, "
         f"which cannot be imported: {reasons[0]}"
     )
-
-
-def _do_nothing() -> None:
-    """Do nothing, for no tokens."""

@@ -22,32 +22,26 @@ class Sizes(Protocol):
     @property
     def num_blocks(self) -> int:
         """Blocks of the cache."""
-        ...
 
     @property
     def block_size(self) -> int:
         """Slots of a block."""
-        ...
 
     @property
     def num_heads(self) -> int:
         """KV heads of a token."""
-        ...
 
     @property
     def head_size(self) -> int:
         """Elements of a key head."""
-        ...
 
     @property
     def head_size_v(self) -> int:
         """Elements of a value head."""
-        ...
 
     @property
     def num_layers(self) -> int:
         """Layers whose caches share the storage."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,6 @@ class Layout(Protocol):
     @property
     def packed(self) -> bool:
         """Say whether K and V of a head are adjacent, so that both form one plane as well."""
-        ...
 
     @property
     def stride_order(self) -> tuple[int, ...] | None:
@@ -110,26 +103,21 @@ class Layout(Protocol):
         The shape is `[num_blocks, 2, block_size, num_heads, head_size]`, or where packed
         `[num_blocks, block_size, num_heads, head_size + head_size_v]`. None where there is no such shape.
         """
-        ...
 
     def head_multiple(self, item_bytes: int) -> int:
         """Return the elements of which a key head must have a whole multiple."""
-        ...
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
         """Return the planes of one layer in a cache of these sizes and of items of `item_bytes` bytes."""
-        ...
 
     def gather(self, plane: Any, slots: Any) -> Any:
         """Return a copy of the rows of `slots` (int64 `[n]`, all valid), `[n, num_heads, head_size]`.
 
         A plane of the shape `flash` may hold words of several items each; its last dim is then shorter.
         """
-        ...
 
     def scatter(self, plane: Any, slots: Any, rows: Any) -> None:
         """Write rows (broadcast to `[n, num_heads, head_size]`) to `slots` (int64 `[n]`, all valid)."""
-        ...
 
 
 def view_layers(layout: Layout, sizes: Sizes, item_bytes: int) -> Plane:

@@ -12,11 +12,7 @@ LOGICAL = ("block", "kv", "token", "head")
 
 
 class Flash:
-    """Planes whose strides follow from `order`.
-
-    Attributes:
-        order: The dims in memory, the outermost first. Where `kv` is last, K and V of a head are adjacent.
-    """
+    """Planes whose strides follow from `order`; where `kv` is last in it, K and V of a head are adjacent."""
 
     name: str
     order: tuple[str, ...]

@@ -25,9 +25,6 @@ class PrintableConsole(Console):
 
     A pipe has no width of its own: every cell and every line stays whole. One that is closed early
     (`| head -1`) makes the console quiet, and the sweep goes on.
-
-    Args:
-        **options: See `rich.console.Console`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -129,14 +126,8 @@ def _print_reasons(reasons: Sequence[Outcome], console: Console) -> None:
             Text.assemble((f"{outcome.status:<11}", _STYLES[outcome.status]), heading), soft_wrap=soft_wrap
         )
         for line in rest:
-            _print_indented(line, console)
-
-
-def _print_indented(line: str, console: Console) -> None:
-    if console.is_terminal:
-        console.print(Padding(Text(line), (0, 0, 0, 4)))
-    else:
-        console.print(Text("    " + line), soft_wrap=True)
+            indented = Text("    " + line) if soft_wrap else Padding(Text(line), (0, 0, 0, 4))
+            console.print(indented, soft_wrap=soft_wrap)
 
 
 _STYLES = {

@@ -1,13 +1,13 @@
 """Group rows by machine and curve into lines, and label each line by what distinguishes it."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row
+from kvexp.results import labels
 from kvexp.results.labels import CURVE, OPTIONS, format_column, group_by_curve, label_curves, read_options
 from kvexp.results.load import SWEEP
 
@@ -79,26 +79,13 @@ def make_rows_printable(rows: Iterable[Row]) -> list[Row]:
 
 def group_by_machine(rows: Sequence[Row]) -> list[Machine]:
     """Group the `ok` rows by machine, each with its lines."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        if row["status"] == "ok":
-            found.setdefault(tuple(row.get(column) for column in MACHINE), []).append(row)
+    found = labels.group_rows([row for row in rows if row["status"] == "ok"], MACHINE)
     return [Machine(own[0], tuple(_make_lines(own))) for own in found.values()]
 
 
 def find_varied(lines: Sequence[Line]) -> list[str]:
-    """Find the columns of IDENTITY that distinguish the lines, those that people vary most first.
-
-    A column that distinguishes no more than those before it is left out.
-    """
-    chosen: list[str] = []
-    distinct = 1
-    for column in IDENTITY:
-        kinds = len({tuple(line.key[name] for name in (*chosen, column)) for line in lines})
-        if kinds > distinct:
-            chosen.append(column)
-            distinct = kinds
-    return chosen
+    """Find the columns of IDENTITY that distinguish the lines, those that people vary most first."""
+    return labels.find_varied([line.key for line in lines], IDENTITY)
 
 
 def describe_value(line: Line, column: str) -> str:
@@ -120,15 +107,12 @@ def _format(line: Line, column: str) -> str:
 
 
 def _make_lines(rows: Sequence[Row]) -> list[Line]:
-    by_sweep: dict[Any, list[Row]] = {}
-    for row in rows:
-        by_sweep.setdefault(row.get(SWEEP), []).append(row)
-    by_curve = [(sweep, curve) for sweep, own in by_sweep.items() for curve in group_by_curve(own)]
-    times = Counter(tuple(curve[0].get(column) for column in CURVE) for _, curve in by_curve)
-    repeated = max(times.values()) > 1
+    by_curve = [curve for own in labels.group_rows(rows, [SWEEP]).values() for curve in group_by_curve(own)]
+    repeated = len(group_by_curve(rows)) < len(by_curve)
     lines = []
-    for sweep, curve in by_curve:
-        key = {column: curve[0].get(column) for column in CURVE} | {SWEEP: sweep if repeated else None}
+    for curve in by_curve:
+        sweep = curve[0].get(SWEEP) if repeated else None
+        key = {column: curve[0].get(column) for column in CURVE} | {SWEEP: sweep}
         lines.append(Line("", key, tuple(sorted(curve, key=lambda row: row["num_tokens"]))))
     lines = _drop_equal_options(lines)
     if len(lines) == 1:

@@ -79,35 +79,41 @@ def save_figures(content: Content, figures: list[list[tuple[Picture, ...]]], fol
     folder.mkdir(parents=True, exist_ok=True)
     for count, (section, own) in enumerate(zip(content.sections, figures, strict=True), start=1):
         for picture in (picture for pictures in own for picture in pictures):
-            _save_with_machine(picture.figure, section.name, folder, picture.name)
+            _save(picture.figure, section.name, folder, picture.name)
         for contrast in section.contrasts:
             words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{contrast.candidate}-against-{contrast.baseline}")
             with matplotlib.rc_context(STYLE):
                 figure = drawing.draw_heat_map(contrast)
-            _save_with_machine(figure, section.name, folder, f"machine{count}-{contrast.axis}-{words}")
+            _save(figure, section.name, folder, f"machine{count}-{contrast.axis}-{words}")
 
 
 def save_curve(rows: Sequence[Row], folder: Path, name: str) -> None:
     """Save the latency of one curve as NAME.svg and NAME.png, unless nothing was timed."""
-    for machine in group_by_machine(make_rows_printable(rows))[
-        :1
-    ]:  # one process has measured them, so there is one
+    # One process has measured them, so there is one machine.
+    for machine in group_by_machine(make_rows_printable(rows))[:1]:
         with matplotlib.rc_context(STYLE):
             figure = drawing.draw_latency(make_panels(machine.lines)[0])
-        _save_with_machine(figure, machine.name, folder, name)
+        _save(figure, machine.name, folder, name)
 
 
-def _save_with_machine(figure: Figure, machine: str, folder: Path, name: str) -> None:
+def _save(figure: Figure, machine: str, folder: Path, name: str) -> None:
+    """Save the figure as NAME.svg and NAME.png, on white."""
     # A file may be shown without its report, so it names the machine.
     figure.supxlabel(machine, fontsize=8, color=MUTED)
-    _save(figure, folder, name)
+    for kind in ("png", "svg"):
+        metadata = {"Date": None} if kind == "svg" else None
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
+        plain_file.replace(folder / f"{name}.{kind}", buffer.getvalue())
+        figure.set_layout_engine("none")  # both have one layout, which is half of the work
 
 
 def _make_picture(
     name: str, titles: tuple[str, str], figure: Figure, panel: Panel, hover: Callable[[Row], str]
 ) -> Picture:
     svg = _make_svg(figure, name)  # first: drawing the figure fixes where its points lie
-    sizes = sorted({row["num_tokens"] for one in panel.series for row in one.line.points})
+    sizes = sorted({row["num_tokens"] for row in panel.points})
     at_sizes = []
     for size in sizes:
         lines = []
@@ -145,17 +151,6 @@ def _make_svg(figure: Figure, salt: str) -> str:
     for colour, variable in _THEME.items():
         svg = svg.replace(colour, variable)
     return svg
-
-
-def _save(figure: Figure, folder: Path, name: str) -> None:
-    """Save the figure as NAME.svg and NAME.png, on white."""
-    for kind in ("png", "svg"):
-        metadata = {"Date": None} if kind == "svg" else None
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=_DPI, facecolor="white", metadata=metadata)
-        plain_file.replace(folder / f"{name}.{kind}", buffer.getvalue())
-        figure.set_layout_engine("none")  # both have one layout, which is half of the work
 
 
 def _locate(figure: Figure, num_tokens: int) -> float:

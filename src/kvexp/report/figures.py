@@ -56,22 +56,14 @@ def draw_latency(panel: Panel) -> Figure:
 
 def draw_copy_fraction(panel: Panel) -> Figure | None:
     """Draw the copy's time over the call's against num_tokens; return None where no point has a copy."""
-    if not any(row.get("copy_fraction") is not None for one in panel.series for row in one.line.points):
+    if not any(row.get("copy_fraction") is not None for row in panel.points):
         return None
     figure, axes = _make_axes("of a plain copy's speed (%)")
     for series in panel.series:
         _draw_series(axes, series, _get_percent_of_copy, inverse=True)
     axes.axhline(100, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="a plain copy")
     bottom, top = axes.get_ylim()
-    if (
-        min(
-            row["copy_fraction"]
-            for one in panel.series
-            for row in one.line.points
-            if row.get("copy_fraction")
-        )
-        < _MIN_LINEAR
-    ):
+    if min(row["copy_fraction"] for row in panel.points if row.get("copy_fraction")) < _MIN_LINEAR:
         axes.set_yscale("log")
         _tick_log(axes)
     else:
@@ -153,7 +145,7 @@ def _draw_floors(axes: Axes, panel: Panel) -> None:
     """Draw lower bounds: an empty kernel, and a plain copy where all lines have the same one."""
     copies: dict[int, dict[tuple[Any, ...], list[float]]] = {}
     clocks = set()
-    for row in (row for one in panel.series for row in one.line.points):
+    for row in panel.points:
         if row.get("copy_us") is not None:
             kinds = copies.setdefault(row["num_tokens"], {})
             kinds.setdefault(tuple(row.get(column) for column in _COPY), []).append(row["copy_us"])
@@ -162,18 +154,13 @@ def _draw_floors(axes: Axes, panel: Panel) -> None:
         sizes = sorted(copies)
         times = [median(next(iter(copies[size].values()))) for size in sizes]
         axes.plot(sizes, times, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="a plain copy")
-    empty = [
-        row["empty_kernel_us"]
-        for one in panel.series
-        for row in one.line.points
-        if row.get("empty_kernel_us")
-    ]
+    empty = [row["empty_kernel_us"] for row in panel.points if row.get("empty_kernel_us")]
     if empty:
         axes.axhline(median(empty), color=MUTED, linewidth=1, linestyle=(0, (5, 3)), label="an empty kernel")
 
 
 def _finish(figure: Figure, axes: Axes, panel: Panel) -> Figure:
-    sizes = _thin(sorted({row["num_tokens"] for one in panel.series for row in one.line.points}))
+    sizes = _thin(sorted({row["num_tokens"] for row in panel.points}))
     axes.set_xticks(sizes, [_abbreviate(size) for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     handles, labels = axes.get_legend_handles_labels()

@@ -179,10 +179,7 @@ def _rank(group: Mapping[str, Line], num_tokens: int) -> dict[str, Row]:
 
 def _find_shared_sizes(lines: Iterable[Line]) -> list[int]:
     """Find the num_tokens that two or more lines have."""
-    counts: dict[int, int] = {}
-    for line in lines:
-        for row in line.points:
-            counts[row["num_tokens"]] = counts.get(row["num_tokens"], 0) + 1
+    counts = Counter(row["num_tokens"] for line in lines for row in line.points)
     return sorted(size for size, count in counts.items() if count > 1)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kvexp.measurement import Row
 from kvexp.report.curves import Line, describe, describe_value, find_varied
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
@@ -26,6 +27,11 @@ class Panel:
 
     title: str
     series: tuple[Series, ...]
+
+    @property
+    def points(self) -> list[Row]:
+        """The points of all lines."""
+        return [row for one in self.series for row in one.line.points]
 
 
 def make_panels(lines: Sequence[Line]) -> list[Panel]:

@@ -22,16 +22,13 @@ _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 
 
 def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None, planned: int = 0) -> Path:
-    """Write report.html and report.md into the folder, and the figures into theirs.
+    """Write report.html, which is returned, and report.md into the folder, which is made if it is missing.
 
     Args:
         rows: As `kvexp.results.load.read` returns them.
-        folder: Made where it is missing.
+        folder: Where to.
         figures: The folder for every figure as PNG and SVG; the Markdown then shows them.
         planned: See `kvexp.results.plan.count_planned`.
-
-    Returns:
-        The page.
     """
     content = build_content(rows, planned)
     pictures = draw_figures(content)
@@ -46,12 +43,7 @@ def write_report(rows: Sequence[Row], folder: Path, figures: Path | None = None,
 
 
 def render_html(content: Content, figures: Sequence[Sequence[Sequence[Picture]]]) -> str:
-    """Render the page with its figures, style and script inside; it loads nothing over a network.
-
-    Args:
-        content: The report.
-        figures: For each section, for each of its panels, its pictures.
-    """
+    """Render the page with its figures, style and script inside; it loads nothing over a network."""
     sections = [
         (section, [(*panel, own) for panel, own in zip(section.panels, pictures, strict=True)])
         for section, pictures in zip(content.sections, figures, strict=True)
@@ -63,13 +55,7 @@ def render_html(content: Content, figures: Sequence[Sequence[Sequence[Picture]]]
 
 
 def render_markdown(content: Content, figures: Sequence[Sequence[Sequence[Picture]]], base: str) -> str:
-    """Render the report as Markdown.
-
-    Args:
-        content: The report.
-        figures: For each section, for each of its panels, its pictures.
-        base: The folder of the figures' files, relative to the Markdown; empty without files.
-    """
+    """Render the report as Markdown that shows the figures' files in the folder `base`, empty for none."""
     environment = _make_environment(autoescape=False)
     environment.finalize = _escape_markdown
     template = environment.get_template("report.md.j2")

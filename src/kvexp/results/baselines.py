@@ -5,14 +5,13 @@ has its own folder, since latencies of two kinds are not comparable.
 """
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvexp.errors import ConfigError
 from kvexp.host import plain_file
+from kvexp.host.process import ask_git
 from kvexp.measurement import Row, is_right
 from kvexp.results.labels import group_by_curve
 from kvexp.results.point_identity import get_repetition
@@ -27,10 +26,7 @@ def get_folder(device_name: str, root: Path = ROOT) -> Path:
 
 
 def write(rows: Sequence[Row], root: Path = ROOT) -> list[Path]:
-    """Replace the baseline of each device that timed some of the rows by its right rows.
-
-    Returns:
-        The files.
+    """Replace the baseline of each device that timed some of the rows by its right rows; return the files.
 
     Raises:
         ConfigError: Nothing was timed.
@@ -55,17 +51,17 @@ def check_out(name: str, folder: Path) -> bool:
         ConfigError: The revision has no baseline there, or one that git cannot read.
     """
     revision, _, path = name.partition(":")
-    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = ask_git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     if found is None:
         return False
     commit, path = found.decode().strip(), path or str(ROOT)
-    names = _git("ls-tree", "-r", "-z", "--name-only", commit, "--", path) or b""
+    names = ask_git("ls-tree", "-r", "-z", "--name-only", commit, "--", path) or b""
     files = [file for file in names.decode().split("\0") if Path(file).name == ROWS]
     if not files:
         raise ConfigError(f"git revision {revision} has no {path}/<gpu>/{ROWS}; kvexp baseline writes them")
     for file in files:
         # Relative to the current folder, which may lie below the baselines'.
-        content = _git("show", f"{commit}:./{file}")
+        content = ask_git("show", f"{commit}:./{file}")
         if content is None:
             raise ConfigError(f"git lists {file} in {revision}, but cannot read it")
         copy = folder.joinpath(*(part for part in Path(file).parts if part != ".."))
@@ -85,13 +81,3 @@ def _replace(folder: Path, rows: Sequence[Row]) -> Path:
     make_folder(folder)
     plain_file.replace(folder / ROWS, "".join(json.dumps(row) + "\n" for row in right).encode())
     return folder / ROWS
-
-
-def _git(*words: str) -> bytes | None:
-    """Return what git prints; None where it fails or is not installed."""
-    # Git sets GIT_DIR in a hook, and it may name another repository than the one around this folder.
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        return subprocess.run(["git", *words], capture_output=True, check=True, env=environ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -7,7 +7,7 @@ from typing import Any
 from kvexp.case import Case
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right, is_wrong
-from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves
+from kvexp.results.labels import CURVE, format_column, group_by_curve, group_rows, label_curves
 from kvexp.results.load import TOGETHER
 from kvexp.results.point_identity import CASE
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
@@ -80,7 +80,7 @@ def compare(
     if across or not any(_has_several_devices(rows) for rows in (baseline, candidate)):
         ignored = [*ignored, "device"]
     columns = [column for column in CASE if column not in ignored]
-    sides = [_group_by_case(rows, columns) for rows in (baseline, candidate)]
+    sides = [group_rows(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
         raise ConfigError(_NONE_SHARED + _list_differences(columns, *sides))
     names = _label_cases([*baseline, *candidate], columns)
@@ -139,7 +139,7 @@ def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
         ConfigError: It has none.
     """
     columns = [column for column in CASE if column != "device"]
-    measured = _group_by_case(baseline, columns)
+    measured = group_rows(baseline, columns)
     asked = {tuple(getattr(case, column) for column in columns) for case in cases}
     if not asked & set(measured):
         raise ConfigError(_NONE_SHARED + _list_differences(columns, measured, asked))
@@ -168,13 +168,6 @@ def _select_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> Sequence[R
     names = {row.get("device_name") for row in candidate if row["status"] == "ok"}
     own = [row for row in baseline if row.get("device_name") in names]
     return own if len(names) == 1 and own else baseline
-
-
-def _group_by_case(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, list[Row]]:
-    found: dict[Key, list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row.get(column) for column in columns), []).append(row)
-    return found
 
 
 def _label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:

@@ -48,12 +48,9 @@ def read_option(group: str, name: str) -> dict[str, Any]:
 
 @functools.lru_cache(1024)
 def add_missing_options(group: str, name: str, options: str) -> str:
-    """Return the options of a choice, as a row holds them, with those that its file has gained since.
+    """Return the options of a choice, JSON as a row holds it, with those that its file has gained since.
 
-    Args:
-        group: The group.
-        name: The choice. One that conf/ does not have is left as it is, as is one with other options.
-        options: A JSON object.
+    A choice that conf/ does not have is left as it is, as is one with other options.
     """
     if name not in list_options(group):
         return options

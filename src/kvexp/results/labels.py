@@ -19,31 +19,41 @@ CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
 
 
-def group_by_curve(rows: Sequence[Row]) -> list[list[Row]]:
-    """Group the rows by curve: equal in every column of the case but `num_tokens`."""
+def group_rows(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+    """Group the rows by their values of these columns."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row.get(column) for column in CURVE), []).append(row)
-    return list(found.values())
+        found.setdefault(tuple(row.get(column) for column in columns), []).append(row)
+    return found
+
+
+def group_by_curve(rows: Sequence[Row]) -> list[list[Row]]:
+    """Group the rows by curve: equal in every column of the case but `num_tokens`."""
+    return list(group_rows(rows, CURVE).values())
+
+
+def find_varied(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Find the columns that distinguish the rows, in their order.
+
+    A column that distinguishes no more than those before it (the sizes of a named workload) is left out.
+    """
+    chosen: list[str] = []
+    distinct = 1
+    for column in columns:
+        kinds = len({tuple(row.get(name) for name in (*chosen, column)) for row in rows})
+        if kinds > distinct:
+            chosen.append(column)
+            distinct = kinds
+    return chosen
 
 
 def label_curves(curves: Sequence[Sequence[Row]]) -> list[str]:
-    """Make a short label for each curve from the columns that distinguish them.
-
-    A column that distinguishes no more than those before it (the sizes of a named workload) is left out. A
-    single curve is labelled by its main choices.
-    """
+    """Make a short label for each curve by what distinguishes it; a single one has its main choices."""
     if len(curves) == 1:
         words = (curves[0][0].get(column) for column in CURVE[:4])
         return [" ".join(str(name) for name in words if name not in ("auto", None))]
     firsts = [curve[0] for curve in curves]
-    chosen: list[str] = []
-    distinct = 1
-    for column in CURVE:
-        kinds = len({tuple(row.get(name) for name in (*chosen, column)) for row in firsts})
-        if kinds > distinct:
-            chosen.append(column)
-            distinct = kinds
+    chosen = find_varied(firsts, CURVE)
     return [" ".join(filter(None, (format_column(row, column) for column in chosen))) for row in firsts]
 
 

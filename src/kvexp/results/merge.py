@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvexp.measurement import Row, is_wrong
+from kvexp.results.labels import group_rows
 from kvexp.results.load import SWEEP
-from kvexp.results.point_identity import REPETITION, get_repetition, identify_without_kernel
+from kvexp.results.point_identity import REPETITION, WITHOUT_KERNEL, get_repetition
 from kvexp.results.verdict import interval
 
 PROCESSES, LATENCIES, INTERVALS = "processes", "latencies_us", "intervals_us"
@@ -21,10 +22,7 @@ def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
     repetitions its last state. A merged row has no repetition of its own. It holds how many PROCESSES timed
     the point, their LATENCIES and INTERVALS, and the disturbances of all of them.
     """
-    points: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        points.setdefault((row.get(SWEEP), *identify_without_kernel(row)), []).append(row)
-    return [_merge_point(own) for own in points.values()]
+    return [_merge_point(own) for own in group_rows(rows, (SWEEP, *WITHOUT_KERNEL)).values()]
 
 
 def _merge_point(rows: Sequence[Row]) -> Row:

@@ -86,9 +86,7 @@ def is_on_gpu(rows: Iterable[Row]) -> bool:
 def count_planned(paths: Sequence[Path], rows: Sequence[Row]) -> int:
     """Count the points that the jobs below these folders, or of these files, were composed to measure.
 
-    Args:
-        paths: Folders and files.
-        rows: Their rows, each with its sweep; they say where `auto` was a GPU.
+    The rows, each with its sweep, say where `auto` was a GPU.
     """
     patterns = [(path, "**/") if path.is_dir() else (path.parent, "") for path in paths]
     files = (file for folder, below in patterns for file in folder.glob(f"{below}{PLAN}"))

@@ -10,13 +10,11 @@ from kvexp.measurement import Row
 
 CASE = tuple(column.name for column in fields(Case) if column.compare)
 """The columns that say what was measured."""
-IDENTITY = (
-    *CASE,
-    *("impl_hash", "device_name", "device_uuid", "driver", "torch", "triton"),
-)
+IDENTITY = (*CASE, "impl_hash", "device_name", "device_uuid", "driver", "torch", "triton")
 """The columns that say which point a row is of: what was measured, and what can change its outcome."""
 Identity = tuple[Any, ...]
-_WITHOUT_KERNEL = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
+WITHOUT_KERNEL = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
+"""Equal for all attempts at a point, also with a kernel that was changed between them."""
 _REQUESTED = ("workload", *CASE)
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
@@ -32,11 +30,6 @@ def identify_in_workload(row: Row) -> Identity:
     return (row.get("workload"), *identify(row))
 
 
-def identify_without_kernel(row: Row) -> Identity:
-    """Return the row's workload and identity without `impl_hash`: equal for all attempts at a point."""
-    return tuple(row.get(column) for column in _WITHOUT_KERNEL)
-
-
 def get_repetition(row: Row) -> int:
     """Return the number of the process that measured the row; 1 where the row has none."""
     return int(row.get(REPETITION) or 1)
@@ -49,7 +42,7 @@ def select_newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     workloads differ in name alone are two. A row without a device (its process ended before it had one) is
     left out where its point has a row with one.
     """
-    found = list({(get_repetition(row), *identify_without_kernel(row)): row for row in rows}.values())
+    found = list({(get_repetition(row), *map(row.get, WITHOUT_KERNEL)): row for row in rows}.values())
     named: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
         if row.get("device_name") is not None:

@@ -21,10 +21,8 @@ _REFERENCE = re.compile(r"\$\{\.(\w+)\}")  # to another key of the workload
 def derive_overrides(rows: Sequence[Row]) -> list[str] | None:
     """Return the overrides that compose the curve of these rows: only what differs from the defaults.
 
-    The workload's name is left out where conf/ has none of that name: its sizes say everything.
-
-    Returns:
-        None where conf/ has no such option, so that nothing here could repeat the curve.
+    The workload's name is left out where conf/ has none of that name: its sizes say everything. None where
+    conf/ has no such option, so that nothing here could repeat the curve.
     """
     row = rows[0]
     meaning = MEANING["cpu" if row.get("device") == "cpu" else "cuda"]

@@ -16,6 +16,7 @@ from typing import Any
 from kvexp.case import DEFAULTS
 from kvexp.column import ANY, Column, Options, Positive
 from kvexp.errors import ConfigError, KvexpError
+from kvexp.host.plain_file import open_plain
 from kvexp.measurement import COLUMNS, SCHEMA, STATUSES, Row
 from kvexp.results import jsonl
 from kvexp.results.conf_files import add_missing_options
@@ -23,6 +24,8 @@ from kvexp.results.labels import OPTIONS
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
+TRACEBACKS = "tracebacks.txt"
+"""Those of a job's failed points, for whoever wrote the implementation."""
 
 _POSITIVE = tuple(column for column, declared in COLUMNS.items() if isinstance(declared, Positive))
 
@@ -48,9 +51,8 @@ def make_folder(folder: Path) -> None:
 class RowFile:
     """Append the rows of one job to its files, one whole line at a time.
 
-    Args:
-        folder: The job's folder; made when it is missing. The sweep's folder is there.
-        on_torn: Called with one sentence when a last line that its writer could not finish is cut off.
+    The job's folder is made when it is missing; the sweep's is there. `on_torn` is called with one sentence
+    when a last line that its writer could not finish is cut off.
     """
 
     def __init__(self, folder: Path, on_torn: Callable[[str], None] = _log.warning) -> None:
@@ -72,13 +74,17 @@ class RowFile:
             jsonl.append(self.folder / SAMPLES, json.dumps(samples, allow_nan=False))
         jsonl.append(self.folder / ROWS, line)
 
+    def append_traceback(self, num_tokens: int, traceback: str) -> None:
+        """Append the traceback of one point to its file; raise OSError where it cannot be written."""
+        file = self.folder / TRACEBACKS
+        with open(file, "a", encoding="utf-8", errors="replace", opener=open_plain) as opened:
+            opened.write(f"num_tokens {num_tokens}\n{traceback}\n")
+
 
 def read(path: Path, on_torn: Callable[[str], None] = _log.warning) -> list[dict[str, Any]]:
     """Read the rows of one file, or of every `rows.jsonl` below a folder, jobs in numeric order.
 
-    Args:
-        path: A file of rows or a folder. A folder without any gives no rows.
-        on_torn: Called with one sentence for a last line that its writer could not finish.
+    `on_torn` is called with one sentence for a last line that its writer could not finish.
 
     Raises:
         ConfigError: The path is missing, or a line is not a row of this schema.

@@ -78,9 +78,7 @@ def hold_for_sweep(folder: Path) -> Iterator[None]:
 def check_links(folder: Path, *, is_new: bool) -> None:
     """Check that nothing of a sweep would be written through a symbolic link in its folder.
 
-    Args:
-        folder: The sweep's.
-        is_new: Whether its curves take the numbers from 0 on; else their folders are new.
+    The curves of a new one take the numbers from 0 on; else their folders are new.
 
     Raises:
         ConfigError: There is such a link.
@@ -95,13 +93,9 @@ def check_links(folder: Path, *, is_new: bool) -> None:
 def write_command(folder: Path, overrides: Sequence[str] | None, flags: Sequence[str]) -> None:
     """Record what repeats the sweep, the time and a new id; keep the record of an earlier start.
 
-    A sweep that has rows but no record gets no id, since a store may know it by its name.
-
-    Args:
-        folder: The sweep's.
-        overrides: Without references. Those that name a store are left out, and their keys noted. None where
-            the overrides cannot be written so: then the sweep must be typed again.
-        flags: Hydra's.
+    A sweep that has rows but no record gets no id, since a store may know it by its name. Overrides have no
+    references here; those that name a store are left out, and their keys noted. None stands for overrides
+    that cannot be written so: then the sweep must be typed again.
 
     Raises:
         ConfigError: It cannot be written.
@@ -177,12 +171,7 @@ def is_sweep(folder: Path) -> bool:
 
 
 def find_last(root: Path, *, with_rows: bool = False) -> Path | None:
-    """Find the folder of the sweep that began last, whatever its name.
-
-    Args:
-        root: multirun/; sweeps lie in it and in its folders.
-        with_rows: Ignore sweeps that have no rows yet.
-    """
+    """Find the folder of the sweep that began last in `root` or its folders, perhaps of those with rows."""
     folders = filter(is_sweep, (*root.glob("*"), *root.glob("*/*")))
     sweeps = sorted(folders, key=lambda folder: (_get_start_s(folder), folder), reverse=True)
     return next((folder for folder in sweeps if not with_rows or any(folder.rglob(ROWS))), None)

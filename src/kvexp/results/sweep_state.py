@@ -50,11 +50,7 @@ class State:
 
 
 class SweepWatcher:
-    """Read a sweep's folder again and again, each file only when it has grown.
-
-    Args:
-        home: The folder.
-    """
+    """Read a sweep's folder again and again, each file only when it has grown."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -62,10 +58,7 @@ class SweepWatcher:
         self._rows: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
 
     def read(self, now: Callable[[], float]) -> State:
-        """Return the state of the sweep now.
-
-        Args:
-            now: Returns the seconds since 1970.
+        """Return the state of the sweep; `now` returns the seconds since 1970.
 
         Raises:
             ConfigError: A file is not one of rows.

@@ -133,12 +133,7 @@ def judge_processes(
     compares each side's process of median latency. The difference of two GPUs is added, since it does not
     shrink with more processes.
 
-    Args:
-        baseline: What the candidate is compared with.
-        candidate: The others.
-        tolerance: See `judge`.
-        gpus: See `judge`.
-        enough: At least two.
+    `enough` is at least two; see `judge` for the other arguments.
     """
     if min(len(baseline), len(candidate)) < enough:
         return judge(_select_median(baseline), _select_median(candidate), tolerance, gpus)

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
@@ -14,30 +14,24 @@ from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point, Worker
 
 
+@dataclass
 class WorkerSupervisor:
     """The one measuring process, replaced when it died or another device is asked for.
 
-    Args:
+    Attributes:
         settings: How to measure.
         say: Called with a line, once, when another kvexp process has the GPU.
         take_child: Returns a process that was started before its device was known, if there is one.
         coming: All curves of the sweep.
     """
 
-    def __init__(
-        self,
-        settings: SweepSettings,
-        say: Callable[[str], None],
-        take_child: Callable[[], LineChild | None] = lambda: None,
-        coming: Sequence[Experiment] = (),
-    ) -> None:
-        self._settings = settings
-        self._say = say
-        self._take_child = take_child
-        self._coming = coming
-        self._said_wait = False
-        self._left_behind: set[str] = set()
-        self._worker: Worker | InlineWorker | None = None
+    settings: SweepSettings
+    say: Callable[[str], None]
+    take_child: Callable[[], LineChild | None] = lambda: None
+    coming: Sequence[Experiment] = ()
+    _said_wait: bool = field(default=False, init=False)
+    _left_behind: set[str] = field(default_factory=set, init=False)
+    _worker: Worker | InlineWorker | None = field(default=None, init=False)
 
     def kill(self) -> None:
         """Kill the process without waiting; `close` waits."""
@@ -56,11 +50,11 @@ class WorkerSupervisor:
         worker = self._worker
         if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
             self.close()
-            if self._settings.isolation == "inline":
+            if self.settings.isolation == "inline":
                 worker = InlineWorker(device, self._report_wait)
             else:
-                child = self._take_child()
-                worker = Worker(device, self._settings.timeout_s, self._report_wait, child, self._coming)
+                child = self.take_child()
+                worker = Worker(device, self.settings.timeout_s, self._report_wait, child, self.coming)
             self._worker = worker
         return worker
 
@@ -70,7 +64,7 @@ class WorkerSupervisor:
             raise WorkerDied(f"the GPU is held by {holder} of this sweep, which could not be ended")
         if holder and not self._said_wait:
             self._said_wait = True
-            self._say(f"kvexp: waiting for {holder}, which measures a curve on this GPU; sweeps take turns")
+            self.say(f"kvexp: waiting for {holder}, which measures a curve on this GPU; sweeps take turns")
 
 
 @dataclass(frozen=True)

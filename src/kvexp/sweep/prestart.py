@@ -15,11 +15,9 @@ _PRINTING = {
 
 
 class Prestart:
-    """One process that imports torch, and one that imports MLflow; both end with the block.
+    """One process that imports torch, if it `measures`, and one that imports MLflow, if it `tracks`.
 
-    Args:
-        measures: Whether to start the first.
-        tracks: Whether to start the second.
+    Both end with the block.
     """
 
     def __init__(self, measures: bool, tracks: bool) -> None:

@@ -14,14 +14,9 @@ def plan_rounds(jobs: Sequence[Job], repeat: int) -> list[Job]:
     """Return the jobs of every round, one after another.
 
     A round has all curves in random order, so that drift during a sweep (clocks, heat) affects all curves
-    alike. The order is seeded with the name of the sweep's folder: a sweep that is resumed keeps it.
-
-    Args:
-        jobs: Each curve once, its folder a number.
-        repeat: How many rounds.
-
-    Returns:
-        The jobs; from the second round on each with a folder of its own and a copy of what Hydra wrote.
+    alike. The order is seeded with the name of the sweep's folder: a sweep that is resumed keeps it. The jobs
+    are each curve once, its folder a number; from the second round on each gets a folder of its own with a
+    copy of what Hydra wrote.
     """
     if repeat == 1:
         return list(jobs)

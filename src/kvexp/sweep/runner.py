@@ -13,10 +13,10 @@ from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.experiment import Experiment
 from kvexp.host.plain_file import find_gone
 from kvexp.host.terminal import say
-from kvexp.measurement import is_right, is_wrong
-from kvexp.results import sweep_dir, tracebacks
+from kvexp.measurement import Row, is_right, is_wrong
+from kvexp.results import sweep_dir
 from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
-from kvexp.results.row_file import RowFile
+from kvexp.results.row_file import TRACEBACKS, RowFile
 from kvexp.sweep import curve_run
 from kvexp.sweep.curve_run import CurveRun, WorkerSupervisor
 from kvexp.sweep.prestart import Prestart
@@ -24,7 +24,7 @@ from kvexp.sweep.progress import Progress
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.signals import raise_on_signals
 from kvexp.sweep.subprocess_worker import Point
-from kvexp.sweep.summary import Row, print_summary
+from kvexp.sweep.summary import print_summary
 from kvexp.tracking import artifacts
 from kvexp.tracking.best_effort import BestEffort
 
@@ -283,7 +283,7 @@ def _write(points: Iterator[Point], job: Job, curve: CurveRun, outcome: Outcome)
         try:
             file = file or RowFile(job.folder)
             if curve.worker.traceback:
-                tracebacks.append(job.folder, row["num_tokens"], curve.worker.traceback)
+                file.append_traceback(row["num_tokens"], curve.worker.traceback)
             file.append(row, samples_us)
         except OSError as error:
             if gone := find_gone(job.folder):
@@ -310,6 +310,6 @@ def _finish(outcome: Outcome, home: Path, repeat: int, tracker: BestEffort, stat
             last.callback(tracker.start)
             tracker.poll()
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
-            files = [job.folder / tracebacks.TRACEBACKS for job, _ in outcome.curves]
+            files = [job.folder / TRACEBACKS for job, _ in outcome.curves]
             written = [file for file in files if file.exists()]
             print_summary(outcome.rows, curves, home, repeat, outcome.untried, written)

@@ -2,17 +2,14 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from kvexp import report
 from kvexp.host.plain_file import find_gone
 from kvexp.host.terminal import say
-from kvexp.measurement import STATUSES, is_wrong
+from kvexp.measurement import STATUSES, Row, is_wrong
 from kvexp.results import merge
-
-Row = Mapping[str, Any]
 
 Curve = tuple[str, tuple[str, ...], Sequence[Row]]
 """A curve's label, the words after `python -m kvexp` that measure it alone, and its rows."""

@@ -85,11 +85,7 @@ class Timer:
     def plan(self, places: int, read: int, written: int, l2_bytes: int | None) -> Plan:
         """Plan the replay of a point whose calls read and write so many bytes; a CPU has no `l2_bytes`.
 
-        Args:
-            places: See `op.Op.count_places`.
-            read: Bytes.
-            written: Bytes.
-            l2_bytes: Bytes of the L2.
+        For `places` see `op.Op.count_places`.
 
         Raises:
             Unsupported: The L2 cannot be in the state that was asked for.
@@ -121,12 +117,9 @@ class Timer:
 def time_replay(replay: Replay, criterion: StoppingCriterion, audit: Audit | None = None) -> Timing:
     """Take samples of one call's latency until the criterion is met.
 
-    Args:
-        replay: The calls.
-        criterion: When to stop.
-        audit: Called after one of the first `min_samples` that count, and after the one behind it: what runs
-            that do nothing leave cannot be right for both. That sample is drawn anew each time, so that no
-            call can know which it is. Where the audit could affect the samples behind it, two are discarded.
+    The audit is called after one of the first `min_samples` that count, and after the one behind it: what
+    runs that do nothing leave cannot be right for both. That sample is drawn anew each time, so that no call
+    can know which it is. Where the audit could affect the samples behind it, two are discarded.
 
     Raises:
         KvexpError: A sample cannot be taken, see the clock; or the audit has found wrong bytes.

@@ -27,11 +27,7 @@ def draw_report(home: Path, folder: Path) -> None:
 
 
 def draw_figure(rows: Sequence[Row], folder: Path) -> str:
-    """Draw the curve's latency to FIGURE.svg and .png in the folder, if anything was timed.
-
-    Returns:
-        Why it could not be drawn, else empty.
-    """
+    """Draw the curve's latency to FIGURE.svg and .png, if anything was timed; return why not, if so."""
     try:
         from kvexp.report import embed
 

@@ -7,6 +7,7 @@ store.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ PATIENCE_SECONDS = 15.0
 """Limit of one wait before a curve."""
 
 
+@dataclass
 class BestEffort:
     """The tracker of one sweep, which may be untracked.
 
     Curves are queued while the store is busy or not ready. `start`, `end` and `send_report` wait for it, and
     `settle` does so for a while.
 
-    Args:
+    Attributes:
         connect: Returns the store when it is ready, or raises TrackingError; None tracks nothing.
         home: The sweep's folder.
         command: What was typed.
@@ -35,33 +37,25 @@ class BestEffort:
         ready: Whether the store answers every request within so many seconds.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], Tracker] | None,
-        home: Path,
-        command: str,
-        resumes: bool,
-        say: Callable[[str], None],
-        sync_command: str = "kvexp sync",
-        ready: Callable[[float], bool] = lambda _: True,
-    ) -> None:
-        self._connect = connect
-        self._ready = ready
-        self._home = home
-        self._command = command
-        self._resumes = resumes
-        self._say = say
-        self._sync_command = sync_command
+    connect: Callable[[], Tracker] | None
+    home: Path
+    command: str
+    resumes: bool
+    say: Callable[[str], None]
+    sync_command: str = "kvexp sync"
+    ready: Callable[[float], bool] = lambda _: True
+    _tracker: Tracker | None = field(default=None, init=False)
+    _queue: list[tuple[Path, str, Sequence[Mapping[str, Any]]]] = field(default_factory=list, init=False)
+    _is_slow: bool = field(default=False, init=False)
+    _report: sync.ReportFolder | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
         self._began_ms = int(time.time() * 1000)
-        self._tracker: Tracker | None = None
-        self._queue: list[tuple[Path, str, Sequence[Mapping[str, Any]]]] = []
-        self._earlier = sync.list_curves(home) if resumes else []
-        self._is_slow = False
-        self._report: sync.ReportFolder | None = None
+        self._earlier = sync.list_curves(self.home) if self.resumes else []
 
     def start(self) -> None:
         """Wait for the store, start the sweep's run there, and send the queued curves and those of before."""
-        while self._connect or self._queue:
+        while self.connect or self._queue:
             self._do_next()
         earlier, self._earlier = self._earlier, []
         if earlier:
@@ -75,15 +69,15 @@ class BestEffort:
     def _advance(self, limit_s: float) -> bool:
         """Do as much of `start` as is possible in that time; return whether the store has answered it all."""
         until = time.monotonic() + limit_s
-        while self._ready(max(0.0, until - time.monotonic())):
-            if not (self._connect or self._queue):
+        while self.ready(max(0.0, until - time.monotonic())):
+            if not (self.connect or self._queue):
                 return True
             self._do_next()
         return False
 
     def _do_next(self) -> None:
-        if self._connect:
-            self._start(self._connect)
+        if self.connect:
+            self._start(self.connect)
         else:
             folder, target, rows = self._queue.pop(0)
             self._try(lambda tracker: tracker.log_curve(folder, target, rows))
@@ -91,19 +85,19 @@ class BestEffort:
     def _start(self, connect: Callable[[], Tracker]) -> None:
         try:
             self._tracker = connect()
-            self._connect = None  # not before: an interrupted wait is repeated at the end
+            self.connect = None  # not before: an interrupted wait is repeated at the end
             self._start_sweep(self._tracker)
         except TrackingError as error:
-            self._connect = None
+            self.connect = None
             self._give_up(error)
 
     def _start_sweep(self, tracker: Tracker) -> None:
-        sweep_id, name = sweep_folder.id_of(self._home), sweep_folder.name_of(self._home)
-        tracker.start_sweep(sweep_id, self._command, self._resumes, name, self._began_ms)
+        sweep_id, name = sweep_folder.id_of(self.home), sweep_folder.name_of(self.home)
+        tracker.start_sweep(sweep_id, self.command, self.resumes, name, self._began_ms)
 
     def _send_missing(self, tracker: Tracker, earlier: Sequence[Path]) -> None:
-        missing = tracker.missing(sweep_folder.id_of(self._home), earlier)
-        sync.send_curves(tracker, missing, self._say)
+        missing = tracker.missing(sweep_folder.id_of(self.home), earlier)
+        sync.send_curves(tracker, missing, self.say)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send the curve, or queue it until the store is ready."""
@@ -122,8 +116,8 @@ class BestEffort:
 
     def draw_report(self) -> None:
         """Draw the report for `send_report`, while curves are still being sent."""
-        if self._tracker and sync.list_curves(self._home):
-            self._report = sync.draw_report(self._home, self._say)
+        if self._tracker and sync.list_curves(self.home):
+            self._report = sync.draw_report(self.home, self.say)
 
     def end(self, status: str) -> None:
         """End the sweep's run with this status."""
@@ -132,13 +126,13 @@ class BestEffort:
     def send_report(self) -> None:
         """Send the report, if one was drawn, and print where the runs are."""
         if self._tracker:
-            self._say(f"tracked in {self._tracker.uri}")
+            self.say(f"tracked in {self._tracker.uri}")
             if self._tracker.page:
-                self._say(self._tracker.page)
+                self.say(self._tracker.page)
             if self._report:
-                sync.send_report(self._tracker, self._home, self._report, self._say)
-        elif self._connect:
-            self._say(f"kvexp: the sweep ended before its tracking store was ready; {self._describe_rows()}")
+                sync.send_report(self._tracker, self.home, self._report, self.say)
+        elif self.connect:
+            self.say(f"kvexp: the sweep ended before its tracking store was ready; {self._describe_rows()}")
 
     def _try(self, request: Callable[[Tracker], None]) -> None:
         """Make a request of the tracker, if there still is one; give it up if that fails."""
@@ -148,16 +142,16 @@ class BestEffort:
             except TrackingError as error:
                 self._give_up(error)
             while tracker.refused:
-                self._say(f"kvexp: left out: {tracker.refused.pop(0)}")
+                self.say(f"kvexp: left out: {tracker.refused.pop(0)}")
 
     def _describe_rows(self) -> str:
-        if gone := find_gone(self._home):
+        if gone := find_gone(self.home):
             return f"and its rows are lost, since {gone} is gone"
-        return f"its rows are on disk, and {self._sync_command} sends them later"
+        return f"its rows are on disk, and {self.sync_command} sends them later"
 
     def _give_up(self, error: TrackingError) -> None:
         tracker, self._tracker = self._tracker, None
-        self._say(f"kvexp: {error}; the sweep goes on untracked, {self._describe_rows()}")
+        self.say(f"kvexp: {error}; the sweep goes on untracked, {self._describe_rows()}")
         if tracker and not error.unreachable:
             # Else its run stays open until the next start. A store that is down is not asked again.
             with suppress(TrackingError):

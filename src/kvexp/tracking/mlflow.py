@@ -20,9 +20,8 @@ from kvexp.host.addresses import mask_address, mask_secrets
 from kvexp.host.plain_file import find_gone
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
-from kvexp.results.row_file import ROWS, SAMPLES
+from kvexp.results.row_file import ROWS, SAMPLES, TRACEBACKS
 from kvexp.results.sweep_dir import is_id
-from kvexp.results.tracebacks import TRACEBACKS
 from kvexp.tracking import artifacts, run_data, ui_views
 from kvexp.tracking.sqlite import is_alive, read_pid_namespace, read_start_time
 from kvexp.tracking.store import (
@@ -50,11 +49,7 @@ _DESCRIBED = "kvexp.described"
 
 
 class MlflowTracker:
-    """An open store; its database and the experiment exist.
-
-    Args:
-        uri: The tracking URI; a sqlite path in it is absolute.
-        experiment: The MLflow experiment's name.
+    """An open store; its database and the experiment exist. See `TrackingSettings` for the arguments.
 
     Raises:
         TrackingError: The store cannot be reached or created.
@@ -145,12 +140,7 @@ class MlflowTracker:
             self._client.set_terminated(self._parent_id, status)
 
     def log_report(self, sweep_id: str, folder: Path) -> None:
-        """Add the report to the sweep's run, and its findings as the description.
-
-        Args:
-            sweep_id: The sweep's; it has a run.
-            folder: Where `artifacts.draw_report` has written it.
-        """
+        """See `Tracker`; the findings of the report, by `artifacts.draw_report`, become the description."""
         with convert_errors(self._address, is_open=True):
             _, _, body = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
             note = body.partition("\n### ")[0].strip()
@@ -161,12 +151,12 @@ class MlflowTracker:
             self._client.log_batch(parent_id, tags=_make_note_tags(parent, note))
 
     def lacks_report(self, sweep_id: str) -> bool:
-        """Return whether the sweep has a run, but no report."""
+        """See `Tracker`."""
         with convert_errors(self._address, is_open=True):
             return any(run.data.tags.get(_REPORTED) != "true" for run in self._parents(sweep_id)[:1])
 
     def missing(self, sweep_id: str, folders: Sequence[Path]) -> list[Path]:
-        """Return the curves' folders without a complete run in the sweep; delete incomplete runs."""
+        """See `Tracker`."""
         with convert_errors(self._address, is_open=True):
             self._end_stale_runs()
             complete = self._complete_runs(sweep_id)

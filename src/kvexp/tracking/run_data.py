@@ -38,12 +38,7 @@ class Point(NamedTuple):
 
 
 def name(row: Row, earlier: Sequence[Row]) -> str:
-    """Name the run, unlike the `earlier` curves of its sweep.
-
-    Args:
-        row: Any row of the curve.
-        earlier: One row of each earlier curve.
-    """
+    """Name the run by any row of its curve, unlike the earlier curves of its sweep, by a row of each."""
     words = _words(row)
     twins = [other for other in earlier if _words(other) == words]
     differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))

@@ -34,9 +34,7 @@ _REMARK = re.compile(r" ?\((raised as a result|Background on) [^)]*\)")
 def convert_errors(uri: str, *, is_open: bool = False) -> Iterator[None]:
     """Convert whatever MLflow and the libraries below it raise into a TrackingError of one sentence.
 
-    Args:
-        uri: The store's address.
-        is_open: Whether the store was opened before, so that a file of it can be gone.
+    A file of a store that was opened before can be gone.
     """
     try:
         yield

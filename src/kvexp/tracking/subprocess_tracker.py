@@ -67,12 +67,9 @@ class SubprocessTracker:
             self._send(_CONNECT, settings)
 
     def ready(self, timeout_s: float = 0.0) -> bool:
-        """Wait for the answer to the last request, at most so long.
+        """Wait for the answer to the last request, at most so long, for a caller with one open at a time.
 
-        It is for a caller with one open request at a time.
-
-        Returns:
-            Whether it has come, or is not waited for any longer, as the next request will tell.
+        Return whether it has come, or is not waited for any longer, as the next request will tell.
         """
         return not self._awaits_answer or self._wait_for_answer(timeout_s)
 

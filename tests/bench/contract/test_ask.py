@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -98,7 +98,7 @@ def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(asker, started, fo
 def test_an_answer_that_lacks_sizes_is_kept_where_memory_is_not_why(asker, folder, device, sizes, files):
     """A CPU never poses clauses at large sizes; what a GPU has room for changes."""
     posed = Contract((Finding("padding", "holds"),), tuple(sizes))
-    asker._answers = lambda *_: iter([{"contract": posed.to_json()}])
+    asker._answers = lambda *_: iter([{"contract": asdict(posed)}])
     found = asker.get_contract(replace(curve("Breaking"), device=device), MACHINE)
     assert found.column(1) == FULL
     assert len(list(folder.glob("*"))) == files

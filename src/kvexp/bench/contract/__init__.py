@@ -4,7 +4,7 @@ Imports what bench imports; this file and `ask` import no torch, `process` and w
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Outcome = Literal["holds", "broken", "refused", "failed"]
@@ -93,21 +93,16 @@ class Contract:
     def breach(self, also_needed: Iterable[str] = ()) -> str:
         """Return the sentence about what makes the implementation incorrect; empty where nothing does.
 
-        Args:
-            also_needed: Clauses that the measured workload relies on, besides NEEDED.
+        Besides NEEDED the measured workload may rely on further clauses.
         """
         needed = {PLAIN, *NEEDED, *also_needed}
         findings = (*self.wrong, *self.findings)
         broken = [found for found in findings if found.outcome == "broken" and found.clause in needed]
         return f"the call {broken[0].sentence}" if broken else ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values; `from_json` reads them back."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Contract":
-        """Make a contract of what `to_json` returned.
+        """Make a contract of its fields as JSON values, which `asdict` gives.
 
         Raises:
             TypeError: Fields are missing or unknown.

@@ -38,7 +38,7 @@ def read(experiment: Experiment, key: str) -> Contract | None:
     if not _hash_impl(experiment):
         return None
     try:
-        return Contract.from_json(json.loads(disk_cache.read(_name_entry(key)) or b""))
+        return Contract.from_json(json.loads(disk_cache.read(f"contracts/{key}.json") or b""))
     except (ValueError, TypeError, KeyError):
         return None
 
@@ -46,16 +46,12 @@ def read(experiment: Experiment, key: str) -> Contract | None:
 def write(experiment: Experiment, key: str, contract: Contract) -> None:
     """Keep the contract; where the folder cannot be written, the next sweep asks again."""
     if _hash_impl(experiment):
-        disk_cache.keep(_name_entry(key), json.dumps(contract.to_json()).encode())
+        disk_cache.keep(f"contracts/{key}.json", json.dumps(asdict(contract)).encode())
 
 
 def _hash_impl(experiment: Experiment) -> str | None:
     """Return the hash of the implementation's sources; one without sources is asked anew in each process."""
     return impl_hash.hash_impl(experiment.impl.target)
-
-
-def _name_entry(key: str) -> str:
-    return f"contracts/{key}.json"
 
 
 @functools.cache

@@ -55,11 +55,7 @@ class Asker:
         self._ask_seconds = ASK_SECONDS if ask_seconds is None else min(ask_seconds, ASK_SECONDS)
 
     def get_contract(self, experiment: Experiment, machine: Mapping[str, Any]) -> Contract:
-        """Return the contract of the curve's implementation; ask it where nothing is known.
-
-        Args:
-            experiment: The curve, resolved for this machine's device.
-            machine: The machine's columns.
+        """Return the contract of the resolved curve's implementation; ask it where nothing is known.
 
         Raises:
             ConfigError: The experiment is wrong on any machine.

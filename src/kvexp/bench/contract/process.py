@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import IO, Any
 
 from kvexp.bench.describe_error import describe_error
@@ -17,7 +18,7 @@ from kvexp.case import Case
 from kvexp.errors import ConfigError, KvexpError, Unsupported
 from kvexp.experiment import Experiment
 from kvexp.gpu.lock import gpu_lock
-from kvexp.host.process import frozen_imports, start_serving
+from kvexp.host.process import frozen_imports, send_answer, start_serving
 
 
 def serve() -> None:
@@ -39,16 +40,16 @@ def _answer(out: IO[str], request: dict[str, Any]) -> None:
             # Before any kernel's module is imported: Triton reads it when it decorates.
             os.environ["TRITON_INTERPRET"] = "1"
         uuid = environment.read(device)["device_uuid"] if request["takes_turn"] else None
-        with gpu_lock(uuid, lambda holder: _say(out, holder=holder)):
+        with gpu_lock(uuid, lambda holder: send_answer(out, holder=holder)):
             found = _pose(out, experiment.resolve(device), request["num_tokens"], request["died"])
     except KvexpError as refusal:
-        _say(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
+        send_answer(out, refusal=str(refusal), typed_wrong=isinstance(refusal, ConfigError))
     except BaseException as fault:
         if not _is_of_cuda(fault):  # else the kernel that broke CUDA is to blame
-            _say(out, refusal=describe_error(fault, experiment.impl.target), typed_wrong=False)
+            send_answer(out, refusal=describe_error(fault, experiment.impl.target), typed_wrong=False)
         raise
     else:
-        _say(out, contract=found)
+        send_answer(out, contract=found)
 
 
 def _pose(out: IO[str], experiment: Experiment, num_tokens: list[int], died: list[list[Any]]) -> Any:
@@ -81,7 +82,7 @@ def _pose(out: IO[str], experiment: Experiment, num_tokens: list[int], died: lis
         sizes = [count for count in own if _fits(case, count, source.itemsize)]
         subject = Subject(impl, op, layout, source, case)
         before = {(clause, count) for clause, count in died}
-        return pose_clauses(subject, sizes, before, lambda ask: _say(out, ask=ask)).to_json()
+        return asdict(pose_clauses(subject, sizes, before, lambda ask: send_answer(out, ask=ask)))
 
 
 MOST_CPU_BYTES = 32 << 20
@@ -107,11 +108,6 @@ def _fits(case: Case, num_tokens: int, item_bytes: int) -> bool:
 
     free: int = torch.cuda.mem_get_info(torch.device(case.device))[0]
     return COPIES * rows_bytes <= free
-
-
-def _say(out: IO[str], **answer: Any) -> None:
-    out.write(json.dumps(answer) + "\n")
-    out.flush()
 
 
 if __name__ == "__main__":

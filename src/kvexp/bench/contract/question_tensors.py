@@ -35,13 +35,7 @@ WRAPS = 1 << 32
 class QuestionTensors:
     """The tensors that an op binds, for one question; see `workload.Tensors` for their shapes.
 
-    Args:
-        case: Sizes, types and device; `num_tokens` of the call.
-        op: What the call must write.
-        layout: Of the cache.
-        source: Type of key and value.
-        question: How the call differs from a plain one.
-        generator: Draws everything, on the case's device.
+    The generator, on the case's device, draws everything.
     """
 
     def __init__(

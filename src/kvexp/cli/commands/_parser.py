@@ -14,3 +14,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
         raise ConfigError(f"{self.prog.removeprefix('kvexp ')}: {message}; --help says what is possible")
+
+
+def make_sweep_parser(command: str, doc: str | None) -> Parser:
+    """Make the parser of a command that takes overrides beside its flags; no flag may be abbreviated."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return Parser(f"kvexp {command}", description=doc, formatter_class=raw, allow_abbrev=False)

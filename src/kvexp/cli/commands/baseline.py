@@ -4,13 +4,12 @@ kvexp baseline [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --
 is measured by 5 processes (repeat=5). An earlier baseline is replaced; commit baselines/ to keep it in git.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from kvexp.cli import gate_rules, say
-from kvexp.cli.commands._parser import Parser
+from kvexp.cli.commands._parser import make_sweep_parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.host import terminal
 from kvexp.results import baselines, point_identity, row_file
@@ -25,13 +24,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from kvexp.cli.compose import run_sweep  # here, since --help does without Hydra
 
-    parser = Parser(
-        "kvexp baseline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _, words = parser.parse_known_args(argv)
+    _, words = make_sweep_parser("baseline", __doc__).parse_known_args(argv)
     code, home = run_sweep(gate_rules.add_defaults(words), _check)
     if home is None:
         return code

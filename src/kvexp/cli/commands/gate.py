@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kvexp.cli import comparison_table, gate_rules
-from kvexp.cli.commands._parser import Parser
+from kvexp.cli.commands._parser import make_sweep_parser
 from kvexp.errors import ConfigError
 from kvexp.host import terminal
 from kvexp.measurement import Row, is_wrong
@@ -58,12 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = Parser(
-        "kvexp gate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_sweep_parser("gate", __doc__)
     comparison_table.add_flags(parser)
     return parser.parse_known_args(argv)
 

@@ -5,13 +5,12 @@ of docs/semantics.md holds, is broken (with the first wrong element), or is refu
 one holds and none is broken, 1 when one is broken, 3 when the implementation refuses everything.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from kvexp.bench.contract import SMALL
 from kvexp.bench.contract.ask import Asker
 from kvexp.cli import say
-from kvexp.cli.commands._parser import Parser
+from kvexp.cli.commands._parser import make_sweep_parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.experiment import Experiment
 from kvexp.host import terminal
@@ -30,13 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """
     from kvexp.cli.compose import compose_experiments  # here, since --help does without Hydra
 
-    parser = Parser(
-        "kvexp verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _, words = parser.parse_known_args(argv)
+    _, words = make_sweep_parser("verify", __doc__).parse_known_args(argv)
     asker = Asker(_report_wait)
     try:
         codes = [_verify(asker, experiment) for experiment in compose_experiments(words)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl import op_files
+from kvexp.impl import do_nothing, op_files
 from kvexp.impl.cuda.launcher import PLANS, Gpu, Launcher
 from kvexp.impl.cuda.options import parse_options
 from kvexp.op import Call
@@ -19,11 +19,7 @@ from kvexp.op import Call
 class Cuda:
     """The ops in CUDA C++; sizes are compile-time constants, one cubin each, cached on disk.
 
-    An op is the file of its name in this package, which `launcher` describes.
-
-    Args:
-        device: `cuda:N`.
-        **options: See `options.Options`.
+    An op is the file of its name in this package, which `launcher` describes; see `options.Options`, too.
     """
 
     name = "cuda"
@@ -48,19 +44,7 @@ class Cuda:
         self.gpu = Gpu(self.device.index, f"sm_{of.major}{of.minor}", of.multi_processor_count)
 
     def launcher(self, op: str, *arguments: Any) -> Launcher:
-        """Return a launcher of the op for every call whose tensors agree with these.
-
-        The calls may differ in the number of tokens and in the addresses, as long as the bitwise or of key's
-        and value's ends in the same four bits, and that of the caches' too. Nothing is compiled yet.
-
-        Args:
-            op: Its name.
-            *arguments: The op's own, in its order; `slot_mapping` is not read.
-
-        Returns:
-            Its `prepare(num_tokens)` gives a function of the addresses of the op's tensors, in its order, 0
-            for None, which launches on torch's current stream. The tensors' device must be the current one.
-        """
+        """See `Impl`; `slot_mapping` is not read."""
         file = importlib.import_module(f"{__name__}.{op}")
         spec, sizes, _ = file.fit(*arguments, options=self.options)
         return Launcher(spec, self.options, sizes, self.gpu)
@@ -69,7 +53,7 @@ class Cuda:
         """Bind the file's op to the tensors, which live as long as the call; launch nothing for no tokens."""
         spec, sizes, num_tokens = file.fit(*arguments, options=self.options)
         if not num_tokens:
-            return _do_nothing
+            return do_nothing
         launch = self._launcher(spec, self.options, sizes, self.gpu).prepare(num_tokens)
         alive = tuple(one for one in arguments if one is None or isinstance(one, Tensor))
         addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in alive)
@@ -83,7 +67,3 @@ class Cuda:
     def _launcher(self) -> Callable[..., Launcher]:
         """Makes each launcher once: thousands of calls of a curve share it."""
         return functools.lru_cache(PLANS)(Launcher)
-
-
-def _do_nothing() -> None:
-    """Do nothing, for no tokens."""

@@ -38,13 +38,7 @@ Macros = tuple[tuple[str, str | int], ...]
 
 @dataclass(frozen=True)
 class Gpu:
-    """The properties of a GPU that a launch depends on.
-
-    Attributes:
-        index: CUDA's number of the GPU.
-        arch: `sm_90` and the like.
-        sm_count: Multiprocessors.
-    """
+    """The properties of a GPU that a launch depends on; `arch` is `sm_90` and the like."""
 
     index: int
     arch: str
@@ -121,11 +115,7 @@ class Fitted(NamedTuple):
 class Launcher:
     """Launches one specialisation, for every call whose tensors lead to it.
 
-    Args:
-        spec: The specialisation.
-        options: The user's options.
-        sizes: The kernel's last arguments.
-        gpu: The tensors' device, which must be the current one.
+    Their GPU must be the current one. The sizes are the kernel's last arguments.
 
     Attributes:
         plan: Takes a number of tokens. Compiles and loads the kernel and returns the grid's CTAs in x and y,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kvexp.impl import op_files
+from kvexp.impl import do_nothing, op_files
 from kvexp.op import Call
 from kvexp.op.quantize import quantize
 
@@ -28,11 +28,7 @@ _OpMethods: Any = object
 
 @op_files(__name__, __path__)
 class Torch(_OpMethods):  # type: ignore[misc]  # a base of any type
-    """The ops in plain torch. Nothing synchronises, so CUDA graphs can capture them.
-
-    Args:
-        device: `cuda:N` or `cpu`.
-        compile: Compile the call with torch.compile.
+    """The ops in plain torch, compiled if asked. Nothing synchronises, so CUDA graphs can capture them.
 
     Attributes:
         compiled: Takes a function and returns the one to call in its place.
@@ -61,7 +57,7 @@ class Torch(_OpMethods):  # type: ignore[misc]  # a base of any type
         """Return the call that writes the tokens' rows to both caches; it does nothing for no tokens."""
         key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale = arguments
         if not slot_mapping.shape[0] or not num_blocks * block_size:
-            return _do_nothing
+            return do_nothing
         planes = [(key, as_indexable(key_cache), k_scale), (value, as_indexable(value_cache), v_scale)]
         parts = [planes[i : i + self._planes_at_once] for i in range(0, 2, self._planes_at_once)]
         write = self.compiled(_write)
@@ -85,10 +81,6 @@ def _write(
     block, offset = slot // block_size, slot % block_size
     for rows, cache, scale in planes:
         store(cache, _convert(rows, token, cache, kv_cache_dtype, scale), block, offset, any_valid)
-
-
-def _do_nothing() -> None:
-    """Do nothing, for no tokens."""
 
 
 def as_indexable(cache: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl import op_files
+from kvexp.impl import do_nothing, op_files
 from kvexp.impl.triton import source
 from kvexp.impl.triton.launch import Launcher
 from kvexp.op import Call, get_method
@@ -37,12 +37,7 @@ VIEWS = {
 
 @op_files(__name__, __path__)
 class Triton:
-    """The ops in Triton; on a CPU they are interpreted, verified and not timed.
-
-    Args:
-        device: `cuda:N`, or `cpu` with the interpreter.
-        **options: See `source.Options`.
-    """
+    """The ops in Triton, see `source.Options`; on a CPU they are interpreted, verified and not timed."""
 
     name = "triton"
 
@@ -61,22 +56,7 @@ class Triton:
             self.capability = (properties.major, properties.minor)
 
     def launcher(self, op: str, *arguments: Any) -> Launcher:
-        """Return a launcher of the op for every call whose tensors agree with these.
-
-        They have the same dtypes, sizes and strides; the bitwise or of the addresses of key and value ends in
-        the same four bits, and that of the caches too. Nothing is compiled yet.
-
-        Args:
-            op: The op's name.
-            *arguments: The op's.
-
-        Returns:
-            Its `prepare(num_tokens)` gives a function of the addresses of the op's tensors, in its order, 0
-            for None, which launches on torch's current stream. The tensors' device must be the current one.
-
-        Raises:
-            Unsupported: The op's method would refuse these arguments.
-        """
+        """See `Impl`; raises Unsupported where the op's method would refuse these arguments."""
         if self.interpreted:
             raise Unsupported("impl=triton on a CPU has no launcher: Triton's interpreter takes no addresses")
         get_method(self, op)  # refuses an op without a file
@@ -91,7 +71,7 @@ class Triton:
             return made
         plan, tensors, num_tokens = self._fit(file, *arguments)
         if not num_tokens:
-            return _do_nothing
+            return do_nothing
         if self.interpreted:
             return self._interpret(plan, tensors, num_tokens)
         addresses = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
@@ -132,7 +112,3 @@ class Triton:
                 "impl=triton converting to fp8 needs compute capability 9.0, where its conversion is "
                 f"exact; this GPU has {self.capability[0]}.{self.capability[1]}"
             )
-
-
-def _do_nothing() -> None:
-    """Do nothing, for no tokens."""

@@ -60,13 +60,9 @@ class Launcher:
     options: Options
 
     def prepare(self, num_tokens: int) -> Launch:
-        """Compile and load the kernel for so many tokens and return its launch.
+        """Compile and load the kernel for so many tokens, at least one, and return its launch.
 
-        Args:
-            num_tokens: At least one.
-
-        Returns:
-            A function of the addresses of the op's tensors in its order, 0 for one that is not read.
+        That takes the addresses of the op's tensors in its order, 0 for one that is not read.
 
         Raises:
             Unsupported: The grid would have too many programs, or the options do not suit the kernel.

@@ -75,12 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Gpu:
-    """The properties of a GPU that tiles depend on.
-
-    Attributes:
-        sm_count: Multiprocessors.
-        l2_bytes: Bytes of its L2.
-    """
+    """The properties of a GPU that tiles depend on: its multiprocessors and the bytes of its L2."""
 
     sm_count: int
     l2_bytes: int
@@ -169,14 +164,10 @@ class Write(NamedTuple):
     def fit(
         self, function: Any, sizes: tuple[int, ...], constants: dict[str, int], row_items: int, choose: Choose
     ) -> Fit:
-        """Fit a kernel to the call.
+        """Fit a kernel to the call; see `Plan` for the arguments.
 
-        Args:
-            function: It takes tensors, `num_tokens`, sizes, constants, FP8, PER_HEAD, the tile's constants.
-            sizes: The number of slots, then strides.
-            constants: The function's first constants.
-            row_items: See `Plan`.
-            choose: The same.
+        The function takes tensors, `num_tokens`, sizes, constants, FP8, PER_HEAD and the tile's constants.
+        The sizes are the number of slots, then strides.
         """
         key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale = self
         copy = kv_cache_dtype == "auto" or key.element_size() == 1
