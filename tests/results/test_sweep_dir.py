@@ -7,6 +7,7 @@ import pytest
 
 from kvexp.host import file_lock
 from kvexp.results import sweep_dir
+from kvexp.results.conf_files import complete_columns
 from tests.helpers.recorded_rows import row, sweep
 
 LATER = "2026-01-02/10-00-00-000002"
@@ -105,7 +106,7 @@ def test_a_right_row_counts_when_it_is_of_the_last_attempt(tmp_path):
     right, other = row(impl_hash="a"), row(impl_hash="a", num_tokens=4)
     again = other | {"status": "failed", "impl_hash": None}  # its process died while it was looked for
     sweep(tmp_path, [[right, other], [again]])
-    assert list(sweep_dir.read_right_rows(tmp_path)[1].values()) == [right]
+    assert list(sweep_dir.read_right_rows(tmp_path)[1].values()) == [complete_columns(right)]
 
 
 @pytest.mark.parametrize("record", [None, "{}", "[]", '{"id": 5}', """{"id": "' or 1"}"""])

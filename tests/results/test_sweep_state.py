@@ -45,6 +45,18 @@ def test_the_points_planned_are_those_of_every_composed_job(home):
     assert state.size(state.curves[0]) == 3
 
 
+def test_the_plan_of_before_a_key_or_an_option_was_there_is_read(home):
+    sweep(home, [curve({1: 2.0, 2: 3.0}, impl="cuda", impl_options='{"unroll":4}')])
+    plan(home, 0, [1, 2, 4], impl_options='{"unroll":4}')
+    file = home / "0" / ".hydra" / "plan.json"
+    content = json.loads(file.read_text())
+    for key in ("tp_to", "seed"):
+        del content["curve"][key]
+    file.write_text(json.dumps(content))
+    state = look(home)
+    assert state.size(state.curves[0]) == 3
+
+
 def test_every_repetition_is_planned_and_counted(home):
     sweep(home, [curve({1: 2.0}, repetition=1), curve({1: 4.0}, repetition=2), curve({1: 3.0}, repetition=3)])
     for number in range(3):

@@ -2,11 +2,14 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from kvexp.bench.impl_hash import conf_dir
+from kvexp.case import DEFAULTS
+from kvexp.results.labels import OPTIONS
 
 
 @functools.cache
@@ -46,12 +49,23 @@ def read_option(group: str, name: str) -> dict[str, Any]:
     return keys | {key: value for key, value in option.items() if key != "_target_"}
 
 
-@functools.lru_cache(1024)
-def add_missing_options(group: str, name: str, options: str) -> str:
-    """Return the options of a choice, JSON as a row holds it, with those that its file has gained since.
+def complete_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's or a plan's columns with what was not there when it was written.
 
-    A choice that conf/ does not have is left as it is, as is one with other options.
+    A key of the workload has its default, and an option what conf/ has. A choice that conf/ does not have is
+    left as it is, as is one with other options.
     """
+    options = {
+        f"{group}_options": _add_missing_options(group, columns[group], columns[f"{group}_options"])
+        for group in OPTIONS
+        if columns.get(group) and columns.get(f"{group}_options")
+    }
+    defaults = {key: default for key, default in DEFAULTS.items() if key not in columns}
+    return {**columns, **options, **defaults}
+
+
+@functools.lru_cache(1024)
+def _add_missing_options(group: str, name: str, options: str) -> str:
     if name not in list_options(group):
         return options
     held, known = json.loads(options), read_option(group, name)

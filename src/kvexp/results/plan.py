@@ -11,6 +11,7 @@ from kvexp.experiment import MEANING, Experiment
 from kvexp.host.plain_file import open_regular
 from kvexp.measurement import Row
 from kvexp.results import jsonl
+from kvexp.results.conf_files import complete_columns
 from kvexp.results.labels import CURVE
 from kvexp.results.load import SWEEP
 from kvexp.results.sweep_dir import name_of
@@ -60,11 +61,12 @@ def read_plan(job: Path) -> Plan | None:
     try:
         with open(job / PLAN, "rb", opener=open_regular) as handle:
             content = jsonl.loads(handle.read(_LARGEST_BYTES))
-        curve = {column: content["curve"][column] for column in CURVE}
+        columns = complete_columns(content["curve"])
+        curve = {column: columns[column] for column in CURVE}
         plan = Plan(curve, tuple(content["num_tokens"]), content["repeat"])
         hash((tuple(curve.values()), plan.num_tokens))  # a list or an object is no value of a column
         return plan if 0 < plan.repeat <= INT64 else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -13,14 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kvexp.case import DEFAULTS
 from kvexp.column import ANY, Column, Options, Positive
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.host.plain_file import open_plain
 from kvexp.measurement import COLUMNS, SCHEMA, STATUSES, Row
 from kvexp.results import jsonl
-from kvexp.results.conf_files import add_missing_options
-from kvexp.results.labels import OPTIONS
+from kvexp.results.conf_files import complete_columns
 
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
@@ -106,7 +104,7 @@ def sort_key(path: Path) -> list[tuple[bool, int, str]]:
 def check_row(where: str, row: dict[str, Any]) -> dict[str, Any]:
     """Check that the object is a row of this schema, and each column by its declaration; return the row.
 
-    A key of the workload that it lacks has its default, and so has an option of what conf/ has.
+    What it lacks since it is older is filled in; see `complete_columns`.
 
     Raises:
         ConfigError: It is not one, or a column has a value that no row can have. The sentence begins with
@@ -126,12 +124,7 @@ def check_row(where: str, row: dict[str, Any]) -> dict[str, Any]:
             if is_low or (value is None and column == "latency_us"):
                 raise ConfigError(f"{where}: {column} of an ok row cannot be {value!r:.80}")
     _check_columns(where, row, COLUMNS)
-    options = {
-        f"{group}_options": add_missing_options(group, row[group], row[f"{group}_options"])
-        for group in OPTIONS
-        if row.get(group) and row.get(f"{group}_options")
-    }
-    return row | options | {key: default for key, default in DEFAULTS.items() if key not in row}
+    return complete_columns(row)
 
 
 def _check_columns(where: str, columns: Mapping[str, Any], known: Mapping[str, Column]) -> None:
