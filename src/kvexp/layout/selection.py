@@ -50,9 +50,14 @@ def select(
     wish: str | None = None,
     twins: Mapping[str, str] | None = None,
 ) -> Selection:
-    """Return the layout that `auto` means for the op that will write the cache, whose twins are in `op.Op`.
+    """Return the layout that `auto` means for the op that will write the cache.
 
-    The KV-transfer connector, as the reason names it, asks for the layout `wish`, if for any.
+    Args:
+        op: Its name.
+        environ: The environment.
+        connector: The KV-transfer connector, as the reason names it.
+        wish: The layout that it asks for; None where it asks for none.
+        twins: The op's; see `kvexp.op.Op`.
 
     Raises:
         ConfigError: A variable names an unknown layout; the message lists the known ones.

@@ -19,7 +19,11 @@ from kvexp.op import Call
 class Cuda:
     """The ops in CUDA C++; sizes are compile-time constants, one cubin each, cached on disk.
 
-    An op is the file of its name in this package, which `launcher` describes; see `options.Options`, too.
+    An op is the file of its name in this package, which `launcher` describes.
+
+    Args:
+        device: `cuda:N`.
+        **options: See `options.Options`.
     """
 
     name = "cuda"

@@ -28,7 +28,11 @@ _OpMethods: Any = object
 
 @op_files(__name__, __path__)
 class Torch(_OpMethods):  # type: ignore[misc]  # a base of any type
-    """The ops in plain torch, compiled if asked. Nothing synchronises, so CUDA graphs can capture them.
+    """The ops in plain torch. Nothing synchronises, so CUDA graphs can capture them.
+
+    Args:
+        device: `cuda:N` or `cpu`.
+        compile: Compile the call with torch.compile.
 
     Attributes:
         compiled: Takes a function and returns the one to call in its place.

@@ -37,7 +37,12 @@ VIEWS = {
 
 @op_files(__name__, __path__)
 class Triton:
-    """The ops in Triton, see `source.Options`; on a CPU they are interpreted, verified and not timed."""
+    """The ops in Triton; on a CPU they are interpreted, verified and not timed.
+
+    Args:
+        device: `cuda:N`, or `cpu` with the interpreter.
+        **options: See `source.Options`.
+    """
 
     name = "triton"
 
