@@ -10,7 +10,7 @@ import torch
 from examples.serving import __main__ as program
 from examples.serving import figures, prediction
 from examples.serving.attention import PagedCache, plan_step
-from examples.serving.options import LAYOUTS, parse
+from examples.serving.options import parse
 from examples.serving.serve import Served, count_blocks, draw_arrivals, make_prompts
 from kvexp.errors import ConfigError
 from tests.helpers.recorded_rows import row
@@ -20,41 +20,34 @@ FEW = ("requests=5", "new_tokens=4", "mean_tokens=40", "rounds=1", "check=3")
 """Prompts are longer than a step takes tokens: they are read in parts, beside requests that decode."""
 
 
+SOME_LAYOUTS = ("NHD", "HND", "BHLNC")
+
+
 def serve(*words):
     """Serve; what is typed here replaces the usual words."""
     chosen = dict(word.split("=") for word in (*TINY, *FEW, *words))
     return program.main([f"{key}={value}" for key, value in chosen.items()])
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """The folder of one round in every layout."""
-    out = tmp_path_factory.mktemp("serving")
-    assert serve(f"layout={','.join(LAYOUTS)}", f"out={out}") == 0
-    return out
-
-
 def read_rounds(folder):
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
-def test_every_layout_serves_as_the_model_s_own_attention(served):
-    rounds = read_rounds(served)
-    assert {one["layout"] for one in rounds} == set(LAYOUTS)
+def test_layouts_serve_as_the_model_s_own_attention_and_a_round_once(tmp_path, capsys, monkeypatch):
+    assert serve(f"layout={','.join(SOME_LAYOUTS)}", f"out={tmp_path}") == 0
+    assert "their tokens are the same in all layouts" in capsys.readouterr().out
+    rounds = read_rounds(tmp_path)
+    assert {one["layout"] for one in rounds} == set(SOME_LAYOUTS)
     for one in rounds:
         found = one["figures"]
         assert (found["requests"], found["generated_tokens"]) == (5, 20)
         assert found["input_tokens"] == sum(map(len, make_prompts(parse([*TINY, *FEW]), 5)))
         assert 0 < found["median_ttft_ms"] < 1e3 * found["duration_s"]
-
-
-def test_a_round_that_is_there_is_not_served_again(served, capsys, monkeypatch):
-    before = (served / "rounds.jsonl").read_text()
+    # The same command serves nothing again.
     monkeypatch.setattr(figures, "compute", None)
-    assert serve("layout=NHD,HND", f"out={served}") == 0
-    assert "their tokens are the same in all layouts" in capsys.readouterr().out
-    assert (served / "rounds.jsonl").read_text() == before
-    assert serve("layout=NHD,HND", "seed=1", f"out={served}") == 2
+    assert serve("layout=HND", "check=1", f"out={tmp_path}") == 0
+    assert read_rounds(tmp_path) == rounds
+    assert serve("layout=HND", "seed=1", f"out={tmp_path}") == 2
     assert "rounds of other options" in capsys.readouterr().err
 
 
