@@ -95,6 +95,7 @@ def _track(options: Options, number: int, layout: str, found: Mapping[str, float
     if options.tracking == "none":
         return
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     from examples.serving.figures import format_table
 
@@ -105,7 +106,7 @@ def _track(options: Options, number: int, layout: str, found: Mapping[str, float
             mlflow.log_params({**_identify(options), "layout": layout, "round": number + 1})
             mlflow.log_metrics(dict(found))
             mlflow.log_text(format_table(found), "serving.txt")
-    except Exception as error:  # noqa: BLE001  # whatever a store raises, the round is on disk
+    except (MlflowException, OSError) as error:  # of the store; the round is on disk
         print(f"serving: not tracked in {options.tracking}: {error}", file=sys.stderr)
 
 

@@ -15,6 +15,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 import kvexp
+from kvexp.experiment import Choice
+from kvexp.impl import make
 
 NAME = "paged|kvexp"
 """The attention's name in transformers."""
@@ -103,14 +105,9 @@ def make_cache(layout: str, cache: Any) -> PagedCache:
         cache: transformers' PagedAttentionCache, which says how many blocks there are.
     """
     device = torch.device(cache.device)
-    if device.type == "cuda":
-        from kvexp.impl.triton import Triton as Reader
-
-        name = f"cuda:{device.index or 0}"
-    else:
-        from kvexp.impl.torch import Torch as Reader  # type: ignore[assignment]
-
-        name = "cpu"
+    on_gpu = device.type == "cuda"
+    name, target = ("triton", "kvexp.impl.triton.Triton") if on_gpu else ("torch", "kvexp.impl.torch.Torch")
+    reader = make(Choice(name, target), device=f"cuda:{device.index or 0}" if on_gpu else "cpu")
     count = len(cache.key_cache)
     for planes in (cache.key_cache, cache.value_cache):
         planes[:] = [plane.new_empty(0) for plane in planes]
@@ -127,8 +124,8 @@ def make_cache(layout: str, cache: Any) -> PagedCache:
     )
     return PagedCache(
         layout=layout,
-        writer="cuda" if device.type == "cuda" else "torch",
-        reader=Reader(name),
+        writer="cuda" if on_gpu else "torch",
+        reader=reader,
         layers=list(layers),
         block_size=cache.block_size,
         scale=torch.ones(1, device=device),

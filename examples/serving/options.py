@@ -43,7 +43,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a session serves.
+    """Hold what a session serves.
 
     Attributes:
         layout: Layouts that are compared, the first with each other one.

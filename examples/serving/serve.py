@@ -142,6 +142,7 @@ def _hand_in(
     begin = time.perf_counter()
     names, came = [], {}
     for prompt, arrival in zip(prompts, arrivals, strict=False):
+        # It is handed in when it arrives, not before.
         time.sleep(max(0.0, begin + arrival - time.perf_counter()))
         arrived = time.perf_counter()
         name = manager.add_request(prompt, max_new_tokens=new_tokens, record_timestamps=True, eos_token_id=-1)

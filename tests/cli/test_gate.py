@@ -41,7 +41,7 @@ def measured(tmp_path_factory):
 
 @pytest.fixture
 def gate_dir(measured, monkeypatch):
-    """That folder; the curves of each round are measured here, since a process for each takes seconds."""
+    """Give that folder; its curves are measured here, since a process for each takes seconds."""
     _go(monkeypatch, measured)
     run = runner.run
     monkeypatch.setattr(
@@ -54,7 +54,7 @@ def gate_dir(measured, monkeypatch):
 
 @pytest.fixture
 def gate_apart(measured, monkeypatch):
-    """That folder; each round is measured by a process of its own."""
+    """Give that folder; each round is measured by a process of its own."""
     _go(monkeypatch, measured)
 
 

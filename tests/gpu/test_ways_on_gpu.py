@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kvexp.bench import environment, run_curve
-from kvexp.impl import copy_engine
+from kvexp.impl import Refreshing
 from tests.helpers import compose
 
 LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
@@ -53,7 +53,7 @@ def test_copy_engines_are_not_captured(impl):
 
 @pytest.mark.parametrize("impl", ["batch", "memcpy2d"])
 def test_numbers_of_the_binding_are_found(impl, monkeypatch):
-    monkeypatch.setattr(copy_engine.CopyEngine, "refresh", lambda self: None)
+    monkeypatch.setattr(Refreshing, "refresh", lambda self: None)
     for point in assert_status("incorrect", f"impl={impl}", *NO_GRAPH):
         assert "keeps what it saw" in point.reason
 

@@ -8,6 +8,7 @@ import torch
 from kvexp.bench import run_curve
 from kvexp.errors import Unsupported
 from kvexp.gpu import copy_engine, far_memory
+from kvexp.impl import Refreshing
 from kvexp.impl import copy_engine as engines
 from kvexp.impl.cuda import staged
 from kvexp.impl.torch import Torch
@@ -56,7 +57,7 @@ def on_host(monkeypatch):
     """Let the host do what copy engines and the CUDA kernel would."""
     monkeypatch.setattr(copy_engine, "Batch", HostBatch)
     monkeypatch.setattr(copy_engine, "Rectangles", HostRectangles)
-    monkeypatch.setattr(engines.CopyEngine, "__init__", lambda self, device: setattr(self, "_calls", set()))
+    monkeypatch.setattr(engines.CopyEngine, "__init__", lambda self, device: Refreshing.__init__(self))
     monkeypatch.setattr(staged, "Cuda", Torch)
     monkeypatch.setattr(far_memory, "is_on_host", lambda tensor: False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -84,8 +85,7 @@ def test_their_copies_are_the_law_s(impl, layout):
 @pytest.mark.parametrize("impl", compose.COPY_ENGINES)
 @pytest.mark.usefixtures("on_host")
 def test_one_that_keeps_the_numbers_of_its_binding_is_found(impl, monkeypatch):
-    for made in (engines.CopyEngine, staged.Staged):
-        monkeypatch.setattr(made, "refresh", lambda self: None)
+    monkeypatch.setattr(Refreshing, "refresh", lambda self: None)
     for point in measure(impl, num_tokens=(40,)):
         assert point.status == "incorrect"
         assert point.reason.startswith("the call keeps what it saw when it was bound")

@@ -45,7 +45,7 @@ _locks = ExitStack()
 """Holds the sweep's folder while it is composed and measured: Hydra writes there from the first job on."""
 
 _existing: set[Path] = set()
-"""What was there before the command, which it must not remove; empty until it has looked."""
+"""Files and folders from before the command, which must stay; empty until it has looked."""
 
 
 def run_sweep(

@@ -8,12 +8,14 @@ supports it has a method of the op's name and arguments, which sets everything u
 
 import importlib
 import pkgutil
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 from kvexp import op as ops
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice
+from kvexp.op import Call
 
 
 class Impl(Protocol):
@@ -43,6 +45,36 @@ class Impl(Protocol):
         Raises:
             Unsupported: It cannot run on this device; the message says what to do instead.
         """
+
+
+class HostCall(Protocol):
+    """A bound call that derives something on the host from tensors which may change."""
+
+    def update(self) -> None:
+        """Derive it anew."""
+        ...
+
+    def __call__(self) -> None:
+        """Launch the call."""
+        ...
+
+
+class Refreshing:
+    """Bind calls that derive something on the host, outside what is timed."""
+
+    def __init__(self) -> None:
+        self._calls: weakref.WeakSet[HostCall] = weakref.WeakSet()
+
+    def keep(self, call: HostCall) -> Call:
+        """Let the call derive what it needs, now and at each `refresh`; return it."""
+        call.update()
+        self._calls.add(call)
+        return call
+
+    def refresh(self) -> None:
+        """Let every bound call derive it anew; called after the tensors have changed."""
+        for call in self._calls:
+            call.update()
 
 
 T = TypeVar("T", bound=type)

@@ -4,7 +4,6 @@ The host gives the engines addresses and sizes. It makes them from the numbers o
 call, as an engine that plans a transfer has them, so `refresh` must be called after the numbers change.
 """
 
-import weakref
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from kvexp.errors import Unsupported
 from kvexp.gpu import copy_engine
+from kvexp.impl import Refreshing
 from kvexp.layout.pieces import (
     Dim,
     Integers,
@@ -76,7 +76,7 @@ class _Rectangles(_Copies):
         self._rectangles.submit()
 
 
-class CopyEngine:
+class CopyEngine(Refreshing):
     """The copy engines as an implementation of op.transfer."""
 
     name: str
@@ -88,32 +88,24 @@ class CopyEngine:
             raise Unsupported(
                 f"impl={self.name} drives the copy engines of an NVIDIA GPU; on a CPU try impl=torch"
             )
-        self._calls: weakref.WeakSet[_Copies] = weakref.WeakSet()
+        super().__init__()
 
     def transfer(
         self, source: Tensor, source_blocks: Tensor, destination: Tensor, destination_blocks: Tensor
     ) -> Call:
         """Bind `op.transfer` to these tensors."""
-        call = self.copies(source, source_blocks, destination, destination_blocks)
-        call.update()
-        self._calls.add(call)
-        return call
-
-    def refresh(self) -> None:
-        """Make the addresses of every bound call anew."""
-        for call in self._calls:
-            call.update()
+        return self.keep(self.copies(source, source_blocks, destination, destination_blocks))
 
 
 class Batch(CopyEngine):
-    """Each contiguous run of bytes is one copy of a batch, which one call of cuMemcpyBatchAsync submits."""
+    """Copy each contiguous run of bytes as one of a batch, which one call of cuMemcpyBatchAsync submits."""
 
     name = "batch"
     copies = _Batch
 
 
 class Memcpy2D(CopyEngine):
-    """Pieces that lie one distance apart are the rows of one cuMemcpy2DAsync: of a block of NHD all slots."""
+    """Copy pieces that lie one distance apart by one cuMemcpy2DAsync: all slots of a block of NHD."""
 
     name = "memcpy2d"
     copies = _Rectangles

@@ -15,7 +15,7 @@ ELEMENTS = 8
 MOST_THREADS = 1024
 DECODE_HEAD_SIZES = (64, 128, 256)
 WORKSPACE_BYTES = 128 << 20
-"""What FlashInfer's documentation advises for the partial results of a decode."""
+"""Bytes for the partial results of a decode, as FlashInfer's documentation advises."""
 
 
 class FlashInfer:

@@ -16,7 +16,7 @@ from kvexp.results.merge import PROCESSES
 from kvexp.results.verdict import Verdict, judge_processes
 
 BASELINE = "NHD"
-"""What other layouts are compared with; where it was not measured, the first one is."""
+"""Layout that the others are compared with; where it was not measured, the first one is."""
 
 CONTROL_PROCESSES = 4
 """Processes from which on each half of them scatters; it is judged by that, as all of them are."""

@@ -23,7 +23,7 @@ from kvexp.results.conf_files import complete_columns
 ROWS = "rows.jsonl"
 SAMPLES = "samples.jsonl"
 TRACEBACKS = "tracebacks.txt"
-"""Those of a job's failed points, for whoever wrote the implementation."""
+"""Tracebacks of a job's failed points, for whoever wrote the implementation."""
 
 _POSITIVE = tuple(column for column, declared in COLUMNS.items() if isinstance(declared, Positive))
 

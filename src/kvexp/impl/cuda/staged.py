@@ -7,12 +7,13 @@ from torch import Tensor
 
 from kvexp.errors import Unsupported
 from kvexp.gpu import copy_engine, far_memory
+from kvexp.impl import Refreshing
 from kvexp.impl.cuda import Cuda
 from kvexp.layout.pieces import BLOCK_DIM, find_block_pieces, join_neighbours, list_addresses, list_offsets
 from kvexp.op import Call, get_method
 
 
-class Staged:
+class Staged(Refreshing):
     """The kernel of impl=cuda into memory of its GPU, then one batch of copies of what is contiguous there.
 
     Blocks of the destination that follow one another are one copy. As with impl=batch, their numbers are read
@@ -27,8 +28,8 @@ class Staged:
     untimed = ""
 
     def __init__(self, device: str, **options: object) -> None:
+        super().__init__()
         self._kernels = Cuda(device, **options)
-        self._calls: weakref.WeakSet[_Call] = weakref.WeakSet()
         # Calls follow one another on one stream, so that those of one size share the memory.
         self._staging: weakref.WeakValueDictionary[tuple[object, ...], Tensor] = weakref.WeakValueDictionary()
 
@@ -48,15 +49,7 @@ class Staged:
         staging = self._share_staging(destination, len(source_blocks))
         numbers = torch.arange(len(source_blocks), device=source.device)
         gather = get_method(self._kernels, "transfer")(source, source_blocks, staging, numbers)
-        call = _Call(gather, staging, numbers, destination, destination_blocks)
-        call.update()
-        self._calls.add(call)
-        return call
-
-    def refresh(self) -> None:
-        """Make the addresses of every bound call anew."""
-        for call in self._calls:
-            call.update()
+        return self.keep(_Call(gather, staging, numbers, destination, destination_blocks))
 
     def _share_staging(self, destination: Tensor, blocks: int) -> Tensor:
         """Return memory of so many blocks whose dims lie as the destination's, without gaps."""
