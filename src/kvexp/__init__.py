@@ -12,31 +12,19 @@ from kvexp.op import list_functions, list_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    # An op without a line here has the type Any.
-    from kvexp.api import (
-        KVCache as KVCache,
+    # Type checkers and editors read these names; nothing here uses them. An op without a line has the type Any.
+    from kvexp.api import (  # noqa: F401
+        KVCache,
+        allocate,
+        allocate_layers,
+        select_layout,
+        stride_order,
+        verify,
     )
-    from kvexp.api import (
-        allocate as allocate,
-    )
-    from kvexp.api import (
-        allocate_layers as allocate_layers,
-    )
-    from kvexp.api import (
-        select_layout as select_layout,
-    )
-    from kvexp.api import (
-        stride_order as stride_order,
-    )
-    from kvexp.api import (
-        verify as verify,
-    )
-    from kvexp.op.reshape_and_cache import reshape_and_cache as reshape_and_cache
-    from kvexp.op.reshape_and_cache_flash import reshape_and_cache_flash as reshape_and_cache_flash
-    from kvexp.op.reshape_and_cache_flash_diffkv import (
-        reshape_and_cache_flash_diffkv as reshape_and_cache_flash_diffkv,
-    )
-    from kvexp.results.export import load as load
+    from kvexp.op.reshape_and_cache import reshape_and_cache  # noqa: F401
+    from kvexp.op.reshape_and_cache_flash import reshape_and_cache_flash  # noqa: F401
+    from kvexp.op.reshape_and_cache_flash_diffkv import reshape_and_cache_flash_diffkv  # noqa: F401
+    from kvexp.results.export import load  # noqa: F401
 
 _NAMES = (
     "KVCache",
