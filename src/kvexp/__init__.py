@@ -12,7 +12,8 @@ from kvexp.op import list_functions, list_names
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    # Type checkers and editors read these names; nothing here uses them. An op without a line has the type Any.
+    # Type checkers and editors read these names; nothing here uses them.
+    # An op without a line here has the type Any.
     from kvexp.api import (  # noqa: F401
         KVCache,
         allocate,
