@@ -165,3 +165,14 @@ def test_an_op_from_elsewhere_has_its_name():
 def test_a_page_on_one_op_or_one_layout_has_no_such_sentences():
     assert said(measured({"NHD": {WRITE: 1.0}, "HND": {WRITE: 2.0}})) == {}
     assert said(measured({"NHD": ALIKE})) == {}
+
+
+def test_a_transfer_alone_says_what_each_way_costs():
+    found = said(
+        measured({"NHD": {TRANSFER: 8000.0}, "HND": {TRANSFER: 500.0}}, to="host", impl="batch"),
+        measured({"NHD": {TRANSFER: 40.0}, "HND": {TRANSFER: 40.0}}, to="device"),
+    )
+    hand = "To hand 8,192 tokens to a rank of another size (TP 1 to 2, to="
+    assert found[f"{hand}host), by batch"] == "NHD 8,000 µs; HND 500 µs, 16.0 times as fast."
+    assert found[f"{hand}device), by cuda"].startswith("NHD 40.0 µs; HND 40.0 µs: none found;")
+    assert not said(measured({"NHD": {WRITE: 8.0}, "HND": {WRITE: 10.0}}))

@@ -182,7 +182,8 @@ def test_of_a_kernel_changed_between_repetitions_the_last_state_counts():
 @pytest.mark.parametrize("file", DOCUMENTED, ids=lambda file: f"{file.parent.name} {file.stem}")
 def test_the_documents_rows_are_read_and_reported_whatever_their_layout_is_called_today(file, tmp_path):
     found = load.read([file], tmp_path)
-    assert {point.word for point in compare(found, found)} == {"same"}
+    # A point that scatters more than processes differ by cannot be told from itself.
+    assert {point.word for point in compare(found, found)} in ({"same"}, {"same", "ambiguous"})
     content = build_content(found)
     assert sum(len(table.lines) for _, tables in content.sections[0].panels for table in tables) > 0
     there = {one["layout"] for one in found if one["command"]}

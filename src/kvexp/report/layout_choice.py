@@ -7,13 +7,13 @@ from typing import Any
 from kvexp.measurement import Row
 from kvexp.report.findings import Finding
 from kvexp.report.format import join_or, number
-from kvexp.report.layout_costs import UNTOLD, Task, describe_differences
+from kvexp.report.layout_costs import HANDOVER, UNTOLD, Task, describe_differences
 from kvexp.report.speedups import get_latency_us, is_comparable, judge_points
 from kvexp.results.load import SWEEP
 from kvexp.results.verdict import Verdict, choose_word
 
-STEP, HANDOVER = ("write", "read"), "transfer"
-"""Roles of ops: a step does the first two in each layer, and a request is handed over once, in all layers."""
+STEP = ("write", "read")
+"""Roles of ops that a step does in each layer; a request is handed over once, in all layers."""
 
 _WAYS = ("op", "impl", "impl_options", "layout", "mode", "num_blocks", SWEEP)
 _DESTINATION = ("tp_from", "tp_to", "to")

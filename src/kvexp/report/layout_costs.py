@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from string import Formatter
 from typing import Any
 
 from kvexp import op as ops
@@ -20,6 +21,9 @@ BASELINE = "NHD"
 
 CONTROL_PROCESSES = 4
 """Processes from which on each half of them scatters; it is judged by that, as all of them are."""
+
+HANDOVER = "transfer"
+"""Role of the ops that hand a request over."""
 
 UNTOLD = "no difference can be told"
 
@@ -54,7 +58,10 @@ class Task:
 
 
 def list_tasks(machine: Machine) -> list[Task]:
-    """List what was measured in two layouts or more; nothing unless that has two parts in serving or more."""
+    """List what was measured in two layouts or more.
+
+    One part of serving alone says what it costs only where requests are handed over: there the way counts.
+    """
     found: dict[tuple[Any, ...], list[Line]] = {}
     for line in machine.ranked:
         found.setdefault(tuple(value for key, value in line.key.items() if key != "layout"), []).append(line)
@@ -64,10 +71,11 @@ def list_tasks(machine: Machine) -> list[Task]:
         ways.setdefault(first.key["op"], []).append(replace(first, key={**first.key, "layout": ""}))
     tasks = []
     for lines in compared:
-        way = describe(lines[0], dict.fromkeys(["impl", *find_varied(ways[lines[0].key["op"]])]))
+        varied = find_varied(ways[lines[0].key["op"]])
         sizes = sorted({row["num_tokens"] for line in lines for row in line.points})
-        tasks += [task for size in sizes if (task := _make_task(lines, size, way))]
-    return tasks if len({task.role for task in tasks}) > 1 else []
+        tasks += [task for size in sizes if (task := _make_task(lines, size, varied))]
+    roles = {task.role for task in tasks}
+    return tasks if len(roles) > 1 or HANDOVER in roles else []
 
 
 def describe_control(tasks: Sequence[Task]) -> Finding:
@@ -123,7 +131,7 @@ def _differs(verdict: Verdict) -> bool:
     return verdict.word in ("faster", "slower")
 
 
-def _make_task(lines: Sequence[Line], size: int, way: str) -> Task | None:
+def _make_task(lines: Sequence[Line], size: int, varied: Sequence[str]) -> Task | None:
     points = {line.key["layout"]: row for line in lines if (row := line.at(size)) is not None}
     if len(points) < 2:
         return None
@@ -132,10 +140,12 @@ def _make_task(lines: Sequence[Line], size: int, way: str) -> Task | None:
     row = next(iter(points.values()))
     name, known = row["op"], {column: value for column, value in row.items() if value is not None}
     op = ops.load(name) if name in ops.list_names() else None
+    deed = op.deed if op and op.deed else f"call {name} with {tokens(size)}"
+    told = {column for _, column, _, _ in Formatter().parse(deed)}
     return Task(
         role=op.role if op and op.role else name,
-        deed=op.deed.format_map(DEFAULTS | known) if op and op.deed else f"call {name} with {tokens(size)}",
-        way=way,
+        deed=deed.format_map(DEFAULTS | known),
+        way=describe(lines[0], ["impl", *(column for column in varied if column not in {"impl", *told})]),
         setting=lines[0].key,
         points=points,
     )
