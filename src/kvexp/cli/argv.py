@@ -25,6 +25,9 @@ MOST_CURVES = 100_000
 ADDRESS = "tracking.uri"
 """The key of the store's address."""
 
+_NODES = ("hydra.sweep", "hydra.job", "hydra.sweeper", "hydra.launcher")
+"""Nodes of Hydra's of which Hydra and kvexp read keys."""
+
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -199,8 +202,8 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{text!r} is refused: only YAML files name classes (--config-dir)")
         if not key:
             raise ConfigError(f"{text!r} names no key; write key=value")
-        if key == "hydra" or key.startswith("hydra.callbacks"):
-            raise ConfigError(f"{text!r} is refused, since kvexp is started by a callback of hydra's")
+        if key == "hydra" or (key in _NODES and not isinstance(override.value(), dict)):
+            raise ConfigError(f"{key} must have its keys; hydra.sweep.dir=FOLDER says where a sweep goes")
         if key == "hydra.mode":
             raise ConfigError("hydra.mode is refused, since kvexp always sweeps; --cfg job only prints")
         if key == "hydra.sweep.subdir":
@@ -216,6 +219,9 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
             _check_sweep(text, override, line.measures)
         if key in help.GROUPS:
             _check_group(text, override, dirs)
+        if key in ("hydra/launcher", "hydra/sweeper") and override.value() not in help.options(key, dirs):
+            names = ", ".join(help.options(key, dirs))
+            raise ConfigError(f"{text!r} would run curve after curve, which a sweep is not; choose {names}")
 
 
 def _check_sweep(text: str, override: Override, measures: bool) -> None:

@@ -26,7 +26,7 @@ HOLDS_ROWS = "{} holds the rows of another sweep; choose another hydra.sweep.dir
 
 
 class Collector:
-    """The task that Hydra calls once per job; it collects curves and measures nothing.
+    """Collect the curves of a sweep's jobs; measure nothing.
 
     Attributes:
         valid: Each curve that can be measured, with its folder and its overrides.
@@ -44,7 +44,7 @@ class Collector:
         self._records: list[str] = []
         self._meanings: dict[str, set[str]] = {}
 
-    def __call__(self, config: DictConfig) -> None:
+    def add(self, config: DictConfig) -> None:
         """Add the job's curve to the valid or to the invalid ones.
 
         Paths belong to the folder where kvexp was typed, also with hydra.job.chdir=true. Hydra's own path of

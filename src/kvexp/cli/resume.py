@@ -64,7 +64,6 @@ def place_curves(line: CommandLine, folder: Path | None) -> CommandLine:
     where = (
         f"{_SWEEP_DIR}={quote_value(str(folder))}",
         f"hydra.sweep.subdir='${{kvexp.plus:{number},${{hydra.job.num}}}}'",
-        "hydra.callbacks.sweep_start.resumes=true",
     )
     return replace(line, overrides=(*line.overrides, *where))
 

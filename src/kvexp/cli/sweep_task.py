@@ -1,0 +1,177 @@
+"""The task that Hydra is given: kvexp's launcher hands it the composed jobs of a sweep."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self, cast
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from kvexp.cli import say
+from kvexp.cli.argv import MOST_CURVES, count_values
+from kvexp.cli.cleanup import list_existing, remove_unused_folder
+from kvexp.cli.collector import HOLDS_ROWS, Collector
+from kvexp.errors import ConfigError
+from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.row_file import ROWS, make_folder
+
+MANY = 10
+"""Curves above which composing is announced: Hydra needs about 0.1 s for each, silently."""
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+"""The variable that lets Hydra's errors pass: by default it prints them and exits."""
+
+Outcome = tuple[int, Path | None]
+"""The exit code, and the sweep's folder, if there is one."""
+
+
+class SweepTask:
+    """Prepare a sweep's folder, collect its curves, and have them measured while the folder is held.
+
+    Args:
+        collector: Takes each job.
+        measure: Called when all of them are valid.
+
+    Attributes:
+        outcome: What `measure` returned; None until then.
+    """
+
+    def __init__(self, collector: Collector, measure: Callable[[], Outcome | None]) -> None:
+        self.outcome: Outcome | None = None
+        self._collector = collector
+        self._measure = measure
+        self._locks = ExitStack()
+        self._folder: Path | None = None
+        self._existing: frozenset[Path] = frozenset()
+        self._typed_full_error = os.environ.get(FULL_ERROR)
+
+    def __enter__(self) -> Self:
+        """Hold nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the folder up."""
+        self._locks.close()
+
+    def __call__(self, config: DictConfig) -> None:
+        """Refuse a launcher that calls its task with one job after another: kvexp's call `run`.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError("a sweep is measured as one; choose hydra/launcher=local and hydra/sweeper=product")
+
+    def hold(self, folder: Path) -> None:
+        """Hold the folder of a sweep.
+
+        Raises:
+            ConfigError: Another process does.
+        """
+        self._locks.enter_context(sweep_folder.hold_for_sweep(folder))
+
+    def begin(self, config: DictConfig) -> None:
+        """Make and hold the sweep's folder before the first job is composed, and announce a long composition.
+
+        Hydra writes there before a job is measured, and jobs get numbers.
+
+        Raises:
+            ConfigError: The folder has the rows of another sweep or cannot be used, or jobs are too many.
+        """
+        HydraConfig.instance().set_config(config)
+        folder = Path(config.hydra.sweep.dir)
+        count = _count_jobs(config)
+        try:
+            self._existing = list_existing(folder.absolute())
+            self._folder = folder.absolute()
+            if not self._collector.resumes and (any(folder.glob(ROWS)) or any(folder.glob(f"*/{ROWS}"))):
+                raise ConfigError(HOLDS_ROWS.format(folder))
+            sweep_folder.check_links(folder, is_new=not self._collector.resumes)
+            make_folder(folder)
+            self.hold(folder)
+        except OSError as error:  # a name that is too long
+            raise ConfigError(f"{folder} cannot be used ({error.strerror})") from error
+        except RecursionError as error:
+            raise ConfigError(f"{folder} cannot be used (too many folders in one another)") from error
+        if count > MANY:
+            say(f"composing {count} curves\n")
+
+    def run(self, configs: Iterable[DictConfig]) -> list[JobReturn]:
+        """Collect the jobs, check them as one sweep, and have them measured.
+
+        Raises:
+            ConfigError: One is wrong, or all of them are as one sweep.
+            Ended: Measuring raised.
+        """
+        jobs = [self._collect(config) for config in configs]
+        self._collector.check()
+        try:
+            with set_variable(FULL_ERROR, self._typed_full_error):
+                self.outcome = self._measure()
+        except BaseException as error:
+            raise Ended(error) from error
+        return jobs
+
+    def remove_folder(self) -> None:
+        """Remove the sweep's folder where this command has made it and nothing was measured."""
+        self._locks.close()
+        if self._folder and self._existing:
+            with suppress(OSError):
+                remove_unused_folder(self._folder, self._existing)
+
+    def _collect(self, config: DictConfig) -> JobReturn:
+        HydraConfig.instance().set_config(config)
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        self._collector.add(own)
+        overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))
+        return JobReturn(overrides=overrides, cfg=own, status=JobStatus.COMPLETED)
+
+
+class Ended(BaseException):
+    """Carries what measuring raised past Hydra, and past what explains errors of composing.
+
+    Attributes:
+        error: What was raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+@contextmanager
+def set_variable(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable of the environment, or unset it where the value is None; put it back in the end."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _count_jobs(config: DictConfig) -> int:
+    """Count the sweep's jobs; what is typed replaces a preset's values of the same key.
+
+    Raises:
+        ConfigError: They are too many.
+    """
+    # Unresolved: a typed interpolation is one text among the overrides.
+    hydra_config = cast(dict[str, Any], OmegaConf.to_container(config.hydra, resolve=False))
+    swept = [f"{key}={value}" for key, value in (hydra_config["sweeper"]["params"] or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*swept, *hydra_config["overrides"]["task"]])
+    by_key = {override.get_key_element(): override for override in overrides}
+    count = math.prod(map(count_values, filter(Override.is_discrete_sweep, by_key.values())))
+    if count > MOST_CURVES:
+        raise ConfigError(f"what was typed are {count:,} curves, and a sweep has at most {MOST_CURVES:,}")
+    return count
