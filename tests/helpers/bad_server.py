@@ -12,6 +12,7 @@ _DRIP_SECONDS = 2.0
 _ANSWERS = {
     "500": b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
     "429": b"HTTP/1.1 429 No\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n",
+    "503": b"HTTP/1.1 503 No\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n",
     "redirect": b"HTTP/1.1 302 No\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n",
     "html": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(_HTML) + _HTML,
 }
