@@ -118,7 +118,7 @@ def wait_for_curves(uri, number, process):
         time.sleep(0.05)  # who asks without a pause keeps the store from whoever fills it
 
 
-@pytest.mark.usefixtures("inline_tracker")
+@pytest.mark.usefixtures("inline_tracker", "database")
 def test_what_was_not_tracked_is_sent_once_and_never_again(place, typed, sweep):
     first, second = typed("sync"), typed("sync", str(sweep))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
