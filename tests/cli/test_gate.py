@@ -132,6 +132,7 @@ def test_a_baseline_of_a_disturbed_machine_or_of_fewer_processes_is_written_with
     gate_dir, monkeypatch, capfd, tmp_path
 ):
     _go(monkeypatch, tmp_path)
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(gate_dir / "cache"))
     (tmp_path / "my_conf").symlink_to(gate_dir / "my_conf")
     last, append = [], RowFile.append
 
