@@ -17,12 +17,6 @@ from tests.helpers import compose, oracle
 KINDS = ("fp8_e4m3", "fp8_e5m2")
 
 
-def by_turns(pairs, others, number):
-    """Each op with its layout, and each of the others, with every `number`-th of the other list."""
-    every = product(enumerate(pairs), enumerate(others))
-    return [(pair, other) for (i, pair), (j, other) in every if (i + j) % number == 0]
-
-
 PAIRS = compose.pairs()
 FLASH, PAGED = {"op": oracle.FLASH}, {"op": oracle.PAGED}
 # One value of each goes by turns: every pair of values is there, and triples repeat only the code of pairs.
@@ -191,7 +185,7 @@ class TestCompiledWithoutAGpu:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets where there is no GPU")
 class TestInterpreted:
-    @pytest.mark.parametrize(("pair", "slots"), by_turns(PAIRS, SLOTS, 3))
+    @pytest.mark.parametrize(("pair", "slots"), compose.by_turns(PAIRS, SLOTS, 3))
     def test_a_copy_keeps_every_bit_of_nan_too(self, pair, slots):
         op, layout = pair
         posed = oracle.problem("cpu", SLOTS[slots], op=op, layout=layout, dtype="half", num_heads=3)
@@ -210,7 +204,7 @@ class TestInterpreted:
         )  # fmt: skip
         oracle.assert_writes("triton", posed)
 
-    @pytest.mark.parametrize(("pair", "kind"), by_turns(PAIRS, KINDS, 2))
+    @pytest.mark.parametrize(("pair", "kind"), compose.by_turns(PAIRS, KINDS, 2))
     def test_fp8_sources_are_copied_into_either_type_of_cache(self, pair, kind):
         op, layout = pair
         posed = oracle.problem(
@@ -221,7 +215,7 @@ class TestInterpreted:
 
     @pytest.mark.parametrize(
         ("pair", "types"),
-        by_turns(PAIRS, list(product(oracle.WIDE, KINDS, ("per_tensor", "per_head"))), 5),
+        compose.by_turns(PAIRS, list(product(oracle.WIDE, KINDS, ("per_tensor", "per_head"))), 5),
     )
     def test_fp8_codes_land_in_their_places(self, monkeypatch, pair, types):
         (op, layout), (dtype, kind, scale) = pair, types
@@ -230,7 +224,7 @@ class TestInterpreted:
 
     @pytest.mark.parametrize(
         ("pair", "sizes"),
-        by_turns(
+        compose.by_turns(
             [pair for pair in PAIRS if pair[0] != oracle.PAGED],
             list(
                 product([(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)], ("per_tensor", "per_head"))

@@ -2,7 +2,6 @@
 
 import math
 import re
-from itertools import product
 
 import pytest
 import torch
@@ -26,17 +25,11 @@ WRONG = r"[\d.]+ % of the 192 elements written to output are wrong"
 SIZES = {"num_query_heads": 6, "num_blocks": 64, "context": 20, "num_tokens": (1, 5)}
 
 
-def by_turns(layouts, types, number):
-    """Each layout and each type with every `number`-th of the other."""
-    pairs = product(enumerate(layouts), enumerate(types))
-    return [(layout, kind) for (i, layout), (j, kind) in pairs if (i + j) % number == 0]
-
-
 def measured(**chosen):
     return list(run_curve.run(tiny_curve.curve(op="paged_decode", **{**SIZES, **chosen}), {}))
 
 
-@pytest.mark.parametrize(("layout", "types"), by_turns(LAYOUTS, TYPES, 2))
+@pytest.mark.parametrize(("layout", "types"), compose.by_turns(LAYOUTS, TYPES, 2))
 def test_outputs_are_verified_in_every_layout_and_type(layout, types):
     dtype, kv_cache_dtype, scale = types
     chosen = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "scale": scale}
@@ -55,8 +48,8 @@ def test_outputs_are_verified_at_any_length_and_grouping(context, sizes):
 @pytest.mark.parametrize(
     ("layout", "types", "context"),
     [
-        *((*pair, 20) for pair in by_turns(LAYOUTS, [*TYPES, ("bfloat16", "fp8_e5m2", "per_tensor")], 3)),
-        *(("HND", types, 300) for types in TYPES[2:4]),
+        *((*pair, 20) for pair in compose.by_turns(LAYOUTS, TYPES, 3)),
+        *(("HND", types, 300) for types in (TYPES[2], ("bfloat16", "fp8_e5m2", "per_tensor"))),
     ],
 )
 def test_triton_is_right_in_one_part_and_in_several(layout, types, context):

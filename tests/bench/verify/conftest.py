@@ -1,5 +1,3 @@
-from itertools import product
-
 import pytest
 
 from tests.helpers import compose
@@ -22,15 +20,7 @@ def layout(request):
     return request.param
 
 
-# Each layout and each kind, with every third of the other.
-CHOSEN = [
-    (layout, kind)
-    for (i, layout), (j, kind) in product(enumerate(compose.options("layout")), enumerate(KINDS))
-    if (i + j) % 3 == 0
-]
-
-
-@pytest.fixture(params=CHOSEN, ids="-".join)
+@pytest.fixture(params=compose.by_turns(compose.options("layout"), KINDS, 3), ids="-".join)
 def tensors(request):
     layout, kind = request.param
     with point(layout=layout, **KINDS[kind]) as made:
