@@ -31,7 +31,7 @@ def test_every_process_measures_every_point(tmp_path, monkeypatch):
 
 def test_a_process_that_fails_is_not_left_out(tmp_path):
     with pytest.raises(RuntimeError, match="process 0 ended with 2"):
-        repeatability.medians(("impl=nobody",), tmp_path)
+        repeatability.medians(("impl=nobody", "isolation=inline"), tmp_path)
 
 
 @pytest.mark.parametrize(
