@@ -1,5 +1,7 @@
 """The documents are correct: their links, targets, commands and files work."""
 
+import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -15,7 +17,7 @@ from kvexp.measurement import COLUMNS
 from kvexp.results import sweep_dir
 from kvexp.results.row_file import read
 from kvexp.sweep import runner
-from tests.helpers import recorded_rows
+from tests.helpers import cheap_compose, recorded_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -63,12 +65,27 @@ def stranger(tmp_path):
     return tmp_path
 
 
-def run(command, cwd):
-    """Run a command, without MLflow and on a CPU where it measures."""
-    words = [sys.executable, *shlex.split(command)[1:]]
-    measures = words[3] not in commands.names()
-    words += ["tracking=none", "device=cpu", "timer.max_seconds=0.05"] if measures else []
-    return subprocess.run(words, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+@pytest.fixture
+def type_in(stranger, monkeypatch, capfd):
+    """Types a command in that folder and in this process, without MLflow and on a CPU where it measures."""
+    monkeypatch.chdir(stranger)
+    monkeypatch.syspath_prepend(stranger)
+    monkeypatch.setenv("PYTHONPATH", str(stranger), prepend=os.pathsep)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def type_in(command, isolation="inline"):
+        for name in FILES:  # each command imports them anew
+            sys.modules.pop(name.removesuffix(".py"), None)
+        importlib.invalidate_caches()
+        words = shlex.split(command)[3:]
+        if words[0] not in commands.names():
+            words += ["tracking=none", "device=cpu", "timer.max_seconds=0.05", f"isolation={isolation}"]
+        capfd.readouterr()
+        return subprocess.CompletedProcess(words, cli.dispatch(words), *capfd.readouterr())
+
+    yield type_in
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
 
 
 def read_last_rows(folder):
@@ -115,9 +132,9 @@ def test_the_documents_files_and_commands_are_found():
     assert len(COMMANDS) > 30
 
 
-def test_the_timer_of_the_page_on_measuring_times_a_curve(stranger):
+def test_the_timer_of_the_page_on_measuring_times_a_curve(stranger, type_in):
     (command,) = (command for command in COMMANDS if "timer=process_time" in command)
-    done = run(command, stranger)
+    done = type_in(command)
     assert done.returncode == 0, done.stderr
     assert [(row["status"], row["timer"]) for row in read_last_rows(stranger)] == [("ok", "process_time")] * 4
 
@@ -127,6 +144,7 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
     monkeypatch.chdir(stranger)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(runner, "run", lambda *_: 0)
+    cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_one_by_one)
     words = shlex.split(command, comments=True)[3:]
     # What reads sweeps finds those that the documents name, all measured.
     named = [word for word in words if "/" in word and "://" not in word]
@@ -143,53 +161,53 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
     assert cli.dispatch(words) in ({0, 1} if words == ["doctor"] else {0})
 
 
-def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stranger):
+def test_the_implementation_of_the_how_to_page_comes_to_what_the_page_says(stranger, type_in):
     ask, verify, refuse, *timed, report = find_commands(IMPLEMENTATION)
     skipped, incorrect = re.findall(r"```\n((?:\w+ .*\n)+)```", IMPLEMENTATION)
 
-    assert run(ask, stranger).returncode == 0
-    done = run(verify, stranger)
+    assert type_in(ask).returncode == 0
+    done = type_in(verify)
     assert done.returncode == 0, done.stderr
     assert [row["status"] for row in read_last_rows(stranger)] == ["verified"] * 16
     assert set(read_last_rows(stranger)[0]) == set(COLUMNS) - {"repetition"}
 
-    done = run(refuse, stranger)
+    done = type_in(refuse)
     assert (done.returncode, skipped in done.stdout) == (3, True)
 
     file = stranger / "my_kernels.py"
     right = file.read_text()
     wrong = re.search(r"write `(token = .*?)`", IMPLEMENTATION)[1]
     file.write_text(re.sub(r"token = has_slot.*", wrong, right))
-    done = run(verify, stranger)
-    assert (done.returncode, incorrect in done.stdout) == (1, True)
+    done = type_in(verify, isolation="process")
+    assert (done.returncode, incorrect in done.stdout) == (1, True), done.stdout
     file.write_text(right)
 
     for command in timed:
-        done = run(command.replace("workload=quickstart", "workload=tiny"), stranger)
+        done = type_in(command.replace("workload=quickstart", "workload=tiny"))
         assert done.returncode == 0, done.stderr
         assert [row["status"] for row in read_last_rows(stranger)] == ["ok"] * 8
-    assert run(report, stranger).returncode == 0
+    assert type_in(report).returncode == 0
     assert "sort=true" in next(stranger.glob("multirun/*/*/report.md")).read_text().lower()
 
 
-def test_the_op_of_the_how_to_page_comes_to_what_the_page_says(stranger):
+def test_the_op_of_the_how_to_page_comes_to_what_the_page_says(stranger, type_in):
     ask, measure = find_commands(OP)
     (broken,) = re.findall(r"```\n( +\w+ .*)\n```", OP)
 
-    assert run(ask, stranger).returncode == 0
-    assert run(measure, stranger).returncode == 0
+    assert type_in(ask).returncode == 0
+    assert type_in(measure).returncode == 0
     rows = read_last_rows(stranger)
     assert [row["status"] for row in rows] == ["ok"] * 8
     assert {row["contract"] for row in rows} == {"full"}
     # A token has 2 heads, 32 + 32 items of 2 bytes in each, and a slot of 8 bytes; 2 more items are written.
     assert {row["bytes_moved"] // row["num_tokens"] for row in rows} == {2 * 2 * (32 + 32) * 2 + 2 * 2 + 8}
-    listed = run("python -m kvexp --config-dir my_conf --help", stranger).stdout
+    listed = type_in("python -m kvexp --config-dir my_conf --help").stdout
     assert "write_with_largest" in listed
 
     file = stranger / "my_op.py"
     wrong = re.search(r"largest: `(largest = .*?)`", OP)[1]
     file.write_text(re.sub(r"largest = key.*", wrong, file.read_text()))
-    done = run(ask, stranger)
+    done = type_in(ask)
     assert (done.returncode, done.stdout.count(broken)) == (1, 2), done.stdout
-    assert run(measure, stranger).returncode == 1
+    assert type_in(measure).returncode == 1
     assert [row["status"] for row in read_last_rows(stranger)] == ["incorrect"] * 8

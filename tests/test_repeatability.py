@@ -1,7 +1,12 @@
 """The script that says how far processes differ; what it says of a GPU is in docs/results."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 
+from kvexp import cli
 from tests.gpu import repeatability
 
 
@@ -10,16 +15,23 @@ def test_the_spread_is_of_the_processes_medians():
 
 
 def test_every_process_measures_every_point(tmp_path, monkeypatch):
-    monkeypatch.setattr(repeatability, "PROCESSES", 2)
-    overrides = ("impl=torch", "workload=tiny", "workload.num_tokens=[1,16]", "timer.max_seconds=0.05")
+    run = subprocess.run
+
+    def run_here(command, **options):
+        if command[:3] != [sys.executable, "-m", "kvexp"]:
+            return run(command, **options)
+        return SimpleNamespace(returncode=cli.dispatch(command[3:]))
+
+    monkeypatch.setattr(subprocess, "run", run_here)
+    overrides = ("impl=torch", "workload=tiny", "timer.max_seconds=0.05", "isolation=inline")
     found = repeatability.medians(overrides, tmp_path)
-    assert list(found) == [1, 16]
-    assert all(len(latencies) == 2 and min(latencies) > 0 for latencies in found.values())
+    assert list(found) == [1, 3, 16, 50]
+    assert all(len(latencies) == 5 and min(latencies) > 0 for latencies in found.values())
 
 
 def test_a_process_that_fails_is_not_left_out(tmp_path):
-    with pytest.raises(RuntimeError, match="process 0 ended with 3"):
-        repeatability.medians(("impl=cuda", "device=cpu", "workload=tiny"), tmp_path)
+    with pytest.raises(RuntimeError, match="process 0 ended with 2"):
+        repeatability.medians(("impl=nobody", "isolation=inline"), tmp_path)
 
 
 @pytest.mark.parametrize(

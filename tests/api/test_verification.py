@@ -1,8 +1,6 @@
 """kvexp.verify: any function of a library signature is held to the contract, clause by clause."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,7 @@ import torch
 
 import kvexp
 from kvexp.bench.contract import CLAUSES
-from tests.helpers import compose
-from tests.helpers.contract_breakers import BROKEN, ON_THE_HOST, Breaking
+from tests.helpers.contract_breakers import BROKEN, Breaking
 
 FLASH = "reshape_and_cache_flash"
 
@@ -24,7 +21,8 @@ def library(op):
 
 
 PLACE = r"(?:no token|token \d+), head \d, element \d+ of \w+_cache \(slot -?\d+\): 0x\w{4} instead"
-SEEN = [kind for kind in BROKEN if kind not in ("honest", *ON_THE_HOST) and "stale" not in kind]
+SEEN = ("cuts_slots", "fails_without_tokens", "drops_nan")
+"""Kinds that break several clauses, raise an error, and write wrong values; the rest: test_clauses.py."""
 
 
 def breaking(kind):
@@ -36,14 +34,20 @@ def breaking(kind):
     return function
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8", "fp8_e5m2"])
-@pytest.mark.parametrize(("op", "layout"), compose.pairs())
+@pytest.mark.parametrize(
+    ("op", "layout", "kv_cache_dtype"),
+    [
+        (FLASH, "NHD", "fp8"),
+        ("reshape_and_cache_flash_diffkv", "HND_packed", "auto"),
+        ("reshape_and_cache", "head_major", "fp8_e5m2"),
+    ],
+)
 def test_the_library_keeps_all_of_it(op, layout, kv_cache_dtype):
     found = kvexp.verify(library(op), op=op, layout=layout, kv_cache_dtype=kv_cache_dtype, device="cpu")
     assert found == dict.fromkeys(CLAUSES, "holds")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float8_e5m2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])
 def test_every_type_can_be_asked(dtype):
     kv_cache_dtype = "fp8_e5m2" if dtype.itemsize == 1 else "auto"
     chosen = {"op": FLASH, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype, "device": "cpu"}
@@ -57,10 +61,7 @@ def test_each_broken_clause_is_named_with_its_first_wrong_element(kind):
     for clause, line in zip(BROKEN[kind], str(raised.value).splitlines(), strict=True):
         assert line.startswith(f"function {CLAUSES[clause]} (clause {clause}, ")
         if clause != "no_tokens":
-            place = (
-                r"(?:no token|token \d+), head \d, element \d+ of \w+_cache \(slot -?\d+\): 0x\w{4} instead"
-            )
-            assert re.search(place, line)
+            assert re.search(PLACE, line)
     rest = kvexp.verify(breaking(kind), op=FLASH, device="cpu", skip=BROKEN[kind])
     assert rest == dict.fromkeys([name for name in CLAUSES if name not in BROKEN[kind]], "holds")
 
@@ -150,11 +151,12 @@ def test_invalid_arguments_are_refused_with_the_valid_ones(chosen, sentence):
         kvexp.verify(library(FLASH), **{"op": FLASH, "device": "cpu", **chosen})
 
 
-def test_the_example_in_the_documents_passes_as_a_test(tmp_path):
+def test_the_example_in_the_documents_passes_as_a_test():
     text = Path("docs/library.md").read_text()
     (example,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "kvexp.verify(" in code)
-    tmp_path.joinpath("test_mine.py").write_text(example)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert "4 passed" in done.stdout, done.stdout
+    names = {}
+    exec(example, names)
+    example = names["test_my_kernel_keeps_the_contract"]
+    chosen = {mark.args[0]: mark.args[1] for mark in example.pytestmark}
+    for values in zip(*chosen.values(), strict=True):
+        example(**dict(zip(chosen, values, strict=True)))

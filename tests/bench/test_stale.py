@@ -10,7 +10,7 @@ from kvexp.bench.run_point import STALE
 from tests.helpers import tiny_curve
 from tests.helpers.stale_impls import READS, Skipping
 
-SAMPLES = 8
+SAMPLES = 5
 RULE = {"warmup": 1, "min_samples": SAMPLES, "max_samples": SAMPLES, "relative_error": 0.0}
 FIRST_COUNTED = 1 + RULE["warmup"]
 """Runs are numbered: that of the first check, then the warm-up, then the samples that count."""
@@ -103,7 +103,7 @@ class TestThatSkipsWork:
         assert (point.status, point.reason, len(point.samples_us)) == ("ok", "", SAMPLES)
 
 
-@pytest.mark.parametrize("num_tokens", [1, 3, 16, 50])
+@pytest.mark.parametrize("num_tokens", [1, 50])
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3"])
 @pytest.mark.parametrize("by", ["row", "call", "keys"])
 def test_that_skips_what_is_there_already_skips_nothing(by, kv_cache_dtype, num_tokens):

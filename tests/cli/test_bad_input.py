@@ -1,8 +1,12 @@
 """Wrong input exits with 2: one sentence on stderr that says what is possible, and nothing on disk."""
 
+import re
+
 import pytest
 
+from kvexp.errors import ConfigError
 from tests.helpers import compose
+from tests.helpers.cheap_compose import set_keys
 
 GROUPS_OF_IMPL = ", ".join(compose.options("impl"))
 LAYOUTS = ", ".join(sorted([*compose.options("layout"), "auto"]))
@@ -111,52 +115,12 @@ BAD = {
     "workload.seed=range(0,1000) workload.num_heads=range(1,1000)": "what was typed are 999,000 curves",
     # Types and sizes
     "workload.num_heads=abc": "must be a whole number, not 'abc'",
-    "workload.num_heads=8.0": "must be a whole number, not 8.0",
-    "workload.num_heads=true": "must be a whole number, not true",
     'workload.num_heads="8"': "must be a whole number, not '8'",
-    "workload.num_heads=null": "must be a whole number, not null",
-    "workload.num_heads=": "must be a whole number, not ''",
     "workload.num_heads=???": "workload.num_heads",
     "workload.num_heads=${nope}": "nope",
-    "workload.num_heads=0": "must be at least 1, not 0",
-    "workload.block_size=-4": "must be at least 1, not -4",
     "workload.num_heads=0,8": "wrong in 1 of 2 curves",
     "workload.num_heads=interval(1,3)": "range(1,9)",
-    "workload.num_tokens=[1,x]": "must be a whole number, not 'x'",
-    "workload.num_tokens=[]": "at least one",
-    "workload.num_tokens=[4,0]": "must be at least 1, not 0",
-    "workload.num_tokens=[8,8]": "names 8 twice",
-    "workload.num_tokens=4294967296": "at most 2147483647",
-    "workload.num_blocks=9223372036854775807": "int64",
-    "workload.slots=sorted": "must be random, contiguous, reversed, decode or prefill, not 'sorted'",
-    "workload.slots=[random]": 'must be random, contiguous, reversed, decode or prefill, not ["random"]',
-    "workload.slots=null": "workload.slots must be random",
-    "workload.padding=1": f"{FRACTION} 1",
-    "workload.padding=1.0": f"{FRACTION} 1.0",
-    "workload.padding=-0.1": f"{FRACTION} -0.1",
-    "workload.padding=nan": FRACTION,
-    "workload.padding=inf": FRACTION,
-    "workload.padding=true": f"{FRACTION} true",
-    "workload.padding=half": f"{FRACTION} 'half'",
-    "workload.padding=null": f"{FRACTION} null",
     "workload.padding=0.1,1.5": "wrong in 1 of 2 curves",
-    "workload.padding_at=front": "workload.padding_at must be end or scattered, not 'front'",
-    "workload.padding_at=1": "workload.padding_at must be end or scattered, not 1",
-    "workload.rows=strided": "workload.rows must be contiguous, qkv or misaligned, not 'strided'",
-    "workload.rows=true": "workload.rows must be contiguous, qkv or misaligned, not true",
-    "workload.num_layers=0": "workload.num_layers must be at least 1, not 0",
-    "workload.num_layers=2.0": "workload.num_layers must be a whole number, not 2.0",
-    "workload.num_query_heads=0": "workload.num_query_heads must be at least 1, not 0",
-    "workload.num_query_heads=all": "workload.num_query_heads must be a whole number, not 'all'",
-    "workload.extra_tokens=-1": "workload.extra_tokens must be at least 0, not -1",
-    "workload.extra_tokens=2147483648": "workload.extra_tokens must be at most 2147483647",
-    "workload.extra_tokens=0.5": "workload.extra_tokens must be a whole number, not 0.5",
-    "workload.head_size_v=0": "workload.head_size_v must be at least 1, not 0",
-    "workload.seed=-1": "must be at least 0",
-    "timer.warmup=0": "must be at least 1",
-    "timer.max_seconds=nan": "must be a positive number",
-    "timer.relative_error=0": "must be a positive number",
-    "timer.max_samples=5": "below timer.min_samples",
     "resume=nowhere": "resume=nowhere is not the folder of a sweep",
     "resume=5": "resume must be true, false or a sweep's folder, not 5",
     "resume=[a]": "resume must be true, false or a sweep's folder, not ['a']",
@@ -171,9 +135,6 @@ BAD = {
     "isolation=thread": "isolation must be process or inline, not 'thread'",
     "isolation=process,inline": "isolation has one value for a whole sweep",
     "timeot_s=5": "did you mean timeout_s?",
-    "device=gpu": "auto, cuda, cuda:N or cpu, not 'gpu'",
-    "device=cuda:x": "not 'cuda:x'",
-    "device=0": "not 0",
     "tracking.uri=5": "must be a text",
     "+impl.tiles=[1,2]": "must be one value",
     # Syntax and flags
@@ -194,6 +155,61 @@ BAD = {
     "--resolve": "--cfg",
     "sync --experiment=": "--experiment must be a text, not ''",
 }
+
+
+WRONG_VALUES = {
+    "workload.num_heads=8.0": "must be a whole number, not 8.0",
+    "workload.num_heads=true": "must be a whole number, not true",
+    "workload.num_heads=null": "must be a whole number, not null",
+    "workload.num_heads=": "must be a whole number, not ''",
+    "workload.num_heads=0": "must be at least 1, not 0",
+    "workload.block_size=-4": "must be at least 1, not -4",
+    "workload.num_tokens=[1,x]": "must be a whole number, not 'x'",
+    "workload.num_tokens=[]": "at least one",
+    "workload.num_tokens=[4,0]": "must be at least 1, not 0",
+    "workload.num_tokens=[8,8]": "names 8 twice",
+    "workload.num_tokens=4294967296": "at most 2147483647",
+    "workload.num_blocks=9223372036854775807": "int64",
+    "workload.slots=sorted": "must be random, contiguous, reversed, decode or prefill, not 'sorted'",
+    "workload.slots=[random]": 'must be random, contiguous, reversed, decode or prefill, not ["random"]',
+    "workload.slots=null": "workload.slots must be random",
+    "workload.padding=1": f"{FRACTION} 1",
+    "workload.padding=1.0": f"{FRACTION} 1.0",
+    "workload.padding=-0.1": f"{FRACTION} -0.1",
+    "workload.padding=nan": FRACTION,
+    "workload.padding=inf": FRACTION,
+    "workload.padding=true": f"{FRACTION} true",
+    "workload.padding=half": f"{FRACTION} 'half'",
+    "workload.padding=null": f"{FRACTION} null",
+    "workload.padding_at=front": "workload.padding_at must be end or scattered, not 'front'",
+    "workload.padding_at=1": "workload.padding_at must be end or scattered, not 1",
+    "workload.rows=strided": "workload.rows must be contiguous, qkv or misaligned, not 'strided'",
+    "workload.rows=true": "workload.rows must be contiguous, qkv or misaligned, not true",
+    "workload.num_layers=0": "workload.num_layers must be at least 1, not 0",
+    "workload.num_layers=2.0": "workload.num_layers must be a whole number, not 2.0",
+    "workload.num_query_heads=0": "workload.num_query_heads must be at least 1, not 0",
+    "workload.num_query_heads=all": "workload.num_query_heads must be a whole number, not 'all'",
+    "workload.extra_tokens=-1": "workload.extra_tokens must be at least 0, not -1",
+    "workload.extra_tokens=2147483648": "workload.extra_tokens must be at most 2147483647",
+    "workload.extra_tokens=0.5": "workload.extra_tokens must be a whole number, not 0.5",
+    "workload.head_size_v=0": "workload.head_size_v must be at least 1, not 0",
+    "workload.seed=-1": "must be at least 0",
+    "timer.warmup=0": "must be at least 1",
+    "timer.max_seconds=nan": "must be a positive number",
+    "timer.relative_error=0": "must be a positive number",
+    "timer.max_samples=5": "below timer.min_samples",
+    "device=gpu": "auto, cuda, cuda:N or cpu, not 'gpu'",
+    "device=cuda:x": "not 'cuda:x'",
+    "device=0": "not 0",
+}
+"""Of keys; workload.num_heads=abc above stands for all of them."""
+
+
+@pytest.mark.parametrize("word", WRONG_VALUES)
+def test_a_value_that_a_key_cannot_have_is_one_sentence(word):
+    with pytest.raises(ConfigError, match=re.escape(WRONG_VALUES[word])) as raised:
+        set_keys(word)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("line", BAD)

@@ -1,7 +1,8 @@
 """Every file in conf/ composes, and every class that one names is there."""
 
 import importlib
-from dataclasses import MISSING, fields
+import sys
+from dataclasses import MISSING, fields, replace
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from kvexp.case import Sizes
 from kvexp.cli import help
 from kvexp.errors import Unsupported
 from kvexp.impl import make
-from tests.helpers import compose
+from tests.helpers import cheap_compose, compose
 
 CONF = help.conf_dir()
 TWINS = {"layout": "auto", "kv_cache_dtype": "fp8"}
@@ -23,12 +24,17 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("group", sorted({*help.GROUPS} - {"connector", "tracking", "experiment"}))
-def test_every_option_composes(typed, group):
-    options = [name for name in help.options(group, [CONF]) if name != TWINS.get(group)]
-    outcome = typed(f"{group}={','.join(options)}")
+def test_every_option_composes(typed, monkeypatch):
+    monkeypatch.setattr("kvexp.cli.compose.MOST_CURVES", sys.maxsize)  # of their product, a few are composed
+    cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_abreast)
+    groups = sorted({*help.GROUPS} - {"connector", "tracking", "experiment"})
+    options = {
+        group: [name for name in help.options(group, [CONF]) if name != TWINS.get(group)] for group in groups
+    }
+    outcome = typed(*(f"{group}={','.join(names)}" for group, names in options.items()))
     assert (outcome.code, outcome.err) == (0, "")
-    assert [getattr(job.experiment, group).name for job in outcome.jobs] == options
+    for group, names in options.items():
+        assert {getattr(job.experiment, group).name for job in outcome.jobs} == {*names}
 
 
 @pytest.mark.parametrize(("group", "option", "field", "means"), [
@@ -36,42 +42,38 @@ def test_every_option_composes(typed, group):
     ("kv_cache_dtype", "fp8", "kv_cache_dtype", "fp8"),
     *(("connector", option, "layout", "NHD") for option in help.options("connector", [CONF])),
 ])  # fmt: skip
-def test_an_option_that_makes_the_curve_of_another_composes_alone(typed, group, option, field, means):
-    outcome = typed(f"{group}={option}")
+def test_an_option_that_makes_the_curve_of_another_composes_alone(group, option, field, means):
+    assert getattr(compose.experiment(f"{group}={option}"), field).name == means
+
+
+def test_an_op_brings_an_implementation_and_a_layout_that_have_it_and_typed_ones_win(typed):
+    ops = f"op={','.join(help.options('op', [CONF]))}"
+    for experiment in (job.experiment for job in typed(ops).jobs):
+        module, _, name = experiment.impl.target.rpartition(".")
+        assert hasattr(getattr(importlib.import_module(module), name), experiment.op.name)
+        assert compose.takes(experiment.op.name, experiment.layout.name)
+    for job in typed(ops, "impl=torch", "layout=HND_packed").jobs:
+        assert (job.experiment.impl.name, job.experiment.layout.name) == ("torch", "HND_packed")
+
+
+def test_the_study_of_layouts_refuses_nothing_but_a_read_of_too_many_sequences(typed):
+    outcome = typed("experiment=layout_study")
     assert (outcome.code, outcome.err) == (0, "")
-    assert [getattr(job.experiment, field).name for job in outcome.jobs] == [means]
-
-
-@pytest.mark.parametrize("op", help.options("op", [CONF]))
-def test_an_op_brings_a_layout_that_it_has_and_takes_another_that_is_typed(typed, op):
-    experiments = [typed(f"op={op}", *line).jobs[0].experiment for line in ([], ["layout=HND_packed"])]
-    assert compose.takes(op, experiments[0].layout.name)
-    assert experiments[1].layout.name == "HND_packed"
-
-
-def test_each_op_brings_an_implementation_that_has_it_and_a_typed_one_wins(typed):
-    ops = help.options("op", [CONF])
-    for job in typed(f"op={','.join(ops)}").jobs:
-        module, _, name = job.experiment.impl.target.rpartition(".")
-        assert hasattr(getattr(importlib.import_module(module), name), job.experiment.op.name)
-    for job in typed(f"op={','.join(ops)}", "impl=torch").jobs:
-        assert job.experiment.impl.name == "torch"
-
-
-@pytest.mark.parametrize("workload", ["qwen3_14b", "qwen3_0_6b", "llama3_70b_tp8"])
-def test_the_study_of_layouts_refuses_nothing_but_a_read_of_too_many_sequences(typed, workload):
-    outcome = typed("experiment=layout_study", f"workload={workload}")
     assert len(outcome.jobs) == 4 * 18
-    refused = set()
-    for experiment in (job.experiment for job in outcome.jobs):
-        op, layout = make(experiment.op), make(experiment.layout)
-        for case in experiment.cases():
-            op.check(case, layout, 2)
-            try:
-                op.count_places(case)
-            except Unsupported:
-                refused.add((case.op, case.num_tokens))
-    assert refused == {("paged_decode", 8192)}
+    for workload in ("qwen3_14b", "qwen3_0_6b", "llama3_70b_tp8"):
+        sizes = compose.experiment(f"workload={workload}").workload
+        refused = set()
+        for job in outcome.jobs[:18]:
+            study = {key: getattr(job.experiment.workload, key) for key in ("num_tokens", "num_layers")}
+            experiment = replace(job.experiment, workload=replace(sizes, **study))
+            op, layout = make(experiment.op), make(experiment.layout)
+            for case in experiment.cases():
+                op.check(case, layout, 2)
+                try:
+                    op.count_places(case)
+                except Unsupported:
+                    refused.add((case.op, case.num_tokens))
+        assert refused == {("paged_decode", 8192)}
 
 
 @pytest.mark.parametrize("option", help.options("connector", [CONF]))
@@ -87,8 +89,12 @@ def test_every_tracking_composes(typed, option):
     assert (outcome.code, outcome.err, outcome.tracking.kind) == (0, "", option)
 
 
-@pytest.mark.parametrize("option", help.options("experiment", [CONF]))
-def test_every_preset_composes(typed, option):
+PRESETS = help.options("experiment", [CONF])
+
+
+@pytest.mark.parametrize("option", [name for name in PRESETS if name != "layout_study"])
+def test_every_preset_composes(typed, monkeypatch, option):
+    cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_one_by_one)
     outcome = typed(f"experiment={option}")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.jobs
@@ -121,9 +127,9 @@ def test_a_preset_chooses_options_and_sweeps_and_nothing_else(path):
     assert content["hydra"]["sweeper"].keys() == {"params"}
 
 
-def test_caches_hold_the_longest_call_and_all_but_tinys_twice_an_l2(typed):
-    outcome = typed(f"workload={','.join(help.options('workload', [CONF]))}")
-    for sizes in (job.experiment.workload for job in outcome.jobs):
+def test_caches_hold_the_longest_call_and_all_but_tinys_twice_an_l2():
+    for option in help.options("workload", [CONF]):
+        sizes = compose.experiment(f"workload={option}").workload
         slots = sizes.num_blocks * sizes.block_size
         bfloat16 = 2
         row = sizes.num_heads * (sizes.head_size + sizes.head_size_v) * bfloat16

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ CURVE = (
 )
 
 
+describe_machine = cache(gate_rules.describe_machine)
+"""Starts one process for all tests."""
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """A folder with a baseline of this machine."""
@@ -43,6 +48,7 @@ def measured(tmp_path_factory):
 def gate_dir(measured, monkeypatch):
     """Give that folder; its curves are measured here, since a process for each takes seconds."""
     _go(monkeypatch, measured)
+    monkeypatch.setattr(gate_rules, "describe_machine", describe_machine)
     run = runner.run
     monkeypatch.setattr(
         runner,
@@ -50,12 +56,6 @@ def gate_dir(measured, monkeypatch):
         lambda jobs, settings, *others: run(jobs, replace(settings, isolation="inline"), *others),
     )
     return measured
-
-
-@pytest.fixture
-def gate_apart(measured, monkeypatch):
-    """Give that folder; each round is measured by a process of its own."""
-    _go(monkeypatch, measured)
 
 
 def _go(patched, folder):
@@ -132,6 +132,7 @@ def test_a_baseline_of_a_disturbed_machine_or_of_fewer_processes_is_written_with
     gate_dir, monkeypatch, capfd, tmp_path
 ):
     _go(monkeypatch, tmp_path)
+    monkeypatch.setenv("KVEXP_CACHE_DIR", str(gate_dir / "cache"))
     (tmp_path / "my_conf").symlink_to(gate_dir / "my_conf")
     last, append = [], RowFile.append
 
@@ -150,7 +151,7 @@ def test_a_baseline_of_a_disturbed_machine_or_of_fewer_processes_is_written_with
     assert doubts[1] == "kvexp: 1 of the baseline's 2 points were timed by fewer than 2 processes"
 
 
-@pytest.mark.usefixtures("gate_apart")
+@pytest.mark.usefixtures("gate_dir")
 def test_the_same_kernel_passes(capfd):
     assert cli.dispatch(["gate", *CURVE, "--tolerance", "0.9"]) == 0
     out = capfd.readouterr().out
@@ -216,7 +217,7 @@ def elsewhere_unmeasured(elsewhere, monkeypatch):
     return elsewhere
 
 
-TORCH = ("impl=torch", "workload=tiny", "device=cpu")
+TORCH = ("impl=torch", "layout=NHD", "kv_cache_dtype=auto", "workload=tiny", "device=cpu")
 
 
 def test_a_machine_without_a_baseline_is_told_before_anything_is_measured(elsewhere_unmeasured, capfd):
@@ -254,14 +255,17 @@ def test_a_baseline_of_nothing_timed_is_told_before_anything_is_measured(
     assert said in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["gate", "baseline"])
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("command", "typed", "said"),
     [
-        (["repeat=4"], "repeat=4 is too few for a verdict on a small change; type 5 or more"),
-        (["device=cpu,cuda:0"], "each device has a baseline of its own; choose one of cpu, cuda:0"),
-        (["impl=cuda", "impl=triton"], "impl is typed twice"),
-        (["workload=tinny"], "unknown workload 'tinny'"),
+        ("gate", ["repeat=4"], "repeat=4 is too few for a verdict on a small change; type 5 or more"),
+        (
+            "baseline",
+            ["device=cpu,cuda:0"],
+            "each device has a baseline of its own; choose one of cpu,",
+        ),
+        ("gate", ["impl=cuda", "impl=triton"], "impl is typed twice"),
+        ("baseline", ["workload=tinny"], "unknown workload 'tinny'"),
     ],
 )
 def test_what_is_typed_wrong_is_one_sentence(elsewhere_unmeasured, capfd, command, typed, said):
@@ -272,7 +276,7 @@ def test_what_is_typed_wrong_is_one_sentence(elsewhere_unmeasured, capfd, comman
 
 
 def test_a_device_that_is_not_there_is_one_sentence(elsewhere_unmeasured, capfd):
-    assert cli.dispatch(["gate", "impl=torch", "workload=tiny", "device=cuda:77"]) == 2
+    assert cli.dispatch(["gate", *TORCH[:-1], "device=cuda:77"]) == 2
     assert "device=cuda:77 was asked for and this machine has" in capfd.readouterr().err
 
 

@@ -1,18 +1,15 @@
 """A timer of a user's own, from tests/conf: a class and a YAML, and nothing in kvexp knows its name."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
+from kvexp import cli
 from kvexp.results.row_file import read
 from tests.helpers.step_timer import STEP_US
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "tests" / "conf"
-LINE = ("timer=steps", "impl=torch,copy", "workload=tiny", "device=cpu", "tracking=none")
+LINE = ("timer=steps", "impl=torch,copy", "workload=tiny", "device=cpu", "tracking=none", "isolation=inline")
 
 
 def test_is_listed_and_composed_with_the_keys_of_every_timer(typed):
@@ -34,41 +31,22 @@ def test_without_a_class_it_is_refused(typed, elsewhere):
     assert "timer=mine names no class; its YAML needs `_target_: package.Class`" in outcome.err
 
 
-def test_that_is_not_there_fails_the_command(tmp_path):
-    file = tmp_path / "my" / "timer" / "mine.yaml"
+def test_that_is_not_there_fails_the_command(elsewhere, capfd):
+    file = elsewhere / "my" / "timer" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("# Mine.\ndefaults:\n  - auto\n\n_target_: kvexp.timer.nowhere.Sundial\n")
-    words = ["timer=mine", *LINE[1:], f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    done = type_in("--config-dir", str(tmp_path / "my"), *words)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "kvexp: kvexp.timer.nowhere.Sundial of mine cannot be found"
+    assert cli.dispatch(["--config-dir", "my", "timer=mine", *LINE[1:]]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said == "kvexp: kvexp.timer.nowhere.Sundial of mine cannot be found"
 
 
-@pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """The folder of a sweep that this timer timed."""
-    home = tmp_path_factory.mktemp("sweep")
-    done = type_in("--config-dir", str(CONF), *LINE, f"hydra.sweep.dir={home}")
-    assert done.returncode == 0, done.stderr
-    return home
-
-
-def test_times_implementations_and_the_equal_copy(swept):
-    rows = read(swept)
+def test_times_implementations_and_the_equal_copy_and_a_resumed_sweep_recognises_it(elsewhere):
+    assert cli.dispatch(["--config-dir", str(CONF), *LINE, "hydra.sweep.dir=home"]) == 0
+    rows = read(elsewhere / "home")
     assert [row["impl"] for row in rows] == ["torch"] * 4 + ["copy"] * 4
     for row in rows:
         assert (row["status"], row["timer"]) == ("ok", "steps")
         assert (row["latency_us"], row["copy_us"], row["samples"]) == (STEP_US, STEP_US, 20)
         assert "_target_" not in json.loads(row["timer_options"])
-
-
-def test_is_part_of_what_a_resumed_sweep_recognises(swept):
-    before = read(swept)
-    done = type_in("--config-dir", str(CONF), *LINE, f"resume={swept}")
-    assert done.returncode == 0, done.stderr
-    assert read(swept) == before
-
-
-def type_in(*words):
-    command = [sys.executable, "-m", "kvexp", *words]
-    return subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert cli.dispatch(["--config-dir", str(CONF), *LINE, "resume=home"]) == 0
+    assert read(elsewhere / "home") == rows

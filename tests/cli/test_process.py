@@ -31,29 +31,29 @@ def start(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("line", ANSWERS)
+@pytest.mark.parametrize("line", ["--help", "workload.num_hedas=8"])
 def test_help_and_typos_answer_at_once(tmp_path, line):
-    answers, imports = [], []
-    for _ in range(3):
-        for arguments, code, seconds in (
-            (("-m", "kvexp", *line.split()), ANSWERS[line], answers),
-            (("-c", HYDRA, *line.split()), 0, imports),
-        ):
+    for _ in range(3):  # other processes may disturb one
+        seconds = []
+        for arguments, code in ((("-m", "kvexp"), ANSWERS[line]), (("-c", HYDRA), 0)):
             begin = time.perf_counter()
-            assert start(*arguments, cwd=tmp_path).returncode == code
+            assert start(*arguments, *line.split(), cwd=tmp_path).returncode == code
             seconds.append(time.perf_counter() - begin)
-    assert min(answers) < AT_ONCE * min(imports)
+        answer, imports = seconds
+        if answer < AT_ONCE * imports:
+            break
+    assert answer < AT_ONCE * imports
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", ANSWERS)
-def test_help_and_typos_import_nothing_heavy(tmp_path, line):
+def test_help_and_typos_import_nothing_heavy(tmp_path):
     code = (
-        "import sys; from kvexp.cli import dispatch; dispatch(sys.argv[1:]); "
+        "import sys; from kvexp.cli import dispatch\nfor line in sys.argv[1:]:\n    dispatch(line.split()); "
         f"print(*[m for m in (*{HEAVY!r}, 'hydra') if m in sys.modules], file=sys.stderr)"
     )
-    process = start("-c", code, *line.split(), cwd=tmp_path)
-    assert process.stderr.splitlines()[-1] == ("" if line == "--help" else "hydra")
+    process = start("-c", code, *ANSWERS, cwd=tmp_path)
+    found = [line for line in process.stderr.splitlines() if not line.startswith("kvexp: ")]
+    assert found == ["", "hydra", "hydra", "hydra"]
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("export", "rows.jsonl")])
@@ -71,16 +71,17 @@ def test_what_cannot_be_written_out_is_a_sentence(tmp_path, words):
     assert (process.returncode, process.stderr) == (1, said)
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
-    ("typed", "code", "said"),
+    ("unbuffered", "typed", "code", "said"),
     [
-        ("--cfg job >/dev/full", 1, "kvexp: cannot write the output (No space left on device)\n"),
-        ("--info | true; exit ${PIPESTATUS[0]}", 0, ""),
-        ("--cfg job >&-", 0, ""),
-        ("export rows.jsonl >&-", 0, ""),
-        ("--help <&- >&- 2>&-", 0, ""),
+        ("", "--cfg job >/dev/full", 1, "kvexp: cannot write the output (No space left on device)\n"),
+        ("1", "--cfg job >/dev/full", 1, "kvexp: cannot write the output (No space left on device)\n"),
+        ("", "--info | true; exit ${PIPESTATUS[0]}", 0, ""),
+        ("1", "--cfg job >&-", 0, ""),
+        ("", "export rows.jsonl >&-", 0, ""),
+        ("1", "--help <&- >&- 2>&-", 0, ""),
         (
+            "1",
             "export nope >/dev/full",
             2,
             "kvexp: nope does not exist; give a sweep's folder or a rows.jsonl file\n",
@@ -104,7 +105,7 @@ def test_a_disk_that_is_full_for_both_outputs_is_an_exit_code(tmp_path):
 
 
 def test_a_reader_that_left_is_no_error(tmp_path):
-    rows = [json.dumps(row(num_tokens=size)) + "\n" for size in range(1, 1000)]  # more than a pipe holds
+    rows = [json.dumps(row(num_tokens=size)) + "\n" for size in range(1, 150)]  # more than a pipe holds
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     command = f"{shlex.quote(sys.executable)} -m kvexp export rows.jsonl | true; exit ${{PIPESTATUS[0]}}"
     process = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
@@ -131,17 +132,17 @@ class MadeUp:
 
 curve_run.begin = MadeUp
 curve_run.WorkerSupervisor.start = lambda *_: None
-sys.argv = ["kvexp", "tracking=none", *sys.argv[1:]]
+sys.argv = ["kvexp", "tracking=none", "isolation=inline", *sys.argv[1:]]
 main()
 """
 
 
-@pytest.mark.parametrize("line", ["impl=torch", "impl=torch workload.num_heads=range(1,13)"])
-def test_a_reader_that_leaves_changes_neither_the_exit_code_nor_what_is_said(tmp_path, line):
+def test_a_reader_that_leaves_changes_neither_the_exit_code_nor_what_is_said(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run(
-        [sys.executable, "-c", MADE_UP, *line.split()],
+        # So many that composing them is announced there.
+        [sys.executable, "-c", MADE_UP, "impl=torch", "workload.num_heads=range(1,12)"],
         cwd=tmp_path,
         stdout=writer,
         stderr=subprocess.PIPE,
@@ -184,7 +185,7 @@ def test_an_interrupt_while_modules_are_imported_has_no_traceback(tmp_path):
 
 def test_the_console_script_is_the_module(tmp_path):
     script = "import sys; from kvexp.__main__ import main; sys.argv[0] = 'kvexp'; main()"
-    by_script = start("-c", script, "impl=tornch", cwd=tmp_path)
-    by_module = start("-m", "kvexp", "impl=tornch", cwd=tmp_path)
+    by_script = start("-c", script, "measure", cwd=tmp_path)
+    by_module = start("-m", "kvexp", "measure", cwd=tmp_path)
     assert by_script.stderr == by_module.stderr
     assert by_script.returncode == by_module.returncode == 2

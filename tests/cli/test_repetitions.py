@@ -1,9 +1,12 @@
 """`repeat=`: every curve in each round, every round in an order of its own."""
 
+from dataclasses import replace
 from itertools import groupby
 
 import pytest
 import yaml
+
+from kvexp.sweep.repetitions import plan_rounds
 
 TYPED = ("impl=torch,cuda,triton", "layout=NHD,HND", "workload=tiny")
 
@@ -16,31 +19,30 @@ def rounds(jobs):
     ]
 
 
-def test_every_round_has_every_curve_once_in_an_order_of_its_own(typed):
-    outcome = typed(*TYPED, "repeat=5")
+def test_every_round_has_every_curve_once_in_an_order_and_folders_of_its_own(typed):
+    outcome = typed(*TYPED, "repeat=4")
     found = rounds(outcome.jobs)
-    assert [job.repetition for job in outcome.jobs] == [number for number in range(1, 6) for _ in range(6)]
+    assert [job.repetition for job in outcome.jobs] == [number for number in range(1, 5) for _ in range(6)]
     assert len({frozenset(own) for own in found}) == 1
     assert len({tuple(own) for own in found}) > 1
-    assert outcome.settings.repeat == 5
-
-
-def test_every_curve_of_every_round_has_a_folder_with_what_it_was_typed_with(typed):
-    jobs = typed(*TYPED, "repeat=3").jobs
-    assert sorted(int(job.folder.name) for job in jobs) == list(range(18))
-    for job in jobs:
+    assert outcome.settings.repeat == 4
+    assert sorted(int(job.folder.name) for job in outcome.jobs) == list(range(24))
+    for job in outcome.jobs:
         kept = yaml.safe_load((job.folder / ".hydra" / "overrides.yaml").read_text())
         assert f"impl={job.experiment.impl.name}" in kept
         assert tuple(kept) == job.words
 
 
 def test_the_order_is_drawn_from_the_sweeps_name(typed):
-    folders = ("sweeps/a", "sweeps/a/../a", "sweeps/b", "sweeps/c")
-    first, again, *others = (
-        rounds(typed(*TYPED, "repeat=3", f"hydra.sweep.dir={folder}").jobs) for folder in folders
-    )
-    assert first == again
-    assert any(other != first for other in others)
+    jobs = typed(*TYPED, "repeat=3", "hydra.sweep.dir=sweeps/a/../a").jobs
+    curves = sorted(jobs[:6], key=lambda job: int(job.folder.name))
+
+    def draw(name):
+        moved = [replace(job, folder=job.folder.parents[1] / name / job.folder.name) for job in curves]
+        return rounds(plan_rounds(moved, 3))
+
+    assert draw("a") == rounds(jobs)
+    assert any(draw(name) != rounds(jobs) for name in "bc")
 
 
 def test_one_round_is_in_the_order_in_which_it_was_typed(typed):

@@ -9,7 +9,9 @@ import pytest
 
 from kvexp import cli
 from kvexp.cli import row_source
+from kvexp.cli.commands import sync
 from kvexp.results import baselines, load
+from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from tests.helpers.recorded_rows import curve, row, sweep
 
 SWEEP = "2026-11-21/10-00-00-000001"
@@ -69,15 +71,30 @@ def test_what_is_nowhere_is_one_sentence_and_makes_no_store(here, capsys, name):
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
+def one_tracker():
+    """One process for all tests, since it imports MLflow for seconds."""
+    with closing(SubprocessTracker()) as made, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(made, "close", lambda: None)
+        for module in (row_source, sync):
+            patched.setattr(module, "SubprocessTracker", lambda: made)
+        yield
+        patched.undo()
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory, one_tracker):
     """A folder with a store that holds one sweep: two curves, each by two processes."""
     folder = tmp_path_factory.mktemp("tracked")
-    words = ("impl=torch", "layout=NHD,HND", "workload=tiny", "workload.num_tokens=[4]", "repeat=2")
+    curves = [
+        curve({4: latency}, impl="torch", layout=layout, repetition=repetition, workload="tiny")
+        for repetition, latency in ((1, 2.0), (2, 2.1))
+        for layout in ("NHD", "HND")
+    ]
+    sweep(folder / "multirun" / SWEEP, curves)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.delenv("MLFLOW_TRACKING_URI", raising=False)
-        typed = (*words, "device=cpu", "timer.max_seconds=0.02", f"hydra.sweep.dir=multirun/{SWEEP}")
-        assert cli.dispatch(typed) == 0
+        assert cli.dispatch(["sync"]) == 0
     return folder
 
 
@@ -111,19 +128,21 @@ def test_a_curve_is_found_by_its_run(stored):
     assert without_added([one])[0] in without_added(load.read([stored / "multirun" / SWEEP], stored))
 
 
-def test_a_run_is_a_side_of_a_comparison(stored, capsys):
-    """Which side is slower is chance: both were really timed, on a CPU that others use."""
+@pytest.mark.usefixtures("stored")
+def test_a_run_is_a_side_of_a_comparison(capsys):
     for verdict, code in (("broken", 0), ("missing", 1)):
         assert cli.dispatch(["compare", SWEEP, run_of("torch HND"), "--fail-on", verdict]) == code
         assert "1 missing" in capsys.readouterr().out
 
 
-def test_a_store_that_has_no_such_run_says_nothing_else(stored, capsys):
+@pytest.mark.usefixtures("stored")
+def test_a_store_that_has_no_such_run_says_nothing_else(capsys):
     for name in ("0" * 32, "2026-11-21/gone"):
         assert cli.dispatch(["compare", name, f"multirun/{SWEEP}"]) == 2
         assert f"{name} does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("one_tracker")
 def test_a_store_that_is_broken_is_one_sentence(here, monkeypatch, capsys):
     (here / "mlruns").mkdir()
     (here / "mlruns" / "mlflow.db").write_bytes(os.urandom(4096))

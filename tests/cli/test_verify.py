@@ -11,7 +11,6 @@ from kvexp.bench.contract import CLAUSES
 from kvexp.bench.contract.ask import Asker
 from kvexp.cli.commands import verify
 from tests.helpers import tiny_curve
-from tests.helpers.contract_breakers import BROKEN
 
 ROOT = Path(__file__).parents[2]
 CONF = """\
@@ -39,28 +38,24 @@ def verified(elsewhere, monkeypatch, capfd):
     return verify
 
 
-def test_all_that_holds_is_zero(verified):
-    done = verified()
-    assert (done.returncode, done.stderr) == (0, "")
-    heading, *lines, last = done.stdout.splitlines()
-    assert heading.startswith("op=reshape_and_cache_flash impl=mine layout=NHD dtype=bfloat16")
+def test_several_are_asked_in_turn_and_the_worst_decides(verified):
+    done = verified("impl.kind=honest,stale_slots,wraps_past_end")
+    assert (done.returncode, done.stderr) == (1, "")
+    heading = "op=reshape_and_cache_flash impl=mine layout=NHD dtype=bfloat16"
+    _, holds, stale, wraps = (part.splitlines()[1:] for part in done.stdout.split(heading))
+    *lines, last = holds
     assert [line.split() for line in lines] == [[clause, "holds"] for clause in CLAUSES]
     assert last == "  tested with 7 tokens and with 1, 3, 16, 50"
-
-
-def test_a_broken_clause_is_one_with_its_first_wrong_element(verified):
-    done = verified("impl.kind=stale_slots")
-    assert done.returncode == 1
-    (line,) = (line for line in done.stdout.splitlines() if "broken" in line)
+    (line,) = (line for line in stale if "broken" in line)
     assert line.split()[:2] == ["fresh_slots", "broken"]
     assert "token 0, head 0, element 0 of key_cache (slot " in line
     assert line.endswith("(7 tokens)")
+    (line,) = (line for line in wraps if "broken" in line)
+    assert line.startswith("  past_end        broken   ")
 
 
-def test_one_that_is_only_told_in_tables_is_one_as_well(verified):
-    done = verified("impl.kind=wraps_past_end")
-    assert done.returncode == 1
-    assert "  past_end        broken   " in done.stdout
+def test_all_that_holds_is_zero(verified):
+    assert verified("workload.num_tokens=[1]").returncode == 0
 
 
 def test_a_clause_whose_process_dies_is_broken(verified):
@@ -115,11 +110,3 @@ def test_what_is_typed_wrong_is_two_with_one_sentence(verified, word, sentence):
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_several_are_asked_in_turn_and_the_worst_decides(verified):
-    done = verified("impl.kind=honest,wraps_past_end", "kv_cache_dtype=auto,fp8")
-    assert done.returncode == 1
-    assert done.stdout.count("op=reshape_and_cache_flash impl=mine") == 4
-    assert [line.split()[0] for line in done.stdout.splitlines() if "broken" in line] == ["past_end"] * 2
-    assert BROKEN["wraps_past_end"] == ("past_end",)

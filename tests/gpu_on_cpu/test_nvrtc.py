@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, product
 
 import pytest
 
@@ -51,10 +52,9 @@ def test_a_source_becomes_machine_code_without_a_gpu(source, arch):
     assert b"\0.text.fill\0" in code
 
 
-@pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("unroll", [1, 4])
-@pytest.mark.parametrize("reads", [1, 2, 4])
-def test_the_equal_copies_compile_for_every_architecture(arch, unroll, reads):
+@pytest.mark.parametrize(("chosen", "arch"), [*zip(product([1, 4], [1, 2, 4]), cycle(ARCHES), strict=False)])
+def test_the_equal_copies_compile_for_every_architecture(chosen, arch):
+    unroll, reads = chosen
     macros = {"THREADS": equal_copy.THREADS, "UNROLL": unroll, "READS": reads}
     code = nvrtc.compile_cubin(equal_copy.SOURCE, macros, arch)
     assert b"\0.text.copy\0" in code
@@ -185,8 +185,7 @@ class TestASource:
             nvrtc.compile_cubin(source, {}, "sm_90")
         assert f"{source}(1): catastrophic error: #error directive: here" in str(raised.value)
 
-    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-    @pytest.mark.parametrize("utf8_mode", ["0", "1"])
+    @pytest.mark.parametrize(("encoding", "utf8_mode"), [("utf-8", "0"), ("latin-1", "1")])
     def test_may_have_comments_that_are_not_ascii_under_any_locale(
         self, source, tmp_path, encoding, utf8_mode
     ):

@@ -20,8 +20,8 @@ _HEAD = b"HTTP/1.1 200 OK\r\n"
 _LONG_BODY = b"Content-Type: application/json\r\nContent-Length: 4000000000\r\n\r\n{"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds
 QUICK = (*_ANSWERS, "reset")
-SLOW = ("silent", "drip", "headers", "huge")
-"""`drip` sends a byte of its answer each 2 s, `headers` a header, `huge` 4 GB; `silent` sends nothing."""
+SLOW = ("drip", "headers", "huge")
+"""`drip` sends a byte of its answer each 2 s, `headers` a header, `huge` 4 GB."""
 
 
 @dataclass
@@ -68,9 +68,6 @@ def _answer(client: socket.socket, kind: str, server: BadServer, ended: threadin
             if kind == "reset":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
                 return
-            if kind != "silent":
-                client.sendall(_HEAD if kind == "headers" else _HEAD + _LONG_BODY)
-            while not ended.wait(0 if kind == "huge" else _DRIP_SECONDS):
-                client.sendall(
-                    {"silent": b"", "drip": b" ", "headers": b"A: b\r\n"}.get(kind, b" " * (1 << 20))
-                )
+            client.sendall(_HEAD if kind == "headers" else _HEAD + _LONG_BODY)
+            while not ended.wait(0.02 if kind == "huge" else _DRIP_SECONDS):
+                client.sendall({"drip": b" ", "headers": b"A: b\r\n"}.get(kind, b" " * (1 << 20)))

@@ -1,8 +1,11 @@
 """Experiments composed from conf/, and the options of its groups: a new YAML is under test at once."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -100,3 +103,9 @@ def takes(op: str, layout: str) -> bool:
     except Unsupported:
         return False
     return True
+
+
+def by_turns(first: Iterable[Any], second: Iterable[Any], every: int) -> list[tuple[Any, Any]]:
+    """Return pairs in which each of either list is there with one in `every` of the other, by turns."""
+    pairs = product(enumerate(first), enumerate(second))
+    return [(one, other) for (i, one), (j, other) in pairs if (i + j) % every == 0]

@@ -33,23 +33,24 @@ ANY_SIZE_TYPES = [
     ("float", "fp8_e5m2", "per_head"),
     ("fp8_e5m2", "fp8_e5m2", "per_tensor"),
 ]
-# num_tokens, num_heads, head_size, block_size: each number of the contract's list at least once.
+# num_tokens, num_heads, head_size, block_size: each number of the contract's list at least once. Many heads
+# are short, since an interpreter takes seconds for more.
 SIZES = [
     (1, 1, 64, 1),
     (2, 2, 80, 8),
     (7, 3, 96, 16),
     (31, 5, 112, 32),
-    (32, 8, 120, 64),
-    (33, 13, 128, 128),
+    (32, 2, 120, 64),
+    (33, 1, 128, 128),
     (42, 2, 192, 256),
     (5, 1, 256, 16),
-    (9, 3, 46, 16),
+    (9, 8, 46, 16),
     (6, 1, 45, 3),
-    (4, 32, 128, 16),
-    (3, 40, 64, 16),
-    (2, 64, 128, 16),
-    (2, 128, 128, 16),
-    (4, 1, 16, 16),
+    (4, 32, 16, 16),
+    (3, 40, 16, 16),
+    (2, 64, 16, 16),
+    (2, 128, 16, 16),
+    (4, 13, 16, 16),
 ]
 # Each op and each layout with each size. Of a layout that two ops of one kernel take, each op has every other
 # size: left out are the other op's same sizes, which are the same strides for the same code.
@@ -65,13 +66,17 @@ ANY_SIZE_BY_TURNS = [
     for (i, one), (j, types) in product(enumerate(ANY_SIZE), enumerate(ANY_SIZE_TYPES))
     if (i + j) % 2
 ]
-# Each list of types once with each other: source, cache, scale.
+# Each list of types once with each other: source, cache, scale. Without a GPU tests/test_support.py verifies
+# each of them in each op and layout, so there are fewer here.
 TYPES = [
     *((dtype, "auto", "per_tensor") for dtype in oracle.WIDE),
     *((dtype, fp8, scale) for dtype in oracle.WIDE for fp8 in ("fp8_e4m3", "fp8_e5m2")
       for scale in ("per_tensor", "per_head")),
     *((fp8, fp8, "per_tensor") for fp8 in ("fp8_e4m3", "fp8_e5m2")),
 ]  # fmt: skip
+
+
+PAIRS_AND_TYPES = compose.by_turns(PAIRS, TYPES, 1 if torch.cuda.is_available() else 3)
 
 
 def skip_refused_sizes(op, sizes):
@@ -90,10 +95,9 @@ def assert_writes(impl, device, posed, dtype):
 
 
 class Contract:
-    @pytest.mark.parametrize("types", TYPES, ids="-".join)
-    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
-    def test_every_layout_and_type_holds_the_law(self, impl, device, op, layout, types):
-        dtype, kv_cache_dtype, scale = types
+    @pytest.mark.parametrize(("pair", "types"), PAIRS_AND_TYPES, ids="-".join)
+    def test_every_layout_and_type_holds_the_law(self, impl, device, pair, types):
+        (op, layout), (dtype, kv_cache_dtype, scale) = pair, types
         posed = oracle.problem(
             device, oracle.shuffled(19, 8 * 16), op=op, layout=layout, dtype=dtype,
             kv_cache_dtype=kv_cache_dtype, scale=scale, num_heads=3,

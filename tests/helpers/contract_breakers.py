@@ -265,10 +265,8 @@ class Mortal(Torch):
                 if self.by == "exit":
                     os.write(2, b"trap: slot past the end\n")
                     os._exit(7)
-                if self.by.startswith("SIG"):
-                    os.kill(os.getpid(), getattr(signal, self.by))
                 while self.by == "hang":
-                    pass
+                    signal.pause()
             right()
 
         return call

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from kvexp.impl.torch import Torch
+from tests.helpers.wrong_impls import is_asked
 
 LONG = 16
 
@@ -34,15 +35,18 @@ class Hanging(_Faulty):
         ctypes.PyDLL(None).pause()
 
 
-class Announced(Hanging):
-    """Hangs after a word in the FIFO `fifo`."""
+class Stuck(Hanging):
+    """Hangs where it is measured alone, after a word in the FIFO `fifo`, if there is one."""
 
-    def __init__(self, device, fifo):
+    def __init__(self, device, fifo=None):
         super().__init__(device)
         self.fifo = fifo
 
     def fault(self):
-        Path(self.fifo).write_text("now")
+        if is_asked():
+            return
+        if self.fifo:
+            Path(self.fifo).write_text("now")
         super().fault()
 
 

@@ -1,4 +1,4 @@
-"""List specialisations of the CUDA kernels that cover all pairs of values of two factors."""
+"""List specialisations of the CUDA kernels, each for an architecture, that cover all pairs of two factors."""
 
 import random
 from functools import cache
@@ -9,12 +9,14 @@ from kvexp.impl.cuda.launcher import Spec
 from kvexp.impl.cuda.reshape_and_cache import HeadMajor
 from kvexp.impl.cuda.reshape_and_cache_flash import Flash
 
+ARCHES = ["sm_80", "sm_89", "sm_90", "sm_100"]
 ITEMS = {
     "source": ["float16", "bfloat16", "float32", "float8_e4m3fn"],
     "cache": ["COPIED", "E4M3", "E5M2"],
     "scale_per_head": [False, True],
 }
 SIZES = {
+    "arch": ARCHES,
     "num_heads": [1, 3, 128],
     "block_size": [1, 13, 16],
     "rows": ["packed", "a view of QKV"],
@@ -40,7 +42,7 @@ FACTORS = {
         "exchange": [False, True],
     },
 }
-CANDIDATES = 200
+CANDIDATES = 30
 
 Row = dict[str, object]
 Pair = tuple[tuple[str, object], tuple[str, object]]

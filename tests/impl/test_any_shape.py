@@ -86,10 +86,10 @@ def views(
 
 
 def settled(test: Any) -> Any:
-    """The test with the same hundred examples each time, however slow the machine."""
+    """The test with the same fifty examples each time, however slow the machine."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
     made = settings(
-        max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=slow
+        max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=slow
     )
     return made(test)
 

@@ -11,7 +11,6 @@ from kvexp.impl.cuda.reshape_and_cache import SECTOR_BYTES, HeadMajor
 from kvexp.impl.cuda.reshape_and_cache_flash import Flash
 from tests.helpers import oracle, specialisations
 
-ARCHES = ["sm_80", "sm_89", "sm_90", "sm_100"]
 COPIED = Items("bfloat16", "COPIED")
 E4M3 = Items("bfloat16", "E4M3")
 E5M2 = Items("float32", "E5M2", scale_per_head=True)
@@ -54,12 +53,11 @@ def compile_spec(spec, arch):
     return nvrtc.compile_cubin(SOURCES / f"{spec.kernel}.cu", dict(spec.macros), arch)
 
 
-@pytest.mark.parametrize("arch", ARCHES)
 @pytest.mark.parametrize("kernel", specialisations.FACTORS)
-def test_every_specialisation_of_the_covering_lists_compiles_without_a_gpu(kernel, arch):
+def test_every_specialisation_of_the_covering_lists_compiles_without_a_gpu(kernel):
     for row in specialisations.covering(kernel):
         spec = specialisations.spec(kernel, row)
-        code = compile_spec(spec, arch)
+        code = compile_spec(spec, row["arch"])
         assert code[:4] == b"\x7fELF", row
         assert b"\0.text." + spec.kernel.encode() + b"\0" in code, row
 
@@ -74,7 +72,7 @@ def test_conversion_compiles_for_the_oldest_gpus_of_cuda_13(spec, items):
 
 def test_the_covering_lists_hold_every_value_and_are_short():
     covering = {kernel: specialisations.covering(kernel) for kernel in specialisations.FACTORS}
-    assert sum(map(len, covering.values())) * len(ARCHES) <= 200
+    assert sum(map(len, covering.values())) <= 80
     for kernel, factors in specialisations.FACTORS.items():
         for factor, values in factors.items():
             assert {row[factor] for row in covering[kernel]} == set(values)

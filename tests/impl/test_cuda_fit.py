@@ -1,6 +1,7 @@
 """The specialisation that a call's tensors lead to."""
 
 import importlib
+from itertools import product
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from kvexp.op import FP8
 from tests.helpers import compose, oracle
 
 FLASH_LAYOUTS = [layout for op, layout in compose.pairs() if op == oracle.FLASH]
+TYPES = list(product(oracle.DTYPES, FP8))
 ODD = 1 + 2 * 2 * 64
 
 
@@ -37,15 +39,14 @@ class TestFlash:
         spec, _ = specialised(posed)
         assert spec.vec * posed.key_cache.element_size() == 16
 
-    @pytest.mark.parametrize("kv_cache_dtype", FP8)
-    @pytest.mark.parametrize("dtype", oracle.DTYPES)
-    @pytest.mark.parametrize("layout", FLASH_LAYOUTS)
+    @pytest.mark.parametrize(("layout", "types"), compose.by_turns(FLASH_LAYOUTS, TYPES, 3))
     @pytest.mark.parametrize(
         ("head_size", "vec"), [(1, 1), (7, 1), (45, 1), (46, 2), (100, 4), (120, 8), (80, 16), (96, 16)]
     )
     def test_of_fp8_heads_of_any_size_moves_the_largest_power_of_two_that_divides_them(
-        self, layout, dtype, kv_cache_dtype, head_size, vec
+        self, layout, types, head_size, vec
     ):
+        dtype, kv_cache_dtype = types
         posed = oracle.problem(
             "cpu", [5, 1], layout=layout, dtype=dtype, kv_cache_dtype=kv_cache_dtype, num_heads=4,
             head_size=head_size,

@@ -94,8 +94,18 @@ def test_vectors_are_as_wide_as_every_distance_allows(posed, vec):
     )
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_100"])
-@pytest.mark.parametrize("posed", [{"layout": layout} for layout in LAYOUTS], ids=str, indirect=True)
+@pytest.mark.parametrize(
+    ("posed", "arch"),
+    [
+        *zip(
+            [{"layout": layout} for layout in LAYOUTS],
+            itertools.cycle(["sm_75", "sm_90", "sm_100"]),
+            strict=False,
+        )
+    ],
+    ids=str,
+    indirect=["posed"],
+)
 def test_every_layout_compiles_without_a_gpu(posed, arch, tmp_path, monkeypatch):
     monkeypatch.setenv("KVEXP_CACHE_DIR", str(tmp_path))
     spec, _, _ = fit(posed)

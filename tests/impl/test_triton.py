@@ -15,20 +15,24 @@ from kvexp.impl.triton import Triton
 from tests.helpers import compose, oracle
 
 KINDS = ("fp8_e4m3", "fp8_e5m2")
+
+
 PAIRS = compose.pairs()
-IDS = ["-".join(pair) for pair in PAIRS]
 FLASH, PAGED = {"op": oracle.FLASH}, {"op": oracle.PAGED}
 # One value of each goes by turns: every pair of values is there, and triples repeat only the code of pairs.
 ALIGNED = [
-    {"arch": arch, **op, "dtype": ("bfloat16", "float")[(i + j) % 2], "kv_cache_dtype": "auto"}
-    for (i, op), (j, arch) in product(enumerate([FLASH, PAGED]), enumerate([80, 89, 90, 100]))
+    {"arch": arch, **op, "dtype": dtype, "kv_cache_dtype": "auto"}
+    for arch, op, dtype in zip(
+        [80, 89, 90, 100], [FLASH, PAGED] * 2, ["bfloat16"] * 2 + ["float"] * 2, strict=True
+    )
 ]
 FP8_SOURCES = [
-    {"arch": 80, **op, "dtype": kind, "kv_cache_dtype": kind} for op, kind in product([FLASH, PAGED], KINDS)
+    {"arch": 80, **op, "dtype": kind, "kv_cache_dtype": kind}
+    for op, kind in zip([FLASH, PAGED], KINDS, strict=True)
 ]
 CONVERTING = [
-    {"arch": (90, 100)[(i + j + k) % 2], **op, "dtype": dtype, "kv_cache_dtype": kind}
-    for (i, op), (j, dtype), (k, kind) in product(*map(enumerate, ([FLASH, PAGED], oracle.WIDE, KINDS)))
+    {"arch": (90, 100)[(i + j) % 2], **op, "dtype": dtype, "kv_cache_dtype": KINDS[j % 2]}
+    for (i, op), (j, dtype) in product(enumerate([FLASH, PAGED]), enumerate(oracle.WIDE))
 ]
 PER_HEAD = [
     {"arch": 90, **op, "dtype": "bfloat16", "kv_cache_dtype": "fp8_e4m3", "per_head": True}
@@ -36,18 +40,18 @@ PER_HEAD = [
 ]
 ANY_SIZE = [
     {"arch": 90, **FLASH, "dtype": dtype, "kv_cache_dtype": kind, "head_size": size, "head_size_v": size_v,
-     "per_head": (i + j) % 2 == 1}
-    for (i, (dtype, kind)), (j, (size, size_v)) in product(
-        enumerate([("bfloat16", "fp8_e4m3"), ("float", "fp8_e5m2")]),
-        enumerate([(1, 1), (46, 33), (100, 100)]),
-    )
+     "per_head": per_head}
+    for dtype, kind, size, size_v, per_head in [
+        ("bfloat16", "fp8_e4m3", 1, 1, False), ("bfloat16", "fp8_e5m2", 46, 33, True),
+        ("float", "fp8_e5m2", 100, 100, False),
+    ]
 ]  # fmt: skip
 SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
 MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
 STAGED = [
     {**next(one for one in (*ALIGNED, *CONVERTING) if (one["op"], one["kv_cache_dtype"]) == (op["op"], kind)),
-     "num_stages": (1, 10)[(i + j) % 2]}
-    for (i, op), (j, kind) in product(enumerate([FLASH, PAGED]), enumerate(["auto", "fp8_e4m3"]))
+     "num_stages": num_stages}
+    for op, kind, num_stages in [(FLASH, "auto", 1), (PAGED, "fp8_e4m3", 10)]
 ]  # fmt: skip
 DECODES = [
     {"arch": arch, "kernel": "attend", "dtype": dtype, "kv_cache_dtype": kind, "parts": parts}
@@ -181,10 +185,10 @@ class TestCompiledWithoutAGpu:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets where there is no GPU")
 class TestInterpreted:
-    @pytest.mark.parametrize("slots", SLOTS.values(), ids=SLOTS)
-    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
-    def test_a_copy_keeps_every_bit_of_nan_too(self, op, layout, slots):
-        posed = oracle.problem("cpu", slots, op=op, layout=layout, dtype="half", num_heads=3)
+    @pytest.mark.parametrize(("pair", "slots"), compose.by_turns(PAIRS, SLOTS, 3))
+    def test_a_copy_keeps_every_bit_of_nan_too(self, pair, slots):
+        op, layout = pair
+        posed = oracle.problem("cpu", SLOTS[slots], op=op, layout=layout, dtype="half", num_heads=3)
         for rows in (posed.key, posed.value):
             rows.view(torch.int16).random_(-(2**15), 2**15, generator=torch.Generator().manual_seed(2))
         assert posed.key.isnan().any()
@@ -200,41 +204,36 @@ class TestInterpreted:
         )  # fmt: skip
         oracle.assert_writes("triton", posed)
 
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
-    def test_fp8_sources_are_copied_into_either_type_of_cache(self, op, layout, kind):
+    @pytest.mark.parametrize(("pair", "kind"), compose.by_turns(PAIRS, KINDS, 2))
+    def test_fp8_sources_are_copied_into_either_type_of_cache(self, pair, kind):
+        op, layout = pair
         posed = oracle.problem(
             "cpu", oracle.shuffled(19, 128), op=op, layout=layout, dtype=kind, kv_cache_dtype=kind
         )
         oracle.assert_writes("triton", oracle.without_scales(posed))
         oracle.assert_writes("triton", oracle.without_scales(as_fp8(posed)))
 
-    # The scale goes by turns: each type and each kind has both, not each pair of the two.
     @pytest.mark.parametrize(
-        ("dtype", "kind", "scale"),
-        [
-            (dtype, kind, ("per_tensor", "per_head")[(number + other) % 2])
-            for number, dtype in enumerate(oracle.WIDE)
-            for other, kind in enumerate(KINDS)
-        ],
+        ("pair", "types"),
+        compose.by_turns(PAIRS, list(product(oracle.WIDE, KINDS, ("per_tensor", "per_head"))), 5),
     )
-    @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
-    def test_fp8_codes_land_in_their_places(self, monkeypatch, op, layout, dtype, kind, scale):
+    def test_fp8_codes_land_in_their_places(self, monkeypatch, pair, types):
+        (op, layout), (dtype, kind, scale) = pair, types
         monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
         oracle.assert_writes("triton", exact(kind, scale, op=op, layout=layout, dtype=dtype))
 
-    # The scale goes by turns: each layout and each size has both, not each pair of the two.
     @pytest.mark.parametrize(
-        ("op", "layout", "head_sizes", "scale"),
-        [
-            (op, layout, sizes, ("per_tensor", "per_head")[(number + other) % 2])
-            for number, (op, layout) in enumerate(pair for pair in PAIRS if pair[0] != oracle.PAGED)
-            for other, sizes in enumerate([(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)])
-        ],
+        ("pair", "sizes"),
+        compose.by_turns(
+            [pair for pair in PAIRS if pair[0] != oracle.PAGED],
+            list(
+                product([(1, 1), (7, 7), (24, 24), (46, 33), (100, 8), (3, 80)], ("per_tensor", "per_head"))
+            ),
+            5,
+        ),
     )
-    def test_fp8_codes_of_heads_of_any_size_land_in_their_places(
-        self, monkeypatch, op, layout, head_sizes, scale
-    ):
+    def test_fp8_codes_of_heads_of_any_size_land_in_their_places(self, monkeypatch, pair, sizes):
+        (op, layout), (head_sizes, scale) = pair, sizes
         monkeypatch.setattr(Triton, "_check_fp8", lambda self: None)
         head_size, head_size_v = head_sizes if op == oracle.DIFFKV else (head_sizes[0], head_sizes[0])
         sizes = {"head_size": head_size, "head_size_v": head_size_v}

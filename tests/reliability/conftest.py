@@ -15,7 +15,8 @@ from kvexp.tracking import connect, settings
 from tests.helpers.inline_tracker import InlineTracker, used_by_commands
 
 ROOT = Path(__file__).parents[2]
-UNTRACKED = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "tracking=none")
+TINY = ("impl=torch", "workload=tiny", "timer=none", "device=cpu", "isolation=inline")
+UNTRACKED = (*TINY, "tracking=none")
 FAULTY = {
     "hanging": "tests.helpers.faulty_impls.Hanging",
     "stubborn": "tests.helpers.faulty_impls.Stubborn",

@@ -17,6 +17,7 @@ from kvexp import cli
 from kvexp.host import terminal
 from kvexp.report import render
 from tests.helpers.recorded_rows import curve, refused, sweep
+from tests.reliability.conftest import TINY
 
 LINE = "\x1b]0;owned\x07\x1b[2J\x9b31m\x08\u202e"
 STEERS = f"{LINE}\r\u2028"
@@ -98,37 +99,21 @@ def test_an_export_is_whole_in_a_file_and_printable_on_a_terminal(theirs, tmp_pa
     assert b"owned" in shown
 
 
-def test_the_last_words_of_a_kernel_and_its_reason_are_printable(tmp_path):
-    (tmp_path / "my_conf" / "impl").mkdir(parents=True)
-    (tmp_path / "my_conf" / "impl" / "mine.yaml").write_text("# Mine.\n_target_: mine.Mine\n")
-    (tmp_path / "mine.py").write_text(
+def test_the_last_words_of_a_kernel_and_its_reason_are_printable(place, typed, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(place.folder), prepend=os.pathsep)
+    (place.folder / "my_conf" / "impl" / "mine.yaml").write_text("# Mine.\n_target_: mine.Mine\n")
+    (place.folder / "mine.py").write_text(
         "import os, sys\nfrom kvexp.impl.torch import Torch\nclass Mine(Torch):\n"
-        "    def reshape_and_cache_flash(self, *_):\n"
-        "        if os.environ.get('DIE'):\n            sys.stderr.write('\\x1b[2Jdying')\n"
+        "    def reshape_and_cache_flash(self, key, *_):\n"
+        "        if len(key) == 3:\n            sys.stderr.write('\\x1b[2Jdying')\n"
         "            sys.stderr.flush()\n            os._exit(3)\n"
         "        raise ValueError('\\x1b[2Jfailing')\n"
     )
-    words = [
-        "impl=mine",
-        "workload=tiny",
-        "timer=none",
-        "device=cpu",
-        "tracking=none",
-        "--config-dir=my_conf",
-    ]
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    for die, said in (("", "failing"), ("1", "dying")):
-        environment = {
-            **os.environ,
-            "PYTHONPATH": path,
-            "DIE": die,
-            "KVEXP_CACHE_DIR": str(tmp_path / "cache"),
-        }
-        command = [sys.executable, "-m", "kvexp", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 1
-        assert is_calm(done.stdout + done.stderr)
-        assert rf"\x1b[2J{said}" in done.stdout
+    done = typed("impl=mine", *TINY[1:-1], "tracking=none", "--config-dir=my_conf")
+    assert done.returncode == 1
+    assert is_calm(done.stdout + done.stderr)
+    assert r"\x1b[2Jfailing" in done.stdout
+    assert r"\x1b[2Jdying" in done.stdout
 
 
 def test_a_warning_of_the_log_is_printable():

@@ -49,7 +49,7 @@ def check_whole(place):
         assert last == b"" or not last.endswith(b"}")
 
 
-def survives(place, kills, seed):
+def survives(place, typed, kills, seed):
     """So many kills at random moments, each followed by a resume, leave what an undisturbed sweep leaves."""
     draw = random.Random(seed)
     begin = time.monotonic()
@@ -67,7 +67,7 @@ def survives(place, kills, seed):
         check_whole(place)
         words = (*SWEEP, "resume=true") if place.sweeps else SWEEP
     # A folder that was made and nothing more is of a sweep that had not begun: there is nothing to resume.
-    last = place.run("resume=true") if any(map(is_sweep, place.sweeps)) else place.run(*SWEEP)
+    last = typed("resume=true") if any(map(is_sweep, place.sweeps)) else typed(*SWEEP)
     assert last.returncode == 0, last.stderr
     newest = [sweep for sweep in place.sweeps if is_sweep(sweep)][-1]
     rows = [row for row in place.rows() if is_right(row["status"])]
@@ -84,18 +84,16 @@ def _lines(sweep):
                 yield line
 
 
-def test_ten_kills_at_random_moments_lose_and_repeat_nothing(place):
-    survives(place, 10, seed=6)
+@pytest.mark.parametrize(("kills", "seed"), [(3, 6), pytest.param(50, 60, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_lose_and_repeat_nothing(place, typed, kills, seed):
+    survives(place, typed, kills, seed)
 
 
-@pytest.mark.slow
-def test_fifty_kills_at_random_moments_lose_and_repeat_nothing(place):
-    survives(place, 50, seed=60)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code):
-    process = place.start(*SWEEP)
+@pytest.mark.parametrize(
+    ("number", "code", "isolation"), [(signal.SIGINT, 130, "process"), (signal.SIGTERM, 143, "inline")]
+)
+def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, typed, number, code, isolation):
+    process = place.start(*SWEEP, f"isolation={isolation}")
     first = process.stderr.readline()
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -108,27 +106,27 @@ def test_a_sweep_that_is_told_to_end_says_where_its_rows_are(place, number, code
         r"^kvexp: interrupted after (\d+) of (\d+) points; this goes on: (.*)$", err, re.MULTILINE
     )
     assert said == (str(reached), str(POINTS), f"python -m kvexp resume={home.relative_to(place.folder)}")
-    assert place.run("report").returncode == 0
+    assert typed("report").returncode == 0
     assert f"{reached} of {POINTS} points: {reached} ok; " in (home / "report.md").read_text("utf-8")
     assert f"<span>{reached} of {POINTS} points: {reached} ok</span>" in (home / "report.html").read_text(
         "utf-8"
     )
-    assert place.run(*shlex.split(said[2])[3:]).returncode == 0
-    assert place.run("report").returncode == 0
+    assert typed(*shlex.split(said[2])[3:]).returncode == 0
+    assert typed("report").returncode == 0
     assert f"\n{POINTS} ok; " in (home / "report.md").read_text("utf-8")
     assert len(place.rows()) == len({identify(row) for row in place.rows()}) == POINTS
 
 
-def test_a_second_sweep_in_the_folder_of_one_at_work_is_refused_and_writes_nothing(place):
+def test_a_second_sweep_in_the_folder_of_one_at_work_is_refused_and_writes_nothing(place, typed):
     words = [word for word in SWEEP if not word.startswith("timer.max_seconds")]
-    first = place.start(*words, "timer.max_seconds=1")
+    first = place.start(*words, "timer.max_seconds=1", "isolation=inline")
     try:
         while not place.rows() and first.poll() is None:
             time.sleep(0.05)  # who asks without a pause keeps the processor from whoever measures
         os.kill(first.pid, signal.SIGSTOP)  # it stays at work however long the second one takes
         (home,) = place.sweeps
         before = sorted(home.rglob("*"))
-        second = place.run(f"resume={home}", *SWEEP)
+        second = typed(f"resume={home}", *SWEEP)
         assert second.returncode == 2
         assert f"another sweep is at work there: {home}/.lock is held by process {first.pid}" in second.stderr
         assert sorted(home.rglob("*")) == before

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -119,7 +120,9 @@ def test_a_store_that_is_a_link_is_not_written(precious, tmp_path):
         tracking.connect(tracking.settings("local", None, None, "kvexp", {}))
 
 
-def test_nothing_is_sent_to_a_store_through_a_link(theirs, tmp_path, capsys):
+@pytest.mark.usefixtures("inline_tracker")
+def test_nothing_is_sent_to_a_store_through_a_link(theirs, store, tmp_path, capsys):
+    shutil.copytree(store, tmp_path / "here" / "mlruns")
     folder = theirs("0/samples.jsonl", "0/tracebacks.txt", "0/.hydra/config.yaml")
     assert cli.dispatch(["sync", str(folder)]) == 0
     assert capsys.readouterr().out.startswith("1 curves sent")
@@ -139,6 +142,7 @@ def test_a_folder_with_links_is_not_cleared_away(theirs, precious, tmp_path):
     assert (folder.is_symlink(), mine.is_dir()) == (True, True)
 
 
+@pytest.mark.usefixtures("inline_tracker", "database")
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -155,13 +159,16 @@ def test_a_folder_with_links_is_not_cleared_away(theirs, precious, tmp_path):
         (("export", "."), 2, "rows.jsonl cannot be read (it is a pipe, a device or a folder, not a file)"),
     ],
 )
-def test_a_pipe_in_a_folder_is_not_waited_for(place, words, code, said):
+def test_a_pipe_in_a_folder_is_not_waited_for(place, typed, words, code, said):
     folder = recorded_rows.sweep(place.folder / "theirs", [recorded_rows.curve({1: 2.0, 8: 3.0})])
     (place.folder / "others" / "1").mkdir(parents=True)
     pipes = ["command.json", *(f"0/{name}" for name in ("samples.jsonl", PLAN, "x.parquet"))]
     for pipe in (*pipes, "0/.hydra/config.yaml", "../others/1/rows.jsonl"):
         os.mkfifo(folder / pipe)
-    process = place.start(*words)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == code, err
-    assert said in out + err
+    signal.alarm(100)  # ends whoever waits for it
+    try:
+        done = typed(*words)
+    finally:
+        signal.alarm(0)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr

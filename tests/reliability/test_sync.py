@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from kvexp.host import file_lock
 from kvexp.results import row_file
 from kvexp.results import sweep_dir as sweep_folder
 from tests.helpers import mlflow_server
@@ -21,7 +22,7 @@ from tests.helpers.inline_tracker import InlineTracker, used_by_commands
 
 pytestmark = pytest.mark.long
 
-CURVES = 24
+CURVES = 12
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def wait_for_curves(uri, number, process):
         time.sleep(0.05)  # who asks without a pause keeps the store from whoever fills it
 
 
-@pytest.mark.usefixtures("inline_tracker")
+@pytest.mark.usefixtures("inline_tracker", "database")
 def test_what_was_not_tracked_is_sent_once_and_never_again(place, typed, sweep):
     first, second = typed("sync"), typed("sync", str(sweep))
     assert (first.returncode, second.returncode) == (0, 0), first.stderr
@@ -177,28 +178,33 @@ def test_curves_that_cannot_be_sent_are_named_and_stop_no_other(place, typed, sw
     )
 
 
-def test_two_syncs_at_once_leave_each_curve_once(place, sweep, uri):
-    both = [place.start("sync"), place.start("sync")]
-    told = [process.communicate(timeout=300) for process in both]
-    for process, (out, err) in zip(both, told, strict=True):
+@pytest.mark.usefixtures("inline_tracker")
+def test_two_syncs_at_once_leave_each_curve_once(place, typed, sweep, uri):
+    other = place.start("sync")
+    wait_for_curves(uri, 1, other)
+    done = typed("sync")
+    out, err = other.communicate(timeout=300)
+    other = subprocess.CompletedProcess((), other.returncode, out, err)
+    for one in (done, other):
         # The later one finds all of them there, or the sweep's folder held by the earlier one.
-        assert (process.returncode == 0) or f"{sweep}: left out, since its sweep is at work" in err, out + err
-    sent = [int(out.split(" ", 1)[0]) for out, _ in told]
+        assert (one.returncode == 0) or f"{sweep}: left out, since its sweep is at work" in one.stderr, one
+    sent = [int(one.stdout.split(" ", 1)[0]) for one in (done, other)]
     assert sorted(sent) == [0, CURVES]
     check_once(uri, sweep)
 
 
-def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, sweep, uri):
-    for number in (1, 9):
-        process = place.start("sync")
-        wait_for_curves(uri, number, process)
-        process.kill()
-        process.communicate()
-    done = place.run("sync")
+@pytest.mark.usefixtures("inline_tracker")
+def test_a_sync_that_is_killed_in_its_middle_is_completed_by_the_next(place, typed, sweep, uri):
+    process = place.start("sync")
+    wait_for_curves(uri, 4, process)
+    process.kill()
+    process.communicate()
+    done = typed("sync")
     assert done.returncode == 0, done.stderr
     check_once(uri, sweep)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle_of_a_sync_gets_each_curve_once_when_it_is_back(
     place, typed, sweep, port, tmp_path, monkeypatch
 ):
@@ -241,10 +247,10 @@ def test_a_request_that_a_slow_server_answers_too_late_leaves_no_second_run(
     check_once(database, sweep)
 
 
-@pytest.mark.usefixtures("database")
-def test_a_sweep_that_is_at_work_is_left_out(place, sweep):
-    with sweep_folder.hold(sweep):
-        done = place.run("sync")
+@pytest.mark.usefixtures("database", "inline_tracker")
+def test_a_sweep_that_is_at_work_is_left_out(typed, sweep):
+    with file_lock.locked(sweep / sweep_folder.LOCK):
+        done = typed("sync")
     assert done.returncode == 1
     assert f"{sweep}: left out, since its sweep is at work" in done.stderr
 

@@ -1,6 +1,7 @@
 """A bug in the user's own implementation is found: its line in the reason, its traceback beside the rows."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,18 @@ class Mine(Torch):
         return call
 '''
 REASON = "NameError: name 'kee' is not defined at my_kernels.py:13, in call"
+INLINE = ("isolation=inline", "tracking=none")
 WORDS = ("impl=mine", "workload=tiny", "timer=none", "device=cpu", "--config-dir", "my_conf")
 
 
 @pytest.fixture
-def mine(place):
+def mine(place, monkeypatch):
+    monkeypatch.syspath_prepend(place.folder)
+    monkeypatch.delitem(sys.modules, "my_kernels", raising=False)
     (place.folder / "my_kernels.py").write_text(SOURCE)
     (place.folder / "my_conf" / "impl" / "mine.yaml").write_text("# Mine.\n_target_: my_kernels.Mine\n")
-    return place
+    yield place
+    sys.modules.pop("my_kernels", None)
 
 
 def check(text):
@@ -42,8 +47,9 @@ def check(text):
     assert "\nNameError: name 'kee' is not defined\n" in text
 
 
-def test_the_reason_ends_with_the_line_and_the_traceback_lies_beside_the_rows_and_in_mlflow(mine):
-    done = mine.run(*WORDS)
+@pytest.mark.usefixtures("inline_tracker", "database")
+def test_the_reason_ends_with_the_line_and_the_traceback_lies_beside_the_rows_and_in_mlflow(mine, typed):
+    done = typed(*WORDS)
     assert done.returncode == 1
     (home,) = mine.sweeps
     outcomes = [(row["num_tokens"], row["status"], row["reason"]) for row in mine.rows()]
@@ -61,29 +67,31 @@ def test_the_reason_ends_with_the_line_and_the_traceback_lies_beside_the_rows_an
     assert Path(sent).read_text() == kept
 
 
-def test_inline_prints_the_traceback_once(mine):
-    done = mine.run(*WORDS, "isolation=inline", "tracking=none")
+@pytest.mark.usefixtures("mine")
+def test_inline_prints_the_traceback_once(typed):
+    done = typed(*WORDS, *INLINE)
     assert done.returncode == 1
     check(done.stderr)
     assert done.stderr.count("Traceback") == 1
 
 
-def test_a_bug_where_the_file_is_imported_is_found_too(mine):
+def test_a_bug_where_the_file_is_imported_is_found_too(mine, typed):
     (mine.folder / "my_kernels.py").write_text("import json\n\nTILE = jsn.loads('8')\n")
-    assert mine.run(*WORDS, "tracking=none").returncode == 1
+    assert typed(*WORDS, *INLINE).returncode == 1
     reason = "NameError: name 'jsn' is not defined at my_kernels.py:3, in <module>"
     assert {row["reason"] for row in mine.rows()} == {reason}
     kept = (mine.sweeps[0] / "0" / "tracebacks.txt").read_text()
     assert "line 3, in <module>\n    TILE = jsn.loads('8')\n" in kept
 
 
-def test_verify_says_the_line_as_well(mine):
-    done = mine.run("verify", *WORDS)
+@pytest.mark.usefixtures("mine")
+def test_verify_says_the_line_as_well(typed):
+    done = typed("verify", *WORDS)
     assert "NameError: name 'kee' is not defined at my_kernels.py:13, in call" in done.stdout
 
 
-def test_what_is_refused_or_wrong_has_no_traceback(mine):
-    done = mine.run("impl=idle,torch", "op=reshape_and_cache_flash", *WORDS[1:], "tracking=none")
+def test_what_is_refused_or_wrong_has_no_traceback(mine, typed):
+    done = typed("impl=idle,torch", *WORDS[1:], *INLINE)
     assert done.returncode == 1
     assert "tracebacks" not in done.stderr
     assert list(mine.folder.rglob("tracebacks.txt")) == []

@@ -7,7 +7,7 @@ from kvexp.results.row_file import read
 
 TYPED = [
     *("experiment=layout_study", "workload=tiny", "impl=torch", "device=cpu", "repeat=1", "tracking=none"),
-    *("timer.max_seconds=0.01", "timer.min_samples=3", "hydra.sweep.dir=study"),
+    *("timer.max_seconds=0.01", "timer.min_samples=3", "hydra.sweep.dir=study", "isolation=inline"),
 ]
 
 

@@ -59,10 +59,20 @@ def folder(tmp_path, monkeypatch):
     return sweep(tmp_path / "multirun" / "2026-11-21" / "10-00", CURVES)
 
 
-@pytest.fixture
-def page(folder):
-    assert cli.dispatch(["report"]) == 0
-    return (folder / "report.html").read_text("utf-8")
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The folder of a sweep with its report."""
+    home = tmp_path_factory.mktemp("reported")
+    made = sweep(home / "multirun" / "2026-11-21" / "10-00", CURVES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert cli.dispatch(["report"]) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(reported):
+    return (reported / "report.html").read_text("utf-8")
 
 
 def test_the_page_is_well_formed_and_every_id_is_unique(page):
@@ -110,8 +120,8 @@ def test_pointing_at_a_figure_names_every_line_fastest_first(page):
     assert latency[0]["x"] < latency[1]["x"] < latency[2]["x"]
 
 
-def test_the_markdown_has_the_same_points_in_well_formed_tables(page, folder):
-    text = (folder / "report.md").read_text("utf-8")
+def test_the_markdown_has_the_same_points_in_well_formed_tables(reported):
+    text = (reported / "report.md").read_text("utf-8")
     assert "**incorrect**: bad" in text
     assert "| 64 | **3.00** (2.99–3.01, 167 %) | 4.00 (3.99–4.01, 125 %) |" in text
     assert "| all | (1.00) | 1.33 | 1.10 |" in text

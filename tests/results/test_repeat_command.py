@@ -18,6 +18,7 @@ from kvexp.results.labels import group_by_curve
 from kvexp.results.overrides import quote_value
 from kvexp.results.repeat_command import derive_overrides
 from tests.helpers import compose, recorded_rows
+from tests.helpers.cheap_compose import set_keys
 
 ROOT = compose.conf_dir().parent
 FILES = sorted([*ROOT.glob("docs/results/*/*.jsonl"), *ROOT.glob("baselines/*/*.jsonl")])
@@ -44,7 +45,7 @@ def describe(row):
 @cache
 def compose_command(command):
     """The points that a command composes, where a GPU is."""
-    experiment = compose.experiment(*shlex.split(command)[3:])
+    experiment = set_keys(*shlex.split(command)[3:])
     device = "cuda:0" if experiment.device == "auto" else experiment.device
     return [asdict(case) for case in experiment.resolve(device).cases()]
 

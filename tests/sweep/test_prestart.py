@@ -78,7 +78,7 @@ def test_a_device_may_be_told_to_a_process_that_has_died():
         worker.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_sweep_that_is_ended_while_it_is_composed_leaves_no_process(tmp_path, number):
     process = Place(tmp_path).start("impl=torch", "workload=tiny", "workload.num_heads=range(1,200)")
     assert "composing" in process.stdout.readline()

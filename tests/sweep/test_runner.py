@@ -159,15 +159,36 @@ def handled(number, handler):
 
 
 class TestASweep:
-    def test_leaves_the_rows_of_each_curve_and_prints_them(self, jobs, capfd):
-        two = jobs("torch", "cuda")
-        assert runner.run(two, APART, COMMAND) == 0
-        assert [statuses(job) for job in two] == [["verified"] * 4, ["skipped"] * 4]
-        lines = (two[0].folder / "rows.jsonl").read_text().splitlines()
+    def test_leaves_the_rows_of_each_curve_of_a_device_from_one_process(self, jobs, monkeypatch, capfd):
+        """Each row is on the disk before the next point begins; a curve that is wrong there costs itself."""
+        four = jobs("Numbered", "cuda", ("Deadly", {"by": "exit", "threads": 3}), "Numbered")
+        sync, send, on_disk, seen = os.fsync, Worker._send, {}, []
+
+        def fsync(handle):
+            sync(handle)
+            path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            on_disk[path] = 0 if path.is_dir() else len(path.read_bytes().splitlines())
+
+        def goes_on(worker, line):
+            if not line:
+                seen.append(sum(on_disk.get(job.folder / "rows.jsonl", 0) for job in four))
+            send(worker, line)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        monkeypatch.setattr(Worker, "_send", goes_on)
+        assert runner.run(four, APART, COMMAND) == 1
+        assert seen == list(range(1, 13))
+        numbered = ["verified", "verified", "skipped", "skipped"]
+        assert [statuses(job) for job in four] == [numbered, ["skipped"] * 4, ["failed"] * 4, numbered]
+        lines = (four[0].folder / "rows.jsonl").read_text().splitlines()
         assert [json.loads(line)["num_tokens"] for line in lines] == [1, 3, 16, 50]
+        before, _, wrong, after = (row_file.read(job.folder)[-1]["reason"] for job in four)
+        assert before == after
+        assert before.startswith("process ")
+        assert "takes no option 'threads'" in wrong
         out, err = capfd.readouterr()
         assert "impl=cuda needs an NVIDIA GPU" in out
-        assert f"rows: {two[0].folder.parent}" in err
+        assert f"rows: {four[0].folder.parent}" in err
 
     def test_measures_once_what_two_curves_turn_out_to_be(self, jobs, capfd):
         one, other = jobs("torch", "torch")
@@ -199,25 +220,6 @@ class TestASweep:
         assert runner.run([again], replace(UNTRACKED, resumes=True), COMMAND) == 0
         assert [row["num_tokens"] for row in row_file.read(again.folder)] == [1]
 
-    def test_has_each_row_on_the_disk_before_the_next_point_begins(self, jobs, monkeypatch):
-        (one,) = jobs("torch")
-        sync, send, on_disk, seen = os.fsync, Worker._send, {}, []
-
-        def fsync(handle):
-            sync(handle)
-            path = Path(os.readlink(f"/proc/self/fd/{handle}"))
-            on_disk[path.name] = 0 if path.is_dir() else len(path.read_bytes().splitlines())
-
-        def goes_on(worker, line):
-            if not line:
-                seen.append(on_disk.get("rows.jsonl", 0))
-            send(worker, line)
-
-        monkeypatch.setattr(os, "fsync", fsync)
-        monkeypatch.setattr(Worker, "_send", goes_on)
-        assert runner.run([one], APART, COMMAND) == 0
-        assert seen == [1, 2, 3, 4]
-
     def test_keeps_the_raw_samples_beside_the_rows(self, jobs):
         (one,) = jobs("torch", overrides=("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5"))
         assert runner.run([one], UNTRACKED, COMMAND) == 0
@@ -233,30 +235,17 @@ class TestASweep:
         assert runner.run(two, UNTRACKED, COMMAND) == 1
         assert [statuses(job) for job in two] == [["incorrect"] * 4, ["verified"] * 4]
 
-    def test_measures_all_curves_of_a_device_in_one_process(self, jobs):
-        three = jobs("Numbered", "torch", "Numbered")
-        runner.run(three, APART, COMMAND)
-        found = {
-            row["reason"] for job in three for row in row_file.read(job.folder) if row["status"] == "skipped"
-        }
-        assert len(found) == 1
-        assert found.pop().startswith("process ")
-
-    def test_goes_on_in_a_fresh_process_after_one_died(self, jobs):
-        three = jobs("Numbered", ("Deadly", {"by": "kill"}), "Numbered")
+    def test_goes_on_in_a_fresh_process_and_knows_as_much_of_the_points_that_a_dead_one_left(self, jobs):
+        three = jobs("Numbered", ("Fatal", {"by": "kill"}), "Numbered")
         assert runner.run(three, APART, COMMAND) == 1
         assert statuses(three[1]) == ["verified", "verified", "failed", "failed"]
         before, after = (row_file.read(job.folder)[-1]["reason"] for job in (three[0], three[2]))
         assert before != after
         assert statuses(three[2]) == ["verified", "verified", "skipped", "skipped"]
-
-    def test_knows_as_much_of_the_points_that_a_dead_process_left_as_of_the_others(self, jobs):
-        (one,) = jobs(("Deadly", {"by": "exit"}))
-        runner.run([one], APART, COMMAND)
-        measured, _, dead, left = row_file.read(one.folder)
+        measured, _, dead, left = row_file.read(three[1].folder)
         assert list(dead) == list(left) == list(measured)
         assert dead["reason"] == left["reason"]
-        assert dead["reason"].startswith("the measuring process exited with 7; its last words:\n")
+        assert dead["reason"].startswith("the measuring process was ended by SIGKILL; its last words:\n")
         assert (left["num_tokens"], left["device"], left["mode"]) == (50, "cpu", "no_graph")
         assert left["device_name"] == measured["device_name"]
         assert left["latency_us"] is None
@@ -275,14 +264,8 @@ class TestASweep:
         tracker = tracked(Tracker())
         wrong = ("Deadly", {"by": "exit", "threads": 3})
         with pytest.raises(ConfigError, match="takes no option 'threads'"):
-            runner.run(jobs(wrong, wrong), APART_TRACKED, COMMAND)
+            runner.run(jobs(wrong, wrong), TRACKED, COMMAND)
         assert tracker.asked[-1] == ("end", "KILLED")
-
-    def test_goes_on_after_a_curve_that_only_the_measuring_process_finds_wrong(self, jobs):
-        three = jobs("torch", ("Deadly", {"by": "exit", "threads": 3}), "torch")
-        assert runner.run(three, APART, COMMAND) == 1
-        assert [statuses(job) for job in three] == [["verified"] * 4, ["failed"] * 4, ["verified"] * 4]
-        assert "takes no option 'threads'" in row_file.read(three[1].folder)[0]["reason"]
 
     def test_stops_when_rows_cannot_be_written(self, jobs, monkeypatch, capfd):
         def full(self, row, samples_us=()):
@@ -318,9 +301,13 @@ class TestASweep:
         assert [line for line in said.splitlines() if "whole" in line or "sync" in line] == []
         assert tracker.asked[-1] == ("end", "FAILED")
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+    @pytest.mark.parametrize(
+        ("number", "settings"),
+        [(signal.SIGTERM, APART_TRACKED), (signal.SIGHUP, TRACKED)],
+        ids=["TERM", "HUP"],
+    )
     def test_that_is_asked_to_end_ends_its_run_and_its_process(
-        self, jobs, tracked, monkeypatch, number, store
+        self, jobs, tracked, monkeypatch, number, settings
     ):
         one, tracker, pids = jobs("torch"), tracked(Tracker()), []
         started = Worker.__init__
@@ -333,7 +320,7 @@ class TestASweep:
         monkeypatch.setattr(Progress, "advance", lambda self, row: os.kill(os.getpid(), number))
         # Whoever runs the tests may have it ignored.
         with handled(number, signal.SIG_DFL), pytest.raises(Terminated) as raised:
-            runner.run(one, APART_TRACKED, COMMAND)
+            runner.run(one, settings, COMMAND)
         assert raised.value.number == number
         assert [asked[0] for asked in tracker.asked] == ["start", "end"]
         assert tracker.asked[-1] == ("end", "KILLED")
@@ -435,12 +422,12 @@ class TestASweep:
 
 class TestARepeatedSweep:
     def test_measures_every_round_in_a_fresh_process(self, jobs):
-        in_rounds = plan_rounds(jobs("Numbered", "torch"), 3)
-        assert runner.run(in_rounds, replace(APART, repeat=3), COMMAND) == 0
+        in_rounds = plan_rounds(jobs("Numbered", "torch"), 2)
+        assert runner.run(in_rounds, replace(APART, repeat=2), COMMAND) == 0
         found = [(job.repetition, row) for job in in_rounds for row in row_file.read(job.folder)]
         assert all(row["repetition"] == repetition for repetition, row in found)
         processes = {row["repetition"]: row["reason"] for _, row in found if row["status"] == "skipped"}
-        assert len(set(processes.values())) == len(processes) == 3
+        assert len(set(processes.values())) == len(processes) == 2
 
     def test_shows_each_point_once_and_says_that_it_is_the_middle_one(self, jobs, capfd):
         timed = ("timer=wall_clock", "timer.min_samples=5", "timer.max_samples=5")
@@ -600,11 +587,14 @@ class TestTracking:
         assert where == "tracked in memory://"
         assert why.startswith("kvexp: the store at memory:// is out of reach; the runs have no report")
 
-    def test_to_a_store_that_cannot_be_made_costs_one_line(self, jobs, tmp_path, capfd):
-        (tmp_path / "file").write_text("no folder")
-        store = TrackingSettings("local", f"sqlite:///{tmp_path}/file/mlflow.db", "kvexp")
+    def test_to_a_store_that_cannot_be_made_costs_one_line(self, jobs, tracked, monkeypatch, capfd):
+        def wait(_):
+            raise TrackingError("the store at memory:// cannot be made")
+
+        tracked(Tracker())
+        monkeypatch.setattr(SubprocessTracker, "wait", wait)
         (one,) = jobs("torch")
-        assert runner.run([one], replace(UNTRACKED, tracking=store), COMMAND) == 0
+        assert runner.run([one], TRACKED, COMMAND) == 0
         assert statuses(one) == ["verified"] * 4
         err = capfd.readouterr().err
         assert err.count("kvexp: ") == 1

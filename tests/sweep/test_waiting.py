@@ -2,7 +2,7 @@
 
 import os
 import threading
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -26,11 +26,13 @@ ME = f"process {os.getpid()}"
 TIMEOUT_S = 2.0
 
 
-@pytest.fixture(autouse=True)
-def played(monkeypatch, tmp_path):
+@pytest.fixture(autouse=True, scope="module")
+def played(tmp_path_factory):
     """The measuring process passes its CPU for a GPU."""
-    monkeypatch.setattr(subprocess_worker, "CHILD", "tests.helpers.fake_gpu")
-    monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess_worker, "CHILD", "tests.helpers.fake_gpu")
+        patch.setenv("KVEXP_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 def curve(target=None, mode="no_graph"):
@@ -53,8 +55,9 @@ def taken():
 
 
 class TestAProcessThatWaits:
-    def test_is_no_hang_and_says_for_whom_it_waits(self, taken):
-        told = []
+    @pytest.mark.parametrize("target", [None, "tests.helpers.faulty_impls.Stuck"])
+    def test_is_no_hang_and_is_watched_again_when_its_turn_has_come(self, taken, target):
+        told, found = [], []
 
         def waits(holder):
             told.append(holder)
@@ -63,61 +66,44 @@ class TestAProcessThatWaits:
 
         with Worker("cpu", TIMEOUT_S, waits) as waiting:
             waiting.wait()
-            assert statuses(waiting.run(curve())) == ["verified"] * 4
+            late = pytest.raises(WorkerDied, match="the point did not end within 2 s")
+            with late if target else nullcontext():
+                for row, _ in waiting.run(curve(target)):
+                    found.append(row["status"])
+        assert found == ["verified"] * (2 if target else 4)
         assert told == [ME, None]
 
-    def test_is_watched_for_hangs_again_when_its_turn_has_come(self, taken):
-        with Worker("cpu", TIMEOUT_S, lambda holder: taken() if holder else None) as waiting:
-            waiting.wait()
-            found = []
-            with pytest.raises(WorkerDied, match="the point did not end within 2 s"):  # noqa: PT012
-                for row, _ in waiting.run(curve("tests.helpers.faulty_impls.Hanging")):
-                    found.append(row["status"])
-            assert found == ["verified", "verified"]
-
-    def test_gets_its_turn_when_the_other_s_curve_has_ended(self):
+    def test_gets_its_turn_when_the_other_s_curve_has_ended_and_when_it_is_killed(self):
+        """Inline as well."""
         told = []
-        with Worker("cpu") as first, Worker("cpu", waits=lambda holder: ends(holder)) as second:
+
+        def ends(holder):
+            told.append(holder)
+            if holder and len(told) < 4:
+                assert statuses(points) == ["verified"] * 3
+            elif holder:
+                first.close()
+
+        with Worker("cpu") as first, Worker("cpu", waits=ends) as second:
             first.wait()
             second.wait()
-            points = first.run(curve())
-            next(points)
-
-            def ends(holder):
-                told.append(holder)
-                if holder:
-                    assert statuses(points) == ["verified"] * 3
-
-            assert statuses(second.run(curve())) == ["verified"] * 4
-            assert told == [f"process {first._process.pid}", None]
-
-    def test_gets_its_turn_when_the_other_is_killed(self):
-        with Worker("cpu") as first, Worker("cpu", waits=lambda holder: first.close()) as second:
-            first.wait()
-            second.wait()
-            next(first.run(curve()))
-            assert statuses(second.run(curve())) == ["verified"] * 4
-
-    def test_is_skipped_where_there_can_be_no_turns(self, tmp_path):
-        (tmp_path / "locks").write_text("no folder")
-        with Worker("cpu") as one:
-            one.wait()
-            found = [row for row, _ in one.run(curve())]
-        assert statuses((row, ()) for row in found) == ["skipped"] * 4
-        assert f"locking {UUID} needs files in {tmp_path / 'locks'}" in found[0]["reason"]
-
-    def test_inline_is_told_as_well(self):
-        told = []
-        with Worker("cpu") as first:
-            first.wait()
-            points = first.run(curve())
-            next(points)
-            inline = InlineWorker("cpu", lambda holder: (told.append(holder), list(points)))
+            inline = InlineWorker("cpu", ends)
             inline.wait()
             inline.environment["device_uuid"] = UUID
-            inline.open(curve())
-            assert statuses(inline.measure([1, 3])) == ["verified"] * 2
-            assert told == [f"process {first._process.pid}", None]
+            for waiting in (inline, second, second):
+                points = first.run(curve())
+                next(points)
+                waiting.open(curve())
+                assert statuses(waiting.measure([1, 3])) == ["verified"] * 2
+        assert told == [f"process {first._process.pid}", None] * 3
+
+
+def test_a_curve_is_skipped_where_there_can_be_no_turns(monkeypatch, tmp_path):
+    (tmp_path / "locks").write_text("no folder")
+    monkeypatch.setenv("KVEXP_LOCK_DIR", str(tmp_path / "locks"))
+    found = list(run_curve.run(curve(), {"device_uuid": UUID}))
+    assert [point.status for point in found] == ["skipped"] * 4
+    assert f"locking {UUID} needs files in {tmp_path / 'locks'}" in found[0].reason
 
 
 def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
@@ -143,7 +129,7 @@ def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatc
     monkeypatch.setattr("kvexp.host.process.END_SECONDS", 0.1)
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
     with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
-        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Hanging"), supervisor, ())
+        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Stuck"), supervisor, ())
         stuck = hanging.worker._process
         with monkeypatch.context() as unkillable:
             for how in ("kill", "send_signal"):
@@ -154,7 +140,6 @@ def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatc
                 assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
         stuck.kill()
         stuck.wait()
-        assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
 
 
 def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
@@ -167,7 +152,8 @@ def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
         process = failing.worker._process
         assert process.wait() == 0
         assert (lock.lock_dir() / f"{UUID}.lock").read_text() == str(process.pid)  # it did not unsign
-        assert statuses(curve_run.begin(curve(), supervisor, ()).measure()) == ["verified"] * 4
+        with lock.gpu_lock(UUID, pytest.fail):
+            pass
 
 
 class Hogging(threading.Thread):

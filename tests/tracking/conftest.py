@@ -85,14 +85,14 @@ def tracker(store):
     return connect(store)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(store):
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=store.uri)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sweep(client):
     """The runs of one sweep, the parent first, by the sweep's id."""
 
@@ -104,12 +104,12 @@ def sweep(client):
     return runs
 
 
-@pytest.fixture
-def job(tmp_path):
+@pytest.fixture(scope="session")
+def job(tmp_path_factory):
     """Puts rows, samples and a composed configuration where a job leaves them; gives the folder."""
 
     def written(rows, number=0):
-        folder = tmp_path / str(number)
+        folder = tmp_path_factory.mktemp("job") / str(number)
         file = RowFile(folder)
         for row in rows:
             file.append(row, (1.0, 2.0) if row["status"] == "ok" else ())

@@ -10,10 +10,9 @@ from kvexp.results import sweep_dir as sweep_folder
 from kvexp.tracking import artifacts, connect, sync
 
 
-@pytest.fixture
-def home(tmp_path, job, measure, request):
-    """A sweep's folder: a curve that was timed, and one that was skipped."""
-    made = tmp_path / "2026-11-21" / request.node.name
+def make_home(folder, job, measure):
+    """Make a sweep's folder: a curve that was timed, and one that was skipped."""
+    made = folder / "2026-11-21" / folder.name
     made.mkdir(parents=True)
     curves = (measure(surprise=1), measure(*["skipped"] * 16, layout="NHD", surprise=1))
     for number, rows in enumerate(curves):
@@ -22,11 +21,21 @@ def home(tmp_path, job, measure, request):
 
 
 @pytest.fixture
-def sent(home, store, sweep):
+def home(tmp_path, job, measure):
+    return make_home(tmp_path, job, measure)
+
+
+@pytest.fixture(scope="module")
+def sent_home(tmp_path_factory, job, measure):
+    return make_home(tmp_path_factory.mktemp("sent"), job, measure)
+
+
+@pytest.fixture(scope="module")
+def sent(sent_home, store, sweep):
     """The runs after a sync of everything: the sweep's, then its curves'; and what was said of it."""
     said = []
-    sync.sync(home, lambda: connect(store), said.append)
-    return *sweep(sweep_folder.id_of(home)), said
+    sync.sync(sent_home, lambda: connect(store), said.append)
+    return *sweep(sweep_folder.id_of(sent_home)), said
 
 
 def files(client, run):
@@ -42,7 +51,7 @@ def test_the_sweeps_run_has_the_report_and_the_curves_their_figures(sent, client
     assert len(said) == 1
 
 
-def test_what_is_sent_is_what_kvexp_report_writes(sent, client, home, tmp_path):
+def test_what_is_sent_is_what_kvexp_report_writes(sent, client, tmp_path):
     page = Path(client.download_artifacts(sent[0].info.run_id, "report.html", str(tmp_path)))
     assert "<h1>NVIDIA H200" in page.read_text("utf-8")
     assert "16 skipped" in page.read_text("utf-8")
@@ -55,45 +64,40 @@ def test_the_sweeps_run_is_described_by_its_findings(sent):
     assert "###" not in note
 
 
-def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, home, store, sweep):
+def test_a_sync_sends_a_report_that_is_missing_and_no_curve_again(sent, client, sent_home, store, sweep):
     parent, *curves, _ = sent
     client.delete_tag(parent.info.run_id, "kvexp.reported")
     shutil.rmtree(parent.info.artifact_uri.removeprefix("file://"))
-    again = sync.sync(home, lambda: connect(store), lambda _: None)
+    again = sync.sync(sent_home, lambda: connect(store), lambda _: None)
     assert (again.sent, again.already_sent) == (0, 2)
     assert files(client, parent) == {"report.html", "report.md"}
-    assert len(sweep(sweep_folder.id_of(home))) == 1 + len(curves)
+    assert len(sweep(sweep_folder.id_of(sent_home))) == 1 + len(curves)
 
 
-def test_a_report_is_not_sent_twice(sent, home, store, monkeypatch):
+def test_a_report_is_not_sent_twice(sent, sent_home, store, monkeypatch):
     monkeypatch.setattr(artifacts, "draw_report", lambda *_: pytest.fail("drawn again"))
-    sync.sync(home, lambda: connect(store), lambda line: pytest.fail(line))
+    sync.sync(sent_home, lambda: connect(store), lambda line: pytest.fail(line))
 
 
-def test_a_resumed_sweep_gets_a_new_report(sent, home, store, job, measure, client):
-    shutil.move(job(measure("failed", dtype="half", surprise=1), 2), home / "2")
-    sync.sync(home, lambda: connect(store), lambda _: None)
-    assert "failed" in Path(client.download_artifacts(sent[0].info.run_id, "report.md")).read_text("utf-8")
-
-
-def test_a_description_that_a_person_wrote_stays_and_one_of_its_own_follows_the_rows(
-    sent, home, store, job, measure, client
+def test_a_resumed_sweep_gets_a_new_report_and_description_unless_a_person_wrote_that(
+    sent, sent_home, store, job, measure, client
 ):
-    parent_id = sent[0].info.run_id
+    run_id = sent[0].info.run_id
 
-    def resent(number, status, described):
-        shutil.move(job(measure(status, dtype="half", seed=number, surprise=1), number), home / str(number))
-        sync.sync(home, lambda: connect(store), lambda _: None)
-        note = client.get_run(parent_id).data.tags["mlflow.note.content"]
-        assert described in note
+    def resent(number, described):
+        rows = measure("failed", dtype="half", seed=number, surprise=1)
+        shutil.move(job(rows, number), sent_home / str(number))
+        sync.sync(sent_home, lambda: connect(store), lambda _: None)
+        assert described in client.get_run(run_id).data.tags["mlflow.note.content"]
 
-    resent(2, "failed", "1 failed")
-    client.set_tag(parent_id, "mlflow.note.content", "Mine.")
-    resent(3, "failed", "Mine.")
+    resent(2, "1 failed")
+    assert "failed" in Path(client.download_artifacts(run_id, "report.md")).read_text("utf-8")
+    client.set_tag(run_id, "mlflow.note.content", "Mine.")
+    resent(3, "Mine.")
 
 
 def test_of_two_sweeps_of_one_name_the_newer_one_gets_its_own_report(
-    store, tracker, client, job, measure, experiment, tmp_path, request
+    store, tracker, client, sweep, job, measure, experiment, tmp_path, request
 ):
     rows, sweep_id, parents = measure(surprise=1), f"multirun/{request.node.name}", []
     folder = job(rows)
@@ -107,6 +111,8 @@ def test_of_two_sweeps_of_one_name_the_newer_one_gets_its_own_report(
     tracker.log_report(sweep_id, tmp_path / "drawn")
     found = [files(client, client.get_run(parent)) for parent in parents]
     assert found == [set(), {"report.html", "report.md"}]
+    curves = [run.data.tags.get("mlflow.parentRunId") for run in sweep(sweep_id)]
+    assert sorted(filter(None, curves)) == sorted(parents)
 
 
 def test_a_figure_is_there_as_soon_as_its_curve_is(tracker, client, sweep, job, measure, experiment, request):

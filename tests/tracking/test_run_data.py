@@ -51,6 +51,10 @@ def test_a_reason_is_a_tag_when_all_rows_share_it(measure):
     assert "reason" not in run_data.tags(measure("skipped"))
 
 
+def test_what_of_the_contract_is_kept_is_a_tag(measure):
+    assert run_data.tags(measure(contract="past_end"))["contract"] == "past_end"
+
+
 def test_what_disturbed_any_point_is_a_tag_of_the_curve(measure):
     rows = measure()
     rows[2] |= {"throttled": "sw_power_cap", "other_processes": 1}

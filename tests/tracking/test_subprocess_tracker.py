@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from kvexp.errors import TrackingError
 from kvexp.tracking import settings
@@ -22,10 +23,13 @@ def remote():
     made.close()
 
 
-@pytest.fixture
-def connected(remote, store):
-    remote.connect(store)
-    return remote.wait()
+@pytest.fixture(scope="module")
+def connected(store):
+    """One process for the tests that leave it alive."""
+    made = SubprocessTracker()
+    made.connect(store)
+    yield made.wait()
+    made.close()
 
 
 def test_another_process_sends_a_sweep_as_this_one_would(
@@ -67,23 +71,6 @@ def test_a_curve_is_sent_while_its_sender_goes_on(connected, job, measure, exper
     assert connected.missing(request.node.name, folders) == []
 
 
-def test_a_curve_that_does_not_arrive_is_said_when_that_is_asked(connected, job, measure, experiment):
-    rows = measure("skipped")
-    connected.log_curve(job(rows), experiment.impl.target, rows)  # of a sweep that nobody has begun
-    with pytest.raises(TrackingError):
-        connected.settle()
-    connected.settle()
-
-
-def test_after_trouble_nothing_more_is_asked_than_to_end(connected, sweep, job, measure, experiment, request):
-    rows = measure("skipped")
-    connected.log_curve(job(rows), experiment.impl.target, rows)
-    with pytest.raises(TrackingError):
-        connected.start_sweep(request.node.name, "python -m kvexp")
-    connected.settle()
-    assert sweep(request.node.name) == []
-
-
 def test_it_is_ready_when_it_has_answered_what_it_was_asked(remote, store, request):
     assert remote.ready()
     os.kill(remote._process.pid, signal.SIGSTOP)
@@ -109,8 +96,9 @@ def test_a_curve_is_not_stored_of_a_sweep_that_could_not_begin(
     connected.settle()
     connected.start_sweep(name, "python -m kvexp", began_ms=[1])  # which the database refuses
     connected._send("log_curve", job(rows), experiment.impl.target, rows)
-    with pytest.raises(TrackingError, match="cannot be used"):
-        connected.settle()
+    for why in ("cannot be used", "it has no run of the sweep"):
+        with pytest.raises(TrackingError, match=why):
+            connected.settle()
     assert sweep(name) == []
     assert len(sweep("another one")) == 1
 
@@ -124,13 +112,38 @@ def test_an_answer_that_an_interrupt_left_is_not_taken_for_the_next(connected, s
     assert parent.info.status == "KILLED"
 
 
-def test_trouble_crosses_whole(remote):
+def test_trouble_crosses_whole_and_a_database_that_a_dead_process_made_in_part_is_made_anew(
+    remote, tmp_path, job, measure, experiment
+):
     remote.connect(settings("server", "http://me:secret@127.0.0.1:9", None, "kvexp", {}))
     with pytest.raises(
         TrackingError, match=r"the tracking store http://me:\*\*\*@127\.0\.0\.1:9 cannot"
     ) as raised:
         remote.wait()
     assert raised.value.unreachable
+
+    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
+        (tmp_path / name).write_text("a part")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    remote.connect(settings("local", uri, None, "kvexp", {}))
+    connected, rows = remote.wait(), measure("skipped")
+    assert [file.name for file in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+
+    # A curve that does not arrive is said when that is asked, and nothing more is begun.
+    connected.log_curve(job(rows), experiment.impl.target, rows)  # of a sweep that nobody has begun
+    with pytest.raises(TrackingError):
+        connected.settle()
+    connected.settle()
+    connected.log_curve(job(rows), experiment.impl.target, rows)
+    with pytest.raises(TrackingError):
+        connected.start_sweep("a", "python -m kvexp")
+    connected.settle()
+    client = MlflowClient(tracking_uri=uri)
+    (stored,) = client.search_experiments(filter_string="name = 'kvexp'")
+    assert client.search_runs([stored.experiment_id]) == []
+    connected.start_sweep("a", "python -m kvexp")
+    connected.settle()
+    assert len(client.search_runs([stored.experiment_id])) == 1
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
@@ -190,13 +203,3 @@ def test_signals_to_all_processes_of_a_sweep_leave_the_store_to_its_parent(conne
     connected.start_sweep(request.node.name, "python -m kvexp")
     connected.end_sweep("KILLED")
     assert connected.missing(request.node.name, []) == []
-
-
-def test_a_database_that_a_dead_process_made_in_part_is_made_anew(remote, tmp_path):
-    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
-        (tmp_path / name).write_text("a part")
-    remote.connect(settings("local", f"sqlite:///{tmp_path}/mlflow.db", None, "kvexp", {}))
-    connected = remote.wait()
-    connected.start_sweep("a", "python -m kvexp")
-    connected.settle()
-    assert [file.name for file in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]

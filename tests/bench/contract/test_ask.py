@@ -1,21 +1,31 @@
 """Asking in a process of its own: what dies is broken, what is known is not asked again."""
 
-import importlib.metadata
-import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
-from kvexp.bench.contract import FULL, UNASKED, Contract, Finding, answer_cache
+from kvexp.bench.contract import FULL, UNASKED, Contract, Finding, answer_cache, ask
 from kvexp.bench.contract.ask import Asker
 from kvexp.errors import KvexpError
-from kvexp.experiment import Choice
 from tests.helpers import tiny_curve
 from tests.helpers.processes import ended
 
 MACHINE = {"device_name": "a CPU", "torch": "2", "source_hash": "1"}
+
+
+def curve(how, module="contract_breakers", num_tokens=(1, 16), **options):
+    return tiny_curve.curve(how=f"{module}.{how}", options=options, num_tokens=num_tokens)
+
+
+COMING = {
+    "stale_slots": curve("Breaking", kind="stale_slots"),
+    "exit": curve("Mortal", by="exit"),
+    "hang": curve("Mortal", by="hang"),
+    "plain": curve("Deadly", "wrong_impls", (3, 16), by="exit"),
+}
 
 
 @pytest.fixture
@@ -31,65 +41,72 @@ def asker(folder):
     made.close()
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """The processes that were started."""
-    made, popen = [], subprocess.Popen
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """What was asked for one sweep, the processes that were started, and the answers that were kept."""
+    started, popen = [], subprocess.Popen
 
     def start(*arguments, **options):
-        made.append(popen(*arguments, **options))
-        return made[-1]
+        started.append(popen(*arguments, **options))
+        return started[-1]
 
-    monkeypatch.setattr(subprocess, "Popen", start)
-    return made
+    asker = Asker()
+    asker.limit(5)
+    asker.coming = list(COMING.values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KVEXP_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(subprocess, "Popen", start)
+        assert asker.get_contract(curve("Breaking"), MACHINE).column(16) == FULL
+        found = {name: asker.get_contract(made, MACHINE) for name, made in COMING.items()}
+        kept = {
+            name: answer_cache.read(made, answer_cache.make_key(made, MACHINE))
+            for name, made in COMING.items()
+        }
+        again = Asker().get_contract(curve("Breaking"), MACHINE).column(16)
+    assert again == FULL
+    return SimpleNamespace(found=found, kept=kept, started=started)
 
 
-def curve(how, **options):
-    return tiny_curve.curve(how=f"contract_breakers.{how}", options=options, num_tokens=(1, 16))
-
-
-def test_who_keeps_the_contract_is_known_to(asker, started):
-    assert asker.get_contract(curve("Breaking"), MACHINE).column(16) == FULL
-    assert len(started) == 1
-    assert started[0].poll() is not None, "an idle process would be seen on the GPU"
+def test_one_process_is_asked_all_that_is_to_come_and_another_after_each_death(swept):
+    """What is known is asked no more, by this asker or another one."""
+    assert swept.found["stale_slots"].column(1) == "fresh_slots"
+    assert len(swept.started) == 1 + 3
+    assert all(process.poll() is not None for process in swept.started), "an idle one would be seen on a GPU"
 
 
 @pytest.mark.parametrize(
     ("by", "words"),
     [("exit", "died with exit code 7 (trap: slot past the end)"), ("hang", "did not return within 5 s")],
 )
-def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(asker, started, folder, by, words):
-    asker.limit(5)
-    found = asker.get_contract(curve("Mortal", by=by), MACHINE)
+def test_a_clause_that_ends_its_process_is_broken_and_the_rest_is_asked(swept, by, words):
+    found = swept.found[by]
     assert found.column(16) == "past_end"
     (broken,) = (finding for finding in found.findings if finding.outcome == "broken")
     assert (broken.clause, broken.words, broken.num_tokens) == ("past_end", words, 7)
     assert found.sizes == (1, 16)
-    assert len(started) == 2
-    # What took too long, here and now, is asked again elsewhere and later.
-    assert len(list(folder.glob("*.json"))) == (by == "exit")
-    assert all(process.poll() is not None for process in started)
 
 
-def test_what_is_known_is_not_asked_again_by_anyone(asker, started, folder):
-    first = asker.get_contract(curve("Breaking", kind="stale_slots"), MACHINE)
-    assert first.column(1) == "fresh_slots"
-    assert asker.get_contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
-    assert Asker().get_contract(curve("Breaking", kind="stale_slots"), MACHINE) == first
-    assert len(started) == 1
-    assert len(list(folder.iterdir())) == 1
+def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(swept):
+    found = swept.found["plain"]
+    assert (found.sizes, found.column(16), found.breach()) == ((3,), None, "")
+    assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [("plain", 16)]
+    assert UNASKED.column(16) is None
+
+
+def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(swept):
+    """What took too long, here and now, is asked again elsewhere and later."""
+    assert swept.kept == {**swept.found, "hang": None}
 
 
 @pytest.mark.parametrize(
-    ("by", "kept"), [("exit", 1), ("SIGSEGV", 1), ("hang", 0), ("SIGKILL", 0), ("SIGTERM", 0), ("SIGUSR1", 0)]
+    ("code", "in_doubt"), [(7, False), (-11, False), (-9, True), (-15, True), (-10, True)]
 )
-def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(asker, started, folder, by, kept):
-    """A machine may be short of time or of memory once; a later sweep asks anew."""
-    asker.limit(5)
-    assert asker.get_contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
-    assert asker.get_contract(curve("Mortal", by=by), MACHINE).column(16) == "past_end"
-    assert len(started) == 2
-    assert len(list(folder.glob("*"))) == kept
+def test_a_signal_that_another_process_may_have_sent_leaves_a_doubt(code, in_doubt):
+    """A machine may be short of memory once; a process brings SIGSEGV on itself."""
+    child = SimpleNamespace(wait=lambda _: code, read_errors=lambda: "")
+    death = ask._explain_death(child)
+    assert death.in_doubt == in_doubt
+    assert str(death) == (f"died by signal {-code}" if code < 0 else "died with exit code 7")
 
 
 @pytest.mark.parametrize(
@@ -104,21 +121,35 @@ def test_an_answer_that_lacks_sizes_is_kept_where_memory_is_not_why(asker, folde
     assert len(list(folder.glob("*"))) == files
 
 
-def test_a_curve_that_fails_where_it_is_asked_costs_the_next_one_nothing(asker, started):
+def test_what_cannot_be_asked_says_why_and_costs_the_next_one_nothing(asker):
+    with pytest.raises(KvexpError, match="writes head-major planes, which layout=NHD does not have"):
+        asker.ask(tiny_curve.curve(op="reshape_and_cache", layout="NHD"))
+    with pytest.raises(KvexpError, match=r"tests.helpers.contract_breakers.Gone of Gone cannot be found"):
+        asker.ask(curve("Gone"))
+    first = asker._child
     with pytest.raises(KvexpError, match="ZeroDivisionError: no reason at all"):
         asker.ask(curve("Unmakeable"))
+    assert asker._child is first
     assert asker.ask(curve("Breaking")).column(16) == FULL
-    assert len(started) == 2
 
 
-def test_one_that_dies_of_too_many_calls_is_wrong_in_each_of_them(asker, monkeypatch):
-    monkeypatch.setattr("kvexp.bench.contract.ask.MOST_PROCESSES", 3)
-    deadly = tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}, num_tokens=(16, 17, 18, 19))
-    found = asker.get_contract(deadly, MACHINE)
+@pytest.mark.parametrize(("hung", "died_at"), [(False, [16, 17, 18]), (True, [16])])
+def test_one_that_dies_is_asked_at_larger_sizes_unless_it_hung(asker, monkeypatch, hung, died_at):
+    monkeypatch.setattr(ask, "MOST_PROCESSES", 3)
+
+    def answers(_, sizes, died):
+        for size in sizes:
+            if ("plain", size) not in died:
+                yield {"ask": ("plain", size)}
+                raise ask._Died("died", in_doubt=hung, hung=hung)
+        yield {"contract": asdict(Contract((), (), wrong=(Finding("plain", "failed", "died", 16),)))}
+
+    asker._answers = answers
+    found = asker.ask(curve("Deadly", "wrong_impls", (16, 17, 18, 19), by="exit"))
     assert (found.findings, found.sizes) == ((), ())
     assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [
-        ("plain", 16), ("plain", 17), ("plain", 18),
-    ]  # fmt: skip
+        ("plain", size) for size in died_at
+    ]
 
 
 def test_a_process_that_cannot_be_started_says_why(asker, monkeypatch):
@@ -128,112 +159,6 @@ def test_a_process_that_cannot_be_started_says_why(asker, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(KvexpError, match=r"contract cannot be started: Cannot allocate memory"):
         asker.get_contract(curve("Breaking"), MACHINE)
-
-
-def test_another_version_of_a_peer_is_asked_anew(asker, started, monkeypatch):
-    version = importlib.metadata.version
-    for vllm in ("0.33.0", "0.34.0"):
-        monkeypatch.setattr(importlib.metadata, "version", lambda n, v=vllm: v if n == "vllm" else version(n))
-        answer_cache._read_versions.cache_clear()
-        asker.get_contract(curve("Breaking"), MACHINE)
-    answer_cache._read_versions.cache_clear()
-    assert len(started) == 2
-
-
-def test_what_is_to_come_is_asked_by_the_same_process(asker, started):
-    asker.coming = [curve("Breaking", kind=kind) for kind in ("stale_slots", "stale_inputs", "stale_slots")]
-    asker.get_contract(curve("Breaking"), MACHINE)
-    assert [asker.get_contract(other, MACHINE).column(1) for other in asker.coming] == [
-        "fresh_slots", "fresh_inputs", "fresh_slots",
-    ]  # fmt: skip
-    assert len(started) == 1
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"kv_cache_dtype": "fp8"},
-        {"layout": "HND"},
-        {"dtype": "half"},
-        {"num_heads": 3},
-        {"num_tokens": (1, 17)},
-        {"block_size": 8},
-    ],
-    ids=str,
-)
-def test_another_combination_is_asked_anew(asker, started, other):
-    asker.get_contract(tiny_curve.curve(num_tokens=(1, 16)), MACHINE)
-    asker.get_contract(tiny_curve.curve(**{"num_tokens": (1, 16), **other}), MACHINE)
-    assert len(started) == 2
-
-
-@pytest.mark.parametrize("column", MACHINE)
-def test_another_machine_is_asked_anew(asker, started, column):
-    asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE)
-    asker.get_contract(tiny_curve.curve(num_tokens=1), {**MACHINE, column: "another"})
-    assert len(started) == 2
-
-
-@pytest.mark.parametrize("what", ["slots", "num_blocks"])
-def test_what_a_question_chooses_itself_asks_nothing_anew(asker, started, what):
-    values = {"slots": "contiguous", "num_blocks": 16}
-    asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE)
-    asker.get_contract(tiny_curve.curve(num_tokens=1, **{what: values[what]}), MACHINE)
-    assert len(started) == 1
-
-
-def test_a_changed_source_is_asked_anew(asker, started, tmp_path, monkeypatch):
-    module = tmp_path / "my_kernel.py"
-    text = "from tests.helpers.contract_breakers import Breaking\n\nclass Mine(Breaking):\n    pass\n"
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:.")
-    mine = replace(tiny_curve.curve(num_tokens=1), impl=Choice("mine", "my_kernel.Mine"))
-    module.write_text(text)
-    assert asker.get_contract(mine, MACHINE).column(1) == FULL
-    from kvexp.bench import impl_hash
-
-    impl_hash.hash_impl.cache_clear()
-    module.write_text(text.replace("pass", "'''Another one.'''"))
-    assert asker.get_contract(mine, MACHINE).column(1) == FULL
-    assert len(started) == 2
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"findings": [{"a": 1}], "sizes": []})])
-def test_an_answer_that_cannot_be_read_is_asked_anew(asker, folder, text):
-    asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE)
-    (file,) = folder.iterdir()
-    file.write_text(text)
-    assert Asker().get_contract(tiny_curve.curve(num_tokens=1), MACHINE).column(1) == FULL
-    assert json.loads(file.read_text())["sizes"] == [1]
-
-
-def test_a_folder_that_cannot_be_made_costs_nothing_but_time(asker, folder):
-    folder.parent.joinpath("contracts").write_text("a file")
-    assert asker.get_contract(tiny_curve.curve(num_tokens=1), MACHINE).column(1) == FULL
-
-
-def test_what_cannot_be_asked_says_why(asker):
-    with pytest.raises(KvexpError, match="writes head-major planes, which layout=NHD does not have"):
-        asker.get_contract(tiny_curve.curve(op="reshape_and_cache", layout="NHD"), MACHINE)
-    with pytest.raises(KvexpError, match=r"tests.helpers.contract_breakers.Gone of Gone cannot be found"):
-        asker.get_contract(tiny_curve.curve(how="contract_breakers.Gone"), MACHINE)
-
-
-def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(asker):
-    found = asker.get_contract(tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}), MACHINE)
-    assert (found.sizes, found.column(16), found.breach()) == ((1, 3), None, "")
-    assert [(finding.clause, finding.num_tokens) for finding in found.wrong] == [("plain", 16), ("plain", 50)]
-    assert UNASKED.column(16) is None
-
-
-def test_after_a_plain_call_that_hangs_no_larger_one_is_asked(asker, started):
-    asker.limit(3)
-    found = asker.get_contract(tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "hang"}), MACHINE)
-    assert (found.sizes, found.column(16), found.column(50), found.breach()) == ((1, 3), None, None, "")
-    assert [(finding.words, finding.num_tokens) for finding in found.wrong] == [
-        ("did not return within 3 s", 16)
-    ]
-    assert len(started) == 2
 
 
 def test_a_process_that_hangs_ends_with_the_one_that_asks():
@@ -249,7 +174,7 @@ for answer in asker._answers(Experiment.from_json(sys.argv[1]), [1, 16], []):
         print(asker._child.process.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
-    line = [sys.executable, "-c", asks, curve("Mortal", by="hang").to_json()]
+    line = [sys.executable, "-c", asks, COMING["hang"].to_json()]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     ended(int(done.stdout))

@@ -20,7 +20,8 @@ def layout(request):
     return request.param
 
 
-@pytest.fixture(params=list(KINDS))
-def tensors(request, layout):
-    with point(layout=layout, **KINDS[request.param]) as made:
+@pytest.fixture(params=compose.by_turns(compose.options("layout"), KINDS, 3), ids="-".join)
+def tensors(request):
+    layout, kind = request.param
+    with point(layout=layout, **KINDS[kind]) as made:
         yield made

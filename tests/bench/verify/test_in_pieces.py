@@ -1,11 +1,13 @@
 """A real curve's rows and cache are looked at in chunks; so are these."""
 
+from itertools import cycle
+
 import pytest
 import torch
 
 from kvexp.bench import verify as law_of_bytes
 from kvexp.gpu import scan
-from tests.helpers import strides
+from tests.helpers import compose, strides
 from tests.helpers.strides import FIRST, TOTAL, all_poison, free_slot, point, reason, spoilt, verify
 
 
@@ -49,7 +51,9 @@ def test_a_changed_guard_is_found(tensors):
         assert f"byte {at % tensors.cache.storage.numel()} of" in reason(tensors, run)
 
 
-@pytest.mark.parametrize("words", [1, 3, 512, 1 << 17])
+@pytest.mark.parametrize(
+    ("layout", "words"), [*zip(compose.options("layout"), cycle([1, 3, 512, 1 << 17]), strict=False)]
+)
 def test_a_byte_is_found_wherever_a_piece_ends(layout, words, monkeypatch):
     monkeypatch.setattr(scan, "CHUNK_WORDS", words)
     with point(layout=layout) as tensors:
