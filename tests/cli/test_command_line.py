@@ -210,3 +210,14 @@ def test_the_words_that_repeat_a_curve_hold_no_password(typed):
     outcome = typed("impl=torch", "workload=tiny", "tracking=server", "tracking.uri=http://maria:secret@host")
     (word,) = {word for job in outcome.jobs for word in job.words if "maria" in word}
     assert word.endswith(":***@host")
+
+
+def test_a_launcher_of_curve_after_curve_is_refused_whatever_its_name(typed, tmp_path):
+    mine = tmp_path / "my_conf" / "hydra" / "launcher" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n")
+    outcome = typed("hydra/launcher=mine", "--config-dir", "my_conf")
+    assert (outcome.code, outcome.folders) == (2, [tmp_path / "my_conf"])
+    assert outcome.err == (
+        "kvexp: hydra/launcher=mine would run curve after curve, which a sweep is not; choose local\n"
+    )

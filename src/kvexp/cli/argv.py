@@ -25,7 +25,7 @@ MOST_CURVES = 100_000
 ADDRESS = "tracking.uri"
 """The key of the store's address."""
 
-_NODES = ("hydra.sweep", "hydra.job", "hydra.sweeper", "hydra.launcher")
+_NODES = tuple(f"hydra.{name}" for name in ("sweep", "job", "sweeper", "launcher", "callbacks"))
 """Nodes of Hydra's of which Hydra and kvexp read keys."""
 
 
@@ -219,9 +219,13 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
             _check_sweep(text, override, line.measures)
         if key in help.GROUPS:
             _check_group(text, override, dirs)
-        if key in ("hydra/launcher", "hydra/sweeper") and override.value() not in help.options(key, dirs):
-            names = ", ".join(help.options(key, dirs))
-            raise ConfigError(f"{text!r} would run curve after curve, which a sweep is not; choose {names}")
+        if key in ("hydra/launcher", "hydra/sweeper"):
+            names = help.options(key, dirs)
+            if override.is_sweep_override() or override.value() not in names:
+                possible = ", ".join(names)
+                raise ConfigError(
+                    f"{text!r} would run curve after curve, which a sweep is not; choose {possible}"
+                )
 
 
 def _check_sweep(text: str, override: Override, measures: bool) -> None:
