@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvexp import cli
-from kvexp.bench.contract import CLAUSES
+from kvexp.bench.contract import CLAUSES, ask
 from kvexp.bench.contract.ask import Asker
 from kvexp.cli.commands import verify
 from tests.helpers import tiny_curve
@@ -84,7 +84,7 @@ def test_what_is_wrong_in_plain_calls_is_one(verified):
 
 
 def test_what_ends_more_processes_than_are_started_is_one(monkeypatch, capsys):
-    monkeypatch.setattr("kvexp.bench.contract.ask.MOST_PROCESSES", 2)
+    monkeypatch.setattr(ask, "MOST_PROCESSES", 2)
     deadly = tiny_curve.curve(how="wrong_impls.Deadly", options={"by": "exit"}, num_tokens=(16, 17, 18))
     assert verify._verify(Asker(), deadly) == 1
     assert capsys.readouterr().out.count("  plain  broken   died with exit code 7 ") == 2

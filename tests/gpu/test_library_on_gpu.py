@@ -8,6 +8,7 @@ import torch
 from torch.library import opcheck
 
 import kvexp
+from kvexp.op import arguments
 from tests.gpu import host_time
 from tests.helpers import compose, oracle
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
@@ -191,7 +192,7 @@ def test_a_call_that_a_guard_accepts_is_not_validated_again(impl, monkeypatch):
     if impl == "torch":
         pytest.skip("indexing has no launcher")
     called(oracle.problem(DEVICE, [5, 1, 9], num_heads=7), impl)
-    monkeypatch.setattr("kvexp.op.arguments.validate", None)
+    monkeypatch.setattr(arguments, "validate", None)
     other = oracle.problem(DEVICE, [127, 4, -1], num_heads=7)
     expected = other.expected()
     called(other, impl)

@@ -12,8 +12,10 @@ import torch
 
 from kvexp.bench import environment
 from kvexp.errors import ConfigError, Unsupported, WorkerDied
+from kvexp.host import process
 from kvexp.measurement import Measurement
 from kvexp.results.point_identity import identify
+from kvexp.sweep import subprocess_worker
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.subprocess_worker import Worker
 from kvexp.timer.none import NoTimer
@@ -146,7 +148,7 @@ class TestAProcess:
         assert statuses(shared, curve()) == ["verified"] * 4
 
     def test_that_does_not_start_in_time_is_given_up(self, monkeypatch):
-        monkeypatch.setattr("kvexp.sweep.subprocess_worker.START_SECONDS", 0.01)
+        monkeypatch.setattr(subprocess_worker, "START_SECONDS", 0.01)
         with Worker("cpu") as slow:
             with pytest.raises(WorkerDied, match=r"did not start within 0\.01 s, so its process was killed"):
                 slow.wait()
@@ -186,7 +188,7 @@ class TestADeadProcess:
         assert words.startswith("the kernel has lost its mind")
         assert [(row["num_tokens"], row["status"]) for row in rows] == [(1, "verified"), (3, "verified")]
         assert not worker.alive
-        monkeypatch.setattr("kvexp.sweep.subprocess_worker.LAST_WORDS_BYTES", 9)
+        monkeypatch.setattr(subprocess_worker, "LAST_WORDS_BYTES", 9)
         with pytest.raises(WorkerDied) as raised:
             list(worker.run(curve()))
         end = str(raised.value).removeprefix(f"{first}\n")
@@ -244,7 +246,7 @@ list(worker.run(Experiment.from_json(sys.argv[1])))
 
 
 def test_one_that_was_closed_takes_nothing_more_even_where_nobody_can_end_it(monkeypatch):
-    monkeypatch.setattr("kvexp.host.process.END_SECONDS", 0.1)
+    monkeypatch.setattr(process, "END_SECONDS", 0.1)
     with Worker("cpu") as one, monkeypatch.context() as unkillable:
         unkillable.setattr(one._process, "kill", lambda: None)
         one.close()

@@ -10,7 +10,7 @@ import pytest
 from kvexp.bench import run_curve
 from kvexp.errors import WorkerDied
 from kvexp.gpu import lock
-from kvexp.host import file_lock
+from kvexp.host import file_lock, process
 from kvexp.op.cache_write import CacheWrite
 from kvexp.results import row_file
 from kvexp.sweep import curve_run, runner, subprocess_worker
@@ -126,7 +126,7 @@ def test_a_turn_ends_when_the_memory_is_given_back(monkeypatch):
 
 
 def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("kvexp.host.process.END_SECONDS", 0.1)
+    monkeypatch.setattr(process, "END_SECONDS", 0.1)
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
     with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
         hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Stuck"), supervisor, ())

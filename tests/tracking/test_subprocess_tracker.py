@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from kvexp.errors import TrackingError
-from kvexp.tracking import settings
+from kvexp.tracking import settings, subprocess_tracker
 from kvexp.tracking.subprocess_tracker import SubprocessTracker
 from tests.helpers.processes import ended
 
@@ -162,7 +162,7 @@ def test_a_process_that_was_killed_is_a_store_out_of_reach(remote, when):
 
 
 def test_it_ends_at_once_where_nothing_was_asked(monkeypatch):
-    monkeypatch.setattr("kvexp.tracking.subprocess_tracker.END_SECONDS", 600)  # no patience is spent
+    monkeypatch.setattr(subprocess_tracker, "END_SECONDS", 600)  # no patience is spent
     made = SubprocessTracker()
     begin = time.monotonic()
     made.close()
@@ -171,7 +171,7 @@ def test_it_ends_at_once_where_nothing_was_asked(monkeypatch):
 
 
 def test_it_ends_soon_where_a_server_never_answers(monkeypatch):
-    monkeypatch.setattr("kvexp.tracking.subprocess_tracker.END_SECONDS", 0.2)
+    monkeypatch.setattr(subprocess_tracker, "END_SECONDS", 0.2)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
