@@ -18,7 +18,7 @@ from kvexp.cli import say
 from kvexp.cli.argv import MOST_CURVES, count_values
 from kvexp.cli.cleanup import list_existing, remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, make_folder
 
@@ -95,6 +95,8 @@ class SweepTask:
             sweep_folder.check_links(folder, is_new=not self._collector.resumes)
             make_folder(folder)
             self.hold(folder)
+        except KvexpError as error:
+            raise ConfigError(str(error)) from error
         except OSError as error:  # a name that is too long
             raise ConfigError(f"{folder} cannot be used ({error.strerror})") from error
         except RecursionError as error:
