@@ -129,7 +129,7 @@ class SweepTask:
 
     def _collect(self, config: DictConfig) -> JobReturn:
         HydraConfig.instance().set_config(config)
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        own = OmegaConf.masked_copy(config, cast(list[str], [key for key in config if key != "hydra"]))
         self._collector.add(own)
         overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))
         return JobReturn(overrides=overrides, cfg=own, status=JobStatus.COMPLETED)
