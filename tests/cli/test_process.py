@@ -62,7 +62,7 @@ def test_help_and_typos_import_nothing_heavy(tmp_path):
     [
         *(("", f"{words} >/dev/full", 1, FULL) for words in ("--help", "--version", "export rows.jsonl")),
         *((unbuffered, "--cfg job >/dev/full", 1, FULL) for unbuffered in ("", "1")),
-        ("", "--help >/dev/full 2>/dev/full", 1, ""),
+        ("1", "--help >/dev/full 2>/dev/full", 1, ""),
         ("", "--info | true; exit ${PIPESTATUS[0]}", 0, ""),
         ("", "export rows.jsonl | true; exit ${PIPESTATUS[0]}", 0, ""),
         ("1", "--cfg job >&-", 0, ""),
