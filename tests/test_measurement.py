@@ -1,104 +1,17 @@
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 from kvexp.case import Case
 from kvexp.measurement import SCHEMA, STATUSES, Measurement, Statistics
 from kvexp.results.row_file import RowFile, read
-from tests.helpers import compose
+from tests.helpers import compose, interface
 
 LATENCY = Statistics(2.0, 1.9, 2.2, 1.5, 2.5, 1.0, 2.1, 0.3, 20)
 ENVIRONMENT = {"device_name": "a GPU", "sm_count": 132}
-COLUMNS = [
-    "status",
-    "reason",
-    "latency_us",
-    "latency_us_low",
-    "latency_us_high",
-    "latency_us_p20",
-    "latency_us_p80",
-    "latency_us_min",
-    "latency_us_mean",
-    "latency_us_std",
-    "samples",
-    "gb_per_s",
-    "host_us",
-    "copy_us",
-    "copy_fraction",
-    "empty_kernel_us",
-    "bytes_moved",
-    "pieces",
-    "piece_bytes",
-    "replicas",
-    "cache_state",
-    "inputs_state",
-    "contract",
-    "started_at",
-    "op",
-    "impl",
-    "impl_options",
-    "layout",
-    "dtype",
-    "kv_cache_dtype",
-    "scale",
-    "mode",
-    "timer",
-    "timer_options",
-    "device",
-    "num_tokens",
-    "num_heads",
-    "head_size",
-    "head_size_v",
-    "block_size",
-    "num_blocks",
-    "num_layers",
-    "slots",
-    "padding",
-    "padding_at",
-    "rows",
-    "num_query_heads",
-    "extra_tokens",
-    "tp_from",
-    "tp_to",
-    "to",
-    "context",
-    "seed",
-    "layout_reason",
-    "workload",
-    "curve_setup_s",
-    "setup_s",
-    "verify_s",
-    "timing_s",
-    "ceiling_s",
-    "sm_clock_mhz",
-    "memory_clock_mhz",
-    "temperature_c",
-    "power_w",
-    "memory_used_bytes",
-    "other_processes",
-    "throttled",
-    "device_name",
-    "device_uuid",
-    "compute_capability",
-    "sm_count",
-    "l2_bytes",
-    "device_memory_bytes",
-    "driver",
-    "cuda",
-    "torch",
-    "triton",
-    "cuda_core",
-    "python",
-    "kvexp",
-    "source_hash",
-    "git_commit",
-    "git_dirty",
-    "host",
-    "cpu",
-    "cpu_threads",
-    "schema",
-]
+COLUMNS = json.loads(Path(__file__).with_name(interface.FILE).read_text("utf-8"))["columns"]
 
 
 @pytest.fixture

@@ -37,9 +37,13 @@ def test_the_version_is_written_alike_in_both_places():
     assert f"## {project['version']} " in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("module", ["kvexp", "kvexp.cli", "kvexp.sweep"])
-def test_importing_imports_neither_torch_nor_mlflow(module, tmp_path):
-    code = f"import sys, {module}; print(sorted({{'torch', 'triton', 'mlflow'}} & set(sys.modules)))"
+ROOMS = ("cli", "sweep", "sweep.progress", "results.row_file", "report", "tracking")
+HEAVY = {"torch", "triton", "mlflow", "pandas"}
+
+
+@pytest.mark.parametrize("module", ["kvexp", *(f"kvexp.{room}" for room in ROOMS)])
+def test_importing_imports_nothing_heavy(module, tmp_path):
+    code = f"import sys, {module}; print(sorted({HEAVY} & set(sys.modules)))"
     assert run(sys.executable, "-c", code, cwd=tmp_path).stdout == "[]\n"
 
 

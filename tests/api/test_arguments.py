@@ -39,44 +39,38 @@ class TestEveryTensor:
 
 
 class TestRows:
-    def test_must_be_tensors(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_be_tensors(self, posed):
         assert_refused(replace(posed, key=[1.0]), TypeError, "key must be a torch.Tensor, not list")
         assert_refused(replace(posed, value=None), TypeError, "value must be a torch.Tensor, not NoneType")
 
-    def test_must_be_at_least_the_tokens(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_be_at_least_the_tokens(self, posed):
         assert_refused(
             replace(posed, key=posed.key[:2]),
             ValueError,
             "key must have a row for each of the 3 tokens of slot_mapping, not 2",
         )
 
-    def test_must_have_three_dims(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_have_three_dims(self, posed):
         assert_refused(
             replace(posed, value=posed.value.flatten(1)),
             ValueError,
             "value must be [num_tokens, num_heads, head_size], not [3, 128]",
         )
 
-    def test_must_have_the_same_heads(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_have_the_same_heads(self, posed):
         assert_refused(
             replace(posed, value=posed.value[:, :1]), ValueError, "value must have 2 heads as key has, not 1"
         )
 
     @pytest.mark.parametrize("op", [FLASH, PAGED])
-    def test_must_have_heads_of_one_size_but_for_diffkv(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_have_heads_of_one_size_but_for_diffkv(self, posed):
         assert_refused(
             replace(posed, value=posed.value[..., :32].contiguous()),
             ValueError,
             "value must have heads of 64 elements as key has, not 32",
         )
 
-    def test_must_have_adjacent_heads(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_have_adjacent_heads(self, posed):
         apart = torch.zeros(3, 2, 128, dtype=torch.bfloat16)[..., :64]
         assert_refused(
             replace(posed, key=apart),
@@ -84,8 +78,7 @@ class TestRows:
             "key must have adjacent heads of contiguous elements, not the strides (256, 128, 1)",
         )
 
-    def test_must_be_the_numbers_in_their_memory(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_be_the_numbers_in_their_memory(self, posed):
         assert_refused(
             replace(posed, key=torch._neg_view(posed.key)),
             ValueError,
@@ -95,8 +88,7 @@ class TestRows:
         freed.untyped_storage().resize_(0)
         assert_refused(replace(posed, value=freed), ValueError, "value has no memory")
 
-    def test_must_be_of_a_type_that_is_cached(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_be_of_a_type_that_is_cached(self, posed):
         assert_refused(
             replace(posed, key=posed.key.double()),
             TypeError,
@@ -195,8 +187,7 @@ class TestScales:
         assert_refused(replace(posed, **{name: freed}), ValueError, f"{name} has no memory")
 
     @pytest.mark.parametrize("unread", [1.0, torch.ones(3), torch._neg_view(torch.ones(1))], ids=repr)
-    def test_that_are_not_read_may_be_anything(self, op, unread):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_that_are_not_read_may_be_anything(self, posed, op, unread):
         expected = posed.expected()
         found = ops.load(op).validate(replace(posed, k_scale=unread, v_scale=unread).arguments)
         assert found.arguments[-2:] == (None, None)

@@ -25,11 +25,19 @@ class TestCaches:
             "kv_cache must be [num_blocks, block_size, 2, 128] (num_heads, head_size + head_size_v), "
             "not [8, 16, 2, 64]",
         )
-        posed = oracle.problem("cpu", SLOTS, op=PAGED)
+
+    @pytest.mark.parametrize("function", [PAGED, FLASH])
+    def test_must_have_the_rows_heads_where_they_are_head_major(self, function):
+        posed = replace(oracle.problem("cpu", SLOTS, op=PAGED), op=function)
         assert_refused(
             replace(posed, value_cache=posed.value_cache[:, :1]),
             ValueError,
             "value_cache must be [num_blocks, 2, 64, block_size], not [8, 1, 64, 16]",
+        )
+        assert_refused(
+            replace(posed, value_cache=torch.zeros(8, 16, 2, 64, dtype=torch.bfloat16)),
+            ValueError,
+            "value_cache must be [num_blocks, 2, 64, block_size], not [8, 16, 2, 64]",
         )
         assert_refused(
             replace(posed, key_cache=posed.key_cache[:4]),
@@ -99,8 +107,7 @@ class TestCaches:
         called(replace(posed, **empty, slot_mapping=torch.tensor([0, 3]), key=torch.ones(2, 2, 64).bfloat16(),
                        value=torch.ones(2, 2, 64).bfloat16()))  # fmt: skip
 
-    def test_must_have_the_items_of_their_kind(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_must_have_the_items_of_their_kind(self, posed, op):
         name = "kv_cache" if op == DIFFKV else "key_cache"
         assert_refused(
             replace(posed, kv_cache_dtype="fp8_e5m2"),

@@ -39,17 +39,9 @@ def make_guarded(posed):
 
 def apart(posed, rows, caches):
     """The same call with key and value, and each cache, so many items past an aligned address."""
-
-    def moved(tensor, off):
-        flat = torch.empty(
-            off + 64 + tensor.untyped_storage().nbytes() // tensor.itemsize, dtype=tensor.dtype
-        )
-        off += -flat.data_ptr() % 16 // tensor.itemsize
-        return flat.as_strided(tensor.shape, tensor.stride(), off)
-
     names = ("kv_cache",) if posed.op == DIFFKV else ("key_cache", "value_cache")
     changed = dict(zip(("key", "value"), rows, strict=True)) | dict(zip(names, caches, strict=False))
-    return replace(posed, **{name: moved(getattr(posed, name), off) for name, off in changed.items()})
+    return replace(posed, **{name: oracle.moved(getattr(posed, name), off) for name, off in changed.items()})
 
 
 @pytest.mark.parametrize(("op", "other"), [(FLASH, PAGED), (PAGED, FLASH)])

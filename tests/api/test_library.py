@@ -10,8 +10,11 @@ from torch.library import opcheck
 import kvexp
 from tests.helpers import oracle
 from tests.helpers.contract import Contract
-from tests.helpers.library_calls import SLOTS, assert_refused, called
-from tests.helpers.oracle import DIFFKV
+from tests.helpers.library_calls import OPS, SLOTS, assert_refused, called
+from tests.helpers.oracle import DIFFKV, FLASH, PAGED
+
+FUNCTIONS = [*zip(OPS, OPS, strict=True), (FLASH, PAGED)]
+"""Each function with the op of its call; the flash function takes head-major caches, too."""
 
 
 class TestContract(Contract):
@@ -25,17 +28,19 @@ class TestContract(Contract):
 
 
 class TestTorch:
-    def test_checks_the_registered_op(self, op):
+    @pytest.mark.parametrize(("function", "op"), FUNCTIONS)
+    def test_checks_the_registered_op(self, function, op):
         posed = oracle.problem("cpu", SLOTS, op=op, kv_cache_dtype="fp8", scale="per_head")
-        registered = getattr(torch.ops.kvexp, op).default
+        registered = getattr(torch.ops.kvexp, function).default
         outcome = opcheck(registered, (*posed.arguments, "torch", False))
         assert set(outcome.values()) == {"SUCCESS"}
 
-    def test_compiles_a_call_without_a_break(self, op):
+    @pytest.mark.parametrize(("function", "op"), FUNCTIONS)
+    def test_compiles_a_call_without_a_break(self, function, op):
         torch._dynamo.reset()
 
         def step(key, *others):
-            getattr(kvexp, op)(key * 2, *others, impl="torch")
+            getattr(kvexp, function)(key * 2, *others, impl="torch")
             return key.sum()
 
         posed = oracle.problem("cpu", SLOTS, op=op)
@@ -57,20 +62,20 @@ class TestTorch:
             compiled(*posed.arguments)
             assert torch.equal(posed.storage, expected)
 
-    def test_traces_a_call_as_one_node(self, op):
+    @pytest.mark.parametrize(("function", "op"), FUNCTIONS)
+    def test_traces_a_call_as_one_node_of_the_op_that_was_called(self, function, op):
         posed = oracle.problem("cpu", SLOTS, op=op)
 
         def step(*tensors):
-            getattr(kvexp, op)(*tensors, "auto", impl="torch")
+            getattr(kvexp, function)(*tensors, "auto", impl="torch")
 
         before = posed.storage.clone()
         traced = make_fx(step, tracing_mode="fake")(*posed.arguments[:-3])
         assert torch.equal(posed.storage, before)
         targets = [str(node.target) for node in traced.graph.nodes if node.op == "call_function"]
-        assert targets == [f"kvexp.{op}.default"]
+        assert targets == [f"kvexp.{function}.default"]
 
-    def test_runs_it_in_inference_mode(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_runs_it_in_inference_mode(self, posed):
         expected = posed.expected()
         with torch.inference_mode():
             called(posed)
@@ -83,8 +88,7 @@ class TestTorch:
         called(posed)
         assert torch.equal(posed.storage, expected)
 
-    def test_records_no_gradient_through_a_cache(self, op):
-        posed = oracle.problem("cpu", SLOTS, op=op)
+    def test_records_no_gradient_through_a_cache(self, posed):
         posed = replace(posed, key=posed.key.requires_grad_())
         called(posed)
         assert not any(cache.requires_grad for cache in posed.caches)

@@ -27,13 +27,15 @@ def test_a_cpu_has_the_columns_of_a_gpu():
     assert found["device_memory_bytes"] > 0
 
 
-def test_cpu_is_the_cpu():
-    assert environment.resolve_device("cpu") == "cpu"
-
-
 @pytest.mark.parametrize(
     ("count", "requested", "device"),
-    [(0, "auto", "cpu"), (1, "auto", "cuda:0"), (2, "cuda", "cuda:0"), (2, "cuda:1", "cuda:1")],
+    [
+        (0, "auto", "cpu"),
+        (1, "auto", "cuda:0"),
+        (2, "cuda", "cuda:0"),
+        (2, "cuda:1", "cuda:1"),
+        (1, "cpu", "cpu"),
+    ],
 )
 def test_a_device_is_resolved_by_what_is_there(monkeypatch, count, requested, device):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -101,14 +103,10 @@ class TestTheCommit:
         assert git("status", "--porcelain") == ""
         assert environment._read_commit()["git_dirty"] is True
 
-    def test_of_a_copy_without_its_git_folder_is_not_known(self, checkout):
+    @pytest.mark.parametrize("gone", [".git", ".git/objects"])
+    def test_of_a_copy_without_its_git_folder_or_half_of_it_is_not_known(self, checkout, gone):
         file, _ = checkout
-        shutil.rmtree(file.parents[3] / ".git")
-        assert environment._read_commit() == {"git_commit": None, "git_dirty": None}
-
-    def test_of_a_copy_with_half_of_its_git_folder_is_not_known(self, checkout):
-        file, _ = checkout
-        shutil.rmtree(file.parents[3] / ".git" / "objects")
+        shutil.rmtree(file.parents[3] / gone)
         assert environment._read_commit() == {"git_commit": None, "git_dirty": None}
 
     def test_of_another_repository_around_it_is_not_known(self, checkout):

@@ -67,10 +67,6 @@ def test_copies_are_as_many_as_fit_the_cache(memory):
     assert equal_copy.plan_moves(memory, 0, 2 * size, 2 * size, walking(16)) == []
 
 
-def test_a_cpu_has_no_copy_that_reads_more_than_it_writes(memory):
-    assert equal_copy.plan_moves(memory, 0, 2000, 1000, walking(1)) == []
-
-
 @pytest.mark.parametrize("written", [16, 1000, 1008])
 def test_what_copies_wrote_is_poison_again_and_nothing_between(memory, written):
     moves = equal_copy.plan_moves(memory, 0, written, written, walking(5))

@@ -98,12 +98,6 @@ def test_that_is_right_only_where_it_finds_poison_is_incorrect(timer, when):
     assert re.match(rf"{when}6\.25 % of the \d+ elements written to key_cache are wrong", reason)
 
 
-def test_one_bit_is_told_apart_in_its_bytes():
-    reason = measured(how="wrong_impls.OneBit")[0].reason
-    found, asked = (int(code, 16) for code in re.findall(r"0x([0-9a-f]{4})", reason))
-    assert found ^ asked == 1
-
-
 @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == FLASH])
 @pytest.mark.parametrize("how", ["Swapped", "Spilling", "Idle", "OneBit", "Meddling"])
 def test_leaves_a_clean_cache_to_the_next_point(how, layout):
@@ -116,14 +110,6 @@ def test_an_fp8_cache_that_was_not_scaled_is_incorrect(dtype):
     points = measured(kv_cache_dtype="fp8", dtype=dtype, how="wrong_impls.Unscaled")
     assert [point.status for point in points] == ["incorrect"] * 4
     assert re.search(r"0x[0-9a-f]{2} instead of 0x[0-9a-f]{2}$", points[3].reason)
-
-
-@pytest.mark.parametrize("before", [1, 2, 4096, -1, -4096])
-def test_a_byte_beside_the_cache_is_found(before):
-    at = 4096 - before if before > 0 else 40960 - 4096 - before - 1
-    point = measured(how="stray_impls.Overrunning", options={"before": before})[0]
-    assert point.status == "incorrect"
-    assert point.reason.startswith(f"{BESIDES}, byte {at} of the 40960 of the cache and its guards")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +125,7 @@ def test_a_byte_beside_the_cache_is_found_though_a_later_step_cannot_be(monkeypa
 
     monkeypatch.setattr(f"kvexp.{step}", fails)
     chosen = {"timer": "wall_clock", "rule": QUICK, "num_tokens": 16}
-    assert only(how="stray_impls.Overrunning", options={"before": 1}, **chosen).startswith(BESIDES)
+    assert only(how="stray_impls.Overrunning", **chosen).startswith(BESIDES)
     (point,) = measured(**chosen)
     assert (point.status, point.reason) == (status, str(trouble))
 
@@ -198,11 +184,6 @@ class TestWhereverItWrites:
         chosen = {"op": op, "layout": layout, "num_tokens": 10, "slots": "contiguous"}
         assert only(how="stray_impls.ExtraToken", **chosen, extra_tokens=2).startswith(BESIDES)
         right(how="stray_impls.ExtraToken", **chosen)
-
-    @pytest.mark.parametrize("swapped", [True, False])
-    def test_poison_that_was_written_over_poison_is_found(self, op, layout, swapped):
-        chosen = {"op": op, "layout": layout, "num_tokens": 16, "slots": "contiguous"}
-        assert only(how="stray_impls.Exchanging", options={"swapped": swapped}, **chosen).startswith(BESIDES)
 
     @pytest.mark.parametrize("kv_cache_dtype", ["fp8_e4m3", "fp8_e5m2"])
     def test_a_scale_of_another_head_is_found(self, op, layout, kv_cache_dtype):

@@ -69,3 +69,16 @@ def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         return outcome
 
     return type_in
+
+
+@pytest.fixture
+def write_own(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Writes an option of the user's own below my/, which `--config-dir my` finds."""
+
+    def write(option: str, text: str) -> Path:
+        file = tmp_path / "my" / f"{option}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    return write

@@ -9,19 +9,15 @@ from kvexp.host import file_lock
 from tests.helpers import recorded_rows
 
 
-def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, tmp_path):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "broken.yaml").write_text("# Broken.\nx: [1\n")
+def test_a_yaml_that_cannot_be_read_is_named_with_its_line(typed, write_own):
+    write_own("impl/broken", "# Broken.\nx: [1\n")
     err = typed("--config-dir", "my", "impl=broken").err
     assert "broken.yaml, line 3" in err
     assert err.count("\n") == 1
 
 
-def test_an_implementation_without_a_class_is_refused(typed, tmp_path):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "empty.yaml").write_text("# Nothing.\ntile: 1\n")
+def test_an_implementation_without_a_class_is_refused(typed, write_own):
+    write_own("impl/empty", "# Nothing.\ntile: 1\n")
     assert "_target_" in typed("--config-dir", "my", "impl=empty").err
 
 
@@ -52,21 +48,17 @@ NO_TEXT = "that is no text: YAML reads on, yes, null and 1 as other values; writ
         ("experiment", PRESET + "hydra:\n  job:\n    env_set:\n      1: a\n", "Key 1 (int) is incompatible"),
     ],
 )
-def test_a_key_that_is_no_text_is_one_sentence_and_leaves_nothing(typed, tmp_path, group, content, sentence):
-    folder = tmp_path / "my" / group
-    folder.mkdir(parents=True)
-    (folder / "own.yaml").write_text(content)
+def test_a_key_that_is_no_text_is_one_sentence_and_leaves_nothing(typed, write_own, group, content, sentence):
+    own = write_own(f"{group}/own", content)
     outcome = typed("--config-dir", "my", f"{group}=own")
-    assert (outcome.code, list(outcome.jobs), outcome.folders) == (2, [], [tmp_path / "my"])
+    assert (outcome.code, list(outcome.jobs), outcome.folders) == (2, [], [own.parents[1]])
     assert outcome.err.startswith("kvexp: ")
     assert outcome.err.count("\n") == 1
     assert sentence in outcome.err
 
 
-def test_a_default_that_is_no_text_is_one_sentence(elsewhere):
-    folder = elsewhere / "my" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "own.yaml").write_text(PRESET + "defaults:\n  - on: cuda\n")
+def test_a_default_that_is_no_text_is_one_sentence(elsewhere, write_own):
+    write_own("experiment/own", PRESET + "defaults:\n  - on: cuda\n")
     # In a process of its own: pytest gives Hydra's assertions words.
     words = [sys.executable, "-m", "kvexp", "--config-dir", "my", "experiment=own", "tracking=none"]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -77,19 +69,15 @@ def test_a_default_that_is_no_text_is_one_sentence(elsewhere):
     )
 
 
-def test_a_preset_with_numbers_of_its_own_is_refused(typed, tmp_path):
-    folder = tmp_path / "my" / "experiment"
-    folder.mkdir(parents=True)
-    (folder / "inline.yaml").write_text("# @package _global_\n# Q?\nworkload:\n  num_heads: 3\n")
+def test_a_preset_with_numbers_of_its_own_is_refused(typed, write_own):
+    write_own("experiment/inline", PRESET + "workload:\n  num_heads: 3\n")
     outcome = typed("--config-dir", "my", "experiment=inline", "workload=tiny")
     assert outcome.code == 2
     assert "inline.yaml sets keys of workload" in outcome.err
 
 
-def test_an_option_of_the_users_own_cannot_take_the_name_of_ours(typed, tmp_path):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "cuda.yaml").write_text("# Another one.\n_target_: my.Cuda\n")
+def test_an_option_of_the_users_own_cannot_take_the_name_of_ours(typed, write_own):
+    write_own("impl/cuda", "# Another one.\n_target_: my.Cuda\n")
     outcome = typed("--config-dir", "my", "impl=cuda")
     assert outcome.code == 2
     assert "takes the name of kvexp's own impl=cuda" in outcome.err

@@ -119,11 +119,9 @@ def test_every_timer_shares_its_fields(name):
     assert (timer.name, timer.options["warmup"]) == (name, 9)
 
 
-def test_someone_elses_implementation_needs_one_yaml(typed, tmp_path):
-    folder = tmp_path / "my_conf" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("# My own.\n_target_: my_package.Mine\ntile: 4\n")
-    outcome = typed("impl=mine", "-m", "--config-dir", "my_conf", "impl.tile=8")
+def test_someone_elses_implementation_needs_one_yaml(typed, write_own):
+    write_own("impl/mine", "# My own.\n_target_: my_package.Mine\ntile: 4\n")
+    outcome = typed("impl=mine", "-m", "--config-dir", "my", "impl.tile=8")
     choice = outcome.jobs[0].experiment.impl
     assert (choice.name, choice.target, choice.options) == ("mine", "my_package.Mine", {"tile": 8})
 
@@ -212,12 +210,11 @@ def test_the_words_that_repeat_a_curve_hold_no_password(typed):
     assert word.endswith(":***@host")
 
 
-def test_a_launcher_of_curve_after_curve_is_refused_whatever_its_name(typed, tmp_path):
-    mine = tmp_path / "my_conf" / "hydra" / "launcher" / "mine.yaml"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("_target_: hydra._internal.core_plugins.basic_launcher.BasicLauncher\n")
-    outcome = typed("hydra/launcher=mine", "--config-dir", "my_conf")
-    assert (outcome.code, outcome.folders) == (2, [tmp_path / "my_conf"])
+def test_a_launcher_of_curve_after_curve_is_refused_whatever_its_name(typed, write_own, tmp_path):
+    target = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+    write_own("hydra/launcher/mine", f"_target_: {target}\n")
+    outcome = typed("hydra/launcher=mine", "--config-dir", "my")
+    assert (outcome.code, outcome.folders) == (2, [tmp_path / "my"])
     assert outcome.err == (
         "kvexp: hydra/launcher=mine would run curve after curve, which a sweep is not; choose local\n"
     )

@@ -46,8 +46,6 @@ def test_a_keys_line_names_each_word_that_it_can_be(typed):
 
 
 @pytest.mark.parametrize("flag", [["--config-dir", "my"], ["-cd", "my"], ["--config-dir=my"]])
-def test_an_option_of_the_users_own_is_listed(typed, tmp_path, flag):
-    folder = tmp_path / "my" / "impl"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("# The fastest of all.\n_target_: my.Mine\n")
+def test_an_option_of_the_users_own_is_listed(typed, write_own, flag):
+    write_own("impl/mine", "# The fastest of all.\n_target_: my.Mine\n")
     assert "The fastest of all." in typed("--help", *flag).out

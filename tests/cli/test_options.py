@@ -41,11 +41,6 @@ def test_neither_is_the_layout_of_an_op_s_yaml(layouts, monkeypatch):
     assert found == [("NHD", CHOSEN), ("NHD_packed", CHOSEN), ("head_major", CHOSEN)]
 
 
-def test_auto_is_nhd_where_nobody_asks_for_another(layouts):
-    reason = "no variable names a layout and connector=none asks for none"
-    assert layouts("layout=auto") == [("NHD", reason)]
-
-
 def test_auto_asks_the_environment_and_then_the_connector(layouts, monkeypatch):
     asked = ("layout=auto", "connector=nixl")
     assert layouts(*asked) == [("HND", "connector=nixl asks for HND")]
@@ -78,24 +73,17 @@ def test_a_variable_that_names_no_layout_is_one_sentence_and_nothing_on_disk(typ
     assert "it can be NHD, HND" in outcome.err
 
 
-def test_a_connector_of_the_users_own_may_wish_and_its_layout_may_be_theirs(typed, tmp_path):
-    for group, name, text in (
-        ("connector", "mine", "# Mine.\nlayout: sideways\n"),
-        ("layout", "sideways", "# Mine.\n_target_: my_package.Sideways\nturns: 3\n"),
-    ):
-        folder = tmp_path / "my" / group
-        folder.mkdir(parents=True)
-        (folder / f"{name}.yaml").write_text(text)
+def test_a_connector_of_the_users_own_may_wish_and_its_layout_may_be_theirs(typed, write_own):
+    write_own("connector/mine", "# Mine.\nlayout: sideways\n")
+    write_own("layout/sideways", "# Mine.\n_target_: my_package.Sideways\nturns: 3\n")
     (job,) = typed("layout=auto", "connector=mine", "--config-dir", "my").jobs
     layout = job.experiment.layout
     assert (layout.name, layout.target, layout.options) == ("sideways", "my_package.Sideways", {"turns": 3})
     assert job.experiment.layout_reason == "connector=mine asks for sideways"
 
 
-def test_a_connector_s_layout_that_is_not_there_is_one_sentence(typed, tmp_path):
-    folder = tmp_path / "my" / "connector"
-    folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text("# Mine.\nlayout: sideways\n")
+def test_a_connector_s_layout_that_is_not_there_is_one_sentence(typed, write_own):
+    write_own("connector/mine", "# Mine.\nlayout: sideways\n")
     outcome = typed("layout=auto", "connector=mine", "--config-dir", "my")
     assert outcome.code == 2
     assert outcome.err == (

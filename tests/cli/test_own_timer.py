@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from kvexp import cli
 from kvexp.results.row_file import read
 from tests.helpers.step_timer import STEP_US
@@ -22,19 +24,16 @@ def test_is_listed_and_composed_with_the_keys_of_every_timer(typed):
     assert timer.options == {**typed("timer=none").jobs[0].experiment.timer.options, "warmup": 2}
 
 
-def test_without_a_class_it_is_refused(typed, elsewhere):
-    file = elsewhere / "my" / "timer" / "mine.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text("# Mine.\nwarmup: 1\n")
+def test_without_a_class_it_is_refused(typed, write_own):
+    write_own("timer/mine", "# Mine.\nwarmup: 1\n")
     outcome = typed("--config-dir", "my", "timer=mine")
     assert outcome.code == 2
     assert "timer=mine names no class; its YAML needs `_target_: package.Class`" in outcome.err
 
 
-def test_that_is_not_there_fails_the_command(elsewhere, capfd):
-    file = elsewhere / "my" / "timer" / "mine.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text("# Mine.\ndefaults:\n  - auto\n\n_target_: kvexp.timer.nowhere.Sundial\n")
+@pytest.mark.usefixtures("elsewhere")
+def test_that_is_not_there_fails_the_command(write_own, capfd):
+    write_own("timer/mine", "# Mine.\ndefaults:\n  - auto\n\n_target_: kvexp.timer.nowhere.Sundial\n")
     assert cli.dispatch(["--config-dir", "my", "timer=mine", *LINE[1:]]) == 2
     said = capfd.readouterr().err.splitlines()[-1]
     assert said == "kvexp: kvexp.timer.nowhere.Sundial of mine cannot be found"

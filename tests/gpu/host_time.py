@@ -82,20 +82,26 @@ def bind_look(posed):
     return call
 
 
+def bind_both(impl, posed):
+    """Return the library's call and the bound one, each made once."""
+    function, arguments = getattr(kvexp, posed.op), posed.arguments
+    bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
+
+    def call():
+        function(*arguments, impl=impl)
+
+    call()
+    bound()
+    return call, bound
+
+
 def beside_the_driver(impl, posed):
     """Return two ratios, medians over rounds, each of which compares calls of the same moment.
 
     The bound call's time over that of the driver's launch, and what a whole call takes more than that launch,
     over the time to read its tensors' attributes.
     """
-    function, arguments = getattr(kvexp, posed.op), posed.arguments
-
-    def call():
-        function(*arguments, impl=impl)
-
-    call()
-    bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
-    bound()
+    call, bound = bind_both(impl, posed)
     rounds = rounds_us(bind_driver(posed), call, bound, bind_look(posed))
     part = statistics.median(alone / driver for driver, _, alone, _ in rounds)
     return part, statistics.median((whole - driver) / look for driver, whole, _, look in rounds)
@@ -103,19 +109,12 @@ def beside_the_driver(impl, posed):
 
 def measure(impl, posed):
     """Return microseconds of the driver's launch, a whole call, its launch (the bound call), and the rest."""
-    function = getattr(kvexp, posed.op)
-    arguments = posed.arguments
-
-    def call():
-        function(*arguments, impl=impl)
-
-    call()
-    bound = posed.bind(oracle.implementation(impl, str(posed.key.device)))
-    bound()
+    call, bound = bind_both(impl, posed)
     parts = dict(
         zip(("driver_us", "call_us", "bound_us"), medians_us(bind_driver(posed), call, bound), strict=True)
     )
-    (cache,) = (c.cell_contents for c in function.__closure__ if isinstance(c.cell_contents, LaunchCache))
+    closure = getattr(kvexp, posed.op).__closure__
+    (cache,) = (c.cell_contents for c in closure if isinstance(c.cell_contents, LaunchCache))
     launches = [(guarded, guarded.launch) for entries in cache.values() for guarded in entries]
     try:
         for guarded, _ in launches:

@@ -59,7 +59,7 @@ class TestContractOnGpu(Contract):
         oracle.assert_writes(impl, posed)
 
     @pytest.mark.parametrize("op", compose.cache_writes())
-    def test_a_replay_follows_the_slot_mapping_s_contents(self, impl, device, op):
+    def test_a_replay_follows_the_tensors_contents(self, impl, device, op):
         posed = oracle.problem(device, [5, 6, 7, 8], op=op)
         call = posed.bind(oracle.implementation(impl, device))
         stream = torch.cuda.Stream()
@@ -70,6 +70,7 @@ class TestContractOnGpu(Contract):
             call()
             graph.capture_end()
             posed.slot_mapping.copy_(torch.tensor([50, -1, 70, -1]))
+            posed.key.neg_()
             expected = posed.expected()
             graph.replay()
         stream.synchronize()

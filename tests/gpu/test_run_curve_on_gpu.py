@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +7,9 @@ import torch
 
 from kvexp.bench import environment, run_curve
 from kvexp.bench.run_point import STALE
-from kvexp.errors import WorkerDied
+from kvexp.experiment import Choice
 from kvexp.impl.cuda import launcher
 from kvexp.measurement import ENVIRONMENT
-from kvexp.sweep.subprocess_worker import Worker
 from kvexp.timer.replay_plan import COLD_FACTOR
 from tests.gpu.test_bytes_on_gpu import PATTERNS
 from tests.helpers import compose
@@ -27,9 +25,12 @@ def experiment(*overrides, workload="quickstart", tokens=TOKENS, seconds=0.05):
     return compose.experiment(f"workload={workload}", tokens, f"timer.max_seconds={seconds}", *overrides)
 
 
-def measured(*overrides, **sizes):
-    resolved = experiment(*overrides, **sizes).resolve("cuda:0")
-    return list(run_curve.run(resolved, environment.read("cuda:0")))
+def measured(*overrides, how="", options=None, **sizes):
+    """The points of a curve; written by the class `how` of tests.helpers, if one is given."""
+    made = experiment(*overrides, **sizes)
+    if how:
+        made = replace(made, impl=Choice(how.rpartition(".")[2], f"tests.helpers.{how}", options or {}))
+    return list(run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0")))
 
 
 @pytest.mark.parametrize("mode", ["cudagraph", "no_graph"])
@@ -87,11 +88,6 @@ def test_wall_clock_reads_more_than_the_gpu_s_own_time():
     assert host > 2 * gpu
 
 
-def test_verify_only_gives_no_latency():
-    for point in measured("impl=cuda", "timer=none"):
-        assert (point.status, point.statistics) == ("verified", None)
-
-
 def test_a_cache_beyond_the_memory_is_skipped_with_what_would_fit():
     point = measured("impl=cuda", "workload.num_blocks=100000000")[0]
     assert point.status == "skipped"
@@ -118,25 +114,6 @@ def test_the_copy_reaches_most_of_the_memory_s_speed():
     sold = {"NVIDIA H200": 4800, "NVIDIA H100 80GB HBM3": 3350}.get(torch.cuda.get_device_name())
     if sold is not None:
         assert point.bytes_moved / point.copy_us / 1e3 > 0.85 * sold
-
-
-def test_an_illegal_access_costs_its_curve_and_the_next_process_measures():
-    good = experiment("impl=cuda")
-    torch_s = experiment("impl=torch")
-    wrong = replace(torch_s, impl=replace(torch_s.impl, name="wild", target="tests.helpers.wrong_impls.Wild"))
-    with Worker("cuda:0") as worker:
-        worker.wait()
-        points = worker.run(wrong.resolve("cuda:0"))
-        row, _ = next(points)
-        assert row["status"] == "failed"
-        assert "illegal memory access" in row["reason"]
-        with pytest.raises(WorkerDied, match="illegal memory access"):
-            list(points)
-    with Worker("cuda:0") as worker:
-        worker.wait()
-        rows = [row for row, _ in worker.run(good.resolve("cuda:0"))]
-    assert [row["status"] for row in rows] == ["ok", "ok", "ok"]
-    json.dumps(rows, allow_nan=False)
 
 
 def test_the_environment_names_the_gpu():
@@ -167,9 +144,7 @@ def test_a_copy_reads_no_more_than_there_is(tokens):
 
 
 def test_a_call_that_is_right_once_is_not_timed():
-    made = experiment("impl=torch", "mode=no_graph", tokens="workload.num_tokens=[1,64]")
-    lazy = replace(made, impl=replace(made.impl, name="lazy", target="tests.helpers.wrong_impls.Lazy"))
-    for point in run_curve.run(lazy.resolve("cuda:0"), environment.read("cuda:0")):
+    for point in measured("mode=no_graph", how="wrong_impls.Lazy", tokens="workload.num_tokens=[1,64]"):
         assert point.status == "incorrect"
         assert point.statistics is None
 
@@ -179,10 +154,8 @@ def test_a_call_that_is_right_once_is_not_timed():
 def test_a_call_that_keeps_what_it_read_when_it_was_bound_is_incorrect(what, mode):
     kv_cache_dtype = "fp8" if what in ("scales", "everything") else "auto"
     chosen = (f"mode={mode}", f"kv_cache_dtype={kv_cache_dtype}")
-    made = experiment("impl=torch", *chosen, tokens="workload.num_tokens=[1,64]")
-    target = {"name": "stale", "target": "tests.helpers.stale_impls.Stale", "options": {"what": what}}
-    stale = replace(made, impl=replace(made.impl, **target))
-    for point in run_curve.run(stale.resolve("cuda:0"), environment.read("cuda:0")):
+    how = {"how": "stale_impls.Stale", "options": {"what": what}}
+    for point in measured(*chosen, **how, tokens="workload.num_tokens=[1,64]"):
         assert (point.status, point.statistics) == ("incorrect", None)
         assert point.reason.startswith(f"{STALE}: ")
 
@@ -190,20 +163,14 @@ def test_a_call_that_keeps_what_it_read_when_it_was_bound_is_incorrect(what, mod
 @pytest.mark.parametrize("first", [1, 4, 10])
 def test_a_call_that_skips_work_while_it_is_timed_is_incorrect(first):
     """Where it finds poison it writes, so that the last check would not tell."""
-    made = experiment("impl=torch", "mode=no_graph", "timer=wall_clock", tokens="workload.num_tokens=64")
-    target = {"name": "resting", "target": "tests.helpers.stale_impls.Resting", "options": {"first": first}}
-    resting = replace(made, impl=replace(made.impl, **target))
-    for point in run_curve.run(resting.resolve("cuda:0"), environment.read("cuda:0")):
+    how = {"how": "stale_impls.Resting", "options": {"first": first}}
+    for point in measured("mode=no_graph", "timer=wall_clock", **how, tokens="workload.num_tokens=64"):
         assert (point.status, point.statistics) == ("incorrect", None)
         assert point.reason.startswith("right at first, but not while it was timed: ")
 
 
 def test_a_call_on_another_stream_has_no_latency():
-    made = experiment("impl=torch", "mode=no_graph")
-    other = replace(
-        made, impl=replace(made.impl, name="elsewhere", target="tests.helpers.wrong_impls.Elsewhere")
-    )
-    for point in run_curve.run(other.resolve("cuda:0"), environment.read("cuda:0")):
+    for point in measured("mode=no_graph", how="wrong_impls.Elsewhere"):
         # What is looked at before it has run is incorrect.
         assert point.status in ("failed", "incorrect"), point
         assert point.statistics is None

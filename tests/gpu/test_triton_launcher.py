@@ -16,18 +16,12 @@ def addresses(posed):
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def moved(rows, off):
-    """The same rows, `off` items past an aligned address."""
-    flat = torch.empty(off + rows.numel(), dtype=rows.dtype, device=rows.device)
-    return flat[off:].view(rows.shape).copy_(rows)
-
-
 def posed_for(op, layout, num_tokens, offs=(0, 0), **asked):
     posed = oracle.problem(
         DEVICE, oracle.shuffled(num_tokens, 4096 * 16, seed=num_tokens), op=op, layout=layout, num_heads=8,
         head_size=128, num_blocks=4096, **asked,
     )  # fmt: skip
-    posed.key, posed.value = moved(posed.key, offs[0]), moved(posed.value, offs[1])
+    posed.key, posed.value = oracle.moved(posed.key, offs[0]), oracle.moved(posed.value, offs[1])
     return posed
 
 

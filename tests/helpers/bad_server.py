@@ -5,7 +5,6 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 
 _HTML = b"<html>a proxy's page</html>"
 _DRIP_SECONDS = 2.0
@@ -24,44 +23,33 @@ SLOW = ("drip", "headers", "huge")
 """`drip` sends a byte of its answer each 2 s, `headers` a header, `huge` 4 GB."""
 
 
-@dataclass
-class BadServer:
-    """The server.
-
-    Attributes:
-        address: Its address.
-        asked: The first line of each request.
-    """
-
-    address: str
-    asked: list[str] = field(default_factory=list)
-
-
 @contextmanager
-def serve(kind: str) -> Iterator[BadServer]:
-    """Serve in threads of this process until the end of the block."""
-    ended = threading.Event()
+def serve(kind: str) -> Iterator[tuple[str, list[str]]]:
+    """Serve in threads of this process until the end of the block; yield the address, and what is asked.
+
+    That is the first line of each request.
+    """
+    ended, asked = threading.Event(), list[str]()
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        server = BadServer(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        threading.Thread(target=_accept, args=(listener, kind, server, ended), daemon=True).start()
+        threading.Thread(target=_accept, args=(listener, kind, asked, ended), daemon=True).start()
         try:
-            yield server
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", asked
         finally:
             ended.set()
             listener.shutdown(socket.SHUT_RDWR)
 
 
-def _accept(listener: socket.socket, kind: str, server: BadServer, ended: threading.Event) -> None:
+def _accept(listener: socket.socket, kind: str, asked: list[str], ended: threading.Event) -> None:
     with suppress(OSError):  # it was closed
         while True:
             client, _ = listener.accept()
-            threading.Thread(target=_answer, args=(client, kind, server, ended), daemon=True).start()
+            threading.Thread(target=_answer, args=(client, kind, asked, ended), daemon=True).start()
 
 
-def _answer(client: socket.socket, kind: str, server: BadServer, ended: threading.Event) -> None:
+def _answer(client: socket.socket, kind: str, asked: list[str], ended: threading.Event) -> None:
     with client, suppress(OSError):  # the client has left
         while request := client.recv(1 << 16):
-            server.asked.append(request.partition(b"\r\n")[0].decode())
+            asked.append(request.partition(b"\r\n")[0].decode())
             if kind in _ANSWERS:
                 client.sendall(_ANSWERS[kind])
                 continue

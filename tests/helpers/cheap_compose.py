@@ -4,39 +4,27 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from kvexp.cli.help import conf_dir
-from kvexp.cli.options import resolve_layout
-from kvexp.cli.schema import build_experiment
 from kvexp.experiment import Experiment
+from tests.helpers import compose
 
 
 def set_keys(*words: str) -> Experiment:
     """Compose the options once for all, and set the keys (`workload.seed=1`) as Hydra does."""
-    config, choices = _compose(tuple(word for word in words if "." not in word.partition("=")[0]))
+    config, choices = _compose(*(word for word in words if "." not in word.partition("=")[0]))
     config = deepcopy(config)
     keys = [word for word in words if "." in word.partition("=")[0]]
     for override in OverridesParser.create().parse_overrides(keys):
         OmegaConf.update(config, override.key_or_group, override.value())
-    values = OmegaConf.to_container(config, resolve=True)
-    resolved, chosen, reason = resolve_layout(values, choices, [conf_dir()], {})
-    return build_experiment(resolved, chosen, words, reason)
+    return compose.build(config, choices, words)
 
 
-@cache
-def _compose(options: tuple[str, ...]) -> tuple[DictConfig, dict[str, Any]]:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", list(options), return_hydra_config=True)
-    choices = dict(config.hydra.runtime.choices)
-    without_hydra = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    return OmegaConf.create(OmegaConf.to_container(without_hydra)), choices
+_compose = cache(compose.compose_config)
 
 
 def choose_jobs(monkeypatch: pytest.MonkeyPatch, list_jobs: Callable[..., Iterator[list[str]]]) -> None:

@@ -1,6 +1,6 @@
 """Experiments composed from conf/, and the options of its groups: a new YAML is under test at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kvexp.case import Sizes
 from kvexp.cli.help import conf_dir
@@ -74,13 +74,23 @@ def layout_of(op: str) -> str:
 @cache  # Hydra takes a third of a second
 def experiment(*overrides: str) -> Experiment:
     """Compose the experiment of these overrides, with an empty environment."""
+    return build(*compose_config(*overrides), overrides)
+
+
+def compose_config(*overrides: str) -> tuple[DictConfig, dict[str, Any]]:
+    """Compose the values of these overrides without Hydra's own, and the option of each group."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", list(overrides), return_hydra_config=True)
     choices = dict(config.hydra.runtime.choices)
-    container = OmegaConf.to_container(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]))
-    values = OmegaConf.to_container(OmegaConf.create(container), resolve=True)
+    without_hydra = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.create(OmegaConf.to_container(without_hydra)), choices
+
+
+def build(config: DictConfig, choices: dict[str, Any], words: Sequence[str]) -> Experiment:
+    """Build the experiment of what was composed of these words."""
+    values = OmegaConf.to_container(config, resolve=True)
     resolved, chosen, reason = resolve_layout(values, choices, [conf_dir()], {})
-    return build_experiment(resolved, chosen, overrides, reason)
+    return build_experiment(resolved, chosen, words, reason)
 
 
 @cache

@@ -14,15 +14,12 @@ class InlineTracker:
     """Stands for a `SubprocessTracker`."""
 
     def connect(self, settings: TrackingSettings) -> None:
-        """Keep where to connect."""
         self._settings = settings
 
     def ready(self, timeout_s: float = 0.0) -> bool:
-        """Return that nobody has to wait."""
         return True
 
     def wait(self) -> Tracker:
-        """Connect."""
         return connect(self._settings)
 
     def close(self) -> None:

@@ -231,6 +231,14 @@ def shuffled(count: int, num_slots: int, seed: int = 0) -> list[int]:
     return torch.randperm(num_slots, generator=generator)[:count].tolist()
 
 
+def moved(tensor: Tensor, items: int) -> Tensor:
+    """Return the same numbers and strides, so many items past an aligned address."""
+    size = tensor.untyped_storage().nbytes() // tensor.itemsize
+    flat = torch.empty(items + size + 64, dtype=tensor.dtype, device=tensor.device)
+    start = items + -flat.data_ptr() % 64 // tensor.itemsize
+    return flat.as_strided(tensor.shape, tensor.stride(), start).copy_(tensor)
+
+
 def without_scales(posed: Problem) -> Problem:
     """Return the call with None for the scales, which it does not read."""
     return replace(posed, k_scale=None, v_scale=None)

@@ -62,91 +62,65 @@ class Neighbourly(_Stray):
         key_cache.as_strided((1,), (1,), at).view(torch.uint8)[0] = 1
 
 
-class ExtraToken(Torch):
+class _Changing(Torch):
+    """Each call is bound to what `change` makes of the op's arguments then."""
+
+    def reshape_and_cache_flash(self, *arguments):
+        bind = super().reshape_and_cache_flash
+        return lambda: bind(*self.change(*arguments))()
+
+    def reshape_and_cache(self, *arguments):
+        bind = super().reshape_and_cache
+        return lambda: bind(*self.change(*arguments))()
+
+
+class ExtraToken(_Changing):
     """Writes the row behind the last token's as well, in the slot that comes next."""
 
-    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slot_mapping, *others):
-        bind = super().reshape_and_cache_flash
-
-        def call():
-            bind(key, value, key_cache, value_cache, self._longer(key, slot_mapping), *others)()
-
-        return call
-
-    def reshape_and_cache(self, key, value, key_cache, value_cache, slot_mapping, *others):
-        bind = super().reshape_and_cache
-
-        def call():
-            bind(key, value, key_cache, value_cache, self._longer(key, slot_mapping), *others)()
-
-        return call
-
-    def _longer(self, key, slot_mapping):
+    def change(self, key, value, key_cache, value_cache, slot_mapping, *others):
         num_rows = len(slot_mapping) + (len(key) > len(slot_mapping))
-        return torch.cat([slot_mapping, slot_mapping[-1:] + 1])[:num_rows]
+        longer = torch.cat([slot_mapping, slot_mapping[-1:] + 1])[:num_rows]
+        return key, value, key_cache, value_cache, longer, *others
 
 
-class PerTensor(Torch):
+class PerTensor(_Changing):
     """Divides every head by the first one's scale."""
 
-    def reshape_and_cache_flash(self, *arguments):
+    def change(self, *arguments):
         *others, k_scale, v_scale = arguments
-        return super().reshape_and_cache_flash(*others, k_scale.flatten()[0], v_scale.flatten()[0])
-
-    def reshape_and_cache(self, *arguments):
-        *others, k_scale, v_scale = arguments
-        return super().reshape_and_cache(*others, k_scale.flatten()[0], v_scale.flatten()[0])
+        return *others, k_scale.flatten()[0], v_scale.flatten()[0]
 
 
-class Rescaled(Torch):
+class Rescaled(_Changing):
     """Decodes an 8-bit source, divides it by its scale and converts it again."""
 
-    def reshape_and_cache_flash(self, *arguments):
-        return self._rescaled(super().reshape_and_cache_flash, *arguments)
-
-    def reshape_and_cache(self, *arguments):
-        return self._rescaled(super().reshape_and_cache, *arguments)
-
-    def _rescaled(self, bind, key, value, *others):
+    def change(self, key, value, *others):
         *before, k_scale, v_scale = others
-
-        def call():
-            bind(key.float(), value.float(), *before, k_scale * 2, v_scale * 2)()
-
-        return call
+        return key.float(), value.float(), *before, k_scale * 2, v_scale * 2
 
 
-class Mislaid(Torch):
+class Mislaid(_Changing):
     """Takes the rows as if they were contiguous, wherever they lie."""
 
-    def reshape_and_cache_flash(self, key, value, *others):
-        return super().reshape_and_cache_flash(self._dense(key), self._dense(value), *others)
+    def change(self, key, value, *others):
+        return *map(self._lay, (key, value)), *others
 
-    def reshape_and_cache(self, key, value, *others):
-        return super().reshape_and_cache(self._dense(key), self._dense(value), *others)
-
-    def _dense(self, rows):
+    def _lay(self, rows):
         _, num_heads, head_size = rows.shape
         return rows.as_strided(rows.shape, (num_heads * head_size, head_size, 1))
 
 
 class Overrunning(Torch):
-    """Writes the right rows, and one byte `before` the cache's first byte or, negative, behind its last."""
-
-    def __init__(self, device, before):
-        super().__init__(device)
-        self.before = before
+    """Writes the right rows, and the byte before the cache's first."""
 
     def reshape_and_cache_flash(self, key, value, key_cache, value_cache, *others):
         right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, *others)
         first = key_cache.storage_offset() * key_cache.element_size()
         everything = torch.empty(0, dtype=torch.uint8).set_(key_cache.untyped_storage())
-        behind = first + 2 * key_cache.numel() * key_cache.element_size()
-        at = first - self.before if self.before > 0 else behind - self.before - 1
 
         def call():
             right()
-            everything[at] = 0
+            everything[first - 1] = 0
 
         return call
 
@@ -169,24 +143,6 @@ class Misaddressed(Torch):
             bind(key, value, key_cache, value_cache, slots, *others)()
 
         return call
-
-
-class Exchanging(_Stray):
-    """Swaps two blocks that nobody wrote or, if not `swapped`, copies one to the other."""
-
-    def __init__(self, device, swapped):
-        super().__init__(device)
-        self.swapped = swapped
-
-    def besides(self, key, key_cache, value_cache, slot_mapping):
-        block_size = value_cache.shape[3] if key_cache.dim() == 5 else key_cache.shape[1]
-        taken = (slot_mapping // block_size).tolist()
-        one, other = [block for block in range(len(key_cache)) if block not in taken][:2]
-        for plane in (key_cache, value_cache):
-            kept = plane[one].clone()
-            plane[one] = plane[other]
-            if self.swapped:
-                plane[other] = kept
 
 
 class Beyond(_Stray):

@@ -8,8 +8,8 @@ from kvexp.impl.torch import Torch
 from kvexp.op.quantize import FORMATS
 
 
-class _Plain(Torch):
-    """Computes in float32, sequence after sequence; a subclass changes one step."""
+class Plain(Torch):
+    """Right: computes in float32, sequence after sequence; a subclass changes one step."""
 
     def paged_decode(
         self, output, query, key_cache, value_cache, block_table, seq_lens, kv_cache_dtype, k_scale, v_scale
@@ -53,46 +53,42 @@ class _Plain(Torch):
         return products.softmax(0)
 
 
-class Plain(_Plain):
-    """Right."""
-
-
-class HeadTooFar(_Plain):
+class HeadTooFar(Plain):
     """Reads the next KV head."""
 
     def choose_head(self, head, group, num_heads):
         return (head // group + 1) % num_heads
 
 
-class HeadsInTurn(_Plain):
+class HeadsInTurn(Plain):
     """Gives the query heads the KV heads in turns, not in groups."""
 
     def choose_head(self, head, group, num_heads):
         return head % num_heads
 
 
-class BlockTooFar(_Plain):
+class BlockTooFar(Plain):
     """Reads the block behind each."""
 
     def choose_blocks(self, blocks, num_blocks):
         return (blocks + 1) % num_blocks
 
 
-class TokenMore(_Plain):
+class TokenMore(Plain):
     """Reads a token behind the last, where the block has one."""
 
     def count(self, length):
         return length + (length % self.block_size > 0)
 
 
-class TokenLess(_Plain):
+class TokenLess(Plain):
     """Leaves the last token out."""
 
     def count(self, length):
         return length - 1
 
 
-class NoMaximum(_Plain):
+class NoMaximum(Plain):
     """Leaves exponents as large as they are."""
 
     def weigh(self, products):
@@ -100,14 +96,14 @@ class NoMaximum(_Plain):
         return powers / powers.sum()
 
 
-class Unscaled(_Plain):
+class Unscaled(Plain):
     """Forgets to divide by the root of the head size."""
 
     def scale(self, head_size):
         return 1.0
 
 
-class Coarse(_Plain):
+class Coarse(Plain):
     """Rounds the weights to three bits."""
 
     def weigh(self, products):

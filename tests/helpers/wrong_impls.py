@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-import triton
-import triton.language as tl
 
 from kvexp.errors import Unsupported
 from kvexp.gpu import scan
@@ -110,7 +108,7 @@ class Unscaled(_Torch):
 class Raising(Torch):
     """Writes its rows and raises, at the curve's first point."""
 
-    first = True
+    first, error, words = True, ZeroDivisionError, "no head is left to divide by"
 
     def reshape_and_cache_flash(self, *arguments):
         right = super().reshape_and_cache_flash(*arguments)
@@ -119,26 +117,15 @@ class Raising(Torch):
         def call():
             right()
             if wrong:
-                raise ZeroDivisionError("no head is left to divide by")
+                raise self.error(self.words)
 
         return call
 
 
-class Refusing(Torch):
+class Refusing(Raising):
     """Writes its rows and says only then that it cannot, at the curve's first point."""
 
-    first = True
-
-    def reshape_and_cache_flash(self, *arguments):
-        right = super().reshape_and_cache_flash(*arguments)
-        refused, self.first = self.first, False
-
-        def call():
-            right()
-            if refused:
-                raise Unsupported("impl=refusing found out too late")
-
-        return call
+    error, words = Unsupported, "impl=refusing found out too late"
 
 
 class Meddling(Torch):
@@ -297,15 +284,3 @@ class Fatal(Deadly):
     def end(self):
         if not is_asked():
             super().end()
-
-
-@triton.jit
-def poke(pointer):
-    tl.store(pointer + (1 << 46), 1.0)
-
-
-class Wild(_Torch):
-    """Writes far outside any allocation: a CUDA error that poisons its process."""
-
-    def reshape_and_cache_flash(self, key, value, key_cache, *_):
-        return lambda: poke[(1,)](key_cache)

@@ -194,16 +194,6 @@ class TestInterpreted:
         assert posed.key.isnan().any()
         oracle.assert_writes("triton", posed)
 
-    @pytest.mark.parametrize(("head_size", "head_size_v"), [(64, 16), (16, 96), (46, 45)])
-    @pytest.mark.parametrize("layout", [layout for op, layout in PAIRS if op == oracle.DIFFKV])
-    def test_k_and_v_may_have_different_head_sizes(self, layout, head_size, head_size_v):
-        posed = oracle.problem(
-            "cpu", oracle.shuffled(19, 128), op=oracle.DIFFKV, layout=layout, num_heads=3,
-            head_size=head_size,
-            head_size_v=head_size_v,
-        )  # fmt: skip
-        oracle.assert_writes("triton", posed)
-
     @pytest.mark.parametrize(("pair", "kind"), compose.by_turns(PAIRS, KINDS, 2))
     def test_fp8_sources_are_copied_into_either_type_of_cache(self, pair, kind):
         op, layout = pair
@@ -239,10 +229,6 @@ class TestInterpreted:
         sizes = {"head_size": head_size, "head_size_v": head_size_v}
         oracle.assert_writes("triton", exact("fp8_e4m3", scale, op=op, layout=layout, **sizes))
 
-    def test_fp8_is_refused_since_its_conversion_is_wrong(self):
-        with pytest.raises(Unsupported, match=r"needs a GPU: Triton's interpreter converts wrongly"):
-            oracle.problem("cpu", [1], kv_cache_dtype="fp8").bind(Triton("cpu"))
-
     def test_there_is_no_launcher(self):
         posed = oracle.problem("cpu", [1])
         with pytest.raises(Unsupported, match="interpreter takes no addresses"):
@@ -253,9 +239,6 @@ class TestInterpreted:
         impl.interpreted = False
         with pytest.raises(Unsupported, match="impl=triton has no copy_blocks"):
             impl.launcher("copy_blocks")
-
-    def test_it_is_not_timed(self):
-        assert Triton("cpu").untimed == "interpreted: Triton's interpreter is no measure of the kernel"
 
     def test_it_needs_triton_s_environment_variable(self, monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET")

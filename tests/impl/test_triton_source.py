@@ -2,7 +2,6 @@ import functools
 import math
 
 import pytest
-import torch
 import triton
 
 from kvexp.errors import ConfigError, Unsupported
@@ -25,18 +24,10 @@ TO_FP8 = ("*bf16", "*fp8e4nv")
 def plan(op=oracle.FLASH, key_at=0, value_at=0, cache_at=0, num_tokens=3, **asked):
     """The plan of a problem whose tensors begin so many items past an aligned address."""
     posed = oracle.problem("cpu", [0] * num_tokens, op=op, num_heads=8, head_size=128, **asked)
-    key, value = (moved(t, at) for t, at in ((posed.key, key_at), (posed.value, value_at)))
-    caches = (moved(cache, cache_at) for cache in (posed.key_cache, posed.value_cache))
+    key, value = (oracle.moved(t, at) for t, at in ((posed.key, key_at), (posed.value, value_at)))
+    caches = (oracle.moved(cache, cache_at) for cache in (posed.key_cache, posed.value_cache))
     others = (posed.slot_mapping, posed.kv_cache_dtype, posed.k_scale, posed.v_scale)
     return FILES[op].fit(key, value, *caches, *others)[0]
-
-
-def moved(tensor, at):
-    """A tensor of the same strides, `at` items past an address that 64 divides."""
-    items = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    flat = torch.empty(at + items + 64, dtype=tensor.dtype)
-    start = -(flat.data_ptr() % -64) // tensor.element_size() + at
-    return flat.as_strided(tensor.shape, tensor.stride(), start)
 
 
 class TestWhatALauncherCompiles:

@@ -95,16 +95,6 @@ def test_flash_planes_have_equal_strides_and_a_contiguous_last_dim(name):
     assert made.key.shape == made.value.shape == (BLOCKS, SIZE, HEADS, ITEMS)
 
 
-@pytest.mark.parametrize("item_bytes", [1, 2, 4])
-def test_head_major_planes_are_contiguous_and_keys_lie_in_pieces_of_sixteen_bytes(item_bytes):
-    x = 16 // item_bytes
-    made = LAYOUTS["head_major"].planes(SIZES, item_bytes)
-    assert made.key.shape == (BLOCKS, HEADS, ITEMS // x, SIZE, x)
-    assert made.value.shape == (BLOCKS, HEADS, ITEMS, SIZE)
-    for plane in planes(LAYOUTS["head_major"], torch.arange(made.items), item_bytes=item_bytes):
-        assert plane.is_contiguous()
-
-
 @pytest.mark.parametrize("side", [0, 1], ids=["key", "value"])
 @pytest.mark.parametrize(("layers", "item_bytes", "head_size_v"), MANY)
 def test_what_is_scattered_is_gathered_and_nothing_else_is_touched(
@@ -165,9 +155,6 @@ def test_the_physical_order_of_two_planes_is_vllm_s(name, order):
 @pytest.mark.parametrize("head_size_v", [ITEMS, 48, 8])
 @pytest.mark.parametrize("name", PACKED)
 class TestPacked:
-    def made(self, name, head_size_v):
-        return LAYOUTS[name].planes(replace(SIZES, head_size_v=head_size_v), 2)
-
     @pytest.mark.parametrize("layers", [1, 2, 5])
     def test_the_physical_order_is_that_of_vllm_s_name(self, name, head_size_v, layers):
         sizes = replace(SIZES, head_size_v=head_size_v, num_layers=layers)
@@ -176,7 +163,7 @@ class TestPacked:
             assert torch.equal(view(made.packed, torch.arange(made.items)), packed_items(name, sizes, layer))
 
     def test_one_plane_is_k_then_v_in_each_head(self, name, head_size_v):
-        made = self.made(name, head_size_v)
+        made = LAYOUTS[name].planes(replace(SIZES, head_size_v=head_size_v), 2)
         items = torch.arange(made.items)
         both = torch.cat([view(made.key, items), view(made.value, items)], dim=-1)
         assert torch.equal(view(made.packed, items), both)
@@ -184,23 +171,6 @@ class TestPacked:
 
 def test_every_packed_layout_has_a_name_of_vllm_s():
     assert sorted(PACKED_ORDERS) == sorted(PACKED)
-
-
-def test_with_one_layer_bhlnc_is_hnd_packed():
-    one, three = (replace(SIZES, num_layers=layers) for layers in (1, 3))
-    assert LAYOUTS["BHLNC"].planes(one, 2) == LAYOUTS["HND_packed"].planes(one, 2)
-    assert LAYOUTS["BHLNC"].planes(three, 2) != LAYOUTS["HND_packed"].planes(three, 2)
-
-
-def test_blocks_inside_heads_lie_closer_than_heads():
-    made = LAYOUTS["LHBNC"].planes(SIZES, 2).packed
-    block, _, head, _ = made.strides
-    assert head == BLOCKS * block
-
-
-@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - set(PACKED)))
-def test_layouts_of_two_planes_have_no_packed_one(name):
-    assert LAYOUTS[name].planes(SIZES, 2).packed is None
 
 
 @pytest.mark.parametrize("item_bytes", [1, 2, 4])
@@ -215,18 +185,3 @@ def test_head_major_puts_an_element_where_vllm_does(item_bytes):
         assert key[block, head, i // x, offset, i % x] == at
         first_value = BLOCKS * of_a_block
         assert value[block, head, i, offset] == first_value + begin + (head * ITEMS + i) * SIZE + offset
-
-
-@pytest.mark.parametrize("name", FLASH)
-def test_the_stride_order_is_that_of_the_strides(name):
-    layout = LAYOUTS[name]
-    made = layout.planes(SIZES, 2)
-    if layout.packed:
-        strides = made.packed.strides
-    else:
-        strides = (made.key.strides[0], made.value.offset - made.key.offset, *made.key.strides[1:])
-    assert layout.stride_order == tuple(sorted(range(len(strides)), key=lambda dim: -strides[dim]))
-
-
-def test_head_major_has_no_stride_order():
-    assert LAYOUTS["head_major"].stride_order is None

@@ -39,7 +39,16 @@ def test_outputs_are_verified_in_every_layout_and_type(layout, types):
 
 
 @pytest.mark.parametrize("context", [1, 5, 16, 17, 100])
-@pytest.mark.parametrize("sizes", [{"num_query_heads": 2}, {"num_heads": 1}, {"block_size": 1}], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_query_heads": 2},
+        {"num_heads": 1},
+        {"block_size": 1},
+        {"layout": "HND_packed", "head_size_v": 48, "num_layers": 3},
+    ],
+    ids=str,
+)
 def test_outputs_are_verified_at_any_length_and_grouping(context, sizes):
     points = measured(context=context, num_blocks=600, **sizes)
     assert [point.status for point in points] == ["verified"] * 2, points[0].reason
@@ -74,11 +83,6 @@ def test_triton_is_right_in_one_part_and_in_several(layout, types, context):
 def test_triton_is_right_at_any_size(sizes):
     (point,) = measured(**{"impl": "triton", "num_tokens": 2, **sizes})
     assert point.status == "verified", point.reason
-
-
-def test_packed_heads_may_have_two_sizes_and_layers_may_be_many():
-    for point in measured(layout="HND_packed", head_size_v=48, num_layers=3):
-        assert point.status == "verified", point.reason
 
 
 def test_the_law_is_attention_in_float64_by_the_definition():

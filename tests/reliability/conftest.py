@@ -33,10 +33,6 @@ class Place:
     folder: Path
 
     @property
-    def command(self):
-        return [sys.executable, "-m", "kvexp"]
-
-    @property
     def environment(self):
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "MLFLOW_"))
@@ -47,7 +43,9 @@ class Place:
     def start(self, *words, **how):
         """The process, just started."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how
-        return subprocess.Popen([*self.command, *words], cwd=self.folder, env=self.environment, **pipes)
+        return subprocess.Popen(
+            [sys.executable, "-m", "kvexp", *words], cwd=self.folder, env=self.environment, **pipes
+        )
 
     def run(self, *words, **how):
         """The process, done."""

@@ -25,17 +25,22 @@ SWEEP = (
 POINTS = 24
 
 
+def kill(process):
+    """Kill a process; its children end with it."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    for child in children:
+        ended(child.pid)
+
+
 def killed(place, words, after_s):
     """Whether kvexp was still at work after so many seconds: if so it was killed, its children too."""
     process = place.start(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         process.wait(after_s)
     except subprocess.TimeoutExpired:
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-        process.wait()
-        for child in children:
-            ended(child.pid)
+        kill(process)
         return True
     assert process.returncode == 0
     return False
@@ -131,8 +136,4 @@ def test_a_second_sweep_in_the_folder_of_one_at_work_is_refused_and_writes_nothi
         assert f"another sweep is at work there: {home}/.lock is held by process {first.pid}" in second.stderr
         assert sorted(home.rglob("*")) == before
     finally:
-        children = psutil.Process(first.pid).children(recursive=True)
-        first.kill()
-        first.communicate()
-        for child in children:
-            ended(child.pid)
+        kill(first)

@@ -106,17 +106,14 @@ def test_rows_are_not_appended_to_what_a_link_points_at(theirs, precious, name):
         jsonl.append(folder / "1" / name, "{}")
 
 
-def test_a_store_is_not_locked_through_a_link(precious, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(".lock", "symbolic link"), ("mlflow.db", "mlflow.db is a symbolic link; type the file .*{}")],
+)
+def test_a_store_is_neither_locked_nor_written_through_a_link(precious, tmp_path, name, said):
     (tmp_path / "here" / "mlruns").mkdir()
-    (tmp_path / "here" / "mlruns" / ".lock").symlink_to(precious)
-    with pytest.raises(TrackingError, match="symbolic link"):
-        tracking.connect(tracking.settings("local", None, None, "kvexp", {}))
-
-
-def test_a_store_that_is_a_link_is_not_written(precious, tmp_path):
-    (tmp_path / "here" / "mlruns").mkdir()
-    (tmp_path / "here" / "mlruns" / "mlflow.db").symlink_to(precious)
-    with pytest.raises(TrackingError, match=f"mlflow.db is a symbolic link; type the file .*{precious}"):
+    (tmp_path / "here" / "mlruns" / name).symlink_to(precious)
+    with pytest.raises(TrackingError, match=said.format(precious)):
         tracking.connect(tracking.settings("local", None, None, "kvexp", {}))
 
 

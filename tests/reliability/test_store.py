@@ -155,14 +155,14 @@ def one_tracker():
 @pytest.mark.parametrize("kind", bad_server.QUICK)
 def test_a_server_that_answers_badly_costs_a_line(place, typed, untracked, one_tracker, kind):
     earlier = place.copy(untracked, "../earlier/sweep")
-    with bad_server.serve(kind) as server, used_by_commands(one_tracker):
-        synced = typed("sync", str(earlier), "--to", server.address)
-        swept = typed(*INLINE, "tracking=server", f"tracking.uri={server.address}")
-    check_untracked(swept, place, f"{server.address} cannot be used")
+    with bad_server.serve(kind) as (address, asked), used_by_commands(one_tracker):
+        synced = typed("sync", str(earlier), "--to", address)
+        swept = typed(*INLINE, "tracking=server", f"tracking.uri={address}")
+    check_untracked(swept, place, f"{address} cannot be used")
     assert (synced.returncode, synced.stderr.count("\n")) == (1, 1)
     assert "sync again later" in synced.stderr
     assert "Traceback" not in swept.stderr + synced.stderr
-    assert [line for line in server.asked if line.startswith("POST")] == []
+    assert [line for line in asked if line.startswith("POST")] == []
     assert one_tracker._process.poll() is None
 
 
@@ -170,13 +170,13 @@ def test_a_server_that_answers_badly_costs_a_line(place, typed, untracked, one_t
 def test_a_server_that_does_not_end_its_answer_costs_one_wait_in_all(place, typed, monkeypatch, kind):
     monkeypatch.setattr(tracking, "_ANSWER_SECONDS", 7.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
-    with bad_server.serve(kind) as server:
+    with bad_server.serve(kind) as (address, asked):
         begin = time.monotonic()
-        swept = typed(*INLINE, "tracking=server", f"tracking.uri={server.address}")
+        swept = typed(*INLINE, "tracking=server", f"tracking.uri={address}")
         # A machine may be busy.
         assert time.monotonic() - begin < 7 + 45
-    check_untracked(swept, place, f"{server.address} cannot be used: it has not answered for 7 s")
-    assert [line for line in server.asked if line.startswith("POST")] == []
+    check_untracked(swept, place, f"{address} cannot be used: it has not answered for 7 s")
+    assert [line for line in asked if line.startswith("POST")] == []
 
 
 def test_a_disk_that_hangs_under_the_store_costs_a_line_and_fifteen_seconds(
@@ -206,97 +206,70 @@ def test_a_server_that_refuses_every_connection_costs_a_warning(place, typed):
     check_untracked(done, place, "cannot be used")
 
 
-def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
-    asked, said = [], []
+class Store:
+    """Remembers what it was asked; one that `is_lost` is so from its first curve on."""
 
-    class Lost:
-        uri, refused = "http://away", ()
+    uri, page, refused = "http://away", "", ()
 
-        def start_sweep(self, *_):
-            asked.append("start")
+    def __init__(self, is_lost=False):
+        self.asked, self.is_lost = [], is_lost
 
-        def log_curve(self, *_):
-            asked.append("curve")
+    def start_sweep(self, *_):
+        self.asked.append("start")
+
+    def log_curve(self, folder, *_):
+        self.asked.append(folder.name)
+        if self.is_lost:
             raise TrackingError("no answer", unreachable=True)
 
-        def end_sweep(self, _):
-            asked.append("end")
+    def settle(self):
+        self.asked.append("settle")
 
-    guarded = BestEffort(Lost, tmp_path, "", False, said.append)
+    def end_sweep(self, status):
+        self.asked.append(status)
+
+
+def test_a_tracker_that_lost_its_server_is_never_asked_again(tmp_path):
+    lost, said = Store(is_lost=True), []
+    guarded = BestEffort(lambda: lost, tmp_path, "", False, said.append)
     guarded.start()
-    for _ in range(3):
-        guarded.log_curve(tmp_path, "", [])
+    for name in "abc":
+        guarded.log_curve(tmp_path / name, "", [])
     guarded.end("FINISHED")
     guarded.send_report()
-    assert asked == ["start", "curve"]
+    assert lost.asked == ["start", "a"]
     assert len(said) == 1
 
 
 def test_a_store_that_was_not_waited_for_has_the_sweep_before_its_first_curve(tmp_path):
-    asked = []
-
-    class Late:
-        uri, page, refused = "http://late", "", ()
-
-        def start_sweep(self, *_):
-            asked.append("start")
-
-        def log_curve(self, *_):
-            asked.append("curve")
-
-    guarded = BestEffort(Late, tmp_path, "", False, asked.append)
-    for _ in range(2):
-        guarded.log_curve(tmp_path, "", [])
-    assert asked == ["start", "curve", "curve"]
+    late = Store()
+    guarded = BestEffort(lambda: late, tmp_path, "", False, late.asked.append)
+    for name in "ab":
+        guarded.log_curve(tmp_path / name, "", [])
+    assert late.asked == ["start", "a", "b"]
 
 
 def test_a_store_whose_wait_was_interrupted_is_asked_again_at_the_end(tmp_path):
-    asked = []
+    slow = Store()
 
-    class Slow:
-        uri, page, refused = "http://slow", "", ()
+    def connect_again():
+        slow.asked.append("connect")
+        if len(slow.asked) == 1:
+            raise KeyboardInterrupt
+        return slow
 
-        def __init__(self):
-            asked.append("connect")
-            if len(asked) == 1:
-                raise KeyboardInterrupt
-
-        def start_sweep(self, *_):
-            asked.append("start")
-
-        def log_curve(self, *_):
-            asked.append("curve")
-
-        def end_sweep(self, status):
-            asked.append(status)
-
-    guarded = BestEffort(Slow, tmp_path, "", False, lambda _: None)
+    guarded = BestEffort(connect_again, tmp_path, "", False, lambda _: None)
     with pytest.raises(KeyboardInterrupt):
-        guarded.log_curve(tmp_path, "", [])
+        guarded.log_curve(tmp_path / "a", "", [])
     guarded.start()
     guarded.end("KILLED")
-    assert asked == ["connect", "connect", "start", "curve", "KILLED"]
+    assert slow.asked == ["connect", "connect", "start", "a", "KILLED"]
 
 
 def test_nobody_waits_for_a_store_that_is_not_ready_and_it_gets_every_curve_in_order(tmp_path):
-    asked, ready = [], []
-
-    class Late:
-        uri, page, refused = "http://late", "", ()
-
-        def start_sweep(self, *_):
-            asked.append("start")
-
-        def log_curve(self, folder, *_):
-            asked.append(folder.name)
-
-        def settle(self):
-            asked.append("settle")
-
-    def late(home):
-        return BestEffort(Late, home, "", False, asked.append, ready=lambda _: bool(ready))
-
-    guarded = late(tmp_path)
+    slow, ready = Store(), []
+    asked = slow.asked
+    guarded = BestEffort(lambda: slow, tmp_path, "", False, asked.append, ready=lambda _: bool(ready))
     for name in "ab":
         guarded.log_curve(tmp_path / name, "", [])
         guarded.poll()

@@ -5,10 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,38 +32,12 @@ def sweep(place, untracked):
     return home
 
 
-@contextmanager
 def server(folder, port):
     """MLflow's own server over a database in the folder."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{folder}/server.db",
-    ]
-    command += ["--artifacts-destination", str(folder / "files"), "--host", "127.0.0.1", "--port", str(port)]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("a") as log:
-        process = subprocess.Popen(
-            [*command, "--workers", "1"], stdout=log, stderr=log, cwd=folder, env=os.environ | quiet,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        assert mlflow_server.answers(f"http://127.0.0.1:{port}/health", process)
-        yield process
-    finally:
-        stop(process)
-
-
-def stop(process):
-    """The server and its workers are gone, without a chance to finish anything."""
-    try:
-        os.killpg(process.pid, 9)
-    except ProcessLookupError:
-        return
-    process.wait()
+    stored = ("--backend-store-uri", f"sqlite:///{folder}/server.db")
+    return mlflow_server.serve(
+        ("server", *stored, "--artifacts-destination", str(folder / "files")), folder, port
+    )
 
 
 @pytest.fixture
@@ -216,7 +188,7 @@ def test_a_server_that_dies_in_the_middle_of_a_sync_gets_each_curve_once_when_it
     with server(tmp_path, port) as process:
         sending = place.start("sync", "--to", address)
         wait_for_curves(database, 3, sending)
-        stop(process)
+        mlflow_server.stop(process)
         _, err = sending.communicate(timeout=60)
     assert sending.returncode == 1
     assert f"kvexp: the tracking store {address} cannot be used" in err

@@ -1,6 +1,4 @@
 import io
-import subprocess
-import sys
 
 import pytest
 
@@ -159,13 +157,6 @@ def test_a_pipe_gets_no_colour_and_no_cut_cell():
 
 def test_a_sweep_without_rows_prints_nothing():
     assert printed([]) == ""
-
-
-@pytest.mark.parametrize("room", ["results.row_file", "report", "sweep.progress", "tracking"])
-def test_results_are_readable_without_torch_mlflow_and_pandas(room):
-    code = f"import sys, kvexp.{room}; print({{'torch', 'mlflow', 'pandas'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
 
 
 def test_of_many_curves_with_one_reason_the_first_are_named():

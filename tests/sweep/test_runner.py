@@ -227,14 +227,6 @@ class TestASweep:
         assert [len(json.loads(line)["samples_us"]) for line in lines] == [5] * 4
         assert statuses(one) == ["ok"] * 4
 
-    def test_in_which_everything_is_skipped_ends_with_3(self, jobs):
-        assert runner.run(jobs("cuda"), UNTRACKED, COMMAND) == 3
-
-    def test_with_a_wrong_implementation_ends_with_1_and_goes_on(self, jobs):
-        two = jobs("Idle", "torch")
-        assert runner.run(two, UNTRACKED, COMMAND) == 1
-        assert [statuses(job) for job in two] == [["incorrect"] * 4, ["verified"] * 4]
-
     def test_goes_on_in_a_fresh_process_and_knows_as_much_of_the_points_that_a_dead_one_left(self, jobs):
         three = jobs("Numbered", ("Fatal", {"by": "kill"}), "Numbered")
         assert runner.run(three, APART, COMMAND) == 1

@@ -104,6 +104,19 @@ def sweep(client):
     return runs
 
 
+@pytest.fixture
+def stored(tracker, sweep, job, experiment):
+    """Stores a sweep of one curve, and gives its runs, the sweep's first."""
+
+    def runs(sweep_id, rows, status="FINISHED"):
+        tracker.start_sweep(sweep_id, "")
+        tracker.log_curve(job(rows), experiment.impl.target, rows)
+        tracker.end_sweep(status)
+        return sweep(sweep_id)
+
+    return runs
+
+
 @pytest.fixture(scope="session")
 def job(tmp_path_factory):
     """Puts rows, samples and a composed configuration where a job leaves them; gives the folder."""

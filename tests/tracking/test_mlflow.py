@@ -103,12 +103,8 @@ def test_a_typed_password_is_in_no_artifact(tracker, sweep, client, job, measure
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("status", ["incorrect", "failed"])
-def test_a_curve_with_a_wrong_point_is_a_failed_run(tracker, sweep, job, measure, experiment, status):
-    rows = measure(status)
-    tracker.start_sweep(f"wrong {status}", "")
-    tracker.log_curve(job(rows), experiment.impl.target, rows)
-    tracker.end_sweep("FAILED")
-    parent, child = sweep(f"wrong {status}")
+def test_a_curve_with_a_wrong_point_is_a_failed_run(stored, measure, status):
+    parent, child = stored(f"wrong {status}", measure(status), "FAILED")
     assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
     assert child.data.metrics[f"points_{status}"] == 1
 
@@ -156,26 +152,17 @@ def test_a_curve_whose_sender_is_killed_at_any_step_is_sent_again_once(
     assert child.data.metrics["points_ok"] == 16
 
 
-def test_a_curve_without_any_right_point_has_no_latency(tracker, sweep, job, measure, experiment):
-    rows = measure(*["skipped"] * 16)
-    tracker.start_sweep("nothing", "")
-    tracker.log_curve(job(rows), experiment.impl.target, rows)
-    tracker.end_sweep("FINISHED")
-    _, child = sweep("nothing")
+def test_a_curve_without_any_right_point_has_no_latency(stored, measure):
+    _, child = stored("nothing", measure(*["skipped"] * 16))
     assert child.info.status == "FINISHED"
     assert child.data.tags["reason"] == "it needs an NVIDIA GPU"
     assert not [key for key in child.data.metrics if "latency" in key or "gb_per_s" in key]
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_curve_with_more_metrics_than_one_batch_arrives_whole(
-    tracker, sweep, client, job, measure, experiment
-):
+def test_a_curve_with_more_metrics_than_one_batch_arrives_whole(stored, client, measure):
     rows = [row | {"num_tokens": 100 * n + row["num_tokens"]} for n in range(9) for row in measure()]
-    tracker.start_sweep("long", "")
-    tracker.log_curve(job(rows), experiment.impl.target, rows)
-    tracker.end_sweep("FINISHED")
-    _, child = sweep("long")
+    _, child = stored("long", rows)
     assert len(client.get_metric_history(child.info.run_id, "latency_us")) == len(rows)
     assert len(client.get_metric_history(child.info.run_id, "copy_fraction")) == len(rows)
 

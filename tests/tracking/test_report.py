@@ -115,14 +115,6 @@ def test_of_two_sweeps_of_one_name_the_newer_one_gets_its_own_report(
     assert sorted(filter(None, curves)) == sorted(parents)
 
 
-def test_a_figure_is_there_as_soon_as_its_curve_is(tracker, client, sweep, job, measure, experiment, request):
-    rows, sweep_id = measure(surprise=1), f"multirun/{request.node.name}"
-    tracker.start_sweep(sweep_id, "")
-    tracker.log_curve(job(rows), experiment.impl.target, rows)
-    _, run = sweep(sweep_id)
-    assert files(client, run) >= {"latency.svg", "latency.png"}
-
-
 def test_a_figure_that_cannot_be_drawn_costs_its_curve_nothing_else(home, store, sweep, client, monkeypatch):
     def broken(*_):
         raise RuntimeError("no font was found")

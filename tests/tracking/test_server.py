@@ -1,9 +1,6 @@
 """The store through MLflow's own server, started as `make ui` does."""
 
 import json
-import os
-import subprocess
-import sys
 import urllib.parse
 
 import pytest
@@ -15,26 +12,9 @@ from tests.helpers import mlflow_server
 @pytest.fixture(scope="module")
 def server(store, tmp_path_factory):
     port = mlflow_server.free_port()
-    address = f"http://127.0.0.1:{port}"
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri),
-                *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            ],
-            stdout=output,
-            stderr=output,
-            cwd=log.parent,
-            env=os.environ
-            | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        )
-    try:
-        assert mlflow_server.answers(f"{address}/health", process), log.read_text()
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    words = ("ui", "--backend-store-uri", store.uri)
+    with mlflow_server.serve(words, tmp_path_factory.mktemp("server"), port):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)

@@ -131,13 +131,9 @@ def test_a_store_out_of_reach_is_a_tracking_error_of_one_sentence(address):
     assert address in str(raised.value)
 
 
-def test_a_sqlite_file_that_is_no_database_is_a_tracking_error(tmp_path):
-    (tmp_path / "x.db").write_text("not a database at all " * 100)
-    with pytest.raises(TrackingError, match="not a database"):
-        connect(settings("local", f"sqlite:///{tmp_path}/x.db", None, "kvexp", {}))
-
-
-@pytest.mark.parametrize("content", [b"", b"no", b"SQLite format 3\0" + b"garbage" * 99])
+@pytest.mark.parametrize(
+    "content", [b"", b"no", b"no database " * 200, b"SQLite format 3\0" + b"garbage" * 99]
+)
 def test_a_short_or_broken_sqlite_file_is_a_database_or_a_tracking_error_at_once(tmp_path, content):
     file = tmp_path / "mlflow.db"
     file.write_bytes(content)

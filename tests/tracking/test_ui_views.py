@@ -34,13 +34,8 @@ def test_no_view_is_longer_than_a_tag_may_be():
     assert max(map(len, ui_views.make_tags(0).values())) < 5000
 
 
-def test_the_columns_are_params_tags_and_metrics_that_curves_have(
-    tracker, sweep, job, measure, experiment, tags
-):
-    rows = measure()
-    tracker.start_sweep("viewed", "")
-    tracker.log_curve(job(rows), experiment.impl.target, rows)
-    _, child = sweep("viewed")
+def test_the_columns_are_params_tags_and_metrics_that_curves_have(stored, measure, tags):
+    _, child = stored("viewed", measure())
     has = {f"params.`{name}`" for name in child.data.params}
     has |= {f"metrics.`{name}`" for name in child.data.metrics}
     has |= {f"tags.`{name}`" for name in child.data.tags} | {"attributes.`Run Name`"}

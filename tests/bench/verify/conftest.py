@@ -1,5 +1,7 @@
 import pytest
 
+from kvexp.bench import verify
+from kvexp.gpu import scan
 from tests.helpers import compose
 from tests.helpers.strides import point
 
@@ -13,6 +15,15 @@ KINDS = {
     "layers": {"num_layers": 3},
     "views": {"rows": "qkv", "extra_tokens": 2},
 }
+
+
+@pytest.fixture(params=["at once", "in pieces"])
+def looked_at(request, monkeypatch):
+    """Whether rows and cache are looked at in chunks, as those of a real curve are."""
+    if request.param == "in pieces":
+        # Five rows of the cache at once; the cache in pieces that its size is no multiple of.
+        monkeypatch.setattr(verify, "ROWS_BYTES", 5 * 2 * 32 * 2)
+        monkeypatch.setattr(scan, "CHUNK_WORDS", 513)
 
 
 @pytest.fixture(params=compose.options("layout"))

@@ -6,6 +6,7 @@ from tests.helpers import strides, tiny_curve
 from tests.helpers.strides import FIRST, MAPPINGS, all_poison, point, reason, spoilt, verify
 
 
+@pytest.mark.usefixtures("looked_at")
 @pytest.mark.parametrize("padding_at", ["end", "scattered"])
 class TestPadding:
     @pytest.fixture

@@ -1,4 +1,5 @@
 import re
+from itertools import cycle
 
 import pytest
 import torch
@@ -8,19 +9,24 @@ from kvexp.errors import IncorrectResult
 from kvexp.gpu import scan
 from kvexp.op.quantize import quantize
 from kvexp.workload import GUARD_BYTES, INTEGERS
-from tests.helpers import oracle, strides, tiny_curve
+from tests.helpers import compose, oracle, strides, tiny_curve
 from tests.helpers.strides import FIRST, MAPPINGS, TOTAL, all_poison, free_slot, point, reason, spoilt, verify
 
+# mapping, token, head, element; in pieces, a piece ends between the tokens 4 and 5.
+PLACES = [(0, 0, 0, 0), (0, 4, 1, 0), (0, 5, 1, 0), (1, 0, 1, 0), (1, 7, 1, 31), (2, 15, 0, 5)]
 
+
+@pytest.mark.usefixtures("looked_at")
 def test_right_bytes_pass_and_the_cache_is_all_poison_again(tensors):
     for _ in range(2):
         verify(lambda: strides.write(tensors), tensors, FIRST)
         assert all_poison(tensors.cache)
 
 
+@pytest.mark.usefixtures("looked_at")
 @pytest.mark.parametrize("name", ["key_cache", "value_cache"])
 def test_one_wrong_bit_is_found_where_it_is(tensors, name):
-    for mapping, token, head, element in [(0, 0, 0, 0), (1, 7, 1, 31), (2, 15, 0, 5)]:
+    for mapping, token, head, element in PLACES:
         slot = int(tensors.slot_mappings[mapping, token])
         rows, plane, scale = strides.planes(tensors)[name == "value_cache"]
         size = plane.element_size()
@@ -69,6 +75,7 @@ def test_a_right_value_beyond_the_mappings_that_were_asked_for_is_a_byte_outside
     assert "a byte outside the written slots changed" in found
 
 
+@pytest.mark.usefixtures("looked_at")
 def test_a_changed_guard_is_found(tensors):
     size = tensors.cache.storage.numel()
     for at in (0, GUARD_BYTES - 1, -GUARD_BYTES, -1):
@@ -86,6 +93,17 @@ def test_a_changed_guard_is_found(tensors):
 def test_a_changed_slot_that_nobody_asked_for_is_found(tensors):
     run = spoilt(tensors, "value_cache", free_slot(tensors), 1, 31)
     assert re.match(r"a byte outside the written slots changed, byte \d+ of", reason(tensors, run))
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"), [*zip(compose.options("layout"), cycle([1, 3, 512, 1 << 17]), strict=False)]
+)
+def test_a_byte_is_found_wherever_a_piece_ends(layout, words, monkeypatch):
+    monkeypatch.setattr(scan, "CHUNK_WORDS", words)
+    with point(layout=layout) as tensors:
+        run = spoilt(tensors, "key_cache", free_slot(tensors), 0, 0)
+        at = int(strides.addresses(tensors, tensors.key_cache, torch.tensor([free_slot(tensors)]))[0, 0, 0])
+        assert f"byte {at} of" in reason(tensors, run)
 
 
 @pytest.mark.parametrize("num_layers", [2, 3])
