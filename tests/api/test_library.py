@@ -14,7 +14,7 @@ from tests.helpers.library_calls import OPS, SLOTS, assert_refused, called
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 FUNCTIONS = [*zip(OPS, OPS, strict=True), (FLASH, PAGED)]
-"""Each function with the op of its call; the flash function takes head-major caches, too."""
+"""Pair each function of the library with the op that its call performs; the flash function has two."""
 
 
 class TestContract(Contract):

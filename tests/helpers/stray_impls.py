@@ -63,7 +63,7 @@ class Neighbourly(_Stray):
 
 
 class _Changing(Torch):
-    """Each call is bound to what `change` makes of the op's arguments then."""
+    """Bind each call, when it is made, to what `change` makes of the op's arguments."""
 
     def reshape_and_cache_flash(self, *arguments):
         bind = super().reshape_and_cache_flash

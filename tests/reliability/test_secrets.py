@@ -30,7 +30,7 @@ def check_masked(place, done):
 @pytest.mark.usefixtures("inline_tracker", "database")
 @pytest.mark.parametrize("form", ["token", "odbc"])
 def test_a_secret_of_an_address_is_masked_wherever_it_could_be(place, typed, monkeypatch, form):
-    """What names the address works, here and at the address that cannot be used."""
+    """Type an address that works and one that cannot be used: no file and no line shows its secret."""
     address = ADDRESSES[form]
     commands = [
         (*TINY, f"tracking.uri='{address}'"),

@@ -160,7 +160,7 @@ def handled(number, handler):
 
 class TestASweep:
     def test_leaves_the_rows_of_each_curve_of_a_device_from_one_process(self, jobs, monkeypatch, capfd):
-        """Each row is on the disk before the next point begins; a curve that is wrong there costs itself."""
+        """Write a row before the next point begins, and fail a wrong curve alone."""
         four = jobs("Numbered", "cuda", ("Deadly", {"by": "exit", "threads": 3}), "Numbered")
         sync, send, on_disk, seen = os.fsync, Worker._send, {}, []
 

@@ -136,7 +136,7 @@ class SweepTask:
 
 
 class Ended(BaseException):
-    """Carries what measuring raised past Hydra, and past what explains errors of composing.
+    """Carry an error of measuring through Hydra, where errors of composing are explained.
 
     Attributes:
         error: What was raised.

@@ -43,7 +43,7 @@ def asker(folder):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """What was asked for one sweep, the processes that were started, and the answers that were kept."""
+    """Ask for one sweep; return the findings, the processes that were started and what was kept."""
     started, popen = [], subprocess.Popen
 
     def start(*arguments, **options):
@@ -68,7 +68,7 @@ def swept(tmp_path_factory):
 
 
 def test_one_process_is_asked_all_that_is_to_come_and_another_after_each_death(swept):
-    """What is known is asked no more, by this asker or another one."""
+    """Ask nothing a second time, neither by this asker nor by another one."""
     assert swept.found["stale_slots"].column(1) == "fresh_slots"
     assert len(swept.started) == 1 + 3
     assert all(process.poll() is not None for process in swept.started), "an idle one would be seen on a GPU"
@@ -94,7 +94,7 @@ def test_a_plain_call_that_dies_leaves_the_rest_to_measuring(swept):
 
 
 def test_an_answer_is_kept_unless_the_machine_may_be_to_blame(swept):
-    """What took too long, here and now, is asked again elsewhere and later."""
+    """Ask again for what took too long: another machine may be faster."""
     assert swept.kept == {**swept.found, "hang": None}
 
 

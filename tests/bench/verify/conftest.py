@@ -19,7 +19,7 @@ KINDS = {
 
 @pytest.fixture(params=["at once", "in pieces"])
 def looked_at(request, monkeypatch):
-    """Whether rows and cache are looked at in chunks, as those of a real curve are."""
+    """Check rows and cache in chunks, as a real curve does, or as a whole."""
     if request.param == "in pieces":
         # Five rows of the cache at once; the cache in pieces that its size is no multiple of.
         monkeypatch.setattr(verify, "ROWS_BYTES", 5 * 2 * 32 * 2)
