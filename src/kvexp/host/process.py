@@ -5,6 +5,7 @@ import ctypes
 import faulthandler
 import gc
 import json
+import math
 import os
 import select
 import signal
@@ -20,6 +21,8 @@ START_SECONDS = 300.0
 """Limit for the start of a child and its import of libraries, whatever its work may take."""
 END_SECONDS = 10.0
 """Limit for the end of a killed child; one that a driver holds in the kernel is left behind."""
+LOOK_SECONDS = 1.0
+"""Longest wait in one call of the system: a signal that comes just before it is seen after it."""
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 OOM_SCORE_ADJ = "500"
@@ -34,6 +37,13 @@ def start_module(
     return subprocess.Popen(
         command, bufsize=0, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=own_session
     )
+
+
+def wait_for_end(process: subprocess.Popen[bytes]) -> int:
+    """Wait until the process has ended, and return its exit code; a signal is seen meanwhile."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(LOOK_SECONDS)
 
 
 def ask_git(*words: str | Path) -> bytes | None:
@@ -68,10 +78,11 @@ class LineChild:
         until = time.monotonic() + START_SECONDS
         pipe, unsent = self.process.stdin.fileno(), line.encode() + b"\n"
         while unsent:
-            if not select.select([], [pipe], [], max(0.0, until - time.monotonic()))[1]:
+            if time.monotonic() > until:
                 raise TimeoutError
-            # A pipe that is ready takes so much without waiting.
-            unsent = unsent[os.write(pipe, unsent[: select.PIPE_BUF]) :]
+            if select.select([], [pipe], [], LOOK_SECONDS)[1]:
+                # A pipe that is ready takes so much without waiting.
+                unsent = unsent[os.write(pipe, unsent[: select.PIPE_BUF]) :]
 
     def receive(self, timeout_s: float | None) -> dict[str, Any]:
         """Wait for the next answer; None, which only a user may choose, waits for ever.
@@ -81,11 +92,13 @@ class LineChild:
             EOFError: The child has closed its stdout.
         """
         assert self.process.stdout
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         pipe = self.process.stdout.fileno()
         while b"\n" not in self._received:
-            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left_s = max(0.0, min(LOOK_SECONDS, until - time.monotonic()))
             if not select.select([pipe], [], [], left_s)[0]:
+                if time.monotonic() < until:
+                    continue
                 raise TimeoutError
             chunk = os.read(pipe, 1 << 20)
             if not chunk:

@@ -13,7 +13,7 @@ from pathlib import Path
 from kvexp.cli import say
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError, Terminated
-from kvexp.host.process import END_SECONDS, request_kill_on_parent_death
+from kvexp.host.process import END_SECONDS, request_kill_on_parent_death, wait_for_end
 from kvexp.sweep.signals import hold_signals, raise_on_signals, release_signals
 from kvexp.tracking import sqlite, ui_views
 
@@ -60,7 +60,7 @@ def _serve(command: Sequence[str]) -> int:
                     start_new_session=True,
                     preexec_fn=_prepare_server,
                 )
-            return server.wait()
+            return wait_for_end(server)
         except Terminated:
             raise
         except KeyboardInterrupt:
