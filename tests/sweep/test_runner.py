@@ -16,9 +16,10 @@ from kvexp.host import file_lock
 from kvexp.results import row_file, sweep_dir
 from kvexp.sweep import prestart, runner
 from kvexp.sweep.curve_run import CurveRun
-from kvexp.sweep.progress import Progress
+from kvexp.sweep.job import Job
+from kvexp.sweep.progress import CurveProgress
 from kvexp.sweep.repetitions import plan_rounds
-from kvexp.sweep.runner import Job, exit_code
+from kvexp.sweep.runner import exit_code
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
 from kvexp.tracking import TrackingSettings, artifacts
@@ -309,7 +310,7 @@ class TestASweep:
             pids.append(self._process.pid)
 
         monkeypatch.setattr(Worker, "__init__", start)
-        monkeypatch.setattr(Progress, "advance", lambda self, row: os.kill(os.getpid(), number))
+        monkeypatch.setattr(CurveProgress, "advance", lambda self, row: os.kill(os.getpid(), number))
         # Whoever runs the tests may have it ignored.
         with handled(number, signal.SIG_DFL), pytest.raises(Terminated) as raised:
             runner.run(one, settings, COMMAND)
@@ -320,7 +321,7 @@ class TestASweep:
         assert not any(psutil.pid_exists(pid) for pid in pids)
 
     def test_goes_on_where_a_signal_is_ignored(self, jobs, monkeypatch):
-        monkeypatch.setattr(Progress, "advance", lambda self, row: os.kill(os.getpid(), signal.SIGHUP))
+        monkeypatch.setattr(CurveProgress, "advance", lambda self, row: os.kill(os.getpid(), signal.SIGHUP))
         with handled(signal.SIGHUP, signal.SIG_IGN):  # as nohup does
             assert runner.run(jobs("torch"), UNTRACKED, COMMAND) == 0
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -337,13 +338,13 @@ class TestASweep:
 
     def test_has_its_folder_to_itself_until_its_end(self, jobs, monkeypatch):
         (one,) = jobs("torch")
-        home, advance, holders = one.folder.parent, Progress.advance, []
+        home, advance, holders = one.folder.parent, CurveProgress.advance, []
 
         def looked(progress, row):
             holders.append(file_lock.find_holder(home / sweep_dir.LOCK))
             advance(progress, row)
 
-        monkeypatch.setattr(Progress, "advance", looked)
+        monkeypatch.setattr(CurveProgress, "advance", looked)
         assert runner.run([one], UNTRACKED, COMMAND) == 0
         assert holders == [f"process {os.getpid()}"] * 4
         assert file_lock.find_holder(home / sweep_dir.LOCK) is None
@@ -364,7 +365,7 @@ class TestASweep:
             if len(seen) == 6:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(Progress, "advance", advance)
+        monkeypatch.setattr(CurveProgress, "advance", advance)
         with pytest.raises(KeyboardInterrupt):
             runner.run(two, TRACKED, COMMAND, None, "python -m kvexp resume=there")
         assert [len(row_file.read(job.folder)) for job in two] == [4, 2]
@@ -385,7 +386,7 @@ class TestASweep:
                 if len(seen) == count:
                     raise KeyboardInterrupt
 
-            monkeypatch.setattr(Progress, "advance", advance)
+            monkeypatch.setattr(CurveProgress, "advance", advance)
 
         for count, resumes, reached in ((3, False, 3), (4, True, 7)):
             interrupt_at(count)
@@ -518,14 +519,14 @@ class TestTracking:
         assert [what for what, *_ in tracker.asked] == ["start", "curve", "curve", "end", "report"]
 
     def test_begins_while_a_curve_is_measured_that_does_not_mind(self, jobs, tracked, monkeypatch):
-        tracker, seen, advance = tracked(Tracker()), [], Progress.advance
+        tracker, seen, advance = tracked(Tracker()), [], CurveProgress.advance
 
         def advanced(progress, row):
             seen.append([what for what, *_ in tracker.asked])
             advance(progress, row)
 
         monkeypatch.setattr(CurveRun, "is_host_sensitive", False)
-        monkeypatch.setattr(Progress, "advance", advanced)
+        monkeypatch.setattr(CurveProgress, "advance", advanced)
         runner.run(jobs("torch"), TRACKED, COMMAND)
         assert seen == [[], ["start"], ["start"], ["start"]]
 

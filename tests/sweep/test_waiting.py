@@ -15,7 +15,7 @@ from kvexp.op.cache_write import CacheWrite
 from kvexp.results import row_file
 from kvexp.sweep import curve_run, runner, subprocess_worker
 from kvexp.sweep.inline_worker import InlineWorker
-from kvexp.sweep.runner import Job
+from kvexp.sweep.job import Job
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
 from kvexp.tracking import TrackingSettings
@@ -129,13 +129,13 @@ def test_a_process_of_the_sweep_that_nobody_can_end_is_not_waited_for(monkeypatc
     monkeypatch.setattr(process, "END_SECONDS", 0.1)
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"), timeout_s=TIMEOUT_S)
     with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
-        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Stuck"), supervisor, ())
+        hanging = curve_run.begin(curve("tests.helpers.faulty_impls.Stuck"), supervisor)
         stuck = hanging.worker._process
         with monkeypatch.context() as unkillable:
             for how in ("kill", "send_signal"):
                 unkillable.setattr(stuck, how, lambda *_: None)
             assert statuses(hanging.measure()) == ["verified", "verified", "failed", "failed"]
-            for row, _ in curve_run.begin(curve(), supervisor, ()).measure():
+            for row, _ in curve_run.begin(curve(), supervisor).measure():
                 assert row["status"] == "failed"
                 assert f"process {stuck.pid} of this sweep, which could not be ended" in row["reason"]
         stuck.kill()
@@ -146,7 +146,7 @@ def test_a_process_that_could_not_capture_a_graph_ends_while_it_has_its_turn():
     """torch may keep the GPU's memory then, which whoever is next would miss."""
     settings = SweepSettings(TrackingSettings("none", None, "kvexp"))
     with closing(curve_run.WorkerSupervisor(settings, lambda _: None)) as supervisor:
-        failing = curve_run.begin(curve(mode="cudagraph"), supervisor, ())
+        failing = curve_run.begin(curve(mode="cudagraph"), supervisor)
         assert statuses(failing.measure()) == ["failed"] * 4
         assert not failing.worker.alive
         process = failing.worker._process

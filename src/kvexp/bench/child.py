@@ -1,7 +1,7 @@
 """Measure experiments in a process of its own: `python -m kvexp.bench.child` runs until its input closes.
 
-It speaks JSON lines. It imports its libraries, is sent a device, says `ready`, with its device and
-environment, and ends if the machine lacks the device. Then, for each curve:
+It speaks JSON lines. It imports its libraries, is sent a device and perhaps the GPUs that it is to see, says
+`ready`, with its device and environment, and ends if the machine lacks the device. Then, for each curve:
 
 1. It is sent the experiment, the first time with those that will follow.
 2. It says `curve`, with the hash of the implementation's sources and whether host load can affect the times,
@@ -133,7 +133,9 @@ class _DeviceReader(threading.Thread):
 
     def run(self) -> None:
         """Read the device and make a GPU's primary context, unless a process of this host measures."""
-        self.device = sys.stdin.readline().strip()
+        self.device, _, visible = sys.stdin.readline().strip().partition(" ")
+        if visible:  # before CUDA is initialised, which reads it once
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
         if self.device in ("", "cpu"):
             return
         with contextlib.suppress(OSError):  # no driver; torch reports other errors later

@@ -24,7 +24,7 @@ from kvexp.results import sweep_dir as sweep_folder
 from kvexp.sweep.prestart import Prestart
 
 if TYPE_CHECKING:
-    from kvexp.sweep.runner import Job
+    from kvexp.sweep.job import Job
 
     Check = Callable[[Sequence[Job]], None]
 
@@ -98,11 +98,12 @@ def _compose(line: CommandLine, task: SweepTask) -> int:
 
 def _measure(collector: Collector, command: str, check: "Check", prestarted: Prestart | None) -> Outcome:
     from kvexp.sweep import runner  # here, since what only prints or is wrong does without
+    from kvexp.sweep.job import Job
     from kvexp.sweep.repetitions import plan_rounds
 
     flags = [flag for flag in collector.line.flags if flag != "--multirun"]
     jobs = [
-        runner.Job(experiment, folder, (*flags, *map(mask_secrets, overrides)))
+        Job(experiment, folder, (*flags, *map(mask_secrets, overrides)))
         for experiment, folder, overrides in collector.valid
     ]
     home = jobs[0].folder.parent

@@ -6,7 +6,7 @@ from typing import Any
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.measurement import is_right
 from kvexp.results.merge import PROCESSES, merge_disturbances, merge_repetitions
-from kvexp.sweep.runner import Job
+from kvexp.sweep.job import Job
 from kvexp.sweep.subprocess_worker import Worker
 
 MIN_PROCESSES = 5

@@ -30,6 +30,11 @@ def identify_in_workload(row: Row) -> Identity:
     return (row.get("workload"), *identify(row))
 
 
+def identify_on_any_gpu(row: Row) -> Identity:
+    """Return the row's workload and identity without its GPU's UUID, for a sweep that uses several GPUs."""
+    return identify_in_workload({**row, "device_uuid": None})
+
+
 def get_repetition(row: Row) -> int:
     """Return the number of the process that measured the row; 1 where the row has none."""
     return int(row.get(REPETITION) or 1)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import chain
@@ -192,8 +192,12 @@ def _content(file: Path) -> Any:
         return jsonl.loads(handle.read(_MAX_COMMAND_BYTES))
 
 
-def read_right_rows(folder: Path) -> dict[int, dict[Identity, Row]]:
+def read_right_rows(
+    folder: Path, identify: Callable[[Row], Identity] = identify_in_workload
+) -> dict[int, dict[Identity, Row]]:
     """Read the row of each point whose last attempt was right, by repetition.
+
+    Points are told apart by `identify`.
 
     Raises:
         KvexpError: The folder holds a file that is not one of rows.
@@ -201,7 +205,7 @@ def read_right_rows(folder: Path) -> dict[int, dict[Identity, Row]]:
     found: dict[int, dict[Identity, Row]] = {}
     for row in select_newest(read(folder)):
         if is_right(row["status"]):
-            found.setdefault(get_repetition(row), {})[identify_in_workload(row)] = row
+            found.setdefault(get_repetition(row), {})[identify(row)] = row
     return found
 
 

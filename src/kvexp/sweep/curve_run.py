@@ -1,32 +1,35 @@
 """Measure one curve and get a row for each of its points, also when the measuring process dies."""
 
 import datetime
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.host.process import LineChild
 from kvexp.measurement import Measurement, Status
-from kvexp.results.point_identity import Identity, identify_in_workload
 from kvexp.sweep.inline_worker import InlineWorker
+from kvexp.sweep.place import HERE, Place
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Point, Worker
 
 
 @dataclass
 class WorkerSupervisor:
-    """The one measuring process, replaced when it died or another device is asked for.
+    """The one measuring process of a place, replaced when it died or another device is asked for.
 
     Attributes:
         settings: How to measure.
         say: Called with a line, once, when another kvexp process has the GPU.
+        place: Where it measures.
         take_child: Returns a process that was started before its device was known, if there is one.
         coming: All curves of the sweep.
     """
 
     settings: SweepSettings
     say: Callable[[str], None]
+    place: Place = HERE[0]
     take_child: Callable[[], LineChild | None] = lambda: None
     coming: Sequence[Experiment] = ()
     _said_wait: bool = field(default=False, init=False)
@@ -45,16 +48,24 @@ class WorkerSupervisor:
             if self._worker.left_behind:
                 self._left_behind.add(self._worker.left_behind)
 
-    def start(self, device: str) -> Worker | InlineWorker:
-        """Return a live process for the device; perhaps it is not ready yet."""
-        worker = self._worker
+    @property
+    def gpu(self) -> str:
+        """The UUID of the GPU that the process measures on; empty without one, and before it is known."""
+        environment = self._worker.environment if self._worker else {}
+        return environment.get("device_uuid") or ""
+
+    def start(self, device: str = "") -> Worker | InlineWorker:
+        """Return a live process for the place's device, or for the given one; perhaps it is not ready yet."""
+        worker, device = self._worker, self.place.device or device
         if worker is None or worker.requested != device or not (worker.alive or worker.refusal):
             self.close()
             if self.settings.isolation == "inline":
                 worker = InlineWorker(device, self._report_wait)
             else:
-                child = self.take_child()
-                worker = Worker(device, self.settings.timeout_s, self._report_wait, child, self.coming)
+                child = self.take_child() or self.place.start_child()
+                coming = [replace(curve, device=self.place.device or curve.device) for curve in self.coming]
+                where = self.place.visible
+                worker = Worker(device, self.settings.timeout_s, self._report_wait, child, coming, where)
             self._worker = worker
         return worker
 
@@ -75,14 +86,14 @@ class CurveRun:
         experiment: The curve, resolved if the device is known.
         worker: Who measures it.
         wanted: The `num_tokens` to measure.
-        already_done: The points skipped because they have a correct row.
+        already_done: The columns of the points that are not measured, since they have a correct row.
         unmeasurable: The status and the reason of every point, if nothing can be measured.
     """
 
     experiment: Experiment
     worker: Worker | InlineWorker
     wanted: Sequence[int]
-    already_done: Sequence[Identity] = ()
+    already_done: Sequence[dict[str, Any]] = ()
     unmeasurable: tuple[Status, str] | None = None
 
     @property
@@ -116,22 +127,23 @@ class CurveRun:
                 yield Measurement(case, status, reason, started_at=now, environment=environment).row(), ()
 
 
-def begin(experiment: Experiment, supervisor: WorkerSupervisor, done: Collection[Identity]) -> CurveRun:
-    """Send the worker the curve, without the points that are among the `done`; see `point_identity`."""
+def begin(
+    experiment: Experiment,
+    supervisor: WorkerSupervisor,
+    claim: Callable[[dict[str, Any]], bool] = lambda _: True,
+) -> CurveRun:
+    """Send the worker the curve, without the points that `claim` leaves out, given their columns."""
     worker = supervisor.start(experiment.device)
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
         experiment = experiment.resolve(worker.device)
         worker.open(experiment)
-        points = {
-            case.num_tokens: identify_in_workload({**asdict(case), **worker.columns})
-            for case in experiment.cases()
-        }
     except Unsupported as refusal:
         return CurveRun(experiment, worker, every, unmeasurable=("skipped", str(refusal)))
     except WorkerDied as death:
         return CurveRun(experiment, worker, every, unmeasurable=("failed", str(death)))
-    wanted = [num_tokens for num_tokens, identity in points.items() if identity not in done]
-    already_done = [identity for identity in points.values() if identity in done]
-    return CurveRun(experiment, worker, wanted, already_done)
+    points = [{**asdict(case), **worker.columns} for case in experiment.cases()]
+    wanted = [point for point in points if claim(point)]
+    already_done = [point for point in points if point not in wanted]
+    return CurveRun(experiment, worker, [point["num_tokens"] for point in wanted], already_done)

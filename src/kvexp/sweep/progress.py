@@ -40,15 +40,12 @@ class Progress:
     ) -> None:
         self.total_points = total_points
         self.console = console or PrintableConsole(stderr=True)
-        self._clock = clock
-        self._start = self._curve_start = clock()
+        self.clock = clock
+        self.done = 0
+        self._start = clock()
         self._first_measured: float | None = None
         self._measured = 0
-        self.done = 0
-        self._already_done = 0
-        self._label = ""
-        self._last = ""
-        self._outcomes: Counter[str] = Counter()
+        self._curves: list[CurveProgress] = []
         live = self.console.is_terminal and not self.console.is_dumb_terminal
         # auto_refresh off: rich starts no thread.
         self._live = Live(console=self.console, auto_refresh=False, transient=True) if live else None
@@ -59,69 +56,85 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._finish_curve()
+        for curve in [*self._curves]:
+            curve.finish()
         if self._live:
             self._live.stop()
-        taken = duration(self._clock() - self._start)
+        taken = duration(self.clock() - self._start)
         self._print(f"{self.done}/{self.total_points} points in {taken}")
 
-    def add_already_done(self, count: int) -> None:
-        """Count points of the curve that are not measured, since they have a correct row."""
-        self.done += count
-        self._already_done += count
-        self._draw()
+    def start_curve(self, label: str) -> "CurveProgress":
+        """Return the progress of a curve that begins; several may be open."""
+        curve = CurveProgress(self, label)
+        self._curves.append(curve)
+        self.draw(label)
+        return curve
 
-    def start_curve(self, label: str) -> None:
-        """Finish the last curve; the next points belong to the curve `label`."""
-        self._finish_curve()
-        self._label, self._last = label, ""
-        self._curve_start = self._clock()
-        self._draw()
-
-    def advance(self, row: Mapping[str, Any]) -> None:
-        """Count one more point, whose outcome is `row`."""
-        now = self._clock()
-        self.done += 1
-        self._outcomes[row["status"]] += 1
-        if row["status"] != "skipped":
+    def count(self, points: int, measured: int = 0) -> None:
+        """Count points that are done, and how many of them took the time that points take."""
+        self.done += points
+        if measured:
             # The first includes the start of the measuring process, so the estimate counts from its end.
-            self._first_measured = now if self._first_measured is None else self._first_measured
-            self._measured += 1
-        latency = row.get("latency_us")
-        outcome = row["status"] if latency is None else f"{number(latency)} µs"
-        self._last = f"num_tokens {row['num_tokens']}: {outcome}"
-        self._draw()
+            self._first_measured = self.clock() if self._first_measured is None else self._first_measured
+            self._measured += measured
+
+    def end_curve(self, curve: "CurveProgress", outcome: str) -> None:
+        """Print what came of a curve, if anything did, unless a live line shows it."""
+        self._curves.remove(curve)
+        if outcome and not self._live:
+            self._print(f"{self.done}/{self.total_points}  {curve.label}: {outcome}")
 
     def seconds_left(self) -> float | None:
         """Estimate the rest from the speed of the points so far; None while there are few."""
         if self._first_measured is None or self._measured < _POINTS_BEFORE_ESTIMATE:
             return None
-        taken = self._clock() - self._first_measured
+        taken = self.clock() - self._first_measured
         if taken < _SECONDS_BEFORE_ESTIMATE or self.done >= self.total_points:
             return None
         return taken / (self._measured - 1) * (self.total_points - self.done)
 
-    def _line(self) -> str:
-        parts = [f"{self.done}/{self.total_points}", self._label, self._last]
-        parts.append(duration(self._clock() - self._start))
-        if (left := self.seconds_left()) is not None:
-            parts.append(f"about {duration(left)} left")
-        return "  ".join(part for part in parts if part)
-
-    def _draw(self) -> None:
+    def draw(self, *about: str) -> None:
+        """Draw the live line, if there is one, with what it is to say of a curve."""
         if self._live:
-            line = Text(self._line(), no_wrap=True, overflow="ellipsis")
+            parts = [f"{self.done}/{self.total_points}", *about, duration(self.clock() - self._start)]
+            if (left := self.seconds_left()) is not None:
+                parts.append(f"about {duration(left)} left")
+            line = Text("  ".join(filter(None, parts)), no_wrap=True, overflow="ellipsis")
             self._live.update(line, refresh=True)
-
-    def _finish_curve(self) -> None:
-        if (self._outcomes or self._already_done) and not self._live:
-            counts = ", ".join(f"{self._outcomes[s]} {s}" for s in STATUSES if self._outcomes[s])
-            if self._already_done:
-                counts += ", " * bool(counts) + f"{self._already_done} there already"
-            taken = duration(self._clock() - self._curve_start)
-            self._print(f"{self.done}/{self.total_points}  {self._label}: {counts} in {taken}")
-        self._outcomes.clear()
-        self._already_done = 0
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class CurveProgress:
+    """The progress of one curve; `Progress.start_curve` makes it."""
+
+    def __init__(self, sweep: Progress, label: str) -> None:
+        self.label = label
+        self._sweep = sweep
+        self._begin = sweep.clock()
+        self._outcomes: Counter[str] = Counter()
+        self._already_done = 0
+        self._last = ""
+
+    def add_already_done(self, count: int) -> None:
+        """Count points that are not measured, since they have a correct row."""
+        self._already_done += count
+        self._sweep.count(count)
+        self._sweep.draw(self.label, self._last)
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        """Count one more point, whose outcome is `row`."""
+        self._outcomes[row["status"]] += 1
+        self._sweep.count(1, int(row["status"] != "skipped"))
+        latency = row.get("latency_us")
+        outcome = row["status"] if latency is None else f"{number(latency)} µs"
+        self._last = f"num_tokens {row['num_tokens']}: {outcome}"
+        self._sweep.draw(self.label, self._last)
+
+    def finish(self) -> None:
+        """End the curve, and say how its points came out."""
+        counts = [f"{self._outcomes[status]} {status}" for status in STATUSES if self._outcomes[status]]
+        counts += [f"{self._already_done} there already"] * bool(self._already_done)
+        taken = duration(self._sweep.clock() - self._begin)
+        self._sweep.end_curve(self, f"{', '.join(counts)} in {taken}" if counts else "")

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kvexp.sweep.runner import Job
+from kvexp.sweep.job import Job
 
 _HYDRA = ".hydra"
 

@@ -39,6 +39,7 @@ class Worker:
         waits: Called when another process measures on the GPU first.
         child: The process, if it was started before.
         coming: All curves that it may be sent.
+        visible: The GPUs that it sees, as CUDA_VISIBLE_DEVICES; empty for those that this process sees.
 
     Attributes:
         requested: The device as it was asked for.
@@ -57,6 +58,7 @@ class Worker:
         waits: OnWait = lambda _: None,
         child: LineChild | None = None,
         coming: Sequence[Experiment] = (),
+        visible: str = "",
     ) -> None:
         self.requested = requested
         self.device = ""
@@ -72,7 +74,7 @@ class Worker:
         self._child = child or start_child()
         self._process = self._child.process
         with contextlib.suppress(WorkerDied):  # `wait` raises it
-            self._send(requested)
+            self._send(f"{requested} {visible}")
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ def print_summary(
     curves: Sequence[Curve],
     home: Path,
     repeat: int,
-    untried: int,
+    untried: str,
     tracebacks: Sequence[Path],
 ) -> None:
     """Print the table, then what went wrong with the commands that repeat it, then where the rows are.
@@ -30,7 +30,7 @@ def print_summary(
         curves: Those with new rows, once for each repetition.
         home: The sweep's folder.
         repeat: How many processes have measured each curve.
-        untried: How many points `fail_fast` left.
+        untried: Why points were not tried, and how many; empty when none was left.
         tracebacks: The files of those of its failed points.
     """
     try:
@@ -41,7 +41,7 @@ def print_summary(
         if again := list_failures(_merge_repetitions(curves)):
             say(again)
         if untried:
-            say(f"kvexp: fail_fast=true ended the sweep there; {untried} points were not tried")
+            say(f"kvexp: {untried}")
         if tracebacks:
             say(f"tracebacks: {tracebacks[0]}{f' and {len(tracebacks) - 1} more' * (len(tracebacks) > 1)}")
         gone = find_gone(home)

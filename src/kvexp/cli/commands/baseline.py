@@ -13,7 +13,7 @@ from kvexp.cli.commands._parser import make_sweep_parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.host import terminal
 from kvexp.results import baselines, point_identity, row_file
-from kvexp.sweep.runner import Job
+from kvexp.sweep.job import Job
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from kvexp.errors import ConfigError
 from kvexp.host import terminal
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import baselines, compare, load
-from kvexp.sweep.runner import Job
+from kvexp.sweep.job import Job
 
 _AMBIGUOUS = (
     "{} of {} points are ambiguous: processes differ by more than --tolerance allows for; "
