@@ -16,8 +16,7 @@ from kvexp.cli import commands
 from kvexp.measurement import COLUMNS
 from kvexp.results import sweep_dir
 from kvexp.results.row_file import read
-from kvexp.sweep import runner
-from tests.helpers import cheap_compose, recorded_rows
+from tests.helpers import cheap_compose, fake_sweep, recorded_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -143,7 +142,7 @@ def test_the_timer_of_the_page_on_measuring_times_a_curve(stranger, type_in):
 def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch):
     monkeypatch.chdir(stranger)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(runner, "run", lambda *_: 0)
+    fake_sweep.put(monkeypatch)
     cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_one_by_one)
     words = shlex.split(command, comments=True)[3:]
     # What reads sweeps finds those that the documents name, all measured.

@@ -7,9 +7,11 @@ import pytest
 
 from kvexp import cli
 from kvexp.layout.selection import list_variables
-from kvexp.sweep import runner
+from kvexp.sweep.job import Job
+from kvexp.sweep.place import Place
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
+from tests.helpers import fake_sweep
 
 
 @dataclass
@@ -19,10 +21,11 @@ class Outcome:
     code: int = 0
     out: str = ""
     err: str = ""
-    jobs: Sequence[runner.Job] = ()
+    jobs: list[Job] = field(default_factory=list)
     settings: SweepSettings | None = None
     command: str = ""
     again: str = ""
+    places: Sequence[Place] = ()
     folders: list[Path] = field(default_factory=list)
 
     @property
@@ -56,13 +59,11 @@ def typed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     def type_in(*argv: str) -> Outcome:
         outcome = Outcome()
 
-        def measured(
-            jobs: Sequence[runner.Job], settings: SweepSettings, command: str, _: object, again: str
-        ) -> int:
-            outcome.jobs, outcome.settings, outcome.command, outcome.again = jobs, settings, command, again
-            return 0
+        def opened(settings: SweepSettings, command: str, again: str, places: Sequence[Place]) -> None:
+            outcome.settings, outcome.command, outcome.again = settings, command, again
+            outcome.places = places
 
-        monkeypatch.setattr(runner, "run", measured)
+        fake_sweep.put(monkeypatch, outcome.jobs.extend, opened=opened)
         outcome.code = cli.dispatch(argv)
         outcome.out, outcome.err = capfd.readouterr()
         outcome.folders = sorted(elsewhere.iterdir())

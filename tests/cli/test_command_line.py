@@ -8,7 +8,7 @@ import pytest
 
 from kvexp import cli
 from kvexp.cli import help
-from kvexp.sweep import runner
+from tests.helpers import fake_sweep
 from tests.helpers.cheap_compose import set_keys
 
 USERS_LINE = "impl=cuda layout=HND -m dtype=half,bfloat16"
@@ -175,7 +175,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch, capfd):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", interrupted)
+    fake_sweep.put(monkeypatch, interrupted)
     assert cli.dispatch(["impl=torch"]) == 130
     assert capfd.readouterr().err == ""
 
@@ -183,7 +183,7 @@ def test_an_interrupt_ends_with_130_and_no_traceback(monkeypatch, capfd):
 @pytest.mark.usefixtures("elsewhere")
 def test_the_exit_code_is_the_sweeps_and_argv_and_the_environment_are_left_as_they_were(monkeypatch):
     argv = list(sys.argv)
-    monkeypatch.setattr(runner, "run", lambda *_: 3)
+    fake_sweep.put(monkeypatch, code=3)
     assert cli.dispatch(["impl=torch"]) == 3
     assert sys.argv == argv
     assert "HYDRA_FULL_ERROR" not in os.environ
@@ -194,7 +194,7 @@ def test_what_stops_inside_the_sweep_is_no_wrong_command_line(monkeypatch):
     def stopped(*_):
         raise SystemExit(1)
 
-    monkeypatch.setattr(runner, "run", stopped)
+    fake_sweep.put(monkeypatch, stopped)
     with pytest.raises(SystemExit, match="1"):
         cli.dispatch(["impl=torch"])
 

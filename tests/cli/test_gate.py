@@ -17,6 +17,7 @@ from kvexp.results import baselines, load
 from kvexp.results.point_identity import get_repetition
 from kvexp.results.row_file import RowFile
 from kvexp.sweep import runner
+from tests.helpers import fake_sweep
 from tests.helpers.recorded_rows import curve, refused
 
 ROOT = Path(__file__).parents[2]
@@ -49,11 +50,11 @@ def gate_dir(measured, monkeypatch):
     """Give that folder; its curves are measured here, since a process for each takes seconds."""
     _go(monkeypatch, measured)
     monkeypatch.setattr(gate_rules, "describe_machine", describe_machine)
-    run = runner.run
+    open_sweep = runner.open_sweep
     monkeypatch.setattr(
         runner,
-        "run",
-        lambda jobs, settings, *others: run(jobs, replace(settings, isolation="inline"), *others),
+        "open_sweep",
+        lambda home, settings, *others: open_sweep(home, replace(settings, isolation="inline"), *others),
     )
     return measured
 
@@ -79,7 +80,7 @@ def test_a_baseline_holds_the_right_rows_of_every_process(gate_dir):
 
 
 def test_a_baseline_that_could_not_be_written_is_not_measured(gate_dir, monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("measured"))
+    fake_sweep.put(monkeypatch, opened=lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(gate_rules, "check_jobs", lambda jobs: None)
     monkeypatch.setattr(baselines, "ROOT", tmp_path / "file")
     (tmp_path / "file").write_text("no folder")
@@ -89,7 +90,7 @@ def test_a_baseline_that_could_not_be_written_is_not_measured(gate_dir, monkeypa
 
 
 def test_a_baseline_of_other_curves_is_told_before_anything_is_measured(gate_dir, monkeypatch, capfd):
-    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("measured"))
+    fake_sweep.put(monkeypatch, opened=lambda *_: pytest.fail("measured"))
     before = list(gate_dir.rglob("*"))
     for other in ("workload.num_tokens=[8]", "dtype=half"):
         words = [word for word in CURVE if word.partition("=")[0] != other.partition("=")[0]]
@@ -209,11 +210,7 @@ def test_of_what_was_only_verified_no_baseline_is_written(gate_dir, capfd):
 @pytest.fixture
 def elsewhere_unmeasured(elsewhere, monkeypatch):
     """An empty folder in which nothing may be measured."""
-
-    def refuse(*_):
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(runner, "run", refuse)
+    fake_sweep.put(monkeypatch, opened=lambda *_: pytest.fail("measured"))
     return elsewhere
 
 

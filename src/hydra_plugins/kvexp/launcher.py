@@ -7,17 +7,24 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from kvexp.cli.sweep_task import SweepTask
+    from kvexp.experiment import Experiment
+    from kvexp.sweep.place import Place
+    from kvexp.sweep.settings import Isolation
 
 
 class LocalLauncher(Launcher):
     """Compose all jobs of a batch, and hand them to the task as one sweep.
 
-    Its task is a SweepTask, which has methods for that.
+    Its task is a SweepTask, which has methods for that. See `place.list_places` for the arguments.
     """
+
+    def __init__(self, devices: object = None, workers: object = 1) -> None:
+        self._devices = OmegaConf.to_object(devices) if isinstance(devices, ListConfig) else devices
+        self._workers = workers
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what jobs are composed with, and let the task prepare the sweep's folder."""
@@ -33,7 +40,14 @@ class LocalLauncher(Launcher):
             One for each job, in their order.
         """
         numbered = enumerate(job_overrides, initial_job_idx)
-        return self._task.run(self._compose(number, overrides) for number, overrides in numbered)
+        jobs = (self._compose(number, overrides) for number, overrides in numbered)
+        return self._task.run(jobs, self.list_places)
+
+    def list_places(self, experiments: Sequence["Experiment"], isolation: "Isolation") -> Sequence["Place"]:
+        """List where the curves are measured; see `place.list_places`."""
+        from kvexp.sweep import place  # here, since what only prints or is wrong does without
+
+        return place.list_places(self._devices, self._workers, experiments, isolation)
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         config = self._loader.load_sweep_config(self._config, list(overrides))

@@ -2,8 +2,8 @@
 
 import errno
 import shlex
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
@@ -12,26 +12,20 @@ from hydra.core.hydra_config import HydraConfig
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, resume
 from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
-from kvexp.cli.cleanup import remove_unused_folder
 from kvexp.cli.collector import Collector
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
-from kvexp.cli.sweep_task import FULL_ERROR, Ended, Outcome, SweepTask, set_variable
+from kvexp.cli.measuring import Check, Measuring
+from kvexp.cli.sweep_task import FULL_ERROR, Ended, SweepTask, set_variable
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
 from kvexp.host import terminal
 from kvexp.host.addresses import mask_secrets
-from kvexp.results import sweep_dir as sweep_folder
 from kvexp.sweep.prestart import Prestart
-
-if TYPE_CHECKING:
-    from kvexp.sweep.job import Job
-
-    Check = Callable[[Sequence[Job]], None]
 
 
 def run_sweep(
-    argv: Sequence[str], check: "Check" = lambda jobs: None, prestarted: Prestart | None = None
-) -> Outcome:
+    argv: Sequence[str], check: Check = lambda jobs: None, prestarted: Prestart | None = None
+) -> tuple[int, Path | None]:
     """Compose and measure what was typed; return the exit code and the sweep's folder, if there is one.
 
     `check` is called with the jobs before the first is measured, and may raise ConfigError.
@@ -42,15 +36,17 @@ def run_sweep(
     line, resumed = resume.read_resume(parse_command_line(argv))
     collector = Collector(line, resumed is not None)
     command = shlex.join(["python", "-m", "kvexp", *(mask_secrets(mask_override(word)) for word in argv)])
-    with SweepTask(collector, lambda: _measure(collector, command, check, prestarted)) as task:
+    measuring = Measuring(collector, mask_secrets(command), check, prestarted)
+    with SweepTask(collector, measuring.measure) as task:
         if resumed:  # before its curves get numbers
             task.hold(resumed)
         try:
-            code = _compose(resume.place_curves(line, resumed), task)
+            with measuring:
+                code = _compose(resume.place_curves(line, resumed), task)
         except ConfigError:
             task.remove_folder()
             raise
-    return task.outcome or (code, None)
+    return (code if measuring.code is None else measuring.code), measuring.home
 
 
 def compose_experiments(argv: Sequence[str]) -> list[Experiment]:
@@ -61,7 +57,7 @@ def compose_experiments(argv: Sequence[str]) -> list[Experiment]:
     """
     line = parse_command_line(argv)
     collector = Collector(line)
-    with SweepTask(collector, lambda: None) as task:
+    with SweepTask(collector, lambda _: None) as task:
         try:
             if _compose(line, task) or not line.measures:
                 raise ConfigError("only overrides, --config-dir and -m say what is to be verified")
@@ -94,30 +90,3 @@ def _compose(line: CommandLine, task: SweepTask) -> int:
             raise  # what it prints cannot be written
         raise ConfigError(explain(error)) from error
     return 0
-
-
-def _measure(collector: Collector, command: str, check: "Check", prestarted: Prestart | None) -> Outcome:
-    from kvexp.sweep import runner  # here, since what only prints or is wrong does without
-    from kvexp.sweep.job import Job
-    from kvexp.sweep.repetitions import plan_rounds
-
-    flags = [flag for flag in collector.line.flags if flag != "--multirun"]
-    jobs = [
-        Job(experiment, folder, (*flags, *map(mask_secrets, overrides)))
-        for experiment, folder, overrides in collector.valid
-    ]
-    home = jobs[0].folder.parent
-    (settings,) = collector.settings
-    collector.write_records()
-    jobs = plan_rounds(jobs, settings.repeat)
-    try:
-        check(jobs)
-        kept = collector.resolve_overrides()
-        sweep_folder.write_command(home, kept, flags)
-        again = resume.write_resume(collector.line, home, kept)
-        return runner.run(jobs, settings, mask_secrets(command), prestarted, again), home
-    finally:
-        for job in jobs:
-            # A curve whose points were all there already has only what Hydra wrote.
-            if collector.resumes:
-                remove_unused_folder(job.folder, {home})

@@ -2,10 +2,10 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,14 +22,19 @@ from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, make_folder
 
+if TYPE_CHECKING:
+    from kvexp.experiment import Experiment
+    from kvexp.sweep.place import Place
+    from kvexp.sweep.settings import Isolation
+
 MANY = 10
 """Curves above which composing is announced: Hydra needs about 0.1 s for each, silently."""
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The variable that lets Hydra's errors pass: by default it prints them and exits."""
 
-Outcome = tuple[int, Path | None]
-"""The exit code, and the sweep's folder, if there is one."""
+ListPlaces = Callable[[Sequence["Experiment"], "Isolation"], Sequence["Place"]]
+"""Lists where curves are measured, given `isolation`, and raises ConfigError where they cannot be."""
 
 
 class SweepTask:
@@ -37,14 +42,10 @@ class SweepTask:
 
     Args:
         collector: Takes each job.
-        measure: Called when all of them are valid.
-
-    Attributes:
-        outcome: What `measure` returned; None until then.
+        measure: Called with each batch of curves, when all of them are valid.
     """
 
-    def __init__(self, collector: Collector, measure: Callable[[], Outcome | None]) -> None:
-        self.outcome: Outcome | None = None
+    def __init__(self, collector: Collector, measure: Callable[[ListPlaces], None]) -> None:
         self._collector = collector
         self._measure = measure
         self._locks = ExitStack()
@@ -104,8 +105,8 @@ class SweepTask:
         if count > MANY:
             say(f"composing {count} curves\n")
 
-    def run(self, configs: Iterable[DictConfig]) -> list[JobReturn]:
-        """Collect the jobs, check them as one sweep, and have them measured.
+    def run(self, configs: Iterable[DictConfig], list_places: "ListPlaces") -> list[JobReturn]:
+        """Collect a batch of jobs, check it, and have it measured at the places that are listed for it.
 
         Raises:
             ConfigError: One is wrong, or all of them are as one sweep.
@@ -115,7 +116,7 @@ class SweepTask:
         self._collector.check()
         try:
             with set_variable(FULL_ERROR, self._typed_full_error):
-                self.outcome = self._measure()
+                self._measure(list_places)
         except BaseException as error:
             raise Ended(error) from error
         return jobs

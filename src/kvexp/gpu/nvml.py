@@ -121,6 +121,35 @@ def load_nvml() -> Any:
     return pynvml
 
 
+def list_gpus(visible: str | None = None) -> list[str]:
+    """List the UUIDs of this machine's GPUs in nvidia-smi's order.
+
+    `visible` is CUDA_VISIBLE_DEVICES where that is set: numbers or beginnings of UUIDs. As CUDA does, the
+    first that is no GPU ends it.
+
+    Raises:
+        ImportError: nvidia-ml-py is not installed.
+        Unsupported: There is no usable driver, or `visible` names parts of a GPU.
+    """
+    nvml = load_nvml()
+    handles = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+    uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    if visible is None:
+        return uuids
+    found: list[str] = []
+    for name in map(str.strip, visible.split(",")):
+        if name.startswith("MIG-"):
+            raise Unsupported(f"CUDA_VISIBLE_DEVICES={visible} names a part of a GPU")
+        if name.isdecimal():
+            named = uuids[int(name) : int(name) + 1]
+        else:
+            named = [uuid for uuid in uuids if name and uuid.startswith(name)]
+        if len(named) != 1 or named[0] in found:
+            break
+        found += named
+    return found
+
+
 def read_driver_version() -> str | None:
     """Return the driver's version; None where NVML cannot be used."""
     version = _query(_find_nvml(), "nvmlSystemGetDriverVersion")

@@ -166,7 +166,10 @@ def interleave(sources: Sequence[Iterator[T]], threads: list[threading.Thread]) 
             error = raised
         found.put((number, [], error))
 
-    own = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(sources)]
+    own = [
+        threading.Thread(target=run, args=pair, name=f"kvexp place {pair[0]}", daemon=True)
+        for pair in enumerate(sources)
+    ]
     threads += own
     for thread in own:
         thread.start()

@@ -62,7 +62,8 @@ class WorkerSupervisor:
             if self.settings.isolation == "inline":
                 worker = InlineWorker(device, self._report_wait)
             else:
-                child = self.take_child() or self.place.start_child()
+                start = self.place.start_child
+                child = start() if start else self.take_child()
                 coming = [replace(curve, device=self.place.device or curve.device) for curve in self.coming]
                 where = self.place.visible
                 worker = Worker(device, self.settings.timeout_s, self._report_wait, child, coming, where)

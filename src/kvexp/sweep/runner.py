@@ -77,7 +77,8 @@ def open_sweep(
         outcome = _open_folder(home, settings, len(places) > 1, stack)
         outcome.wanted = wanted
         stack.enter_context(_report_interruption(outcome, resume_command))
-        measures, tracks = settings.isolation == "process", settings.tracking.kind != "none"
+        tracks = settings.tracking.kind != "none"
+        measures = settings.isolation == "process" and not all(place.start_child for place in places)
         prestart = prestart or stack.enter_context(Prestart(measures, tracks))
         prestart.keep(measures, tracks)
         supervisors = [WorkerSupervisor(settings, say, place, prestart.take_child) for place in places]

@@ -1,0 +1,47 @@
+"""A measuring process that measures nothing: it answers as `kvexp.bench.child` does, within 0.2 s.
+
+Its GPU is the first of CUDA_VISIBLE_DEVICES as it was sent. An implementation with the option `dies` kills it
+at the second point, one with `waits` lets its points wait until that file is there.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from kvexp.experiment import Experiment
+from kvexp.host.process import send_answer, start_serving
+from kvexp.measurement import Measurement
+
+
+def serve():
+    out = start_serving()
+    device, _, visible = sys.stdin.readline().strip().partition(" ")
+    columns = {
+        "device_uuid": visible.partition(",")[0],
+        "device_name": "H200",
+        "host": f"process {os.getpid()}",
+    }
+    send_answer(out, event="ready", device=device, environment=columns, refusal="")
+    for line in sys.stdin:
+        experiment = Experiment.from_json(json.loads(line)[0])
+        send_answer(out, event="curve", impl_hash="1", is_host_sensitive=False)
+        wanted = json.loads(sys.stdin.readline())["num_tokens"]
+        options = experiment.impl.options
+        for case in experiment.cases():
+            if case.num_tokens not in wanted:
+                continue
+            if options.get("dies") and case.num_tokens != wanted[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            while options.get("waits") and not Path(options["waits"]).exists():
+                time.sleep(0.01)
+            measured = Measurement(case, "verified", "not timed", environment={**columns, "impl_hash": "1"})
+            send_answer(out, event="point", row=measured.row(), samples_us=[], traceback="")
+            sys.stdin.readline()
+        send_answer(out, event="end", ends=False)
+
+
+if __name__ == "__main__":
+    serve()
