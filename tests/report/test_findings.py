@@ -115,9 +115,16 @@ def test_other_sizes_are_another_task():
     assert said(curve({8: 1.0}), curve({8: 2.0}, num_heads=16)) == []
 
 
-def test_another_gpu_host_or_driver_is_never_compared():
-    for other in ({"device_name": "NVIDIA H100"}, {"host": "i"}, {"driver": "590"}, {"device_uuid": "GPU-2"}):
+def test_another_kind_of_gpu_host_or_driver_is_never_compared():
+    for other in ({"device_name": "NVIDIA H100"}, {"host": "i"}, {"driver": "590"}):
         assert said(curve({8: 1.0}), curve({8: 2.0}, impl="triton", **other)) == []
+
+
+def test_between_equal_gpus_a_difference_must_exceed_what_they_differ_by():
+    slower = curve({1024: 1.025}, impl="triton")
+    assert "cuda is fastest" in said(curve({1024: 1.0}), slower)[0]
+    elsewhere = curve({1024: 1.025}, impl="triton", device_uuid="GPU-2")
+    assert "No difference can be told" in said(curve({1024: 1.0}), elsewhere)[0]
 
 
 def test_options_tell_implementations_apart():

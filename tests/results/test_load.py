@@ -6,10 +6,12 @@ import pytest
 
 from kvexp.errors import ConfigError
 from kvexp.report.content import build_content
+from kvexp.report.speedups import judge_points
 from kvexp.results import load
 from kvexp.results.compare import compare
 from kvexp.results.export import encode
-from kvexp.results.merge import PROCESSES, merge_repetitions
+from kvexp.results.merge import GPUS, PROCESSES, merge_repetitions
+from kvexp.results.verdict import judge_processes
 from tests.helpers.compose import conf_dir, options
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
@@ -108,6 +110,24 @@ def test_a_merged_row_has_each_process_s_latency_and_interval_in_the_order_of_th
     assert found["latencies_us"] == (3.0, 2.0, 1.0)
     assert found["intervals_us"] == tuple((0.998 * us, 1.002 * us) for us in (3.0, 2.0, 1.0))
     assert found["latency_us"] == 2.0
+
+
+def test_rounds_on_several_gpus_are_of_one_point_and_judged_gpu_by_gpu():
+    """As a report shows them: one line of all GPUs, whose level is no noise."""
+    levels = [("GPU-1", 10.0), ("GPU-2", 12.0)] * 3
+    sides = [
+        [
+            row(level * factor, repetition=number, device_uuid=gpu, num_tokens=1024, impl=impl)
+            for number, (gpu, level) in enumerate(levels, 1)
+        ]
+        for impl, factor in (("cuda", 1.0), ("triton", 1.03))
+    ]
+    merged = merge_repetitions([*sides[0], *sides[1]])
+    assert [point[PROCESSES] for point in merged] == [6, 6]
+    assert merged[0][GPUS] == ("GPU-1", "GPU-2") * 3
+    found = judge_points(*merged)
+    assert found.word == "slower"
+    assert found == judge_processes(*sides)
 
 
 def test_points_of_two_sweeps_are_not_merged():

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from kvexp.results.verdict import between_gpus, interval, judge, judge_processes
+from kvexp.results.verdict import between_gpus, interval, judge, judge_processes, latencies
 from tests.helpers.recorded_rows import row
 
 
@@ -108,14 +108,48 @@ def test_gpus_are_others_of_a_kind_by_their_names_and_uuids(num_tokens, gpus):
             {"device_uuid": "GPU-3", "device_name": "NVIDIA H100"},
         )
     )
-    assert between_gpus([one], [other]) == between_gpus([one], [one, other]) == gpus
+    assert between_gpus([one], [other]) == between_gpus([one, one], [other]) == gpus
     for baseline, candidate in (
         ([one], [one]),
+        ([one], [one, other]),
         ([other, one], [one, other]),
         ([one], [nameless]),
         ([one], [h100]),
     ):
         assert between_gpus(baseline, candidate) == 0
+
+
+def on(uuid, *latencies_us, num_tokens=1024):
+    return [row(us, num_tokens=num_tokens, device_uuid=uuid) for us in latencies_us]
+
+
+def test_what_ran_on_several_gpus_is_compared_gpu_by_gpu():
+    """GPUs that differ by half do not hide a change of 5 %, and are none, however often each was used."""
+    before = on("GPU-1", 10.0, 10.01, 10.02) + on("GPU-2", 15.0, 15.02)
+    slower = on("GPU-1", 10.5, 10.51) + on("GPU-2", 15.75, 15.74, 15.76, 15.75)
+    equal = on("GPU-1", 10.01) + on("GPU-2", 15.01, 15.02, 15.0, 15.03)
+    assert judge_processes(before, slower).word == "slower"
+    assert judge_processes(before, slower).ratio == pytest.approx(1.05, abs=0.001)
+    assert judge_processes(slower, before).word == "faster"
+    assert judge_processes(before, equal).word == "same"
+    for now in (slower, equal):
+        first, second = latencies(before, now)
+        assert second / first == pytest.approx(judge_processes(before, now).ratio)
+
+
+def test_a_gpu_that_one_side_lacks_counts_for_nothing():
+    shared = on("GPU-1", 10.0, 10.01, 10.02), on("GPU-1", 10.5, 10.51, 10.52)
+    more = on("GPU-2", 30.0, 31.0, 32.0)
+    plain = judge_processes(*shared)
+    for sides in ((shared[0] + more, shared[1]), (shared[0], more + shared[1])):
+        assert judge_processes(*sides) == plain
+        assert latencies(*sides) == latencies(*shared)
+
+
+def test_of_few_processes_those_on_one_gpu_are_compared():
+    before, now = on("GPU-1", 10.0) + on("GPU-2", 15.0), on("GPU-2", 15.1) + on("GPU-3", 9.0)
+    assert judge_processes(before, now) == judge(before[1], now[0])
+    assert latencies(before, now) == (15.0, 15.1)
 
 
 @pytest.mark.parametrize("processes", [1, 5])
@@ -192,6 +226,29 @@ def test_both_error_rates_hold_for_interleaved_rounds(change, tolerance, shared)
     assert equal["faster"] + equal["slower"] <= 10
     assert words_of_rounds(change, tolerance, shared)["slower"] >= 950
     assert words_of_rounds(1 / change, tolerance, shared)["faster"] >= 950
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_both_error_rates_hold_for_rounds_on_several_gpus(gpus):
+    """Eight rounds that hold both sides, of GPUs which differ by far more than the change."""
+
+    def words_on_gpus(change):
+        chance, found = random.Random(0), Counter()
+        for _ in range(1000):
+            levels = [chance.gauss(0, 0.05) for _ in range(gpus)]
+            sides = rounds(chance, 8, change, 0.02, 0.5)
+            for side in sides:
+                side[:] = [
+                    each | on(f"GPU-{n % gpus}", each["latency_us"] * math.exp(levels[n % gpus]))[0]
+                    for n, each in enumerate(side)
+                ]
+            found[judge_processes(*sides).word] += 1
+        return found
+
+    equal = words_on_gpus(1.0)
+    assert equal["faster"] + equal["slower"] <= 10
+    assert words_on_gpus(1.03)["slower"] >= 950
+    assert words_on_gpus(1 / 1.03)["faster"] >= 950
 
 
 def test_fewer_than_three_processes_are_judged_by_the_middle_one():

@@ -27,11 +27,11 @@ from kvexp.report.panels import Panel, make_panels
 from kvexp.report.speedups import Contrast, find_axes, make_contrasts
 from kvexp.results.labels import format_column, group_by_curve, label_curves
 from kvexp.results.load import COMMAND, SWEEP
-from kvexp.results.merge import INTERVALS, LATENCIES, PROCESSES, merge_repetitions
+from kvexp.results.merge import GPUS, INTERVALS, LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
 
 _THE_MACHINES = {*SECONDS, *MACHINE, *ENVIRONMENT, "impl_hash"}
-_NOT_THE_MACHINES = {*COLUMNS, SWEEP, COMMAND, PROCESSES, LATENCIES, INTERVALS} - _THE_MACHINES
+_NOT_THE_MACHINES = {*COLUMNS, SWEEP, COMMAND, PROCESSES, LATENCIES, INTERVALS, GPUS} - _THE_MACHINES
 
 _ABREAST = 3
 _COMMON = (

@@ -14,8 +14,9 @@ from kvexp.results.load import SWEEP
 IDENTITY = (*CURVE, SWEEP)
 """The columns that are fixed along a line; the sweep counts only where several measured a curve."""
 
-MACHINE = ("device_name", "device_uuid", "driver", "host")
-"""Rows that differ in one of these never share a line, a figure or a comparison."""
+MACHINE = ("device_name", "driver", "host")
+"""Rows that differ in one of these never share a line, a figure or a comparison. Equal GPUs of a machine do:
+what they differ by counts as noise."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from statistics import geometric_mean
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, describe, find_varied
 from kvexp.results.load import TOGETHER
-from kvexp.results.merge import INTERVALS, LATENCIES, PROCESSES
-from kvexp.results.verdict import ENOUGH_PROCESSES, Verdict, judge, judge_processes
+from kvexp.results.merge import GPUS, INTERVALS, LATENCIES, PROCESSES
+from kvexp.results.verdict import ENOUGH_PROCESSES, Verdict, between_gpus, judge, judge_processes
 
 _MOST_PAIRS = 28  # every pair of eight values; of more, each against the first
 
@@ -85,7 +85,10 @@ def judge_points(baseline: Row, candidate: Row) -> Verdict:
     """Judge two points by all of their processes; `ambiguous` unless both are comparable."""
     before, now = map(split_processes, (baseline, candidate))
     enough = min(len(before), len(now)) >= ENOUGH_PROCESSES
-    verdict = judge_processes(before, now) if enough else judge(baseline, candidate)
+    if enough:
+        verdict = judge_processes(before, now, gpus=between_gpus(before, now))
+    else:
+        verdict = judge(baseline, candidate, gpus=between_gpus([baseline], [candidate]))
     comparable = is_comparable(baseline) and is_comparable(candidate)
     return verdict if comparable else replace(verdict, word="ambiguous")
 
@@ -98,9 +101,10 @@ def get_latency_us(row: Row) -> float:
 
 def split_processes(row: Row) -> list[Row]:
     """Return a row for each process of the point, in the order of the rounds."""
+    columns = (LATENCIES, INTERVALS, GPUS)
     return [
-        {**row, "latency_us": latency_us, "latency_us_low": low, "latency_us_high": high}
-        for latency_us, (low, high) in zip(row.get(LATENCIES, ()), row.get(INTERVALS, ()), strict=True)
+        {**row, "latency_us": latency_us, "latency_us_low": low, "latency_us_high": high, "device_uuid": gpu}
+        for latency_us, (low, high), gpu in zip(*map(row.get, columns, [()] * 3), strict=True)
     ]
 
 

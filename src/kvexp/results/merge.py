@@ -9,10 +9,11 @@ from kvexp.results.load import SWEEP
 from kvexp.results.point_identity import REPETITION, WITHOUT_KERNEL, get_repetition
 from kvexp.results.verdict import interval
 
-PROCESSES, LATENCIES, INTERVALS = "processes", "latencies_us", "intervals_us"
-"""The columns of a merged row that say how many processes timed the point, and each one's latency in µs with
-its interval, in the order of the rounds.
+PROCESSES, LATENCIES, INTERVALS, GPUS = "processes", "latencies_us", "intervals_us", "gpus"
+"""The columns of a merged row that say how many processes timed the point, and each one's latency in µs, its
+interval, and its GPU's UUID, in the order of the rounds.
 """
+_POINT = (SWEEP, *(column for column in WITHOUT_KERNEL if column != "device_uuid"))
 
 
 def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
@@ -20,9 +21,9 @@ def merge_repetitions(rows: Sequence[Row]) -> list[Row]:
 
     Of an even number of latencies the faster middle one counts, and of a kernel that was changed between
     repetitions its last state. A merged row has no repetition of its own. It holds how many PROCESSES timed
-    the point, their LATENCIES and INTERVALS, and the disturbances of all of them.
+    the point, their LATENCIES, INTERVALS and GPUS, and the disturbances of all of them.
     """
-    return [_merge_point(own) for own in group_rows(rows, (SWEEP, *WITHOUT_KERNEL)).values()]
+    return [_merge_point(own) for own in group_rows(rows, _POINT).values()]
 
 
 def _merge_point(rows: Sequence[Row]) -> Row:
@@ -33,7 +34,7 @@ def _merge_point(rows: Sequence[Row]) -> Row:
     return (
         {column: value for column, value in chosen.items() if column != REPETITION}
         | {PROCESSES: len(timed), LATENCIES: tuple(row["latency_us"] for row in timed)}
-        | {INTERVALS: tuple(map(interval, timed))}
+        | {INTERVALS: tuple(map(interval, timed)), GPUS: tuple(row.get("device_uuid") for row in timed)}
         | merge_disturbances(rows)
     )
 

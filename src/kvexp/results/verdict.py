@@ -8,12 +8,14 @@ added.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import geometric_mean, mean, variance
 from typing import Literal
 
 from kvexp.measurement import Row
+from kvexp.results.labels import group_rows
 
 Word = Literal["faster", "slower", "same", "ambiguous"]
 
@@ -87,10 +89,13 @@ def between_processes(row: Row) -> float:
 
 
 def between_gpus(baseline: Sequence[Row], candidate: Sequence[Row]) -> float:
-    """Return by which part equal code differs on the two sides' GPUs; 0 for the same GPU or two kinds."""
+    """Return by which part equal code differs on the two sides' GPUs.
+
+    0 where they share a GPU, since what ran on it is compared, and for two kinds.
+    """
     sides = (baseline, candidate)
     names, uuids = ([{row.get(column) for row in side} for side in sides] for column in _GPU)
-    if names[0] != names[1] or None in uuids[0] | uuids[1] or uuids[0] == uuids[1]:
+    if names[0] != names[1] or None in uuids[0] | uuids[1] or uuids[0] & uuids[1]:
         return 0.0
     return OTHER_GPU_MANY if baseline[0]["num_tokens"] >= MANY_TOKENS else OTHER_GPU_FEW
 
@@ -135,15 +140,21 @@ def judge_processes(
 
     `enough` is at least two; see `judge` for the other arguments.
     """
-    if min(len(baseline), len(candidate)) < enough:
-        return judge(_select_median(baseline), _select_median(candidate), tolerance, gpus)
+    blocks = _pair_by_gpu(baseline, candidate)
+    if _count_processes(blocks) < enough:
+        before, now = max(blocks, key=lambda block: min(map(len, block)))
+        return judge(_select_median(before), _select_median(now), tolerance, gpus)
     noise = between_processes(baseline[0]) if tolerance is None else tolerance
-    before, now = ([math.log(row["latency_us"]) for row in side] for side in (baseline, candidate))
-    freedom = len(before) + len(now) - 2
-    squares = variance(before) * (len(before) - 1) + variance(now) * (len(now) - 1)
+    logs = [[[math.log(row["latency_us"]) for row in side] for side in block] for block in blocks]
+    weights = [_weigh(block) for block in blocks]
+    differences = [mean(now) - mean(before) for before, now in logs]
+    middle = sum(map(operator.mul, weights, differences)) / sum(weights)
+    sides = [side for block in logs for side in block]
+    squares = sum(variance(side) * (len(side) - 1) for side in sides if len(side) > 1)
+    squares += sum(weight * (one - middle) ** 2 for weight, one in zip(weights, differences, strict=True))
+    freedom = sum(map(len, sides)) - len(blocks) - 1
     spread = (squares + PRIOR_FREEDOM * (noise / _TWO_OF_A_KIND) ** 2) / (freedom + PRIOR_FREEDOM)
-    reach = _t_quantile(freedom + PRIOR_FREEDOM) * math.sqrt(spread * (1 / len(before) + 1 / len(now)))
-    middle = mean(now) - mean(before)
+    reach = _t_quantile(freedom + PRIOR_FREEDOM) * math.sqrt(spread / sum(weights))
     low, high = math.exp(middle - reach), math.exp(middle + reach)
     inside = low * (1 + noise) >= 1 and high <= 1 + noise
     found: Word = "same" if inside else "ambiguous"
@@ -155,16 +166,46 @@ def judge_processes(
 def latencies(baseline: Sequence[Row], candidate: Sequence[Row]) -> tuple[float | None, float | None]:
     """Return the latency in µs of each side as `judge_processes` compares them; None for a side without rows.
 
-    From ENOUGH_PROCESSES a side on it is their geometric mean, else that of the median process.
+    From ENOUGH_PROCESSES a side on it is their geometric mean, else that of the median process. Of sides that
+    share a GPU what ran on shared ones counts, GPUs weighted as there.
     """
-    enough = min(len(baseline), len(candidate)) >= ENOUGH_PROCESSES
+    blocks = _pair_by_gpu(baseline, candidate)
+    if _count_processes(blocks) >= ENOUGH_PROCESSES:
+        weights = [_weigh(block) for block in blocks]
+        of_gpus = [[geometric_mean(row["latency_us"] for row in side) for side in block] for block in blocks]
+        first, second = (_average(side, weights) for side in zip(*of_gpus, strict=True))
+        return first, second
+    sides = max(blocks, key=lambda block: min(map(len, block)))
+    before, now = (float(_select_median(side)["latency_us"]) if side else None for side in sides)
+    return before, now
 
-    def of(side: Sequence[Row]) -> float | None:
-        if enough:
-            return geometric_mean(row["latency_us"] for row in side)
-        return float(_select_median(side)["latency_us"]) if side else None
 
-    return of(baseline), of(candidate)
+Block = tuple[Sequence[Row], Sequence[Row]]
+"""The rows of the baseline and of the candidate that ran on one GPU."""
+
+
+def _pair_by_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> list[Block]:
+    """Pair the rows that ran on the same GPU; where the sides share none, all of them are one pair."""
+    sides = [group_rows(side, _GPU) for side in (baseline, candidate)]
+    shared = [(rows, sides[1][gpu]) for gpu, rows in sides[0].items() if gpu in sides[1]]
+    return [*shared] or [(baseline, candidate)]
+
+
+def _count_processes(blocks: Sequence[Block]) -> int:
+    """Count the processes of the side that has fewer."""
+    return min(sum(map(len, side)) for side in zip(*blocks, strict=True))
+
+
+def _weigh(block: Block) -> float:
+    """Return the weight of a block's difference: the inverse of its variance, in that of one process."""
+    before, now = map(len, block)
+    return before * now / (before + now)
+
+
+def _average(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Return the weighted geometric mean."""
+    logs = map(math.log, values)
+    return math.exp(sum(map(operator.mul, weights, logs)) / sum(weights))
 
 
 def _select_median(rows: Sequence[Row]) -> Row:
