@@ -13,6 +13,7 @@ import yaml
 
 from kvexp import cli
 from kvexp.cli import commands
+from kvexp.gpu import nvml
 from kvexp.measurement import COLUMNS
 from kvexp.results import sweep_dir
 from kvexp.results.row_file import read
@@ -143,6 +144,7 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
     monkeypatch.chdir(stranger)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     fake_sweep.put(monkeypatch)
+    monkeypatch.setattr(nvml, "list_gpus", lambda visible: ["GPU-1", "GPU-2"])
     cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_one_by_one)
     words = shlex.split(command, comments=True)[3:]
     # What reads sweeps finds those that the documents name, all measured.
