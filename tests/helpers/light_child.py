@@ -1,7 +1,8 @@
 """A measuring process that measures nothing: it answers as `kvexp.bench.child` does, within 0.2 s.
 
 Its GPU is the first of CUDA_VISIBLE_DEVICES as it was sent. An implementation with the option `dies` kills it
-at the second point, one with `waits` lets its points wait until that file is there.
+at the second point, one with `waits` lets its points wait until that file is there, and one with `latency_us`
+takes so long for each token.
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from kvexp.experiment import Experiment
 from kvexp.host.process import send_answer, start_serving
-from kvexp.measurement import Measurement
+from kvexp.measurement import Measurement, Statistics
 
 
 def serve():
@@ -37,7 +38,13 @@ def serve():
                 os.kill(os.getpid(), signal.SIGKILL)
             while options.get("waits") and not Path(options["waits"]).exists():
                 time.sleep(0.01)
-            measured = Measurement(case, "verified", "not timed", environment={**columns, "impl_hash": "1"})
+            own = {"environment": {**columns, "impl_hash": "1"}}
+            if us := options.get("latency_us"):
+                us *= case.num_tokens
+                taken = Statistics(us, 0.999 * us, 1.001 * us, 0.99 * us, 1.01 * us, us, us, 0.01, 20)
+                measured = Measurement(case, "ok", statistics=taken, copy_us=1.0, bytes_moved=8, **own)
+            else:
+                measured = Measurement(case, "verified", "not timed", **own)
             send_answer(out, event="point", row=measured.row(), samples_us=[], traceback="")
             sys.stdin.readline()
         send_answer(out, event="end", ends=False)

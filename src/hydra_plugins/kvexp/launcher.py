@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ class LocalLauncher(Launcher):
         self._loader: ConfigLoader = hydra_context.config_loader
         self._task = cast("SweepTask", task_function)
         self._config = config
-        self._task.begin(config)
+        sweeper = get_class(config.hydra.sweeper._target_)
+        optimises = not issubclass(sweeper, BasicSweeper)
+        self._task.begin(config, (lambda overrides: self._compose(0, overrides)) if optimises else None)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Have the jobs measured; they are numbered from `initial_job_idx` on.

@@ -211,15 +211,17 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
                 "hydra.sweep.subdir is refused, since every curve has a folder of its own; "
                 "hydra.sweep.dir=FOLDER says where the sweep goes"
             )
-        if key.startswith("hydra.sweeper.params"):
+        if key.startswith("hydra.sweeper.params") and not line.sets("hydra/sweeper"):
             raise ConfigError(f"{text!r} is refused; a sweep is typed as impl=cuda,triton")
         if key.startswith("workload.num_tokens."):
             raise ConfigError(f"{text!r} is refused; type the whole list, workload.num_tokens=[1,64]")
         if override.is_sweep_override():
-            _check_sweep(text, override, line.measures)
+            _check_sweep(text, override, line)
         if key in help.GROUPS:
             _check_group(text, override, dirs)
-        if key in ("hydra/launcher", "hydra/sweeper"):
+        if key == "hydra/sweeper" and not isinstance(override.value(), str):
+            raise ConfigError(f"{text!r} is refused: a sweep has one sweeper; choose one")
+        if key == "hydra/launcher":
             names = help.options(key, dirs)
             if override.is_sweep_override() or override.value() not in names:
                 possible = ", ".join(names)
@@ -228,13 +230,16 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
                 )
 
 
-def _check_sweep(text: str, override: Override, measures: bool) -> None:
+def _check_sweep(text: str, override: Override, line: CommandLine) -> None:
     key = override.key_or_group
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{text!r} is an interval, which lists no values; write range(1,9) or 1,2,4")
+    if not override.is_discrete_sweep() and not line.sets("hydra/sweeper"):
+        raise ConfigError(
+            f"{text!r} is an interval, which lists no values; write range(1,9) or 1,2,4, "
+            "or choose a sweeper that optimises (hydra/sweeper=optuna)"
+        )
     if isinstance(override.value(), RangeSweep):
         count_values(override)
-    if not measures:
+    if not line.measures:
         raise ConfigError(f"{text!r} sweeps, but --cfg and --info show one curve; choose one value")
     if key == "experiment":
         raise ConfigError(

@@ -16,13 +16,19 @@ from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
 from kvexp.host.addresses import mask_secrets
+from kvexp.host.terminal import say
 from kvexp.results.overrides import get_key, is_reference, quote_value
 from kvexp.results.plan import PLAN, format_plan
 from kvexp.results.row_file import ROWS
+from kvexp.sweep.objective import Objective
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings, settings
 
 HOLDS_ROWS = "{} holds the rows of another sweep; choose another hydra.sweep.dir"
+
+
+Curve = tuple[Experiment, Path, tuple[str, ...]]
+"""A curve, its folder and its overrides."""
 
 
 class Collector:
@@ -32,38 +38,73 @@ class Collector:
         valid: Each curve that can be measured, with its folder and its overrides.
         invalid: The overrides of every other curve, and what is wrong with it.
         settings: How the sweep is run; more than one where its curves disagree.
+        default: Where a sweeper optimises, the curve of what was typed beside the choices that it makes.
     """
 
     def __init__(self, line: CommandLine, resumes: bool = False) -> None:
         self.line = line
         self.resumes = resumes
-        self.valid: list[tuple[Experiment, Path, tuple[str, ...]]] = []
+        self.valid: list[Curve] = []
         self.invalid: list[tuple[str, str]] = []
         self.settings: set[SweepSettings] = set()
+        self.default: Curve | None = None
+        self._batch_start = 0
         self._here = Path.cwd()
         self._records: list[str] = []
         self._meanings: dict[str, set[str]] = {}
 
-    def add(self, config: DictConfig) -> None:
-        """Add the job's curve to the valid or to the invalid ones.
+    @property
+    def batch(self) -> list[Curve]:
+        """The valid curves of the batch that was begun last."""
+        return self.valid[self._batch_start :]
+
+    @property
+    def objective(self) -> Objective:
+        """What a sweeper that optimises is told of a curve.
+
+        Raises:
+            ConfigError: What was typed is none.
+        """
+        return Objective.parse(next(iter(self.settings)).objective)
+
+    def begin_batch(self) -> None:
+        """Begin a batch; a sweeper that optimises makes several."""
+        self._batch_start = len(self.valid)
+        self.invalid = []
+
+    def add(self, config: DictConfig) -> bool:
+        """Add the job's curve to the valid or to the invalid ones; return whether it is valid.
 
         Paths belong to the folder where kvexp was typed, also with hydra.job.chdir=true. Hydra's own path of
         the job is not read: a ${x} in the current folder's name would be taken for a reference.
         """
+        record = OmegaConf.to_yaml(config)
+        try:
+            curve = self._read(config)
+        except ConfigError as error:
+            self.invalid.append((" ".join(HydraConfig.get().overrides.task), str(error)))
+            return False
+        self.valid.append(curve)
+        self._records.append(record)
+        return True
+
+    def set_default(self, config: DictConfig) -> None:
+        """Keep the curve that those of a sweeper which optimises are compared with.
+
+        Raises:
+            ConfigError: It is not valid.
+        """
+        self._default_record = OmegaConf.to_yaml(config)
+        self.default = self._read(config)
+
+    def _read(self, config: DictConfig) -> Curve:
         job = HydraConfig.get()
         overrides = tuple(job.overrides.task)
         folder = Path(os.path.normpath(self._here / str(job.sweep.dir) / str(job.sweep.subdir)))
-        record = OmegaConf.to_yaml(config)
         if self.line.address:
             OmegaConf.update(config, ADDRESS, self.line.address)
-        try:
-            with chdir(self._here):
-                experiment = self._build(config, job.runtime, overrides)
-        except ConfigError as error:
-            self.invalid.append((" ".join(overrides), str(error)))
-        else:
-            self.valid.append((experiment, folder, overrides))
-            self._records.append(record)
+        with chdir(self._here):
+            return self._build(config, job.runtime, overrides), folder, overrides
 
     def write_records(self) -> None:
         """Write each curve's configuration and overrides as Hydra would, and its plan; mask all secrets.
@@ -74,32 +115,43 @@ class Collector:
         whole = self.valid[0][1].parent / "multirun.yaml"
         texts = {whole: whole.read_text("utf-8")} if whole.is_file() else {}
         (how,) = self.settings
-        for (experiment, folder, overrides), config in zip(self.valid, self._records, strict=True):
-            texts[folder / PLAN] = format_plan(experiment, how.repeat)
-            texts[folder / ".hydra" / "config.yaml"] = config
-            texts[folder / ".hydra" / "overrides.yaml"] = OmegaConf.to_yaml(list(overrides))
-        for file, text in texts.items():
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(mask_secrets(text), "utf-8")
-            except OSError as error:
-                raise ConfigError(f"cannot write {file} ({error.strerror}); nothing was measured") from error
+        for curve, config in zip(self.batch, self._records[self._batch_start :], strict=True):
+            texts |= _make_records(curve, config, 1 if self.default else how.repeat)
+        _write_masked(texts)
+
+    def write_default(self, folder: Path) -> None:
+        """Write the records of the default's curve into its folder; see `write_records`.
+
+        Raises:
+            ConfigError: They cannot be written.
+        """
+        assert self.default
+        experiment, _, overrides = self.default
+        _write_masked(_make_records((experiment, folder, overrides), self._default_record, 1))
 
     def check(self) -> None:
-        """Check that there is something to measure and that all of it is valid.
+        """Check that there is something to measure and that all of the batch is valid.
+
+        A sweeper that optimises has begun when its later batches are composed: wrong curves of these are
+        said, and curves may be there twice.
 
         Raises:
             ConfigError: A curve is invalid or there twice, there is none, its folder holds rows already, or
                 the curves disagree about how to run and track the sweep.
         """
-        if self.invalid:
+        if self.default and self._batch_start:
+            for overrides, message in self.invalid:
+                say(f"kvexp: {overrides} is not measured: {message}")
+        elif self.invalid:
             raise ConfigError(self._describe_invalid())
         if not self.valid:
             raise ConfigError("what was typed matches no option, so there is nothing to measure")
         if len(self.settings) > 1:
             raise ConfigError("the curves of a sweep are run and tracked in one way; choose one")
-        self._check_duplicates()
+        if not self.default:
+            self._check_duplicates()
         self._check_folders()
+        self._check_objective()
 
     def resolve_overrides(self) -> list[str] | None:
         """Return the typed overrides with each reference (`${...}`) replaced by its value.
@@ -177,7 +229,7 @@ class Collector:
 
     def _check_folders(self) -> None:
         """Refuse a folder that two curves or two sweeps would share."""
-        folders = Counter(folder for _, folder, _ in self.valid)
+        folders = Counter(folder for _, folder, _ in self.batch)
         for folder, count in folders.items():
             if count > 1:
                 raise ConfigError(
@@ -185,3 +237,36 @@ class Collector:
                 )
             if (folder / ROWS).exists():
                 raise ConfigError(HOLDS_ROWS.format(folder))
+
+    def _check_objective(self) -> None:
+        """Refuse an objective that counts for nothing, or a point that the curves do not have."""
+        objective = self.objective
+        if not self.default and objective != Objective():
+            raise ConfigError(
+                f"objective={objective} is for a sweeper that optimises; type hydra/sweeper=optuna beside it"
+            )
+        for experiment, *_ in self.batch:
+            sizes = experiment.workload.num_tokens
+            if objective.num_tokens not in (None, *sizes):
+                raise ConfigError(
+                    f"objective={objective} is no point of the curve: its num_tokens are "
+                    f"{', '.join(map(str, sizes))}"
+                )
+
+
+def _make_records(curve: Curve, config: str, repeat: int) -> dict[Path, str]:
+    experiment, folder, overrides = curve
+    return {
+        folder / PLAN: format_plan(experiment, repeat),
+        folder / ".hydra" / "config.yaml": config,
+        folder / ".hydra" / "overrides.yaml": OmegaConf.to_yaml(list(overrides)),
+    }
+
+
+def _write_masked(texts: Mapping[Path, str]) -> None:
+    for file, text in texts.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(mask_secrets(text), "utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write {file} ({error.strerror}); nothing was measured") from error

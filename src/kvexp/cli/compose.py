@@ -43,9 +43,11 @@ def run_sweep(
         try:
             with measuring:
                 code = _compose(resume.place_curves(line, resumed), task)
+                measuring.confirm()
         except ConfigError:
             task.remove_folder()
             raise
+        measuring.print_best()
     return (code if measuring.code is None else measuring.code), measuring.home
 
 
@@ -57,7 +59,7 @@ def compose_experiments(argv: Sequence[str]) -> list[Experiment]:
     """
     line = parse_command_line(argv)
     collector = Collector(line)
-    with SweepTask(collector, lambda _: None) as task:
+    with SweepTask(collector, lambda _: [0.0 for _ in collector.batch]) as task:
         try:
             if _compose(line, task) or not line.measures:
                 raise ConfigError("only overrides, --config-dir and -m say what is to be verified")

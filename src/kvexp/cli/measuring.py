@@ -1,17 +1,23 @@
 """Measure the batches of curves that Hydra's sweeper makes as one sweep."""
 
+import math
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from kvexp.cli import resume
+from kvexp.cli import comparison_table, resume
 from kvexp.cli.cleanup import remove_unused_folder
-from kvexp.cli.collector import Collector
+from kvexp.cli.collector import Collector, Curve
 from kvexp.cli.sweep_task import ListPlaces
 from kvexp.host.addresses import mask_secrets
-from kvexp.results import sweep_dir
+from kvexp.host.terminal import say
+from kvexp.measurement import Row
+from kvexp.results import compare, sweep_dir
+from kvexp.results.point_identity import CASE
 from kvexp.sweep.job import Job
 from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.repetitions import plan_rounds
@@ -19,6 +25,10 @@ from kvexp.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
     from kvexp.sweep.runner import Sweep
+
+_HYDRA = ".hydra"
+ROUNDS = 5
+"""Processes by which the best curve and the default are measured at the end, unless repeat= says how many."""
 
 Check = Callable[[Sequence[Job]], None]
 """Called with the jobs before the first is measured; may raise ConfigError."""
@@ -46,8 +56,11 @@ class Measuring:
         self._check = check
         self._prestarted = prestarted
         self._stack = ExitStack()
+        self._flags = [flag for flag in collector.line.flags if flag != "--multirun"]
         self._sweep: Sweep | None = None
-        self._count = 0
+        self._trials: list[tuple[Job, float]] = []
+        self._comparison: tuple[list[Row], list[Row]] = [], []
+        self._title = ""
 
     def __enter__(self) -> Self:
         """Begin nothing yet."""
@@ -64,36 +77,91 @@ class Measuring:
         """The sweep's exit code; None before it begins."""
         return self._sweep.code if self._sweep else None
 
-    def measure(self, list_places: ListPlaces) -> None:
-        """Measure the curves that were collected since the last call.
+    def measure(self, list_places: ListPlaces) -> list[float]:
+        """Measure the collected batch of curves, and return the objective of each.
 
         Raises:
             ConfigError: They cannot be measured at such places, or every one is wrong.
         """
-        curves, self._count = self._collector.valid[self._count :], len(self._collector.valid)
-        flags = [flag for flag in self._collector.line.flags if flag != "--multirun"]
-        jobs = [
-            Job(experiment, folder, (*flags, *map(mask_secrets, overrides)))
-            for experiment, folder, overrides in curves
-        ]
-        self._collector.write_records()
-        (settings,) = self._collector.settings
-        planned = plan_rounds(jobs, settings.repeat)
-        if self._collector.resumes:
+        collector = self._collector
+        (settings,) = collector.settings
+        jobs = list(map(self._make_job, collector.batch))
+        if not jobs:
+            return []
+        collector.write_records()
+        planned = jobs if collector.default else plan_rounds(jobs, settings.repeat)
+        if collector.resumes:
             self._stack.callback(_remove_unused, planned)
-        self._sweep = self._sweep or self._begin(planned, settings, list_places, flags)
-        self._sweep.measure(planned)
+        self._sweep = self._sweep or self._begin(planned, settings, list_places)
+        found = self._sweep.measure(planned, may_repeat=collector.default is not None)
+        if not collector.default:
+            return [0.0 for _ in jobs]  # nobody asks
+        values = [
+            collector.objective.compute(rows, job.experiment.workload.num_tokens)
+            for job, rows in zip(jobs, found, strict=True)
+        ]
+        self._trials += zip(jobs, values, strict=True)
+        return values
 
-    def _begin(
-        self, jobs: Sequence[Job], settings: SweepSettings, list_places: ListPlaces, flags: Sequence[str]
-    ) -> "Sweep":
+    def confirm(self) -> None:
+        """Measure the best curve of a sweeper that optimises and the default anew, in rounds.
+
+        The best of many trials is partly luck, so its own trial does not count.
+        """
+        default, sweep, home = self._collector.default, self._sweep, self.home
+        if not (default and sweep and home) or sweep.is_broken:
+            return
+        timed = [trial for trial in self._trials if math.isfinite(trial[1])]
+        if not timed:
+            say(f"kvexp: none of {len(self._trials)} trials was timed, so there is no best one")
+            return
+        choose = max if self._collector.objective.grows else min
+        best, _ = choose(timed, key=lambda trial: trial[1])
+        what = " ".join(word for word in best.words if word not in (*self._flags, *default[2]))
+        if best.experiment == default[0]:
+            say(f"kvexp: of {len(self._trials)} trials the default is the best ({what})")
+            return
+        (settings,) = self._collector.settings
+        if settings.isolation == "inline":
+            say(f"kvexp: isolation=inline has no processes to measure the best one again ({what})")
+            return
+        repeat = settings.repeat if settings.repeat > 1 else ROUNDS
+        number = sweep_dir.next_number(home)
+        folders = [home / str(number), home / str(number + 1)]
+        self._collector.write_default(folders[0])
+        shutil.copytree(best.folder / _HYDRA, folders[1] / _HYDRA)
+        pair = [replace(self._make_job(default), folder=folders[0]), replace(best, folder=folders[1])]
+        planned = plan_rounds(pair, repeat)
+        found = zip(planned, sweep.measure(planned, anew=True), strict=True)
+        sides: tuple[list[Row], list[Row]] = [], []
+        for job, rows in found:
+            sides[job.experiment == best.experiment].extend(rows)
+        self._comparison = sides
+        self._title = (
+            f"the best of {len(self._trials)} trials ({what}) beside the default, {repeat} processes each:"
+        )
+
+    def print_best(self) -> None:
+        """Print how the best curve compares with the default, if they were measured; see `confirm`."""
+        before, now = self._comparison
+        if not (before and now):
+            return
+        differing = [name for name in CASE if before[0].get(name) != now[0].get(name)]
+        say(self._title)
+        comparison_table.print_table(compare.compare(before, now, ignored=differing))
+
+    def _make_job(self, curve: Curve) -> Job:
+        experiment, folder, overrides = curve
+        return Job(experiment, folder, (*self._flags, *map(mask_secrets, overrides)))
+
+    def _begin(self, jobs: Sequence[Job], settings: SweepSettings, list_places: ListPlaces) -> "Sweep":
         from kvexp.sweep import runner  # here, since what only prints or is wrong does without
 
         home = self.home = jobs[0].folder.parent
         places = list_places([job.experiment for job in jobs], settings.isolation)
         self._check(jobs)
         kept = self._collector.resolve_overrides()
-        sweep_dir.write_command(home, kept, flags)
+        sweep_dir.write_command(home, kept, self._flags)
         again = resume.write_resume(self._collector.line, home, kept)
         wanted = sum(job.num_points for job in jobs)
         opened = runner.open_sweep(home, settings, self._command, self._prestarted, again, places, wanted)

@@ -21,6 +21,7 @@ from kvexp.cli.collector import HOLDS_ROWS, Collector
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, make_folder
+from kvexp.sweep.objective import Objective
 
 if TYPE_CHECKING:
     from kvexp.experiment import Experiment
@@ -32,6 +33,9 @@ MANY = 10
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The variable that lets Hydra's errors pass: by default it prints them and exits."""
+
+Compose = Callable[[Sequence[str]], DictConfig]
+"""Composes a job of these overrides."""
 
 ListPlaces = Callable[[Sequence["Experiment"], "Isolation"], Sequence["Place"]]
 """Lists where curves are measured, given `isolation`, and raises ConfigError where they cannot be."""
@@ -45,7 +49,7 @@ class SweepTask:
         measure: Called with each batch of curves, when all of them are valid.
     """
 
-    def __init__(self, collector: Collector, measure: Callable[[ListPlaces], None]) -> None:
+    def __init__(self, collector: Collector, measure: Callable[[ListPlaces], Sequence[float]]) -> None:
         self._collector = collector
         self._measure = measure
         self._locks = ExitStack()
@@ -77,17 +81,25 @@ class SweepTask:
         """
         self._locks.enter_context(sweep_folder.hold_for_sweep(folder))
 
-    def begin(self, config: DictConfig) -> None:
+    def begin(self, config: DictConfig, compose: Compose | None = None) -> None:
         """Make and hold the sweep's folder before the first job is composed, and announce a long composition.
 
         Hydra writes there before a job is measured, and jobs get numbers.
 
+        Args:
+            config: Hydra's, without the overrides of any job.
+            compose: Where the sweeper optimises: composes what was typed beside the choices that it makes.
+
         Raises:
-            ConfigError: The folder has the rows of another sweep or cannot be used, or jobs are too many.
+            ConfigError: The folder has the rows of another sweep or cannot be used, jobs are too many, or the
+                sweeper would optimise the wrong way.
         """
         HydraConfig.instance().set_config(config)
         folder = Path(config.hydra.sweep.dir)
-        count = _count_jobs(config)
+        overrides = _list_overrides(config)
+        count = 0 if compose else _count_jobs(overrides)
+        if compose and self._collector.resumes:
+            raise ConfigError("resume is refused beside a sweeper that optimises: it begins anew each time")
         try:
             self._existing = list_existing(folder.absolute())
             self._folder = folder.absolute()
@@ -104,22 +116,35 @@ class SweepTask:
             raise ConfigError(f"{folder} cannot be used (too many folders in one another)") from error
         if count > MANY:
             say(f"composing {count} curves\n")
+        if compose:
+            fixed = [override for override in overrides if not override.is_sweep_override()]
+            default = compose([override.input_line or "" for override in fixed])
+            HydraConfig.instance().set_config(default)
+            self._collector.set_default(_drop_hydra(default))
+            _check_direction(config, self._collector.objective)
 
     def run(self, configs: Iterable[DictConfig], list_places: "ListPlaces") -> list[JobReturn]:
         """Collect a batch of jobs, check it, and have it measured at the places that are listed for it.
+
+        Returns:
+            One for each job, with the number that a sweeper which optimises is told.
 
         Raises:
             ConfigError: One is wrong, or all of them are as one sweep.
             Ended: Measuring raised.
         """
+        self._collector.begin_batch()
         jobs = [self._collect(config) for config in configs]
         self._collector.check()
         try:
             with set_variable(FULL_ERROR, self._typed_full_error):
-                self._measure(list_places)
+                values = iter(self._measure(list_places))
         except BaseException as error:
             raise Ended(error) from error
-        return jobs
+        worst = self._collector.objective.worst
+        for job, is_valid in jobs:
+            job.return_value = next(values) if is_valid else worst
+        return [job for job, _ in jobs]
 
     def remove_folder(self) -> None:
         """Remove the sweep's folder where this command has made it and nothing was measured."""
@@ -128,12 +153,12 @@ class SweepTask:
             with suppress(OSError):
                 remove_unused_folder(self._folder, self._existing)
 
-    def _collect(self, config: DictConfig) -> JobReturn:
+    def _collect(self, config: DictConfig) -> tuple[JobReturn, bool]:
         HydraConfig.instance().set_config(config)
-        own = OmegaConf.masked_copy(config, cast(list[str], [key for key in config if key != "hydra"]))
-        self._collector.add(own)
+        own = _drop_hydra(config)
+        is_valid = self._collector.add(own)
         overrides = cast(list[str], OmegaConf.to_container(config.hydra.overrides.task))
-        return JobReturn(overrides=overrides, cfg=own, status=JobStatus.COMPLETED)
+        return JobReturn(overrides=overrides, cfg=own, status=JobStatus.COMPLETED), is_valid
 
 
 class Ended(BaseException):
@@ -162,19 +187,42 @@ def set_variable(name: str, value: str | None) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _count_jobs(config: DictConfig) -> int:
-    """Count the sweep's jobs; what is typed replaces a preset's values of the same key.
+def _drop_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, cast(list[str], [key for key in config if key != "hydra"]))
+
+
+def _list_overrides(config: DictConfig) -> list[Override]:
+    """List the overrides of a sweep; what is typed replaces a preset's values of the same key."""
+    # Unresolved: a typed interpolation is one text among the overrides.
+    hydra_config = cast(dict[str, Any], OmegaConf.to_container(config.hydra, resolve=False))
+    swept = [f"{key}={value}" for key, value in (hydra_config["sweeper"].get("params") or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*swept, *hydra_config["overrides"]["task"]])
+    return list({override.get_key_element(): override for override in overrides}.values())
+
+
+def _count_jobs(overrides: Sequence[Override]) -> int:
+    """Count the jobs of the product.
 
     Raises:
         ConfigError: They are too many.
     """
-    # Unresolved: a typed interpolation is one text among the overrides.
-    hydra_config = cast(dict[str, Any], OmegaConf.to_container(config.hydra, resolve=False))
-    swept = [f"{key}={value}" for key, value in (hydra_config["sweeper"]["params"] or {}).items()]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides([*swept, *hydra_config["overrides"]["task"]])
-    by_key = {override.get_key_element(): override for override in overrides}
-    count = math.prod(map(count_values, filter(Override.is_discrete_sweep, by_key.values())))
+    count = math.prod(map(count_values, filter(Override.is_discrete_sweep, overrides)))
     if count > MOST_CURVES:
         raise ConfigError(f"what was typed are {count:,} curves, and a sweep has at most {MOST_CURVES:,}")
     return count
+
+
+def _check_direction(config: DictConfig, objective: Objective) -> None:
+    """Refuse a sweeper that says which way it optimises, and would look for the slowest curve.
+
+    Raises:
+        ConfigError: It would.
+    """
+    direction = str(config.hydra.sweeper.get("direction") or "").rpartition(".")[2]
+    right = "maximize" if objective.grows else "minimize"
+    if direction in ("minimize", "maximize") and direction != right:
+        raise ConfigError(
+            f"objective={objective} is best where it is {'largest' if objective.grows else 'smallest'}; "
+            f"type hydra.sweeper.direction={right} beside it"
+        )

@@ -82,11 +82,18 @@ class CurveRecord:
         self._number = job.repetition or 1
         self._done = outcome.done.setdefault(self._number, {})
         self._file: RowFile | None = None
-        already = [outcome.identify(point) for point in curve.already_done]
-        here = [identity for identity in already if (self._number, identity) in outcome.points]
-        self._earlier = [self._done[one] for one in already if one in self._done and one not in here]
-        if here:
-            _report_twin(job, self._done[here[0]])
+        self._already = [outcome.identify(point) for point in curve.already_done]
+        self._here = [one for one in self._already if (self._number, one) in outcome.points]
+        self._earlier = [
+            self._done[one] for one in self._already if one in self._done and one not in self._here
+        ]
+
+    def report_twin(self) -> None:
+        """Say if another curve of this sweep has the points, and what `auto` was resolved to there."""
+        for identity in self._here[:1]:
+            row = self._done[identity]
+            as_what = " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
+            say(f"kvexp: {self.job.label} is there already, as {as_what}; it is not measured twice")
 
     def add(self, point: Point) -> Row:
         """Write the point's row to disk, flushed and synced, and add it to the sweep's; return it.
@@ -119,14 +126,12 @@ class CurveRecord:
             self._outcome.points.add((self._number, identity))
         return row
 
+    def list_rows(self) -> list[Row]:
+        """List the rows of the curve's points, measured now, before, or by a twin of it."""
+        return [*self.new, *(self._done[one] for one in self._already if one in self._done)]
+
     def close(self) -> None:
         """Add the curve's rows of an earlier start of the sweep."""
         self._outcome.rows += self._earlier
         self._outcome.points |= {(self._number, self._outcome.identify(row)) for row in self._earlier}
         self._outcome.release(self.job)
-
-
-def _report_twin(job: Job, row: Row) -> None:
-    """Say that another curve of this sweep has the job's points, and what `auto` was resolved to."""
-    as_what = " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
-    say(f"kvexp: {job.label} is there already, as {as_what}; it is not measured twice")

@@ -117,6 +117,9 @@ class Sweep:
     is_broken: bool = False
     _asked: int = field(default=0, init=False)
     _left: int = field(default=0, init=False)
+    _rounds: int = field(default=1, init=False)
+    _may_repeat: bool = field(default=False, init=False)
+    _closed: dict[int, CurveRecord] = field(default_factory=dict, init=False)
     _open: dict[int, "_OpenCurve"] = field(default_factory=dict, init=False)
 
     @property
@@ -124,8 +127,13 @@ class Sweep:
         """The exit code: 1 when a row is wrong or the sweep is broken, else as `exit_code` says."""
         return 1 if self.is_broken else exit_code(self.outcome.rows)
 
-    def measure(self, jobs: Sequence[Job]) -> None:
-        """Measure and track every job, round by round.
+    def measure(
+        self, jobs: Sequence[Job], *, anew: bool = False, may_repeat: bool = False
+    ) -> list[list[Row]]:
+        """Measure and track every job, round by round; return the rows of each.
+
+        With `anew` those points are measured, too, that are right already. With `may_repeat` it is no news
+        that a curve was there before.
 
         A curve that only the measuring process finds wrong (a class that is not there, an option that it does
         not take) costs that curve alone: its rows are `failed`, and come last.
@@ -135,12 +143,16 @@ class Sweep:
             ResultsError: A row cannot be written.
         """
         wrong: list[tuple[Job, CurveRun, ConfigError]] = []
+        self._closed = {}
+        self._may_repeat = may_repeat
+        self._rounds = max(job.repetition or 1 for job in jobs)
         total = sum(job.num_points for job in jobs)
         self._asked += total
         self.outcome.wanted = max(self.outcome.wanted, self._asked)
         self._left = total
+        claim = (lambda job, point: True) if anew else self.outcome.claim
         with Progress(total) as progress:
-            with closing(self.crew.measure(jobs, self.outcome.claim, self.outcome.find_gpus())) as steps:
+            with closing(self.crew.measure(jobs, claim, self.outcome.find_gpus())) as steps:
                 for step in steps:
                     has_failed = self._take(step, progress)
                     if step.error:
@@ -158,6 +170,7 @@ class Sweep:
                 self._end_curve(curve)
         self.outcome.untried += self._left
         self.is_broken |= self._left > 0
+        return [self._closed[id(job)].list_rows() if id(job) in self._closed else [] for job in jobs]
 
     def _take(self, step: Step, progress: Progress) -> bool:
         """Deal with a step of a curve, and return whether it shows that something is wrong."""
@@ -179,13 +192,16 @@ class Sweep:
     def _begin_curve(self, job: Job, run: CurveRun, progress: Progress) -> "_OpenCurve":
         if run.is_host_sensitive:
             self.tracker.settle()
-        number = f" ({job.repetition} of {self.settings.repeat})" if job.repetition else ""
+        number = f" ({job.repetition} of {self._rounds})" if job.repetition else ""
         shown = progress.start_curve(job.label + number)
-        curve = self._open[id(job)] = _OpenCurve(CurveRecord(job, run, self.outcome), shown)
+        record = CurveRecord(job, run, self.outcome)
+        if not self._may_repeat:
+            record.report_twin()
+        curve = self._open[id(job)] = _OpenCurve(record, shown)
         return curve
 
     def _end_curve(self, curve: "_OpenCurve") -> None:
-        record = self._open.pop(id(curve.record.job)).record
+        record = self._closed[id(curve.record.job)] = self._open.pop(id(curve.record.job)).record
         curve.shown.add_already_done(len(record.curve.already_done))
         curve.shown.finish()
         record.close()
