@@ -10,8 +10,9 @@ from typing import Any, cast
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.cli import options, schema
+from kvexp.cli import hydra_keys, options, schema
 from kvexp.cli.argv import ADDRESS, CommandLine
+from kvexp.cli.choices import format_choices
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
@@ -53,10 +54,11 @@ class Collector:
         job = HydraConfig.get()
         overrides = tuple(job.overrides.task)
         folder = Path(os.path.normpath(self._here / str(job.sweep.dir) / str(job.sweep.subdir)))
-        record = OmegaConf.to_yaml(config)
+        record = OmegaConf.to_yaml(config) + format_choices(job.runtime.choices)
         if self.line.address:
             OmegaConf.update(config, ADDRESS, self.line.address)
         try:
+            hydra_keys.check_composed(cast(DictConfig, job))
             with chdir(self._here):
                 experiment = self._build(config, job.runtime, overrides)
         except ConfigError as error:
@@ -89,13 +91,18 @@ class Collector:
         """Check that there is something to measure and that all of it is valid.
 
         Raises:
-            ConfigError: A curve is invalid or there twice, there is none, its folder holds rows already, or
-                the curves disagree about how to run and track the sweep.
+            ConfigError: A curve is invalid or there twice, there are none or more than were asked for, its
+                folder holds rows already, or the curves disagree about how to run and track the sweep.
         """
         if self.invalid:
             raise ConfigError(self._describe_invalid())
         if not self.valid:
             raise ConfigError("what was typed matches no option, so there is nothing to measure")
+        if self.line.runs_once and len(self.valid) > 1:
+            raise ConfigError(
+                f"--run or hydra.mode=RUN asks for one curve, and what was typed are {len(self.valid)}; "
+                "leave it out, or choose one value of each key"
+            )
         if len(self.settings) > 1:
             raise ConfigError("the curves of a sweep are run and tracked in one way; choose one")
         self._check_duplicates()
@@ -176,8 +183,13 @@ class Collector:
             seen.update(dict.fromkeys(points, typed))
 
     def _check_folders(self) -> None:
-        """Refuse a folder that two curves or two sweeps would share."""
+        """Refuse a folder that two curves or two sweeps would share, and a sweep in several folders."""
         folders = Counter(folder for _, folder, _ in self.valid)
+        homes = sorted({str(folder.parent) for folder in folders})
+        if len(homes) > 1:
+            raise ConfigError(
+                f"hydra.sweep.dir means {homes[0]} in one curve and {homes[1]} in another; name one folder"
+            )
         for folder, count in folders.items():
             if count > 1:
                 raise ConfigError(
