@@ -37,10 +37,11 @@ class LocalLauncher(Launcher):
         """Have the jobs measured; they are numbered from `initial_job_idx` on.
 
         Returns:
-            One for each job, in their order.
+            One for each job that is another than those before it, in their order.
         """
-        numbered = enumerate(job_overrides, initial_job_idx)
-        jobs = (self._compose(number, overrides) for number, overrides in numbered)
+        from kvexp.cli.own_keys import compose_jobs  # here: any program that uses Hydra imports this file
+
+        jobs = compose_jobs(job_overrides, initial_job_idx, self._compose)
         return self._task.run(jobs, self.list_places)
 
     def list_places(self, experiments: Sequence["Experiment"], isolation: "Isolation") -> Sequence["Place"]:

@@ -12,9 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from kvexp.cli import say
+from kvexp.cli import own_keys, say
 from kvexp.cli.argv import MOST_CURVES, count_values
 from kvexp.cli.cleanup import list_existing, remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
@@ -85,6 +85,8 @@ class SweepTask:
         Raises:
             ConfigError: The folder has the rows of another sweep or cannot be used, or jobs are too many.
         """
+        with read_write(config):  # Hydra's sweeper reads them after this
+            config.hydra.overrides.task.extend(own_keys.list_own(self._collector.line))
         HydraConfig.instance().set_config(config)
         folder = Path(config.hydra.sweep.dir)
         count = _count_jobs(config)
