@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import chdir
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,8 +47,8 @@ class Collector:
     def add(self, config: DictConfig) -> None:
         """Add the job's curve to the valid or to the invalid ones.
 
-        Paths belong to the folder where kvexp was typed, also with hydra.job.chdir=true. Hydra's own path of
-        the job is not read: a ${x} in the current folder's name would be taken for a reference.
+        Hydra's own path of the job is not read: a ${x} in the current folder's name would be taken for a
+        reference.
         """
         job = HydraConfig.get()
         overrides = tuple(job.overrides.task)
@@ -59,8 +58,7 @@ class Collector:
             OmegaConf.update(config, ADDRESS, self.line.address)
         try:
             hydra_keys.check_composed(cast(DictConfig, job))
-            with chdir(self._here):
-                experiment = self._build(config, job.runtime, overrides)
+            experiment = self._build(config, job.runtime, overrides)
         except ConfigError as error:
             self.invalid.append((" ".join(overrides), str(error)))
         else:
