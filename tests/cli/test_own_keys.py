@@ -84,11 +84,13 @@ def test_kvexps_own_options_are_typed_too(refusal):
 
 
 def test_a_key_without_a_value_in_the_yaml_must_be_typed_and_may_be_anything(typed, write_own):
-    write_own("impl/mine", "# Mine.\n_target_: my_package.Mine\nneed: ???\n")
+    write_own("impl/mine", "# Mine.\n_target_: my_package.Mine\nneed: ???\nseed: ${workload.seed}\n")
     line = ("--config-dir", "my", "impl=mine")
     assert "impl.need: Missing mandatory value" in typed(*line).err
     (job,) = typed(*line, "impl.need=3").jobs
-    assert job.experiment.impl.options == {"need": 3}
+    assert job.experiment.impl.options == {"need": 3, "seed": 0}
+    (job,) = typed(*line, "impl.need=wide", "impl.seed=none").jobs
+    assert job.experiment.impl.options == {"need": "wide", "seed": "none"}
 
 
 def test_a_key_counts_for_the_options_that_have_it(options):

@@ -30,7 +30,7 @@ class _Job:
     Attributes:
         rest: Its overrides without those of own keys.
         own: Its overrides of own keys.
-        base: What `rest` composes: the options as their YAMLs have them.
+        base: What its chosen options compose: each as its YAML has it.
     """
 
     rest: tuple[str, ...]
@@ -94,16 +94,17 @@ def _split(override: Override) -> tuple[str, str]:
 
 
 def _parse(jobs: Sequence[Sequence[str]], number: int, compose: Compose) -> list[_Job]:
-    """Parse the own keys of each job; compose once what is the same but for them."""
+    """Parse the own keys of each job; compose its options once for all jobs that have them."""
     parser = OverridesParser.create()
     bases: dict[tuple[str, ...], DictConfig] = {}
     parsed = []
     for texts in jobs:
         rest = tuple(text for text in texts if not _is_own(text))
-        if rest not in bases:
-            bases[rest] = compose(number, rest)
+        choices = tuple(text for text in rest if "." not in get_key(text))
+        if choices not in bases:
+            bases[choices] = compose(number, choices)
         own = parser.parse_overrides([text for text in texts if _is_own(text)])
-        parsed.append(_Job(rest, tuple(own), bases[rest]))
+        parsed.append(_Job(rest, tuple(own), bases[choices]))
     return parsed
 
 
@@ -126,15 +127,17 @@ def _read_values(config: DictConfig, base: DictConfig) -> None:
     """Check the value of each key that an option's YAML has; a whole number is a float where that has one."""
     for group in CODE:
         for key in _list_keys(base[group]):
-            name = f"{group}.{key}"
-            column = _find_type(base, name)
+            column = _find_type(base[group], key)
             if column is not ANY and key in config[group]:
+                name = f"{group}.{key}"
                 OmegaConf.update(config, name, read(name, column, OmegaConf.select(config, name)))
 
 
-def _find_type(base: DictConfig, name: str) -> Column:
-    """Return what a key may be: of the type of its value, or anything where that is null or missing."""
-    match OmegaConf.select(base, name):
+def _find_type(option: DictConfig, key: str) -> Column:
+    """Return what a key may be: of its value's type, or anything where that is null, `???` or `${...}`."""
+    if OmegaConf.is_missing(option, key) or OmegaConf.is_interpolation(option, key):
+        return ANY
+    match option[key]:
         case bool():
             return Flag()
         case int():
