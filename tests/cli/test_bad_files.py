@@ -127,11 +127,15 @@ def test_a_folder_where_a_sweep_is_at_work_stays_as_it_is(typed, elsewhere):
         assert sorted(path.name for path in (elsewhere / "mine").iterdir()) == [".lock", "0"]
 
 
-def test_a_curves_own_folder_deeper_than_usual_is_not_written_into_twice(typed, elsewhere):
+def test_a_curves_own_folder_deeper_than_usual_is_not_written_into_twice(typed, write_own, elsewhere):
+    write_own(
+        "experiment/deep",
+        "# @package _global_\n# Deeper?\nhydra:\n  sweep:\n    dir: kept\n    subdir: a/b\n",
+    )
     folder = elsewhere / "kept" / "a" / "b"
     folder.mkdir(parents=True)
     (folder / "rows.jsonl").write_text("{}\n")
-    outcome = typed("hydra.sweep={dir:kept,subdir:a/b}")
+    outcome = typed("experiment=deep", "--config-dir", "my")
     assert outcome.code == 2
     assert "b holds the rows of another sweep" in outcome.err
     assert (folder / "rows.jsonl").read_text() == "{}\n"

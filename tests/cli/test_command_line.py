@@ -25,7 +25,7 @@ def curves(outcome):
         USERS_LINE,
         "impl=cuda layout=HND dtype=half,bfloat16",
         "impl=cuda --multirun layout=HND -cn config dtype=half,bfloat16",
-        "impl=cuda -r layout=HND dtype=choice(half,bfloat16)",
+        "impl=cuda -m layout=HND dtype=choice(half,bfloat16)",
     ],
 )
 def test_flags_may_stand_before_between_and_after_the_overrides(typed, line):

@@ -11,7 +11,11 @@ def put(monkeypatch, measure=lambda jobs: None, code=0, opened=lambda settings, 
 
     @contextmanager
     def open_sweep(home, settings, command, prestart=None, again="", places=(), wanted=0):
+        def take(jobs, **_):
+            measure(jobs)
+            return [[] for _ in jobs]
+
         opened(settings, command, again, places)
-        yield SimpleNamespace(measure=measure, code=code)
+        yield SimpleNamespace(measure=take, code=code, is_broken=False)
 
     monkeypatch.setattr(runner, "open_sweep", open_sweep)

@@ -320,7 +320,7 @@ def test_a_folder_of_any_name_has_its_store_in_it(place, typed, store, monkeypat
     monkeypatch.chdir(here)
     if not is_new:
         shutil.copytree(store, here / "mlruns")
-    done = typed(*INLINE, *() if is_new else ("hydra.job.chdir=true",))
+    done = typed(*INLINE)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (
         0,
         f"tracked in sqlite:///{here}/mlruns/mlflow.db",

@@ -33,18 +33,18 @@ class LocalLauncher(Launcher):
         self._loader: ConfigLoader = hydra_context.config_loader
         self._task = cast("SweepTask", task_function)
         self._config = config
-        sweeper = get_class(config.hydra.sweeper._target_)
-        optimises = not issubclass(sweeper, BasicSweeper)
-        self._task.begin(config, (lambda overrides: self._compose(0, overrides)) if optimises else None)
+        self._lists_product = issubclass(get_class(config.hydra.sweeper._target_), BasicSweeper)
+        self._task.begin(config, None if self._lists_product else self._compose)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Have the jobs measured; they are numbered from `initial_job_idx` on.
 
         Returns:
-            One for each job, in their order.
+            One for each job in their order; of a product for each that is another than those before it.
         """
-        numbered = enumerate(job_overrides, initial_job_idx)
-        jobs = (self._compose(number, overrides) for number, overrides in numbered)
+        from kvexp.cli.own_keys import compose_jobs  # here: any program that uses Hydra imports this file
+
+        jobs = compose_jobs(job_overrides, initial_job_idx, self._compose, self._lists_product)
         return self._task.run(jobs, self.list_places)
 
     def list_places(self, experiments: Sequence["Experiment"], isolation: "Isolation") -> Sequence["Place"]:

@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import OverrideParseException
 
-from kvexp.cli import help
+from kvexp.cli import help, hydra_keys
+from kvexp.cli.flags import list_flags, parse_flags
 from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
 from kvexp.host.addresses import mask_address
@@ -25,9 +25,6 @@ MOST_CURVES = 100_000
 ADDRESS = "tracking.uri"
 """The key of the store's address."""
 
-_NODES = tuple(f"hydra.{name}" for name in ("sweep", "job", "sweeper", "launcher", "callbacks"))
-"""Nodes of Hydra's of which Hydra and kvexp read keys."""
-
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -37,6 +34,7 @@ class CommandLine:
         flags: Hydra's flags.
         overrides: The overrides, as typed.
         measures: False where a flag only prints: the configuration, Hydra's help, a completion.
+        runs_once: Whether one curve was asked for, by --run or by hydra.mode=RUN.
         address: The typed address of the store, if it has secrets. The overrides have them masked, and so has
             whatever is printed, written or composed.
     """
@@ -44,6 +42,7 @@ class CommandLine:
     flags: tuple[str, ...]
     overrides: tuple[str, ...]
     measures: bool
+    runs_once: bool = False
     address: str | None = field(default=None, repr=False)
 
     @property
@@ -65,17 +64,17 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     Raises:
         ConfigError: A flag is unknown or refused, or an override cannot be read or is refused.
     """
-    typed = _parse_flags(argv)
-    if typed.experimental_rerun is not None:
-        raise ConfigError("--experimental-rerun is refused, since it runs what a pickle file says")
+    typed = parse_flags(argv)
     completes = typed.shell_completion or typed.hydra_help
     measures = not (completes or typed.cfg or typed.info)
     overrides = tuple(mask_override(text) for text in typed.overrides)
-    line = CommandLine(tuple(_list_flags(typed, measures)), overrides, measures)
+    line = CommandLine(tuple(list_flags(typed, measures)), overrides, measures, typed.run)
     if not completes:
         dirs = help.config_dirs(argv)
         _check_names(dirs)
         _check_overrides(line, dirs)
+        if measures:
+            line = _take_mode(line, typed, dirs)
     with_secrets = [pair for pair in zip(typed.overrides, overrides, strict=True) if pair[0] != pair[1]]
     return replace(line, address=_read_address(*with_secrets[0])) if with_secrets else line
 
@@ -101,36 +100,19 @@ def _read_address(text: str, masked: str) -> str:
     )
 
 
-def _parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    parser = get_args_parser()
+def _take_mode(line: CommandLine, typed: argparse.Namespace, dirs: Sequence[Path]) -> CommandLine:
+    """Take `hydra.mode` from the overrides: its RUN is --run, and its MULTIRUN is what holds anyway.
 
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help lists the flags")
-
-    # argparse would print its usage and exit.
-    parser.error = refuse  # type: ignore[method-assign]
-    # --info's value is optional: without this, `--info impl=torch` would take the override for it.
-    arguments = [
-        "--info=all" if argument in ("--info", "-i") and "=" in following else argument
-        for argument, following in zip(argv, [*argv[1:], ""], strict=False)
-    ]
-    return parser.parse_intermixed_args(arguments)
-
-
-def _list_flags(typed: argparse.Namespace, measures: bool) -> list[str]:
-    if measures:
-        switches = ["--multirun"]
-    else:
-        prints = ("hydra_help", "shell_completion")
-        switches = ["--" + name.replace("_", "-") for name in prints if getattr(typed, name)]
-    if typed.resolve:
-        switches.append("--resolve")
-    names = ("cfg", "info", "package", "config_path", "config_name", "config_dir")
-    values = {name.replace("_", "-"): getattr(typed, name) for name in names}
-    if typed.config_path and "://" not in typed.config_path:
-        # Hydra would resolve a relative path from its caller's file, not from the current folder.
-        values["config-path"] = str(Path(typed.config_path).absolute())
-    return switches + [f"--{name}={value}" for name, value in values.items() if value is not None]
+    Raises:
+        ConfigError: It is another mode, or a flag asks for the other one.
+    """
+    texts = [text for text in line.overrides if text.partition("=")[0].lstrip("+~") == hydra_keys.MODE]
+    mode = hydra_keys.read_mode(parse_overrides(texts, dirs))
+    for flag, other in (("run", "MULTIRUN"), ("multirun", "RUN")):
+        if getattr(typed, flag) and mode == other:
+            raise ConfigError(f"--{flag} and {hydra_keys.MODE}={other} ask for different things; type one")
+    rest = tuple(text for text in line.overrides if text not in texts)
+    return replace(line, overrides=rest, runs_once=line.runs_once or mode == "RUN")
 
 
 def parse_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Override]:
@@ -202,32 +184,16 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{text!r} is refused: only YAML files name classes (--config-dir)")
         if not key:
             raise ConfigError(f"{text!r} names no key; write key=value")
-        if key == "hydra" or (key in _NODES and not isinstance(override.value(), dict)):
-            raise ConfigError(f"{key} must have its keys; hydra.sweep.dir=FOLDER says where a sweep goes")
-        if key == "hydra.mode":
-            raise ConfigError("hydra.mode is refused, since kvexp always sweeps; --cfg job only prints")
-        if key == "hydra.sweep.subdir":
-            raise ConfigError(
-                "hydra.sweep.subdir is refused, since every curve has a folder of its own; "
-                "hydra.sweep.dir=FOLDER says where the sweep goes"
-            )
-        if key.startswith("hydra.sweeper.params") and not line.sets("hydra/sweeper"):
-            raise ConfigError(f"{text!r} is refused; a sweep is typed as impl=cuda,triton")
+        if key == "hydra" or override.is_hydra_override():
+            hydra_keys.check_typed(override, dirs, line.sets("hydra/sweeper"))
+        if key.partition(".")[0] == "choices":
+            raise ConfigError(f"{text!r} is refused: choices says what was chosen; write GROUP=OPTION")
         if key.startswith("workload.num_tokens."):
             raise ConfigError(f"{text!r} is refused; type the whole list, workload.num_tokens=[1,64]")
         if override.is_sweep_override():
             _check_sweep(text, override, line)
         if key in help.GROUPS:
             _check_group(text, override, dirs)
-        if key == "hydra/sweeper" and not isinstance(override.value(), str):
-            raise ConfigError(f"{text!r} is refused: a sweep has one sweeper; choose one")
-        if key == "hydra/launcher":
-            names = help.options(key, dirs)
-            if override.is_sweep_override() or override.value() not in names:
-                possible = ", ".join(names)
-                raise ConfigError(
-                    f"{text!r} would run curve after curve, which a sweep is not; choose {possible}"
-                )
 
 
 def _check_sweep(text: str, override: Override, line: CommandLine) -> None:
@@ -274,7 +240,7 @@ def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:
     """Check that a group names one option per curve; Hydra also takes lists, dicts and nothing."""
     group = override.key_or_group
     names = ", ".join(help.options(group, dirs))
-    if group == "experiment" and (override.is_delete() or override.value() is None):
+    if group == "experiment" and override.is_delete():
         return
     if override.is_delete() or override.is_add() or override.is_force_add():
         raise ConfigError(f"{text!r} is refused: {group} is one of {names}; write {group}=OPTION")

@@ -3,15 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import chdir
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.cli import options, schema
+from kvexp.cli import hydra_keys, options, schema
 from kvexp.cli.argv import ADDRESS, CommandLine
+from kvexp.cli.choices import format_choices
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.errors import ConfigError
 from kvexp.experiment import Experiment
@@ -75,10 +75,10 @@ class Collector:
     def add(self, config: DictConfig) -> bool:
         """Add the job's curve to the valid or to the invalid ones; return whether it is valid.
 
-        Paths belong to the folder where kvexp was typed, also with hydra.job.chdir=true. Hydra's own path of
-        the job is not read: a ${x} in the current folder's name would be taken for a reference.
+        Hydra's own path of the job is not read: a ${x} in the current folder's name would be taken for a
+        reference.
         """
-        record = OmegaConf.to_yaml(config)
+        record = _format_record(config)
         try:
             curve = self._read(config)
         except ConfigError as error:
@@ -94,7 +94,7 @@ class Collector:
         Raises:
             ConfigError: It is not valid.
         """
-        self._default_record = OmegaConf.to_yaml(config)
+        self._default_record = _format_record(config)
         self.default = self._read(config)
 
     def _read(self, config: DictConfig) -> Curve:
@@ -103,8 +103,8 @@ class Collector:
         folder = Path(os.path.normpath(self._here / str(job.sweep.dir) / str(job.sweep.subdir)))
         if self.line.address:
             OmegaConf.update(config, ADDRESS, self.line.address)
-        with chdir(self._here):
-            return self._build(config, job.runtime, overrides), folder, overrides
+        hydra_keys.check_composed(cast(DictConfig, job))
+        return self._build(config, job.runtime, overrides), folder, overrides
 
     def write_records(self) -> None:
         """Write each curve's configuration and overrides as Hydra would, and its plan; mask all secrets.
@@ -136,8 +136,8 @@ class Collector:
         said, and curves may be there twice.
 
         Raises:
-            ConfigError: A curve is invalid or there twice, there is none, its folder holds rows already, or
-                the curves disagree about how to run and track the sweep.
+            ConfigError: A curve is invalid or there twice, there are none or more than were asked for, its
+                folder holds rows already, or the curves disagree about how to run and track the sweep.
         """
         if self.default and self._batch_start:
             for overrides, message in self.invalid:
@@ -146,6 +146,11 @@ class Collector:
             raise ConfigError(self._describe_invalid())
         if not self.valid:
             raise ConfigError("what was typed matches no option, so there is nothing to measure")
+        if self.line.runs_once and len(self.valid) > 1:
+            raise ConfigError(
+                f"--run or hydra.mode=RUN asks for one curve, and what was typed are {len(self.valid)}; "
+                "leave it out, or choose one value of each key"
+            )
         if len(self.settings) > 1:
             raise ConfigError("the curves of a sweep are run and tracked in one way; choose one")
         if not self.default:
@@ -228,8 +233,13 @@ class Collector:
             seen.update(dict.fromkeys(points, typed))
 
     def _check_folders(self) -> None:
-        """Refuse a folder that two curves or two sweeps would share."""
+        """Refuse a folder that two curves or two sweeps would share, and a sweep in several folders."""
         folders = Counter(folder for _, folder, _ in self.batch)
+        homes = sorted({str(folder.parent) for folder in folders})
+        if len(homes) > 1:
+            raise ConfigError(
+                f"hydra.sweep.dir means {homes[0]} in one curve and {homes[1]} in another; name one folder"
+            )
         for folder, count in folders.items():
             if count > 1:
                 raise ConfigError(
@@ -252,6 +262,11 @@ class Collector:
                     f"objective={objective} is no point of the curve: its num_tokens are "
                     f"{', '.join(map(str, sizes))}"
                 )
+
+
+def _format_record(config: DictConfig) -> str:
+    """Return the job's configuration, before an address with secrets is put into it, and its choices."""
+    return OmegaConf.to_yaml(config) + format_choices(HydraConfig.get().runtime.choices)
 
 
 def _make_records(curve: Curve, config: str, repeat: int) -> dict[Path, str]:

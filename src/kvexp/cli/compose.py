@@ -10,8 +10,9 @@ from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from kvexp.bench.impl_hash import conf_dir
-from kvexp.cli import BAD_INPUT, resume
+from kvexp.cli import BAD_INPUT, own_keys, resume, say
 from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
+from kvexp.cli.choices import format_choices
 from kvexp.cli.collector import Collector
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.cli.measuring import Check, Measuring
@@ -73,10 +74,13 @@ def _compose(line: CommandLine, task: SweepTask) -> int:
     version.setbase("1.3")
     HydraConfig.instance().cfg = None
     parser = get_args_parser()
-    arguments, where = parser.parse_args(line.argv), str(conf_dir())
+    composed = own_keys.withhold(line) if line.measures else line
+    arguments, where = parser.parse_args(composed.argv), str(conf_dir())
     try:
         with set_variable(FULL_ERROR, "1"):
             _run_hydra(arguments, parser, task, config_path=where, config_name="config")
+        if arguments.cfg == "job" and arguments.package in (None, "_global_"):
+            say(format_choices(HydraConfig.get().runtime.choices))
     except SystemExit as stop:  # Hydra ends some of its prints like this, a wrong --package too
         return BAD_INPUT if stop.code else 0
     except BrokenPipeError:  # the reader of what it prints has left

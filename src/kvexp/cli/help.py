@@ -151,10 +151,12 @@ Keys (the same ones for every option of a group)
 {commands}
 Flags
   -m, --multirun           sweep; always on
+  -r, --run                measure one curve; refuse more
   -cd, --config-dir DIR    a folder of your own options, laid out like conf/
   -cn, --config-name NAME  another primary config than config.yaml
   -c, --cfg job            print the configuration, measure nothing; with --resolve, every value
   -i, --info WHAT          print Hydra's defaults, searchpath, ...; --hydra-help for the rest
+  -sc install=bash         print what lets a shell complete the command kvexp; also zsh, fish
   --version                print kvexp's version
 
 Exit codes

@@ -149,4 +149,5 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
     typed = {get_key(text) for text in line.overrides} | ({"tracking"} if places else set())
     kept = [text for text in rest if not is_place(text) and get_key(text) not in typed]
     # The typed overrides have their secrets masked.
-    return replace(parse_command_line([*line.flags, *kept, *line.overrides]), address=line.address)
+    repeated = parse_command_line([*line.flags, *kept, *line.overrides])
+    return replace(repeated, address=line.address, runs_once=line.runs_once)

@@ -110,11 +110,17 @@ def describe_unknown_key(prefix: str, key: str, known: Collection[str]) -> str:
     """Say that there is no such key, and which there are."""
     if not prefix:
         known = {*known, "experiment"}
+    return describe_missing_key(prefix, key, {prefix or "the configuration": known})
+
+
+def describe_missing_key(prefix: str, key: str, owners: Mapping[str, Collection[str]]) -> str:
+    """Say that none of the owners has the key, and which keys each has."""
+    known = {one for keys in owners.values() for one in keys}
     close = difflib.get_close_matches(key, known, n=1)
     hint = f" (did you mean {_join(prefix, close[0])}?)" if close else ""
-    owner = prefix or "the configuration"
-    keys = f"has {', '.join(sorted(known))}" if known else "has no keys"
-    return f"unknown key {_join(prefix, key)}{hint}; {owner} {keys}"
+    listed = {owner: ", ".join(sorted(keys)) for owner, keys in owners.items()}
+    have = [f"{owner} has {keys or 'no keys'}" for owner, keys in listed.items()]
+    return f"unknown key {_join(prefix, key)}{hint}; {'; '.join(have)}"
 
 
 def _join(prefix: str, key: str) -> str:

@@ -12,9 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
-from kvexp.cli import say
+from kvexp.cli import own_keys, say
 from kvexp.cli.argv import MOST_CURVES, count_values
 from kvexp.cli.cleanup import list_existing, remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
@@ -33,9 +33,6 @@ MANY = 10
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The variable that lets Hydra's errors pass: by default it prints them and exits."""
-
-Compose = Callable[[Sequence[str]], DictConfig]
-"""Composes a job of these overrides."""
 
 ListPlaces = Callable[[Sequence["Experiment"], "Isolation"], Sequence["Place"]]
 """Lists where curves are measured, given `isolation`, and raises ConfigError where they cannot be."""
@@ -81,7 +78,7 @@ class SweepTask:
         """
         self._locks.enter_context(sweep_folder.hold_for_sweep(folder))
 
-    def begin(self, config: DictConfig, compose: Compose | None = None) -> None:
+    def begin(self, config: DictConfig, compose: own_keys.Compose | None = None) -> None:
         """Make and hold the sweep's folder before the first job is composed, and announce a long composition.
 
         Hydra writes there before a job is measured, and jobs get numbers.
@@ -94,6 +91,8 @@ class SweepTask:
             ConfigError: The folder has the rows of another sweep or cannot be used, jobs are too many, or the
                 sweeper would optimise the wrong way.
         """
+        with read_write(config):  # Hydra's sweeper reads them after this
+            config.hydra.overrides.task.extend(own_keys.list_own(self._collector.line))
         HydraConfig.instance().set_config(config)
         folder = Path(config.hydra.sweep.dir)
         overrides = _list_overrides(config)
@@ -117,8 +116,9 @@ class SweepTask:
         if count > MANY:
             say(f"composing {count} curves\n")
         if compose:
-            fixed = [override for override in overrides if not override.is_sweep_override()]
-            default = compose([override.input_line or "" for override in fixed])
+            own_keys.check_space(overrides, compose)
+            fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+            (default,) = own_keys.compose_jobs([fixed], 0, compose)
             HydraConfig.instance().set_config(default)
             self._collector.set_default(_drop_hydra(default))
             _check_direction(config, self._collector.objective)
