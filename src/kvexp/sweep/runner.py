@@ -13,7 +13,7 @@ from kvexp.errors import ConfigError, KvexpError, ResultsError
 from kvexp.host.terminal import say
 from kvexp.measurement import Row, is_right, is_wrong
 from kvexp.results import sweep_dir
-from kvexp.results.point_identity import identify_in_workload, identify_on_any_gpu
+from kvexp.results.point_identity import get_repetition, identify_in_workload, identify_on_any_gpu
 from kvexp.results.row_file import TRACEBACKS
 from kvexp.sweep.crew import Crew, Step
 from kvexp.sweep.curve_run import CurveRun, WorkerSupervisor
@@ -285,9 +285,8 @@ def _finish(outcome: Outcome, home: Path, settings: SweepSettings, tracker: Best
             curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
             files = [job.folder / TRACEBACKS for job, _ in outcome.curves]
             written = [file for file in files if file.exists()]
-            print_summary(
-                outcome.rows, curves, home, settings.repeat, _describe_untried(outcome, settings), written
-            )
+            repeat, untried = max(map(get_repetition, outcome.rows)), _describe_untried(outcome, settings)
+            print_summary(outcome.rows, curves, home, repeat, untried, written)
 
 
 def _describe_untried(outcome: Outcome, settings: SweepSettings) -> str:
