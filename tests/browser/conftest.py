@@ -12,7 +12,7 @@ from tests.helpers import browser
 
 SHOTS = Path(__file__).parents[2] / "build" / "browser"
 SWEEP = ("impl=torch", "layout=NHD,HND", "dtype=half,bfloat16", "kv_cache_dtype=auto,fp8")
-SMALL = ("workload=tiny", "workload.num_tokens=[1,8,64]", "device=cpu", "timer.max_seconds=0.1")
+SMALL = ("workload=tiny", "workload.num_tokens=[1,8,64]", "device=cpu", "timer.max_seconds=0.02")
 
 
 @pytest.fixture(scope="session")

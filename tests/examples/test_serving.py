@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from examples.serving import __main__ as program
-from examples.serving import figures, prediction
+from examples.serving import prediction
 from examples.serving.attention import PagedCache, plan_step
 from examples.serving.options import parse
-from examples.serving.serve import Served, count_blocks, draw_arrivals, make_prompts
 from kvexp.errors import ConfigError
 from tests.helpers.recorded_rows import row
 
@@ -21,6 +20,22 @@ FEW = ("requests=5", "new_tokens=4", "mean_tokens=40", "rounds=1", "check=3")
 
 
 SOME_LAYOUTS = ("NHD", "HND", "BHLNC")
+
+
+@pytest.fixture
+def serving():
+    """The module that serves; it imports transformers for seconds, and every process collects this file."""
+    from examples.serving import serve
+
+    return serve
+
+
+@pytest.fixture
+def figures():
+    """The module of the figures, which imports what serves."""
+    from examples.serving import figures
+
+    return figures
 
 
 def serve(*words):
@@ -33,7 +48,9 @@ def read_rounds(folder):
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
-def test_layouts_serve_as_the_model_s_own_attention_and_a_round_once(tmp_path, capsys, monkeypatch):
+def test_layouts_serve_as_the_model_s_own_attention_and_a_round_once(
+    tmp_path, capsys, monkeypatch, serving, figures
+):
     assert serve(f"layout={','.join(SOME_LAYOUTS)}", f"out={tmp_path}") == 0
     assert "their tokens are the same in all layouts" in capsys.readouterr().out
     rounds = read_rounds(tmp_path)
@@ -41,7 +58,7 @@ def test_layouts_serve_as_the_model_s_own_attention_and_a_round_once(tmp_path, c
     for one in rounds:
         found = one["figures"]
         assert (found["requests"], found["generated_tokens"]) == (5, 20)
-        assert found["input_tokens"] == sum(map(len, make_prompts(parse([*TINY, *FEW]), 5)))
+        assert found["input_tokens"] == sum(map(len, serving.make_prompts(parse([*TINY, *FEW]), 5)))
         assert 0 < found["median_ttft_ms"] < 1e3 * found["duration_s"]
     # The same command serves nothing again.
     monkeypatch.setattr(figures, "compute", None)
@@ -114,9 +131,9 @@ def test_another_transformers_or_none_is_refused(capsys, monkeypatch):
     assert "pip install 'kvexp[serving]'" in capsys.readouterr().err
 
 
-def test_figures_are_those_of_the_tokens_times():
-    one = Served([1] * 10, [2, 3, 4], [0.0] * 3, arrival_s=1.0, times_s=[1.5, 1.6, 1.8])
-    other = Served([1] * 30, [2], [0.0], arrival_s=2.0, times_s=[3.0])
+def test_figures_are_those_of_the_tokens_times(serving, figures):
+    one = serving.Served([1] * 10, [2, 3, 4], [0.0] * 3, arrival_s=1.0, times_s=[1.5, 1.6, 1.8])
+    other = serving.Served([1] * 30, [2], [0.0], arrival_s=2.0, times_s=[3.0])
     found = figures.compute([one, other])
     assert found["duration_s"] == pytest.approx(2.0)
     assert (found["requests"], found["input_tokens"], found["generated_tokens"]) == (2, 40, 4)
@@ -130,7 +147,7 @@ def test_figures_are_those_of_the_tokens_times():
     assert len(table) == 21
 
 
-def test_a_difference_has_an_interval_over_rounds():
+def test_a_difference_has_an_interval_over_rounds(figures):
     rounds = [{"NHD": {"duration_s": 100.0 + i}, "HND": {"duration_s": 1.05 * (100 + i)}} for i in range(3)]
     assert figures.compare(rounds, "NHD", "HND", "duration_s").startswith(
         "HND against NHD, duration_s: +5.00 % (+5.00 to +5.00 %, 3 rounds)"
@@ -157,16 +174,16 @@ def test_kernels_predict_a_step_s_change(monkeypatch, tmp_path):
         prediction.predict(tmp_path, "NHD", "BHLNC", layers=10, step_ms=5.0)
 
 
-def test_requests_arrive_at_once_or_at_a_rate():
+def test_requests_arrive_at_once_or_at_a_rate(serving):
     at_once, some = parse([]), parse(["rate=4"])
-    assert draw_arrivals(at_once, 3) == [0.0] * 3
-    times = draw_arrivals(some, 4000)
+    assert serving.draw_arrivals(at_once, 3) == [0.0] * 3
+    times = serving.draw_arrivals(some, 4000)
     assert times == sorted(times)
     assert 4000 / times[-1] == pytest.approx(4, rel=0.1)
-    assert count_blocks(at_once) == int(40e9 // (2 * 8 * 128 * 28 * 2 * 16))
+    assert serving.count_blocks(at_once) == int(40e9 // (2 * 8 * 128 * 28 * 2 * 16))
 
 
-def test_lengths_of_the_seed_s_requests():
-    lengths = [len(prompt) for prompt in make_prompts(parse([]), 982)]
+def test_lengths_of_the_seed_s_requests(serving):
+    lengths = [len(prompt) for prompt in serving.make_prompts(parse([]), 982)]
     assert sum(lengths) / 982 == pytest.approx(1777, rel=0.03)
     assert (min(lengths) >= 889, max(lengths) <= 2665) == (True, True)

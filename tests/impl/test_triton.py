@@ -104,7 +104,7 @@ def _all(folder: Path) -> dict[str, dict[str, object]]:
     return {json.dumps(one): found for one, found in zip(EVERY, made, strict=True)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """PTX and the cubin's size of one specialisation."""
     folder = tmp_path_factory.mktemp("triton")

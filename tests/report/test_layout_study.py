@@ -11,7 +11,7 @@ TYPED = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study(tmp_path_factory):
     """The folder of a sweep on a CPU, with its page."""
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from kvexp.results import sweep_dir as sweep_folder
 from kvexp.tracking import artifacts, connect, fetch, settings, sync
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # as the store: a process that comes back to this file makes no second one
 def logged(store, sweep, job, measure, experiment):
     """One sweep of one curve, its first two points skipped: the parent's and the child's run."""
     tracker = connect(store)

@@ -41,7 +41,7 @@ def asker(folder):
     made.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def swept(tmp_path_factory):
     """Ask for one sweep; return the findings, the processes that were started and what was kept."""
     started, popen = [], subprocess.Popen
