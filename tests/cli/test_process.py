@@ -103,7 +103,8 @@ class MadeUp:
         self.experiment = experiment
 
     def measure(self):
-        yield Measurement(next(self.experiment.cases()), "verified", "made up").row(), ()
+        for case in self.experiment.cases():
+            yield Measurement(case, "verified", "made up").row(), ()
 
 curve_run.begin = MadeUp
 curve_run.WorkerSupervisor.start = lambda *_: None
