@@ -94,11 +94,11 @@ class Measuring:
             self._stack.callback(_remove_unused, planned)
         self._sweep = self._sweep or self._begin(planned, settings, list_places)
         found = self._sweep.measure(planned, may_repeat=collector.default is not None)
-        if not collector.default:
-            return [0.0 for _ in jobs]  # nobody asks
+        rows: dict[tuple[str, ...], list[Row]] = {}
+        for job, own in zip(planned, found, strict=True):
+            rows.setdefault(job.words, []).extend(own)
         values = [
-            collector.objective.compute(rows, job.experiment.workload.num_tokens)
-            for job, rows in zip(jobs, found, strict=True)
+            collector.objective.compute(rows[job.words], job.experiment.workload.num_tokens) for job in jobs
         ]
         self._trials += zip(jobs, values, strict=True)
         return values

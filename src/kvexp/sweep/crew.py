@@ -122,8 +122,8 @@ class Crew:
     def _take(self, gpu: str) -> list[Job]:
         """Take the next unit for the GPU, first a round that it has begun; an empty one at the end."""
         with self._lock:
-            begun = [unit for unit in self._units if self._gpus.get(unit[0].repetition or 0, gpu) == gpu]
-            unit = next(iter(begun or self._units), [])
+            own = [unit for unit in self._units if self._gpus.get(unit[0].repetition or 0, gpu) == gpu]
+            unit = next(iter(own if own and len(self.supervisors) > 1 else self._units), [])
             if unit:
                 self._units.remove(unit)
             return unit
