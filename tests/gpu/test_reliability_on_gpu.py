@@ -8,6 +8,7 @@ import pytest
 
 from kvexp.results import row_file
 from kvexp.sweep import runner
+from kvexp.sweep.job import Job
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 from tests.helpers import compose
@@ -42,7 +43,7 @@ def outcome(tmp_path):
         )
         home = tmp_path / "2026-11-21" / "10-00-00-000000"
         curves = (before, bad, after)
-        jobs = [runner.Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
+        jobs = [Job(curve, home / str(i), ("impl=cuda",)) for i, curve in enumerate(curves)]
         assert runner.run(jobs, SweepSettings(UNTRACKED, timeout_s), "") == 1
         return [row_file.read(job.folder) for job in jobs]
 
