@@ -67,6 +67,7 @@ def _settings() -> Iterator[tuple[str, str, str, str]]:
         own = (CONF / group / f"{chosen[group]}.yaml").read_text("utf-8")
         yield from _read_keys(f"{group}.", own)
         yield from _read_keys(f"{group}.", help._section(main, group))
+    yield from _read_keys("hydra.launcher.", help.LAUNCHER.read_text("utf-8"))
     for impl, line in help.options("impl", [CONF]).items():
         content = (CONF / "impl" / f"{impl}.yaml").read_text("utf-8")
         for prefix, key, default, said in _read_keys("impl.", content):

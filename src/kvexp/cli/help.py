@@ -29,6 +29,9 @@ GROUPS = (
 GROUPS_WITH_KEYS = ("workload", "timer", "tracking")
 """The groups whose options all have the same keys, which can be set."""
 
+LAUNCHER = conf_dir() / "hydra" / "launcher" / "local.yaml"
+"""The file of the launcher's keys."""
+
 GROUPS_WITHOUT_KEYS = tuple(group for group in GROUPS if group not in (*GROUPS_WITH_KEYS, "experiment"))
 """The groups of which a row holds the option's name."""
 
@@ -88,6 +91,7 @@ def _keys() -> str:
     for group in GROUPS_WITH_KEYS:
         own = (conf_dir() / group / f"{chosen[group]}.yaml").read_text("utf-8")
         texts[f"{group}."] = own + _section(texts[""], group)
+    texts["hydra.launcher."] = LAUNCHER.read_text("utf-8")
     entries = [(prefix + key, line) for prefix, text in texts.items() for key, line in _settings(text)]
     width = max(len(key) for key, _ in entries)
     return "\n".join(_entry(f"  {key:{width}}", comment) for key, comment in entries)
