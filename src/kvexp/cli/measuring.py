@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from kvexp.cli import comparison_table, resume
+from kvexp.cli import resume
 from kvexp.cli.cleanup import remove_unused_folder
 from kvexp.cli.collector import Collector, Curve
 from kvexp.cli.sweep_task import ListPlaces
 from kvexp.host.addresses import mask_secrets
 from kvexp.host.terminal import say
 from kvexp.measurement import Row
-from kvexp.results import compare, sweep_dir
+from kvexp.results import sweep_dir
 from kvexp.results.point_identity import CASE
 from kvexp.sweep.job import Job
 from kvexp.sweep.prestart import Prestart
@@ -146,6 +146,9 @@ class Measuring:
         before, now = self._comparison
         if not (before and now):
             return
+        from kvexp.cli import comparison_table  # here, since what is wrong does without
+        from kvexp.results import compare
+
         differing = [name for name in CASE if before[0].get(name) != now[0].get(name)]
         say(self._title)
         comparison_table.print_table(compare.compare(before, now, ignored=differing))
