@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -107,6 +108,28 @@ def test_a_place_without_a_process_is_left_out_and_the_others_do_its_work(jobs, 
     assert runner.run(four, SETTINGS, "", places=[there, lost]) == 0
     assert {row["device_uuid"] for row in rows_of(four)} == {"GPU-a"}
     assert "kvexp: GPU 1 is left out: the measuring process exited with 1" in capfd.readouterr().err
+
+
+def test_what_a_lost_place_had_taken_is_measured_by_one_that_has_nothing_left_to_do(jobs, monkeypatch):
+    """It loses its process, and cannot start another when all else is measured."""
+    planned = plan_rounds(jobs({}, {"dies": True}, {}), 2)
+    planned.sort(key=lambda job: (job.repetition, job.experiment.workload.seed))
+    there, lost = gpus("GPU-a", "GPU-b")
+    started = []
+
+    def start():
+        started.append(len(started))
+        while started[1:] and Counter(row["device_uuid"] for row in rows_of(planned))["GPU-a"] < 12:
+            time.sleep(0.02)
+        return LineChild("tests.helpers.no_such" if started[1:] else "tests.helpers.light_child")
+
+    lost = replace(lost, start_child=start)
+    assert runner.run(planned, replace(SETTINGS, repeat=2), "", places=[there, lost]) == 1
+    rows = rows_of(planned)
+    assert set(count_points(rows).values()) == {1}
+    assert len(rows) == 2 * 3 * 4
+    by_gpu = Counter((row["device_uuid"], row["seed"]) for row in rows)
+    assert by_gpu == {("GPU-a", 0): 4, ("GPU-b", 0): 4, ("GPU-a", 1): 4, ("GPU-b", 1): 4, ("GPU-a", 2): 8}
 
 
 def test_what_no_place_is_left_to_measure_is_said_and_measured_when_the_sweep_is_resumed(jobs, capfd):

@@ -56,7 +56,10 @@ class Crew:
     say: Callable[[str], None]
     _units: list[list[Job]] = field(default_factory=list, init=False)
     _gpus: dict[int, str] = field(default_factory=dict, init=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _num_taken: int = field(default=0, init=False)
+    _is_closed: bool = field(default=False, init=False)
+    _lost: list[WorkerSupervisor] = field(default_factory=list, init=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False)
 
     def measure(self, jobs: Sequence[Job], claim: Claim, gpus: dict[int, str]) -> Generator[Step]:
@@ -72,14 +75,16 @@ class Crew:
         """
         self._units = [list(unit) for _, unit in groupby(jobs, key=lambda job: job.repetition or id(job))]
         self._gpus = gpus
-        for supervisor in self.supervisors:
+        there = [supervisor for supervisor in self.supervisors if supervisor not in self._lost]
+        for supervisor in there:
             supervisor.coming = [job.experiment for job in jobs]
             supervisor.start(jobs[0].experiment.device)
-        work = [self._work(supervisor, claim) for supervisor in self.supervisors]
-        yield from work[0] if len(work) == 1 else interleave(work, self._threads)
+        work = [self._work(supervisor, claim) for supervisor in there]
+        yield from work[0] if len(self.supervisors) == 1 else interleave(work, self._threads)
 
     def kill(self) -> None:
         """Kill the measuring processes without waiting; `close` waits."""
+        self._is_closed = True
         for supervisor in self.supervisors:
             supervisor.kill()
 
@@ -107,26 +112,42 @@ class Crew:
                     continue
             is_used = True
             yield from _measure_curve(unit.pop(0), supervisor, claim)
+            if not unit:
+                self._give_back(unit)
 
     def _is_ready(self, supervisor: WorkerSupervisor, unit: list[Job]) -> bool:
-        """Return whether the place has a process that can measure; else hand back the rest of its unit."""
+        """Return whether the place has a process that can measure; else give back the rest of its unit."""
         try:
             supervisor.start().wait()
         except (Unsupported, WorkerDied) as error:
             self.say(f"kvexp: {supervisor.place.name} is left out: {error}")
-            with self._lock:
-                self._units[:0] = [unit] if unit else []
+            self._lost.append(supervisor)
+            if unit:
+                self._give_back(unit)
             return False
         return True
 
     def _take(self, gpu: str) -> list[Job]:
-        """Take the next unit for the GPU, first a round that it has begun; an empty one at the end."""
-        with self._lock:
+        """Take the next unit for the GPU, first a round that it has begun; an empty one at the end.
+
+        While others measure, what they have taken may come back.
+        """
+        with self._changed:
+            while not self._units and self._num_taken and not self._is_closed:
+                self._changed.wait(LOOK_SECONDS)
             own = [unit for unit in self._units if self._gpus.get(unit[0].repetition or 0, gpu) == gpu]
             unit = next(iter(own if own and len(self.supervisors) > 1 else self._units), [])
             if unit:
                 self._units.remove(unit)
+                self._num_taken += 1
             return unit
+
+    def _give_back(self, unit: list[Job]) -> None:
+        """Say that what was taken is done, but for these jobs."""
+        with self._changed:
+            self._num_taken -= 1
+            self._units[:0] = [unit] if unit else []
+            self._changed.notify_all()
 
 
 def _measure_curve(job: Job, supervisor: WorkerSupervisor, claim: Claim) -> Iterator[Step]:
