@@ -5,6 +5,7 @@ from kvexp.report.content import build_content
 from kvexp.report.curves import group_by_machine
 from kvexp.report.speedups import find_axes
 from kvexp.results import compare
+from kvexp.results.verdict import ENOUGH_PROCESSES
 from tests.helpers.recorded_rows import curve, row
 
 
@@ -125,6 +126,23 @@ def test_between_equal_gpus_a_difference_must_exceed_what_they_differ_by():
     assert "cuda is fastest" in said(curve({1024: 1.0}), slower)[0]
     elsewhere = curve({1024: 1.025}, impl="triton", device_uuid="GPU-2")
     assert "No difference can be told" in said(curve({1024: 1.0}), elsewhere)[0]
+
+
+def test_what_several_processes_measured_among_other_curves_is_compared_first():
+    """As a sweep that optimised measures its best curve and the default again, which differ in two keys."""
+    trials = [curve({1024: us}, impl_options=f'{{"tile":{us}}}') for us in (3.0, 1.5, 1.0)]
+    sides = curve({1024: 2.0}), curve({1024: 1.0}, impl_options='{"tile":1}', layout="HND")
+    again = [
+        [row | {"repetition": number} for row in side]
+        for side in sides
+        for number in range(1, ENOUGH_PROCESSES + 1)
+    ]
+    first = section(*trials, *again).findings[0]
+    assert first.between.endswith(f", in {ENOUGH_PROCESSES} processes each")
+    assert "is fastest at 1,024 tokens, 2.00 times as fast as" in first.sentence
+    assert "HND" in first.sentence.partition(" is fastest")[0]
+    for others in (trials, again):
+        assert not any("processes each" in finding.between for finding in section(*others).findings)
 
 
 def test_options_tell_implementations_apart():

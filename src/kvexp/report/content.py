@@ -17,6 +17,7 @@ from kvexp.report.findings import (
     describe_rule,
     find_fastest,
     has_comparable_points,
+    list_confirmed,
     list_findings,
 )
 from kvexp.report.format import DASH, join_words, number, optional, percent
@@ -141,7 +142,8 @@ def _build_section(machine: Machine) -> Section:
     tasks = list_tasks(machine)
     costs = [describe_control(tasks), *describe_costs(tasks), *describe_choices(tasks)] if tasks else []
     # What the costs say of layouts is not said twice.
-    findings = list_findings([axis for axis in axes if not (tasks and axis.column == "layout")])
+    others = list_findings([axis for axis in axes if not (tasks and axis.column == "layout")])
+    findings = [*list_confirmed(machine), *others]
     notes = [
         describe_rule(machine) if findings or costs else "",
         compare_with_copy(machine),

@@ -43,6 +43,23 @@ def list_findings(axes: Sequence[Axis]) -> list[Finding]:
     return [*tallies, *findings]
 
 
+def list_confirmed(machine: Machine) -> list[Finding]:
+    """Compare the lines that several processes measured among others that one did.
+
+    So the report says what came of a sweep that optimised, and measured its best curve and the default anew.
+    """
+    group = {line.label: line for line in machine.ranked if _count_processes(line) >= ENOUGH_PROCESSES}
+    if len(group) < 2 or all(_count_processes(line) > 1 for line in machine.ranked):
+        return []
+    sentence = _describe_group(group)
+    processes = min(map(_count_processes, group.values()))
+    return [Finding(f"{join_or(list(group))}, in {processes} processes each", sentence)] if sentence else []
+
+
+def _count_processes(line: Line) -> int:
+    return min(int(row.get(PROCESSES, 1)) for row in line.points)
+
+
 def _count_fastest(axis: Axis) -> Finding:
     """Count the points at which each value is fastest, over all contexts."""
     counts: Counter[str] = Counter()
