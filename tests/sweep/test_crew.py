@@ -1,6 +1,7 @@
 """Several places measure the curves of one sweep at the same time; here a GPU is a process without one."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -72,7 +73,9 @@ def test_each_curve_is_measured_once_at_one_place(jobs, capfd):
     for job in twenty:
         assert len({row["host"] for row in row_file.read(job.folder)}) == 1
     assert {row["device_uuid"] for row in rows} == {"GPU-a", "GPU-b"}
-    assert "80/80 points" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "80/80 points" in err
+    assert len(re.findall(r"cuda NHD bfloat16 on GPU [01]: 4 verified in ", err)) == 20
 
 
 def test_a_round_is_measured_by_one_process_on_one_gpu_and_goes_on_there(jobs):

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ class Step:
     Attributes:
         job: The curve's.
         curve: The curve.
+        place: Where it is measured, of several places; else empty.
         point: The one that was measured.
         is_over: Whether the curve has no more points.
         error: Why the curve is wrong whatever the machine, if it is; then it is over.
@@ -35,6 +36,7 @@ class Step:
 
     job: Job
     curve: CurveRun
+    place: str
     point: Point | None = None
     is_over: bool = False
     error: ConfigError | None = None
@@ -102,6 +104,7 @@ class Crew:
         """Measure unit after unit at one place, as long as the place is there."""
         unit: list[Job] = []
         is_used = False
+        place = supervisor.place.name if len(self.supervisors) > 1 else ""
         while len(self.supervisors) == 1 or self._is_ready(supervisor, unit):
             if not unit:
                 unit = self._take(supervisor.gpu)
@@ -111,7 +114,7 @@ class Crew:
                     supervisor.close()
                     continue
             is_used = True
-            yield from _measure_curve(unit.pop(0), supervisor, claim)
+            yield from _measure_curve(unit.pop(0), supervisor, claim, place)
             if not unit:
                 self._give_back(unit)
 
@@ -150,16 +153,17 @@ class Crew:
             self._changed.notify_all()
 
 
-def _measure_curve(job: Job, supervisor: WorkerSupervisor, claim: Claim) -> Iterator[Step]:
+def _measure_curve(job: Job, supervisor: WorkerSupervisor, claim: Claim, place: str) -> Iterator[Step]:
     curve = curve_run.begin(job.experiment, supervisor, lambda point: claim(job, point))
-    yield Step(job, curve)
+    begin = Step(job, curve, place)
+    yield begin
     try:
         for point in curve.measure():
-            yield Step(job, curve, point)
+            yield replace(begin, point=point)
     except ConfigError as error:
-        yield Step(job, curve, is_over=True, error=error)
+        yield replace(begin, is_over=True, error=error)
     else:
-        yield Step(job, curve, is_over=True)
+        yield replace(begin, is_over=True)
 
 
 T = TypeVar("T")

@@ -174,7 +174,7 @@ class Sweep:
 
     def _take(self, step: Step, progress: Progress) -> bool:
         """Deal with a step of a curve, and return whether it shows that something is wrong."""
-        curve = self._open.get(id(step.job)) or self._begin_curve(step.job, step.curve, progress)
+        curve = self._open.get(id(step.job)) or self._begin_curve(step.job, step.curve, progress, step.place)
         is_failure = step.error is not None
         if step.point:
             row = curve.record.add(step.point)
@@ -189,11 +189,11 @@ class Sweep:
             self._end_curve(curve)
         return is_failure
 
-    def _begin_curve(self, job: Job, run: CurveRun, progress: Progress) -> "_OpenCurve":
+    def _begin_curve(self, job: Job, run: CurveRun, progress: Progress, place: str = "") -> "_OpenCurve":
         if run.is_host_sensitive:
             self.tracker.settle()
         number = f" ({job.repetition} of {self._rounds})" if job.repetition else ""
-        shown = progress.start_curve(job.label + number)
+        shown = progress.start_curve(job.label + number + (f" on {place}" if place else ""))
         record = CurveRecord(job, run, self.outcome)
         if not self._may_repeat:
             record.report_twin()
