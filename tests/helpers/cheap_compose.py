@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from kvexp.experiment import Experiment
@@ -29,6 +30,7 @@ _compose = cache(compose.compose_config)
 
 def choose_jobs(monkeypatch: pytest.MonkeyPatch, list_jobs: Callable[..., Iterator[list[str]]]) -> None:
     """Let Hydra's sweeper compose these jobs instead of the product."""
+    Plugins.instance()  # it runs the sweeper's file anew, once in a process
     monkeypatch.setattr(basic_sweeper, "itertools", SimpleNamespace(product=list_jobs))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -33,7 +32,8 @@ class LocalLauncher(Launcher):
         self._loader: ConfigLoader = hydra_context.config_loader
         self._task = cast("SweepTask", task_function)
         self._config = config
-        self._lists_product = issubclass(get_class(config.hydra.sweeper._target_), BasicSweeper)
+        # Hydra's basic sweeper has it, and so ours. (Hydra imports plugins anew, so classes are no identity.)
+        self._lists_product = hasattr(get_class(config.hydra.sweeper._target_), "split_arguments")
         self._task.begin(config, None if self._lists_product else self._compose)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
