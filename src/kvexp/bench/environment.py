@@ -13,6 +13,7 @@ import kvexp
 from kvexp.bench import impl_hash
 from kvexp.errors import Unsupported
 from kvexp.gpu import nvml
+from kvexp.host.checkout import find_checkout
 from kvexp.host.process import ask_git
 from kvexp.measurement import ENVIRONMENT
 
@@ -99,21 +100,14 @@ def _read_cpu_name() -> str:
 
 
 def _read_commit() -> dict[str, Any]:
-    """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none.
-
-    A repository around a copy or an installation of kvexp, which does not hold its files, is no checkout.
-    """
+    """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none."""
     unknown: dict[str, Any] = {"git_commit": None, "git_dirty": None}
-    file = Path(__file__).resolve()
-    root = file.parents[3]
-    if not (root / ".git").exists():
+    root = find_checkout(Path(__file__))
+    if root is None:
         return unknown
     commit = _run_git(root, "rev-parse", "HEAD")
-    is_tracked = _run_git(root, "ls-tree", "--name-only", "HEAD", file.relative_to(root).as_posix())
     status = _run_git(root, "status", "--porcelain", "--untracked-files=normal")
-    if not commit or not is_tracked or status is None:
-        return unknown
-    return {"git_commit": commit, "git_dirty": bool(status)}
+    return unknown if not commit or status is None else {"git_commit": commit, "git_dirty": bool(status)}
 
 
 def _run_git(root: Path, *arguments: str) -> str | None:
