@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kvexp import cli
+from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import help
+from kvexp.results import sweep_dir
 from tests.helpers import fake_sweep
 from tests.helpers.cheap_compose import set_keys
 
@@ -131,6 +134,56 @@ def test_an_address_that_is_typed_wins_over_the_environments(typed, monkeypatch)
     assert typed("tracking=server").tracking.uri == "http://environment:1"
     assert typed("tracking=server", "tracking.uri=http://me:2").tracking.uri == "http://me:2"
     assert typed("tracking=none").tracking.uri is None
+
+
+def test_an_experiment_that_is_typed_wins_over_the_environments_and_that_over_the_yamls(typed, monkeypatch):
+    assert typed().tracking.experiment == "kvexp"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "theirs\n")
+    assert typed().tracking.experiment == "theirs"
+    assert typed("tracking.experiment=kvexp").tracking.experiment == "kvexp"
+
+
+@pytest.mark.parametrize("form", ["", "+", "++"])
+def test_tags_are_typed_with_and_without_a_plus_and_are_texts(typed, form):
+    tags = ("team=x", "a.b=3", "a.c-d=true", "when='1 May'")
+    outcome = typed(*(f"{form}tracking.tags.{tag}" for tag in tags))
+    assert outcome.err == ""
+    assert outcome.tracking.tags == (("a.b", "3"), ("a.c-d", "true"), ("team", "x"), ("when", "1 May"))
+
+
+def test_a_secret_in_a_tag_is_masked_wherever_it_goes(typed, elsewhere, monkeypatch):
+    monkeypatch.setenv("FROM", "http://me:secret@b")
+    tags = ("tracking.tags.a=http://me:secret@a", "tracking.tags.b=${oc.env:FROM}")
+    outcome = typed("layout=NHD,HND", *tags)
+    assert outcome.tracking.tags == (("a", "http://me:***@a"), ("b", "http://me:***@b"))
+    written = [file.read_text() for file in elsewhere.rglob("*.*") if file.is_file()]
+    assert len(written) > 4
+    assert not any(":secret" in text for text in (outcome.command, outcome.again, outcome.out, *written))
+    assert ":secret" not in typed("--cfg", "job", *tags[:1]).out
+
+
+def test_a_sweeps_record_has_its_origin_and_what_was_swept_whoever_swept_it(typed, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "maria")
+    swept = ("impl=torch", "layout=glob(N*)", "workload.seed=range(1,3)", "workload.num_heads=8,16")
+    for words, params in (
+        ((*swept, "tracking.tags.team=x"), {
+            "layout": "NHD,NHD_packed", "workload.seed": "1,2", "workload.num_heads": "8,16",
+        }),
+        (("impl=torch", "tracking.tags.team=x"), {}),
+    ):  # fmt: skip
+        home = typed(*words).jobs[0].folder.parent
+        origin = sweep_dir.read_provenance(home)
+        assert (origin.tags["team"], origin.tags["mlflow.user"]) == ("x", "maria")
+        assert origin.params == params
+
+
+def test_what_a_preset_sweeps_is_swept(typed):
+    home = typed("experiment=quickstart").jobs[0].folder.parent
+    presets = yaml.safe_load((conf_dir() / "experiment" / "quickstart.yaml").read_text())
+    params = presets["hydra"]["sweeper"]["params"]
+    assert sweep_dir.read_provenance(home).params == {
+        key: str(values).replace(" ", "") for key, values in params.items()
+    }
 
 
 def test_a_password_in_the_address_stays_out_of_the_kept_command(typed):

@@ -109,6 +109,13 @@ def test_where_to_track_is_typed_again_beside_it(typed, elsewhere, first, beside
     )
 
 
+def test_tags_are_kept_as_the_experiments_name_is_and_a_typed_one_wins(typed, sweep):
+    sweep("impl=torch", "tracking.tags.team=x", "tracking.tags.site=y", "tracking.tags={b:c}")
+    for beside, team in (((), "x"), (("tracking.tags.team=z",), "z"), (("tracking=none",), "x")):
+        outcome = typed("resume=true", *beside)
+        assert (outcome.err, outcome.tracking.tags) == ("", (("b", "c"), ("site", "y"), ("team", team)))
+
+
 def test_a_store_of_this_machines_configuration_is_taken(typed, sweep, monkeypatch):
     sweep("impl=torch", "tracking=server", "tracking.uri=http://theirs:1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ours:1")

@@ -49,7 +49,7 @@ class Tracker:
         if what in self.trouble:
             raise TrackingError("the store at memory:// is out of reach")
 
-    def start_sweep(self, sweep_id, command, resumes=False, name="", began_ms=None):
+    def start_sweep(self, sweep_id, command, resumes=False, name="", began_ms=None, provenance=None):
         self._take("start", sweep_id, command)
 
     def log_curve(self, folder, target, rows):

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,26 @@ import yaml
 
 from kvexp.errors import ConfigError, TrackingError
 from kvexp.results import sweep_dir as sweep_folder
+from kvexp.results.provenance import Provenance
 from kvexp.tracking import artifacts, connect, fetch, settings, sync
+
+ORIGIN = {
+    "mlflow.user": "maria",
+    "mlflow.source.name": "/home/maria/kvexp/__main__.py",
+    "mlflow.source.git.commit": "b" * 40,
+    "team": "x",
+    "device_name": "a tag never takes the place of a column",
+}
 
 
 @pytest.fixture(scope="session")  # as the store: a process that comes back to this file makes no second one
 def logged(store, sweep, job, measure, experiment):
     """One sweep of one curve, its first two points skipped: the parent's and the child's run."""
     tracker = connect(store)
-    tracker.start_sweep("logged", "python -m kvexp impl=cuda layout=HND")
+    command = "python -m kvexp impl=cuda layout=HND"
+    tracker.start_sweep(
+        "logged", command, provenance=Provenance(ORIGIN, {"impl": "cuda", "layout": "NHD,HND"})
+    )
     rows = measure("skipped", "skipped")
     tracker.log_curve(job(rows), experiment.impl.target, rows)
     tracker.end_sweep("FINISHED")
@@ -39,6 +52,40 @@ def test_the_parent_tells_command_machine_and_count(logged):
     assert parent.data.tags["git_dirty"] == "false"
     assert parent.data.metrics["points_ok"] == 14
     assert parent.data.metrics["points_skipped"] == 2
+
+
+def test_both_tell_where_they_come_from_and_the_parent_what_was_swept(logged):
+    for run in logged:
+        assert {key: run.data.tags[key] for key in ORIGIN} == ORIGIN | {"device_name": "NVIDIA H200"}
+        assert run.info.user_id == "maria"
+    assert logged[0].data.params == {"impl": "cuda", "layout": "NHD,HND"}
+
+
+def test_a_sweep_that_goes_on_gets_new_tags_and_keeps_its_params(store, sweep, job, measure, experiment):
+    for params, team in (({"layout": "NHD,HND"}, "x"), ({"layout": "HND,auto", "seed": "1,2"}, "y")):
+        again = connect(replace(store, tags=(("team", team),)))
+        origin = Provenance({"team": "of the record", "site": "here"}, params)
+        again.start_sweep("goes on", "", resumes=True, provenance=origin)
+    rows = measure()
+    again.log_curve(job(rows), experiment.impl.target, rows)
+    runs = sweep("goes on")
+    assert [(run.data.tags["team"], run.data.tags["site"]) for run in runs] == [("y", "here")] * 2
+    assert runs[0].data.params == {"layout": "NHD,HND", "seed": "1,2"}
+
+
+def test_a_sync_sends_the_origin_that_the_sweeps_folder_has(homes, store, sweep):
+    record = homes[0] / sweep_folder.COMMAND
+    record.unlink()
+    shutil.rmtree(homes[0] / "0" / ".lock", ignore_errors=True)
+    moved = shutil.move(homes[0] / "0", homes[0].parent / "aside")
+    sweep_folder.write_command(
+        homes[0], ["impl=cuda"], [], Provenance({"mlflow.user": "maria"}, {"impl": "a,b"})
+    )
+    shutil.move(moved, homes[0] / "0")
+    sync.sync(homes[0], lambda: connect(store), lambda _: None)
+    parent, child = sweep(sweep_folder.name_of(homes[0]))
+    assert parent.info.user_id == child.info.user_id == "maria"
+    assert parent.data.params == {"impl": "a,b"}
 
 
 def test_the_child_holds_params_tags_and_scalars(logged):

@@ -33,11 +33,34 @@ def test_none_never_tracks_whatever_else_is_set():
 def test_the_command_that_sends_a_sweep_later_names_its_store(monkeypatch, tmp_path, chosen, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     usual = {"kind": "local", "typed_uri": None, "yaml_uri": None, "experiment": "kvexp", "environ": {}}
     home = tmp_path / "multirun" / "2026-11-21" / "10-00"
     assert sync_command(settings(**usual | chosen), home) == f"kvexp sync multirun/2026-11-21/10-00{words}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", SERVER)
     assert ("--to" in sync_command(settings(**usual | chosen), home)) == (chosen.get("typed_uri") != SERVER)
+
+
+def test_a_typed_experiment_wins_over_the_environments_and_that_over_the_yamls():
+    def name(environ=None, typed=None):
+        return settings("local", None, None, "yaml's", environ or {}, typed).experiment
+
+    environ = {"MLFLOW_EXPERIMENT_NAME": " environment's\n"}
+    assert name() == name({"MLFLOW_EXPERIMENT_NAME": ""}) == "yaml's"
+    assert name(environ) == "environment's"
+    assert name(environ, "typed") == name(typed="typed") == "typed"
+
+
+def test_the_command_that_sends_a_sweep_later_names_the_experiment_unless_the_environment_does(
+    monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    chosen = settings("local", None, None, "kvexp", {"MLFLOW_EXPERIMENT_NAME": "ours"})
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ours")
+    assert sync_command(chosen, tmp_path / "a") == "kvexp sync a"
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert sync_command(chosen, tmp_path / "a") == "kvexp sync a --experiment ours"
 
 
 def test_a_typed_address_wins_over_the_environment():

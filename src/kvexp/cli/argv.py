@@ -17,7 +17,8 @@ from kvexp.cli import help, hydra_keys
 from kvexp.cli.flags import list_flags, parse_flags
 from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
-from kvexp.host.addresses import mask_address
+from kvexp.host.addresses import mask_address, mask_secrets
+from kvexp.results.overrides import is_tag
 
 MOST_CURVES = 100_000
 """Most curves of a sweep: to compose them takes hours."""
@@ -47,8 +48,11 @@ class CommandLine:
 
     @property
     def argv(self) -> list[str]:
-        """The flags, then the overrides."""
-        return [*self.flags, *self.overrides]
+        """The flags, then the overrides; a tag has a + where no YAML has one of its name."""
+        return [
+            *self.flags,
+            *(f"++{text.lstrip('+')}" if _adds_tag(text) else text for text in self.overrides),
+        ]
 
     def sets(self, key: str) -> bool:
         """Return whether a value was typed for the key."""
@@ -75,12 +79,15 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         _check_overrides(line, dirs)
         if measures:
             line = _take_mode(line, typed, dirs)
-    with_secrets = [pair for pair in zip(typed.overrides, overrides, strict=True) if pair[0] != pair[1]]
+    pairs = zip(typed.overrides, overrides, strict=True)
+    with_secrets = [pair for pair in pairs if pair[0] != pair[1] and not is_tag(pair[0])]
     return replace(line, address=_read_address(*with_secrets[0])) if with_secrets else line
 
 
 def mask_override(text: str) -> str:
-    """Mask the secrets of the store's address, if that is what the typed word sets."""
+    """Mask the secrets of the store's address or of a tag, if that is what the typed word sets."""
+    if is_tag(text):
+        return mask_secrets(text)
     key, equals, value = text.partition("=")
     if key.lstrip("+") != ADDRESS:
         return text
@@ -247,6 +254,10 @@ def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:
     for value in _list_values(override):
         if not isinstance(value, str) or not value or value.endswith(".yaml"):
             raise ConfigError(f"{text!r} names no option of {group}; choose one of {names}")
+
+
+def _adds_tag(text: str) -> bool:
+    return is_tag(text) and not text.startswith("~")
 
 
 def _list_values(override: Override) -> list[Any]:

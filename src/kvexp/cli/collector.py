@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ class Collector:
         valid: Each curve that can be measured, with its folder and its overrides.
         invalid: The overrides of every other curve, and what is wrong with it.
         settings: How the sweep is run; more than one where its curves disagree.
+        swept: Each swept key, with its values as a text.
         default: Where a sweeper optimises, the curve of what was typed beside the choices that it makes.
     """
 
@@ -47,6 +49,7 @@ class Collector:
         self.valid: list[Curve] = []
         self.invalid: list[tuple[str, str]] = []
         self.settings: set[SweepSettings] = set()
+        self.swept: dict[str, str] = {}
         self.default: Curve | None = None
         self._batch_start = 0
         self._here = Path.cwd()
@@ -202,15 +205,17 @@ class Collector:
         return experiment
 
     def _build_tracking(self, option: str, config: Mapping[str, Any]) -> TrackingSettings:
-        keys = schema.read_keys("tracking", schema.TRACKING, config)
+        uri, experiment, tags = schema.read_tracking(config)
         was_typed = self.line.sets("tracking.uri")
-        return settings(
+        found = settings(
             kind=option,
-            typed_uri=keys["uri"] if was_typed else None,
-            yaml_uri=None if was_typed else keys["uri"],
-            experiment=keys["experiment"],
+            typed_uri=uri if was_typed else None,
+            yaml_uri=None if was_typed else uri,
+            experiment=experiment,
             environ=os.environ,
+            typed_experiment=experiment if self.line.sets("tracking.experiment") else None,
         )
+        return replace(found, tags=tags)
 
     def _describe_invalid(self) -> str:
         overrides, message = self.invalid[0]

@@ -18,6 +18,7 @@ from kvexp.host.terminal import say
 from kvexp.measurement import Row
 from kvexp.results import sweep_dir
 from kvexp.results.point_identity import CASE
+from kvexp.results.provenance import Provenance, read_source_tags
 from kvexp.sweep.job import Job
 from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.repetitions import plan_rounds
@@ -164,7 +165,8 @@ class Measuring:
         places = list_places([job.experiment for job in jobs], settings.isolation)
         self._check(jobs)
         kept = self._collector.resolve_overrides()
-        sweep_dir.write_command(home, kept, self._flags)
+        tags = read_source_tags() | dict(settings.tracking.tags)
+        sweep_dir.write_command(home, kept, self._flags, Provenance(tags, self._collector.swept))
         again = resume.write_resume(self._collector.line, home, kept)
         wanted = sum(job.num_points for job in jobs)
         opened = runner.open_sweep(home, settings, self._command, self._prestarted, again, places, wanted)

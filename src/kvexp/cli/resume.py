@@ -16,7 +16,15 @@ from kvexp.errors import ConfigError
 from kvexp.host import terminal
 from kvexp.host.addresses import mask_secrets
 from kvexp.results import sweep_dir as sweep_folder
-from kvexp.results.overrides import get_key, is_about_tracking, is_place, is_plain, is_reference, quote_value
+from kvexp.results.overrides import (
+    get_key,
+    is_about_tracking,
+    is_label,
+    is_place,
+    is_plain,
+    is_reference,
+    quote_value,
+)
 
 ROOT = "multirun"
 _KEY = "resume"
@@ -140,7 +148,7 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
                 f"{text!r} in {folder / sweep_folder.COMMAND} is refused: it refers to something outside of "
                 "the folder; type the whole command again"
             )
-    places = [text for text in line.overrides if get_key(text) != "tracking.experiment"]
+    places = [text for text in line.overrides if not is_label(text)]
     if not places and (any(map(is_place, rest)) or sweep_folder.names_store(folder)):
         terminal.say(
             f"kvexp: the store that the sweep in {folder} was typed with is not kept; "

@@ -12,6 +12,7 @@ from kvexp.cli.help import GROUPS
 from kvexp.column import ANY, INT64, Column, Positive, Real, Text, Whole, Word, columns_of
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
+from kvexp.results.provenance import read_tags
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
@@ -196,6 +197,17 @@ def read_keys(prefix: str, declared: Mapping[str, Column], config: Config) -> di
     """
     check_keys(prefix, config, declared)
     return {key: read(f"{prefix}.{key}", column, config[key]) for key, column in declared.items()}
+
+
+def read_tracking(config: Config) -> tuple[str | None, str, tuple[tuple[str, str], ...]]:
+    """Return the store's address, the experiment's name and the tags.
+
+    Raises:
+        ConfigError: A key is unknown, missing or of the wrong type, or a tag is refused.
+    """
+    check_keys("tracking", config, (*TRACKING, "tags"))
+    uri, experiment = (read(f"tracking.{key}", column, config[key]) for key, column in TRACKING.items())
+    return uri, experiment, read_tags(config["tags"])
 
 
 def read(key: str, declared: Column, value: Any) -> Any:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from kvexp.cli import own_keys, say
 from kvexp.cli.argv import MOST_CURVES, count_values
+from kvexp.cli.choices import list_swept
 from kvexp.cli.cleanup import list_existing, remove_unused_folder
 from kvexp.cli.collector import HOLDS_ROWS, Collector
 from kvexp.errors import ConfigError, KvexpError
@@ -96,6 +97,7 @@ class SweepTask:
         HydraConfig.instance().set_config(config)
         folder = Path(config.hydra.sweep.dir)
         overrides = _list_overrides(config)
+        self._collector.swept = list_swept(overrides)
         count = 0 if compose else _count_jobs(overrides)
         if compose and self._collector.resumes:
             raise ConfigError("resume is refused beside a sweeper that optimises: it begins anew each time")

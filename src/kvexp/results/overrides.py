@@ -5,6 +5,9 @@ import re
 from typing import Any
 
 _PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_][\w./:-]*", re.ASCII | re.IGNORECASE)
+TAGS = "tracking.tags"
+"""The key of the user's own tags of runs."""
+
 _NO_TRACKING = ("tracking=none", "tracking='none'", 'tracking="none"')
 
 
@@ -38,9 +41,20 @@ def is_about_tracking(text: str) -> bool:
 def is_place(text: str) -> bool:
     """Return whether the override names a store, which no file of a sweep's folder may choose.
 
-    `tracking=none` names none, and `tracking.experiment` only what the runs are called there.
+    `tracking=none` names none, and what `is_label` accepts only what the runs are called there.
     """
-    return is_about_tracking(text) and text not in _NO_TRACKING and get_key(text) != "tracking.experiment"
+    return is_about_tracking(text) and text not in _NO_TRACKING and not is_label(text)
+
+
+def is_label(text: str) -> bool:
+    """Return whether the override names the experiment that runs go to, or tags them."""
+    return get_key(text) == "tracking.experiment" or is_tag(text)
+
+
+def is_tag(text: str) -> bool:
+    """Return whether the override tags runs: `tracking.tags.team=x`, or `tracking.tags={team:x}`."""
+    key = get_key(text)
+    return key == TAGS or key.startswith(f"{TAGS}.")
 
 
 def is_reference(text: str) -> bool:

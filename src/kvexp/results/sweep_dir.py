@@ -1,9 +1,10 @@
 """Lock a sweep's folder, record the command line of the sweep, and read what the folder holds already.
 
-`command.json` holds the overrides and flags that repeat the sweep, when it began, and the id by which a store
-knows it, since other folders may have the same name. References to the environment are kept by their values,
-and no address is kept: whoever resumes the sweep says where to track. What is kept is read back as texts, and
-the command line checks them as if they had been typed again; none of them is run as code.
+`command.json` holds the overrides and flags that repeat the sweep, when it began, what a store is told of
+its origin, and the id by which a store knows it, since other folders may have the same name. References to
+the environment are kept by their values, and no address is kept: whoever resumes the sweep says where to
+track. What is kept is read back as texts, and the command line checks them as if they had been typed again;
+none of them is run as code.
 """
 
 import json
@@ -19,16 +20,19 @@ from typing import Any
 
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.host import file_lock
+from kvexp.host.addresses import mask_secrets
 from kvexp.host.plain_file import open_regular
 from kvexp.measurement import Row, is_right
 from kvexp.results import jsonl
-from kvexp.results.overrides import get_key, is_place
+from kvexp.results.overrides import get_key, is_place, is_tag
 from kvexp.results.point_identity import Identity, get_repetition, identify_in_workload, select_newest
+from kvexp.results.provenance import Provenance
 from kvexp.results.row_file import ROWS, read
 
 COMMAND = "command.json"
 LOCK = ".lock"
 _LEFT_OUT = "left_out"
+_PROVENANCE = "provenance"
 _MULTIRUN = "multirun.yaml"  # Hydra writes it
 _MAX_COMMAND_BYTES = 1 << 20
 _NAME = "%Y-%m-%d/%H-%M-%S-%f"  # the default name of a sweep, in local time
@@ -90,8 +94,10 @@ def check_links(folder: Path, *, is_new: bool) -> None:
             raise ConfigError(f"{path} is a symbolic link, through which a sweep does not write; remove it")
 
 
-def write_command(folder: Path, overrides: Sequence[str] | None, flags: Sequence[str]) -> None:
-    """Record what repeats the sweep, the time and a new id; keep the record of an earlier start.
+def write_command(
+    folder: Path, overrides: Sequence[str] | None, flags: Sequence[str], provenance: Provenance | None = None
+) -> None:
+    """Record what repeats the sweep, its origin, the time and a new id; keep the record of an earlier start.
 
     A sweep that has rows but no record gets no id, since a store may know it by its name. Overrides have no
     references here; those that name a store are left out, and their keys noted. None stands for overrides
@@ -103,8 +109,10 @@ def write_command(folder: Path, overrides: Sequence[str] | None, flags: Sequence
     if (folder / COMMAND).exists():
         return
     now = datetime.now(UTC).isoformat()
-    kept = None if overrides is None else [text for text in overrides if not is_place(text)]
-    typed = {"overrides": kept, "flags": list(flags), "started_at": now}
+    kept = None if overrides is None else [_mask_tag(text) for text in overrides if not is_place(text)]
+    typed: dict[str, Any] = {"overrides": kept, "flags": list(flags), "started_at": now}
+    if provenance:
+        typed[_PROVENANCE] = provenance.to_json()
     if left_out := [get_key(text) for text in overrides or () if is_place(text)]:
         typed[_LEFT_OUT] = left_out
     if not is_sweep(folder):
@@ -146,6 +154,13 @@ def names_store(folder: Path) -> bool:
     return False
 
 
+def read_provenance(folder: Path) -> Provenance:
+    """Read the origin of the folder's sweep; it is empty where the record has none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return Provenance.parse(_content(folder / COMMAND)[_PROVENANCE])
+    return Provenance()
+
+
 def name_of(folder: Path) -> str:
     """Return a sweep's name: the last two parts of its path, by default date and time."""
     return "/".join(folder.parts[-2:])
@@ -185,6 +200,10 @@ def _get_start_s(folder: Path) -> float:
     with suppress(ValueError, OverflowError):
         return datetime.strptime(name_of(folder), _NAME).timestamp()
     return (record if record.is_file() else folder).stat().st_mtime
+
+
+def _mask_tag(text: str) -> str:
+    return mask_secrets(text) if is_tag(text) else text
 
 
 def _content(file: Path) -> Any:

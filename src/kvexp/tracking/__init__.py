@@ -14,8 +14,12 @@ from urllib.parse import unquote
 
 from kvexp.errors import ConfigError, TrackingError
 from kvexp.host.addresses import mask_address
+from kvexp.results.provenance import Provenance
 
 KINDS = ("local", "server", "none")
+EXPERIMENT = "kvexp"
+"""The MLflow experiment's name where nobody chooses another one."""
+UNKNOWN = Provenance()
 
 # Read by MLflow when it is imported or used; what the user has set stays.
 _ENVIRONMENT = {
@@ -38,11 +42,13 @@ class TrackingSettings:
         kind: `local`, `server` or `none`.
         uri: MLflow's tracking URI, a sqlite path in it absolute; None for `none`.
         experiment: The MLflow experiment's name.
+        tags: The user's own tags of every run, by name; see `kvexp.results.provenance`.
     """
 
     kind: str
     uri: str | None
     experiment: str
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 class Tracker(Protocol):
@@ -61,7 +67,13 @@ class Tracker(Protocol):
     asks_first: bool
 
     def start_sweep(
-        self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
+        self,
+        sweep_id: str,
+        command: str,
+        resumes: bool = False,
+        name: str = "",
+        began_ms: int | None = None,
+        provenance: Provenance = UNKNOWN,
     ) -> None:
         """Create the sweep's parent run, or reopen the earlier one of a sweep that resumes.
 
@@ -71,6 +83,7 @@ class Tracker(Protocol):
             resumes: Whether the sweep was started before.
             name: The run's name; by default the id.
             began_ms: When the sweep began, in milliseconds since 1970; by default now.
+            provenance: What else its runs are told of its origin.
         """
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -106,8 +119,11 @@ def settings(
     yaml_uri: str | None,
     experiment: str,
     environ: Mapping[str, str],
+    typed_experiment: str | None = None,
 ) -> TrackingSettings:
     """Choose where to track: the typed address, else the environment's, the YAML's, or ./mlruns.
+
+    `experiment` is the YAML's; a typed one wins, else MLFLOW_EXPERIMENT_NAME.
 
     Raises:
         ConfigError: The kind is unknown, a server has no address, or an address is that of a folder, or has
@@ -115,6 +131,7 @@ def settings(
     """
     if kind not in KINDS:
         raise ConfigError(f"tracking={kind} is unknown; choose one of {', '.join(KINDS)}")
+    experiment = typed_experiment or environ.get("MLFLOW_EXPERIMENT_NAME", "").strip() or experiment
     if kind == "none":
         return TrackingSettings(kind, None, experiment)
     addresses = {
@@ -135,9 +152,10 @@ def settings(
 def sync_command(chosen: TrackingSettings, home: Path) -> str:
     """Return the `kvexp sync` command that sends the sweep in that folder to that store."""
     words = ["kvexp", "sync", os.path.relpath(home)]
-    if chosen.uri and chosen.uri != settings("local", None, None, chosen.experiment, os.environ).uri:
+    usual = settings("local", None, None, EXPERIMENT, os.environ)
+    if chosen.uri and chosen.uri != usual.uri:
         words += ["--to", mask_address(chosen.uri)]
-    if chosen.experiment != "kvexp":
+    if chosen.experiment != usual.experiment:
         words += ["--experiment", chosen.experiment]
     return shlex.join(words)
 
@@ -161,7 +179,7 @@ def connect(settings: TrackingSettings) -> Tracker | None:
         from kvexp.tracking.mlflow import MlflowTracker
     except Exception as error:  # it is missing, or a variable of its own stops it
         raise TrackingError(f"MLflow is not usable here ({error}); type tracking=none") from error
-    return MlflowTracker(settings.uri, settings.experiment)
+    return MlflowTracker(settings.uri, settings.experiment, dict(settings.tags))
 
 
 def quiet() -> None:

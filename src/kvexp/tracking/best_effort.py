@@ -93,7 +93,8 @@ class BestEffort:
 
     def _start_sweep(self, tracker: Tracker) -> None:
         sweep_id, name = sweep_folder.id_of(self.home), sweep_folder.name_of(self.home)
-        tracker.start_sweep(sweep_id, self.command, self.resumes, name, self._began_ms)
+        provenance = sweep_folder.read_provenance(self.home)
+        tracker.start_sweep(sweep_id, self.command, self.resumes, name, self._began_ms, provenance)
 
     def _send_missing(self, tracker: Tracker, earlier: Sequence[Path]) -> None:
         missing = tracker.missing(sweep_folder.id_of(self.home), earlier)

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -20,9 +20,10 @@ from kvexp.host.addresses import mask_address, mask_secrets
 from kvexp.host.plain_file import find_gone
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
+from kvexp.results.provenance import Provenance
 from kvexp.results.row_file import ROWS, SAMPLES, TRACEBACKS
 from kvexp.results.sweep_dir import is_id
-from kvexp.tracking import artifacts, run_data, ui_views
+from kvexp.tracking import UNKNOWN, artifacts, run_data, ui_views
 from kvexp.tracking.sqlite import is_alive, read_pid_namespace, read_start_time
 from kvexp.tracking.store import (
     convert_errors,
@@ -51,16 +52,19 @@ _DESCRIBED = "kvexp.described"
 class MlflowTracker:
     """An open store; its database and the experiment exist. See `TrackingSettings` for the arguments.
 
+    The tags are those of every run, also where the sweep's record has others.
+
     Raises:
         TrackingError: The store cannot be reached or created.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, tags: Mapping[str, str] | None = None) -> None:
         self.uri = mask_address(uri)
         self.refused: list[str] = []
         self.asks_first = False
         self._address = uri
         self._host = socket.gethostname()
+        self._own_tags, self._provenance = tags or {}, UNKNOWN
         self._sweep_id = self._name = ""
         self._parent_id = ""
         self._curves: list[Row] = []
@@ -71,11 +75,17 @@ class MlflowTracker:
         self.page = f"{self.uri.rstrip('/')}{ui_views.page_path(self._experiment_id)}" if served else ""
 
     def start_sweep(
-        self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
+        self,
+        sweep_id: str,
+        command: str,
+        resumes: bool = False,
+        name: str = "",
+        began_ms: int | None = None,
+        provenance: Provenance = UNKNOWN,
     ) -> None:
         """See `Tracker`; runs whose process died on this host are ended first."""
         self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
-        self._parent_id = ""
+        self._parent_id, self._provenance = "", provenance
         tags = run_data.fit({**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"})
         with convert_errors(self._address, is_open=True):
             self._end_stale_runs()
@@ -84,9 +94,11 @@ class MlflowTracker:
                 self._parent_id = earlier[0].info.run_id
                 self._client.update_run(self._parent_id, status="RUNNING")
                 self._client.log_batch(self._parent_id, tags=[RunTag(*tag) for tag in tags.items()])
+                present = earlier[0].data.params
             else:
                 run = self._client.create_run(self._experiment_id, began_ms, tags, self._name)
-                self._parent_id = run.info.run_id
+                self._parent_id, present = run.info.run_id, {}
+            self._log_params({key: text for key, text in provenance.params.items() if key not in present})
             with ignore_refusals():
                 tag = ui_views.last_sweep(sweep_id).to_tag(_now_ms())
                 self._client.set_experiment_tag(self._experiment_id, *tag)
@@ -226,8 +238,10 @@ class MlflowTracker:
         return {Path(run.data.tags.get("kvexp.curve", "")).name: run for run in runs}
 
     def _tags(self) -> dict[str, str]:
-        """Return the tags of every run: which sweep it belongs to, and which process writes it."""
+        """Return the tags of every run: its origin, which sweep it belongs to, which process writes it."""
         return {
+            **self._provenance.tags,
+            **self._own_tags,
             "kvexp.sweep": self._name,
             **({"kvexp.sweep_id": self._sweep_id} if is_id(self._sweep_id) else {}),
             "kvexp.pid": str(os.getpid()),
@@ -240,6 +254,11 @@ class MlflowTracker:
         """Tag the sweep's run with machine and versions, known once its first curve is measured."""
         tags = [RunTag(key, value) for key, value in run_data.environment(rows).items()]
         self._client.log_batch(self._parent_id, tags=tags[:100])
+
+    def _log_params(self, params: Mapping[str, str]) -> None:
+        """Log those of the sweep's run; a store takes each once, and no other value later."""
+        if fitting := [Param(*param) for param in run_data.fit(params).items()]:
+            self._client.log_batch(self._parent_id, params=fitting[:100])
 
     def _log_numbers(self, run_id: str, rows: Sequence[Row]) -> None:
         """Send params and metrics in one request, unless there are more metrics than one may hold."""

@@ -27,6 +27,7 @@ from kvexp import tracking
 from kvexp.errors import KvexpError, TrackingError
 from kvexp.host.addresses import mask_address
 from kvexp.host.process import START_SECONDS, frozen_imports, request_kill_on_parent_death, start_module
+from kvexp.results.provenance import Provenance
 from kvexp.tracking import Tracker, TrackingSettings, artifacts
 
 END_SECONDS = 5.0
@@ -83,11 +84,17 @@ class SubprocessTracker:
         return self
 
     def start_sweep(
-        self, sweep_id: str, command: str, resumes: bool = False, name: str = "", began_ms: int | None = None
+        self,
+        sweep_id: str,
+        command: str,
+        resumes: bool = False,
+        name: str = "",
+        began_ms: int | None = None,
+        provenance: Provenance = tracking.UNKNOWN,
     ) -> None:
         """See `Tracker`, as for the methods below; an error is raised by a later call."""
         self.settle()
-        self._send("start_sweep", sweep_id, command, resumes, name, began_ms)
+        self._send("start_sweep", sweep_id, command, resumes, name, began_ms, provenance)
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """See `Tracker`; returns while the curve is being sent, once the one before has arrived."""

@@ -120,7 +120,8 @@ def _sync_sweep(home: Path, store: Tracker, counts: SyncCounts, say: Say) -> Non
     missing = store.missing(sweep_id, folders)
     counts.already_sent += len(folders) - len(missing)
     if missing:
-        store.start_sweep(sweep_id, _read_command(home), resumes=True, name=sweep_folder.name_of(home))
+        name, provenance = sweep_folder.name_of(home), sweep_folder.read_provenance(home)
+        store.start_sweep(sweep_id, _read_command(home), resumes=True, name=name, provenance=provenance)
         try:
             sent = send_curves(store, missing, say)
         except TrackingError as error:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """
     typed = _parse(argv)
     kind = "server" if typed.to and not typed.to.startswith("sqlite") else "local"
-    settings = tracking.settings(kind, typed.to, None, typed.experiment, os.environ)
+    settings = tracking.settings(kind, typed.to, None, tracking.EXPERIMENT, os.environ, typed.experiment)
     with closing(SubprocessTracker()) as store:
 
         def connect() -> Tracker:
@@ -54,7 +54,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--to", metavar="ADDRESS", help="the store; default: MLFLOW_TRACKING_URI, else mlruns/"
     )
-    parser.add_argument("--experiment", default="kvexp", help="the MLflow experiment's name (default: kvexp)")
+    parser.add_argument(
+        "--experiment",
+        help="the MLflow experiment's name; default: MLFLOW_EXPERIMENT_NAME, else kvexp",
+    )
     typed = parser.parse_args(argv)
     schema.read("--experiment", schema.TRACKING["experiment"], typed.experiment)
     return typed
