@@ -5,6 +5,7 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -240,6 +241,20 @@ def test_a_cluster_that_the_sweep_starts_ends_with_it(elsewhere, capfd, monkeypa
     rows = row_file.read(sweep)
     assert [(row["device"], row["status"]) for row in rows] == [("cpu", "verified")] * 8
     assert "2 processes measure on this CPU at the same time" in capfd.readouterr().err
+
+
+@needs_ray
+@pytest.mark.long
+def test_a_cluster_that_a_sweep_started_ends_when_that_is_killed(elsewhere):
+    words = [*RAY, "device=cpu", "timer=none", "hydra.launcher.workers=2", "workload.seed=range(1,30)"]
+    command, environ = [sys.executable, "-m", "kvexp", *words], os.environ | {"MARK": str(elsewhere)}
+    with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        assert any("verified" in line for line in process.stderr)
+        left = list_marked(str(elsewhere))
+        assert len(left) > 6
+        process.kill()
+        for pid in left:
+            ended(pid, 60)
 
 
 @pytest.fixture

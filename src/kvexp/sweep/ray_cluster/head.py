@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from kvexp.host.process import send_answer, start_serving
+from kvexp.host.process import request_kill_on_parent_death, send_answer, start_serving
 from kvexp.sweep.ray_cluster.connect import connect
 
 
@@ -22,6 +22,8 @@ def serve() -> None:
     except Exception as error:  # noqa: BLE001  # Ray raises several
         print(error, file=sys.stderr, flush=True)  # noqa: T201  # the last words
         os._exit(1)
+    # Killed with the parent, this process would leave agents of Ray behind; its input ends, too.
+    request_kill_on_parent_death(is_wanted=False)
     import ray
 
     nodes = [
