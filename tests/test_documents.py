@@ -17,6 +17,8 @@ from kvexp.gpu import nvml
 from kvexp.measurement import COLUMNS
 from kvexp.results import sweep_dir
 from kvexp.results.row_file import read
+from kvexp.sweep.place import HERE
+from kvexp.sweep.ray_cluster import places
 from tests.helpers import cheap_compose, fake_sweep, recorded_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,6 +147,7 @@ def test_every_command_of_a_document_can_be_typed(command, stranger, monkeypatch
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     fake_sweep.put(monkeypatch)
     monkeypatch.setattr(nvml, "list_gpus", lambda visible: ["GPU-1", "GPU-2"])
+    monkeypatch.setattr(places, "list_places", lambda *_: HERE)  # of a Ray cluster
     cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_one_by_one)
     words = shlex.split(command, comments=True)[3:]
     # What reads sweeps finds those that the documents name, all measured.

@@ -1,8 +1,9 @@
 """A measuring process that measures nothing: it answers as `kvexp.bench.child` does, within 0.2 s.
 
-Its GPU is the first of CUDA_VISIBLE_DEVICES as it was sent. An implementation with the option `dies` kills it
-at the second point, one with `waits` lets its points wait until that file is there, and one with `latency_us`
-takes so long for each token.
+Its GPU is the first of CUDA_VISIBLE_DEVICES, as it was sent or is set. The variable LIGHT_CHILD_COLUMNS has
+more columns of its machine, as JSON. An implementation with the option `dies` kills it at the second point,
+one with `waits` lets its points wait until that file is there, and one with `latency_us` takes so long for
+each token.
 """
 
 import json
@@ -21,9 +22,10 @@ def serve():
     out = start_serving()
     device, _, visible = sys.stdin.readline().strip().partition(" ")
     columns = {
-        "device_uuid": visible.partition(",")[0],
+        "device_uuid": (visible or os.environ.get("CUDA_VISIBLE_DEVICES", "")).partition(",")[0],
         "device_name": "H200",
         "host": f"process {os.getpid()}",
+        **json.loads(os.environ.get("LIGHT_CHILD_COLUMNS", "{}")),
     }
     send_answer(out, event="ready", device=device, environment=columns, refusal="")
     for line in sys.stdin:

@@ -15,13 +15,11 @@ from kvexp.host.process import LineChild
 from kvexp.results import row_file
 from kvexp.sweep import runner, subprocess_worker
 from kvexp.sweep.crew import interleave
-from kvexp.sweep.job import Job
 from kvexp.sweep.place import Place
 from kvexp.sweep.progress import CurveProgress
 from kvexp.sweep.repetitions import plan_rounds
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
-from tests.helpers import compose
 
 SETTINGS = SweepSettings(TrackingSettings("none", None, "kvexp"))
 RESUMED = replace(SETTINGS, resumes=True)
@@ -38,20 +36,6 @@ def gpus(*uuids):
     """A place for each GPU, whose process sees all of them, its own first."""
     every = [uuids[number:] + uuids[:number] for number in range(len(uuids))]
     return [Place(f"GPU {number}", "cuda:0", ",".join(own)) for number, own in enumerate(every)]
-
-
-@pytest.fixture
-def jobs(tmp_path):
-    def made(*options, first=0):
-        curves = [compose.experiment("workload=tiny", f"workload.seed={n}") for n in range(len(options))]
-        curves = [
-            replace(curve, impl=replace(curve.impl, options={**curve.impl.options, **own}))
-            for curve, own in zip(curves, options, strict=True)
-        ]
-        home = tmp_path / "2026-12-01" / "10-00-00-000000"
-        return [Job(curve, home / str(first + n), ("impl=cuda",)) for n, curve in enumerate(curves)]
-
-    return made
 
 
 def rows_of(jobs):

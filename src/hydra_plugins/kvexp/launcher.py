@@ -1,6 +1,7 @@
 """Measure a sweep's jobs on this host (hydra/launcher=local)."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 from hydra.core.config_loader import ConfigLoader
@@ -47,8 +48,10 @@ class LocalLauncher(Launcher):
         jobs = compose_jobs(job_overrides, initial_job_idx, self._compose, self._lists_product)
         return self._task.run(jobs, self.list_places)
 
-    def list_places(self, experiments: Sequence["Experiment"], isolation: "Isolation") -> Sequence["Place"]:
-        """List where the curves are measured; see `place.list_places`."""
+    def list_places(
+        self, experiments: Sequence["Experiment"], isolation: "Isolation", stack: ExitStack
+    ) -> Sequence["Place"]:
+        """List where the curves are measured; see `place.list_places`. The stack is left as it is."""
         from kvexp.sweep import place  # here, since what only prints or is wrong does without
 
         return place.list_places(self._devices, self._workers, experiments, isolation)

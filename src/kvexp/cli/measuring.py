@@ -162,7 +162,7 @@ class Measuring:
         from kvexp.sweep import runner  # here, since what only prints or is wrong does without
 
         home = self.home = jobs[0].folder.parent
-        places = list_places([job.experiment for job in jobs], settings.isolation)
+        places = list_places([job.experiment for job in jobs], settings.isolation, self._stack)
         self._check(jobs)
         kept = self._collector.resolve_overrides()
         tags = read_source_tags() | dict(settings.tracking.tags)

@@ -35,8 +35,10 @@ MANY = 10
 FULL_ERROR = "HYDRA_FULL_ERROR"
 """The variable that lets Hydra's errors pass: by default it prints them and exits."""
 
-ListPlaces = Callable[[Sequence["Experiment"], "Isolation"], Sequence["Place"]]
-"""Lists where curves are measured, given `isolation`, and raises ConfigError where they cannot be."""
+ListPlaces = Callable[[Sequence["Experiment"], "Isolation", ExitStack], Sequence["Place"]]
+"""Lists where curves are measured, given `isolation`, and raises ConfigError where they cannot be.
+
+What it starts for that ends with the stack."""
 
 
 class SweepTask:

@@ -167,10 +167,13 @@ def die_with_parent() -> None:
     request_kill_on_parent_death()
 
 
-def request_kill_on_parent_death() -> None:
-    """Have the kernel kill this process as soon as its parent dies, and before it where memory runs out."""
+def request_kill_on_parent_death(is_wanted: bool = True) -> None:
+    """Have the kernel kill this process as soon as its parent dies, and before it where memory runs out.
+
+    Where it `is_wanted` no more, memory alone is a reason.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL if is_wanted else 0)
     with contextlib.suppress(OSError):  # Linux alone has it
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
 

@@ -9,6 +9,7 @@ from kvexp.errors import Unsupported, WorkerDied
 from kvexp.experiment import Experiment
 from kvexp.host.process import LineChild
 from kvexp.measurement import Measurement, Status
+from kvexp.sweep import versions
 from kvexp.sweep.inline_worker import InlineWorker
 from kvexp.sweep.place import HERE, Place
 from kvexp.sweep.settings import SweepSettings
@@ -32,6 +33,7 @@ class WorkerSupervisor:
     place: Place = HERE[0]
     take_child: Callable[[], LineChild | None] = lambda: None
     coming: Sequence[Experiment] = ()
+    _compares: bool = field(default=True, init=False)
     _said_wait: bool = field(default=False, init=False)
     _left_behind: set[str] = field(default_factory=set, init=False)
     _worker: Worker | InlineWorker | None = field(default=None, init=False)
@@ -69,6 +71,13 @@ class WorkerSupervisor:
                 worker = Worker(device, self.settings.timeout_s, self._report_wait, child, coming, where)
             self._worker = worker
         return worker
+
+    def compare_versions(self) -> None:
+        """Say once what another machine has in another version than this one; its process is ready."""
+        if self.place.start_child and self._compares and self._worker:
+            self._compares = False
+            for difference in versions.list_differences(self._worker.environment):
+                self.say(f"kvexp: {self.place.name} has {difference}; its rows say so")
 
     def _report_wait(self, holder: str | None) -> None:
         if holder in self._left_behind:
@@ -138,6 +147,7 @@ def begin(
     every = list(experiment.workload.num_tokens)
     try:
         worker.wait()
+        supervisor.compare_versions()
         experiment = experiment.resolve(worker.device)
         worker.open(experiment)
     except Unsupported as refusal:

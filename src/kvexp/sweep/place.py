@@ -14,6 +14,8 @@ from kvexp.sweep.settings import Isolation
 
 MOST_WORKERS = 1024
 
+DISTURB = "kvexp: {} processes measure on this CPU at the same time and disturb each other's timings"
+
 _DEVICES, _WORKERS = "hydra.launcher.devices", "hydra.launcher.workers"
 
 
@@ -55,8 +57,7 @@ def list_places(
         ConfigError: The two are something else, a GPU is not there, or a curve names another device.
     """
     asked = {experiment.device for experiment in experiments}
-    if type(workers) is not int or not 1 <= workers <= MOST_WORKERS:
-        raise ConfigError(f"{_WORKERS} must be a number from 1 to {MOST_WORKERS}, not {workers!r}")
+    workers = check_workers(workers)
     if isolation == "inline" and (devices is not None or workers > 1):
         raise ConfigError(
             f"isolation=inline measures in this process, and {_DEVICES} and {_WORKERS} start others; "
@@ -76,8 +77,19 @@ def list_places(
         raise ConfigError(
             f"{_WORKERS}={workers} needs device=cpu, not device={min(asked - {'cpu'})}; {_DEVICES} names GPUs"
         )
-    say(f"kvexp: {workers} processes measure on this CPU at the same time and disturb each other's timings")
+    say(DISTURB.format(workers))
     return [Place(f"worker {number}", "cpu") for number in range(workers)]
+
+
+def check_workers(workers: object) -> int:
+    """Return the number of workers.
+
+    Raises:
+        ConfigError: It is something else, or too large.
+    """
+    if type(workers) is not int or not 1 <= workers <= MOST_WORKERS:
+        raise ConfigError(f"{_WORKERS} must be a number from 1 to {MOST_WORKERS}, not {workers!r}")
+    return workers
 
 
 def _list_gpus(devices: object) -> Sequence[Place]:
