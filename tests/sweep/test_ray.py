@@ -184,7 +184,7 @@ def test_a_lost_node_costs_its_curves_and_resuming_measures_the_rest(
     assert runner.run(six, SETTINGS, "", places=lost) == 1
     err = capfd.readouterr().err
     for place in lost:
-        assert f"kvexp: {place.name} is left out: the measuring process exited with 1" in err
+        assert f"kvexp: {place.name} is left out: the measuring process " in err, err
     assert "no place was left to measure at" in err
     before = rows_of(six)
     assert {row["status"] for row in before} == {"verified", "failed"}
