@@ -108,7 +108,7 @@ BAD = {
     "hydra=5": "hydra must have its keys",
     "hydra/launcher=joblib": "would run curve after curve, which a sweep is not; choose local",
     "hydra/launcher=local,basic": "choose local",
-    "hydra/sweeper=basic": "choose product",
+    "hydra/sweeper=basi": "unknown hydra/sweeper 'basi' (did you mean basic?); choose one of basic, ",
     "hydra.job_logging=[[x]]": "'hydra.job_logging=[[x]]' is refused, since kvexp writes no log",
     "hydra.sweep.dir=. workload.num_heads=0": "must be at least 1, not 0",
     f"hydra.sweep.dir={'x/' * 1500}": "cannot be used (too many folders in one another)",
