@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from kvexp.gpu import nvml
 from kvexp.results.overrides import quote_value
 from kvexp.results.plan import read_plan
 from kvexp.results.row_file import RowFile
@@ -120,6 +122,18 @@ def test_a_store_of_this_machines_configuration_is_taken(typed, sweep, monkeypat
     sweep("impl=torch", "tracking=server", "tracking.uri=http://theirs:1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ours:1")
     assert typed("resume=true").tracking.uri == "http://ours:1"
+
+
+def test_alone_it_measures_on_as_many_devices_as_before(typed, elsewhere, monkeypatch):
+    monkeypatch.setattr(nvml, "list_gpus", lambda visible: ["GPU-1", "GPU-2"])
+    for words in (["hydra.launcher.devices=[1,0]"], ["device=cpu", "hydra.launcher.workers=3"]):
+        home = elsewhere / "multirun" / "2026-12-01" / words[-1]
+        first = typed("impl=torch", "workload=tiny", *words, f"hydra.sweep.dir='{home}'")
+        again = typed("resume=true")
+        assert (first.code, again.code) == (0, 0)
+        assert again.places == first.places
+        assert len(again.places) > 1
+        shutil.rmtree(elsewhere / "multirun")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from kvexp.results.overrides import (
 ROOT = "multirun"
 _KEY = "resume"
 _SWEEP_DIR = "hydra.sweep.dir"
+_HARMLESS = ("hydra.launcher.devices", "hydra.launcher.workers")
+"""Hydra's keys that a record may hold: on how many of this host's devices to measure."""
 
 OmegaConf.register_new_resolver("kvexp.plus", lambda number, more: int(number) + int(more), replace=True)
 
@@ -141,7 +143,7 @@ def _repeat_command(line: CommandLine, folder: Path) -> CommandLine:
     for text in rest:
         if text.startswith("-"):
             raise ConfigError(f"{text!r} in {folder / sweep_folder.COMMAND} is no override")
-        if get_key(text).startswith("hydra"):
+        if get_key(text).startswith("hydra") and get_key(text) not in _HARMLESS:
             raise ConfigError(f"the sweep in {folder} was typed with {text!r}; type the whole command again")
         if is_reference(text):
             raise ConfigError(
