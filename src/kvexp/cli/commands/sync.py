@@ -59,5 +59,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="the MLflow experiment's name; default: MLFLOW_EXPERIMENT_NAME, else kvexp",
     )
     typed = parser.parse_args(argv)
-    schema.read("--experiment", schema.TRACKING["experiment"], typed.experiment)
+    if typed.experiment is not None:
+        schema.read("--experiment", schema.TRACKING["experiment"], typed.experiment)
     return typed
