@@ -46,15 +46,15 @@ endif
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
 
-# The pip that comes with Python 3.11 takes three times as long to choose versions. Most of what is installed is never
-# imported, so that compiling it at the first import takes less than compiling all of it here.
+# The pip that comes with Python 3.11 takes three times as long to choose versions. What it installs it also compiles:
+# where PYTHONDONTWRITEBYTECODE is set, each process would compile torch and MLflow again.
 setup: $(MADE)  ## Make .venv with kvexp and its tools; nothing to do when it is up to date
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing kvexp and its dependencies into .venv; this takes a minute or more."
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 run: $(READY)  ## Measure: experiment=quickstart, or what ARGS="..." says

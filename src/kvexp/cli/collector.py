@@ -63,7 +63,7 @@ class Collector:
 
     @property
     def objective(self) -> Objective:
-        """What a sweeper that optimises is told of a curve.
+        """Return what a sweeper that optimises is told of a curve.
 
         Raises:
             ConfigError: What was typed is none.

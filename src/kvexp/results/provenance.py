@@ -1,4 +1,4 @@
-"""What a store is told of a sweep's origin: who began it, from which code, its tags, and what it swept.
+"""Tell a store of a sweep's origin: who began it, from which code, its tags, and what it swept.
 
 A sweep's folder keeps it, so that a later `kvexp sync` sends what was so when the sweep began. The tags of
 user and source have MLflow's names and the values that its fluent API would give them.

@@ -23,7 +23,7 @@ Claim = Callable[[Job, dict[str, Any]], bool]
 
 @dataclass(frozen=True)
 class Step:
-    """What happened to a curve: it begins without a point, has points, and is over.
+    """Say what happened to a curve: it begins without a point, has points, and is over.
 
     Attributes:
         job: The curve's.

@@ -23,7 +23,7 @@ _POSSIBLE = (*_LATENCIES, "host_us", *_GROWING)
 
 @dataclass(frozen=True)
 class Objective:
-    """What of a curve's rows is optimised.
+    """Say what of a curve's rows is optimised.
 
     Attributes:
         column: A column of a row.
@@ -54,7 +54,7 @@ class Objective:
 
     @property
     def grows(self) -> bool:
-        """Whether it is larger where a curve is faster, so that it is to be maximised."""
+        """Say whether it is larger where a curve is faster, so that it is to be maximised."""
         return self.column in _GROWING
 
     @property

@@ -1,4 +1,4 @@
-"""Where a sweep's curves are measured: this host as a whole, or each of several GPUs or workers."""
+"""List where a sweep's curves are measured: this host as a whole, or each of several GPUs or workers."""
 
 import os
 from collections.abc import Callable, Sequence

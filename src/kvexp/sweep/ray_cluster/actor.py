@@ -1,4 +1,4 @@
-"""What Ray runs on a node: an actor that starts the measuring process there and passes its lines on."""
+"""Run on a node, as an actor of Ray: start the measuring process there and pass its lines on."""
 
 import contextlib
 import os

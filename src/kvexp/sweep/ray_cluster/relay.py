@@ -28,7 +28,7 @@ _CALLS = 4
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be started, and where.
+    """Say what is to be started, and where.
 
     Attributes:
         address: The cluster's.
