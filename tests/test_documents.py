@@ -80,7 +80,7 @@ def type_in(stranger, monkeypatch, capfd):
             sys.modules.pop(name.removesuffix(".py"), None)
         importlib.invalidate_caches()
         words = shlex.split(command)[3:]
-        if words[0] not in commands.names():
+        if words[0] not in commands.names() and "--help" not in words:
             words += ["tracking=none", "device=cpu", "timer.max_seconds=0.05", f"isolation={isolation}"]
         capfd.readouterr()
         return subprocess.CompletedProcess(words, cli.dispatch(words), *capfd.readouterr())

@@ -1,15 +1,15 @@
 """Turn a composed configuration into an Experiment and SweepSettings; refuse wrong keys and values."""
 
-import difflib
 import json
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kvexp.case import NUM_TOKENS, Sizes
-from kvexp.cli.help import GROUPS
-from kvexp.column import ANY, INT64, Column, Positive, Real, Text, Whole, Word, columns_of
+from kvexp.cli.groups import CODE, GROUPS, suggest
+from kvexp.column import ANY, INT64, Column, Flag, Positive, Real, Text, Whole, Word, columns_of
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from kvexp.results.provenance import read_tags
@@ -20,9 +20,6 @@ Config = Mapping[str, Any]
 
 SWEEP = ("resume", *columns_of(SweepSettings))
 """The keys that say how a sweep is run: one value for all of its curves."""
-
-CODE = ("op", "impl", "layout")
-"""Groups whose YAML names a class."""
 
 FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), "mode": ()}
 """Groups that are data, with their keys. A row holds the option's name alone, so no key may be typed."""
@@ -47,7 +44,7 @@ TRACKING = {"uri": Text(filled=True, optional=True), "experiment": Text(filled=T
 def build_experiment(
     config: Config,
     choices: Mapping[str, str | None],
-    overrides: Iterable[str],
+    overrides: Sequence[str],
     layout_reason: str = "",
 ) -> Experiment:
     """Build the experiment of a composed configuration without `hydra`, whose `layout` is one, not `auto`.
@@ -117,8 +114,7 @@ def describe_unknown_key(prefix: str, key: str, known: Collection[str]) -> str:
 def describe_missing_key(prefix: str, key: str, owners: Mapping[str, Collection[str]]) -> str:
     """Say that none of the owners has the key, and which keys each has."""
     known = {one for keys in owners.values() for one in keys}
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f" (did you mean {_join(prefix, close[0])}?)" if close else ""
+    hint = suggest(key, known, _join(prefix, ""))
     listed = {owner: ", ".join(sorted(keys)) for owner, keys in owners.items()}
     have = [f"{owner} has {keys or 'no keys'}" for owner, keys in listed.items()]
     return f"unknown key {_join(prefix, key)}{hint}; {'; '.join(have)}"
@@ -128,7 +124,7 @@ def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def _check_fixed(overrides: Iterable[str]) -> None:
+def _check_fixed(overrides: Sequence[str]) -> None:
     """Refuse a typed key inside a fixed option: the row says `dtype=half` and nothing of the key."""
     for text in overrides:
         group, dot, _ = text.lstrip("+~").partition("=")[0].partition(".")
@@ -219,6 +215,20 @@ def read(key: str, declared: Column, value: Any) -> Any:
     if fault := declared.find_fault(value):
         raise ConfigError(f"{key} must be {fault}, not {_format(value)}")
     return float(value) if isinstance(declared, Real) and value is not None else value
+
+
+def find_type(value: Any) -> Column:
+    """Return what an own key of an option may be: of its value's type; anything for null, `???`, `${...}`."""
+    match value:
+        case bool():
+            return Flag()
+        case int():
+            return Whole(least=-INT64, most=INT64)
+        case float():
+            return Real(least=-math.inf, most=math.inf)
+        case str() if value != "???" and "${" not in value:
+            return Text()
+    return ANY
 
 
 def _format(value: Any) -> str:
