@@ -179,7 +179,7 @@ class Measurement:
         own = {name: getattr(self, name) for name in _OWN}
         own["reason"] = self.reason.encode(errors="replace").decode()  # perhaps the name of a file
         latency = asdict(self.statistics) if self.statistics else {}
-        case, about = asdict(self.case), self.seconds | self.machine | self.environment
+        case, about = self.case.columns(), self.seconds | self.machine | self.environment
         return {**dict.fromkeys(_ROW), **own, **latency, **case, **about, "schema": SCHEMA}
 
 

@@ -11,7 +11,7 @@ from tests.helpers.cheap_compose import set_keys
 GROUPS_OF_IMPL = ", ".join(compose.options("impl"))
 LAYOUTS = ", ".join(sorted([*compose.options("layout"), "auto"]))
 KEYS_OF_WORKLOAD = (
-    "block_size, context, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, "
+    "batch, block_size, context, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, "
     "num_query_heads, num_tokens, padding, padding_at, rows, seed, slots, to, tp_from, tp_to"
 )
 FRACTION = "workload.padding must be a number from 0 to less than 1, not"
@@ -126,6 +126,8 @@ BAD = {
     "workload.num_heads=???": "workload.num_heads",
     "workload.num_heads=${nope}": "nope",
     "workload.num_heads=0,8": "wrong in 1 of 2 curves",
+    "workload.batch=q1 workload.slots=random": "workload.slots is refused beside",
+    "workload.batch=q1,q2 workload.num_tokens=1": "workload.num_tokens is refused beside workload.batch=q1",
     "workload.num_heads=interval(1,3)": "range(1,9)",
     "workload.padding=0.1,1.5": "wrong in 1 of 2 curves",
     "resume=nowhere": "resume=nowhere is not the folder of a sweep",
@@ -197,9 +199,13 @@ WRONG_VALUES = {
     "workload.num_tokens=[8,8]": "names 8 twice",
     "workload.num_tokens=4294967296": "at most 2147483647",
     "workload.num_blocks=9223372036854775807": "int64",
-    "workload.slots=sorted": "must be random, contiguous, reversed, decode or prefill, not 'sorted'",
-    "workload.slots=[random]": 'must be random, contiguous, reversed, decode or prefill, not ["random"]',
+    "workload.slots=sorted": "or a file (FILE.npy or FILE.json), not 'sorted'",
+    "workload.slots=[random]": 'or a file (FILE.npy or FILE.json), not ["random"]',
     "workload.slots=null": "workload.slots must be random",
+    "workload.slots=batch": "workload.slots must be random",
+    "workload.slots=nowhere.npy": "cannot read the slots of nowhere.npy (No such file or directory)",
+    "workload.batch=8x1": "workload.batch must be requests such as 8q1s1k_2q2k",
+    "workload.batch=[q1]": 'workload.batch must be a text, not ["q1"]',
     "workload.padding=1": f"{FRACTION} 1",
     "workload.padding=half": f"{FRACTION} 'half'",
     "workload.padding_at=front": "workload.padding_at must be end or scattered, not 'front'",

@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from kvexp.case import NUM_TOKENS, Sizes
+from kvexp.cli.given_slots import take_slots
 from kvexp.cli.groups import CODE, GROUPS, suggest
 from kvexp.column import ANY, INT64, Column, Flag, Positive, Real, Text, Whole, Word, columns_of
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from kvexp.results.provenance import read_tags
+from kvexp.slot_mapping import check_range
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
@@ -66,7 +68,7 @@ def build_experiment(
         **{group: _build_code(group, names[group], config[group]) for group in CODE},
         **{group: _build_data(group, names[group], config[group]) for group in FIXED},
         timer=_build_timer(names["timer"], config["timer"]),
-        workload=_build_workload(names["workload"], config["workload"]),
+        workload=_build_workload(names["workload"], config["workload"], overrides),
         device=_read_device(config["device"]),
         layout_reason=layout_reason,
     )
@@ -155,15 +157,20 @@ def _build_timer(name: str, config: Config) -> Choice:
     return replace(code, options=options)
 
 
-def _build_workload(name: str, config: Config) -> WorkloadSpec:
+def _build_workload(name: str, config: Config, overrides: Sequence[str]) -> WorkloadSpec:
+    file = config.get("slots")
+    config, recorded = take_slots(config, overrides)
     check_keys("workload", config, columns_of(WorkloadSpec))
     sizes = {key: read(f"workload.{key}", column, config[key]) for key, column in columns_of(Sizes).items()}
-    spec = WorkloadSpec(name=name, num_tokens=_read_num_tokens(config["num_tokens"]), **sizes)
+    tokens = _read_num_tokens(config["num_tokens"])
+    spec = WorkloadSpec(name=name, num_tokens=tokens, recorded=recorded, **sizes)
     if spec.num_blocks * spec.block_size > INT64:
         raise ConfigError(
             f"{spec.num_blocks} blocks of {spec.block_size} slots exceed the {INT64} slots "
             "that an int64 can number"
         )
+    if recorded:
+        check_range(recorded, spec.num_blocks * spec.block_size, str(file))
     return spec
 
 
