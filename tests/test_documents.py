@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def type_in(stranger, monkeypatch, capfd):
             sys.modules.pop(name.removesuffix(".py"), None)
         importlib.invalidate_caches()
         words = shlex.split(command)[3:]
-        if words[0] not in commands.names():
+        if words[0] not in commands.names() and "--help" not in words:
             words += ["tracking=none", "device=cpu", "timer.max_seconds=0.05", f"isolation={isolation}"]
         capfd.readouterr()
         return subprocess.CompletedProcess(words, cli.dispatch(words), *capfd.readouterr())
@@ -132,6 +133,17 @@ def test_the_documents_files_and_commands_are_found():
         "my_conf/op/write_with_largest.yaml",
     } <= set(FILES)
     assert len(COMMANDS) > 30
+
+
+def test_git_ignores_what_the_documents_make(tmp_path):
+    folders = re.findall(r" (?:hydra\.sweep\.dir=|--output |--figure )([\w./]+)", "\n".join(COMMANDS))
+    made = [*FILES, *folders]
+    assert {"my_sweeps/heads", "points.parquet"} <= set(made)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    asked = ["git", "-C", tmp_path, "check-ignore", *made]
+    ignored = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    assert sorted(ignored) == sorted(made)
 
 
 def test_the_timer_of_the_page_on_measuring_times_a_curve(stranger, type_in):

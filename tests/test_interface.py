@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import kvexp
 from tests.helpers import interface
 
 HELD = json.loads(Path(__file__).with_name(interface.FILE).read_text("utf-8"))
@@ -13,6 +14,10 @@ HELD = json.loads(Path(__file__).with_name(interface.FILE).read_text("utf-8"))
 @pytest.fixture(scope="module")
 def found():
     return json.loads(json.dumps(interface.interface()))
+
+
+def test_the_public_names_are_listed():
+    assert dir(kvexp) == sorted(kvexp.__all__)
 
 
 @pytest.mark.parametrize("what", HELD)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from kvexp.cli import commands, help
+from kvexp.cli import commands, groups
+from kvexp.column import columns_of
+from kvexp.experiment import WorkloadSpec
 from kvexp.measurement import COLUMNS
 from tests.helpers import compose, reference
 
@@ -24,9 +26,9 @@ def test_the_page_is_what_the_code_says():
     )
 
 
-@pytest.mark.parametrize("group", help.GROUPS)
+@pytest.mark.parametrize("group", groups.GROUPS)
 def test_every_option_of_a_group_has_a_line(group):
-    named = help.options(group, [help.conf_dir()])
+    named = groups.describe_options(group, [groups.conf_dir()])
     assert {name: cells[1].rstrip(" |") for name, cells in rows(f"{group}=").items()} == named
 
 
@@ -40,8 +42,8 @@ def test_every_command_has_a_line():
 
 def test_every_key_that_a_configuration_has_is_there_with_a_meaning():
     made = compose.experiment()
-    keys = {f"workload.{key}" for key in vars(made.workload) if key != "name"}
+    keys = {f"workload.{key}" for key in columns_of(WorkloadSpec)}
     keys |= {f"timer.{key}" for key in made.timer.options} | {f"impl.{key}" for key in made.impl.options}
     found = rows("Keys")
     assert keys | {"device", "resume", "timeout_s", "tracking.uri"} <= set(found)
-    assert [key for key, cells in found.items() if not cells[2].rstrip(" |")] == []
+    assert [key for key, cells in found.items() if not cells[3].rstrip(" |")] == []

@@ -52,3 +52,7 @@ def __getattr__(name: str) -> Any:
     from kvexp import api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return __getattr__("__all__")  # type: ignore[no-any-return]  # a list of names, see above

@@ -1,14 +1,29 @@
 """Identify one measured point by every field that changes what is measured, as names and numbers."""
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Annotated
+from typing import Annotated, Any
 
-from kvexp.column import INT64, Fraction, Name, Options, Text, Whole, Word
+from kvexp.column import INT64, Fraction, Name, Options, Text, Whole, Word, columns_of
 
 NUM_TOKENS = Whole("Length of `slot_mapping`.")
 WAYS = ("device", "host", "peer", "from_host")
 SLOTS = ("random", "contiguous", "reversed", "decode", "prefill")
+BATCH = "batch"
+"""The `slots` of a case whose tokens are those of `workload.batch`."""
 _ROWS = ("contiguous", "qkv", "misaligned")
+
+
+@dataclass(frozen=True)
+class Slots(Word):
+    """A pattern of slots, BATCH, or the hash of recorded slots; typed, a pattern or a file."""
+
+    words: tuple[str, ...] = SLOTS
+
+    def _find_fault(self, value: object) -> str:
+        if value == BATCH or (isinstance(value, str) and re.fullmatch(r"sha256:[0-9a-f]{16}", value)):
+            return ""
+        return "" if value in self.words else f"{', '.join(self.words)} or a file (FILE.npy or FILE.json)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,10 @@ class Sizes:
     num_layers: Annotated[
         int, Whole("Layers that share the storage; a transfer copies all, other calls write one of them.")
     ] = 1
-    slots: Annotated[str, Word("Pattern of the slots.", words=SLOTS)] = "random"
+    slots: Annotated[
+        str, Slots("Pattern of the slots; `batch`, or the hash of those of a file (`sha256:...`).")
+    ] = "random"
+    batch: Annotated[str, Text("Requests of `slots=batch` in vLLM's grammar; empty for none.")] = ""
     padding: Annotated[float, Fraction("The fraction of the tokens whose slot is -1.")] = 0.0
     padding_at: Annotated[str, Word("Place of the padding.", words=("end", "scattered"))] = "end"
     rows: Annotated[str, Word("Memory layout of key and value.", words=_ROWS)] = "contiguous"
@@ -79,6 +97,12 @@ class Case(Sizes, Choices):
     workload: Annotated[str, Name("The preset's name; not part of the identity.")] = field(
         default="", compare=False
     )
+    recorded: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """The slots of a file, whose hash `slots` has; empty for others."""
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of a row that say what was measured."""
+        return {name: getattr(self, name) for name in columns_of(Case)}
 
     @property
     def num_slots(self) -> int:

@@ -35,6 +35,10 @@ class Column:
         """Return what the value must be, as the end of a sentence; empty where it is that."""
         return "" if self.optional and value is None else self._find_fault(value)
 
+    def describe(self) -> str:
+        """Return what a value may be, in words."""
+        return f"{self._find_fault(object())}{' or null' * self.optional}"
+
     def _find_fault(self, value: object) -> str:
         match value:
             case None | bool():

@@ -44,10 +44,11 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSpec(Sizes):
-    """The sizes of one curve, the preset's name, and the curve's points in the order of measurement."""
+    """The sizes of one curve, the preset's name, the points in the order of measurement, a file's slots."""
 
     name: str
     num_tokens: Annotated[tuple[int, ...], NUM_TOKENS]
+    recorded: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Experiment:
             "workload": self.workload.name,
         }
         for num_tokens in self.workload.num_tokens:
-            yield Case(num_tokens=num_tokens, **fixed)
+            yield Case(num_tokens=num_tokens, recorded=self.workload.recorded, **fixed)
 
     def to_json(self) -> str:
         """Return the experiment as one line of JSON, for `from_json`."""
@@ -100,6 +101,6 @@ class Experiment:
         """Read the JSON of `to_json`."""
         fields: dict[str, Any] = json.loads(text)
         workload = fields.pop("workload")
-        workload["num_tokens"] = tuple(workload["num_tokens"])
+        workload |= {key: tuple(workload[key]) for key in ("num_tokens", "recorded")}
         made: dict[str, Any] = {k: Choice(**v) if isinstance(v, dict) else v for k, v in fields.items()}
         return cls(**made, workload=WorkloadSpec(**workload))

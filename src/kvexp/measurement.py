@@ -69,7 +69,7 @@ ENVIRONMENT: dict[str, Column] = {
     "kvexp": _Name("Version."),
     "source_hash": _Name("Hash of kvexp's sources and options, the same wherever they are installed."),
     "git_commit": _Name("Commit of the checkout that kvexp runs from."),
-    "git_dirty": Flag("Whether that checkout had changes.", optional=True),
+    "git_dirty": Flag("Whether files of that commit were changed in the checkout.", optional=True),
     "host": _Name("The machine's name."),
     "cpu": _Name("The CPU's name."),
     "cpu_threads": _Count("Threads that torch computes with on the CPU."),
@@ -179,7 +179,7 @@ class Measurement:
         own = {name: getattr(self, name) for name in _OWN}
         own["reason"] = self.reason.encode(errors="replace").decode()  # perhaps the name of a file
         latency = asdict(self.statistics) if self.statistics else {}
-        case, about = asdict(self.case), self.seconds | self.machine | self.environment
+        case, about = self.case.columns(), self.seconds | self.machine | self.environment
         return {**dict.fromkeys(_ROW), **own, **latency, **case, **about, "schema": SCHEMA}
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+import sys
 import time
 from dataclasses import replace
 from itertools import product
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import kvexp.impl.torch
 from kvexp.bench import run_curve
 from kvexp.errors import ConfigError
 from kvexp.measurement import SECONDS
@@ -107,8 +109,18 @@ class TestAnErrorOfAPoint:
         ("target", "options", "sentence"),
         [
             ("kvexp.impl.torch.Torch", {"threads": 3}, "torch takes no option 'threads'"),
-            ("kvexp.impl.torch.Missing", {}, "kvexp.impl.torch.Missing of torch cannot be found"),
-            ("kvexp.nowhere.Torch", {}, "kvexp.nowhere.Torch of torch cannot be found"),
+            (
+                "kvexp.impl.torch.Missing",
+                {},
+                "kvexp.impl.torch.Missing of torch cannot be found: "
+                f"{kvexp.impl.torch.__file__} has no Missing",
+            ),
+            (
+                "kvexp.nowhere.Torch",
+                {},
+                "kvexp.nowhere.Torch of torch cannot be found: kvexp.nowhere is no module in "
+                f"{Path(kvexp.__file__).parent}",
+            ),
             ("", {}, "the YAML of torch names no class under _target_"),
         ],
     )
@@ -118,6 +130,15 @@ class TestAnErrorOfAPoint:
         with pytest.raises(ConfigError) as raised:
             list(run_curve.run(broken, ENVIRONMENT))
         assert str(raised.value) == sentence
+
+    def test_a_module_that_is_not_there_names_where_it_was_looked_for(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+        made = tiny_curve.curve()
+        broken = replace(made, impl=replace(made.impl, target="my_kernels.Mine"))
+        where = f"my_kernels is no module in {Path.cwd()}, {tmp_path}"
+        with pytest.raises(ConfigError, match=re.escape(where)) as raised:
+            list(run_curve.run(broken, ENVIRONMENT))
+        assert "the installed packages; PYTHONPATH=FOLDER adds a folder" in str(raised.value)
 
 
 class TestATimedPoint:

@@ -11,7 +11,7 @@ from tests.helpers.cheap_compose import set_keys
 GROUPS_OF_IMPL = ", ".join(compose.options("impl"))
 LAYOUTS = ", ".join(sorted([*compose.options("layout"), "auto"]))
 KEYS_OF_WORKLOAD = (
-    "block_size, context, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, "
+    "batch, block_size, context, extra_tokens, head_size, head_size_v, num_blocks, num_heads, num_layers, "
     "num_query_heads, num_tokens, padding, padding_at, rows, seed, slots, to, tp_from, tp_to"
 )
 FRACTION = "workload.padding must be a number from 0 to less than 1, not"
@@ -21,14 +21,13 @@ BAD = {
     "impl=tornch": f"unknown impl 'tornch' (did you mean torch?); choose one of {GROUPS_OF_IMPL}",
     "impl=tornch layout=NHD,HND": GROUPS_OF_IMPL,
     "impl=torch,tornch": GROUPS_OF_IMPL,
-    "impl=TORCH": GROUPS_OF_IMPL,
     "impl=": GROUPS_OF_IMPL,
     "impl=törch": f"'ö' is not allowed there; impl is one of {GROUPS_OF_IMPL}",
     "x=törch": (
         "cannot read the override 'x=törch': 'ö' is not allowed there; "
         """quotes of its own let a value hold it: 'x="..."'"""
     ),
-    "impl=cuda)": f"extraneous input ')'; impl is one of {GROUPS_OF_IMPL}",
+    "impl=cuda)": f"the ) has no partner before it; impl is one of {GROUPS_OF_IMPL}",
     "impl=cuda,": f"it ends too early; impl is one of {GROUPS_OF_IMPL}",
     "impl=null": GROUPS_OF_IMPL,
     "impl=1": GROUPS_OF_IMPL,
@@ -46,7 +45,10 @@ BAD = {
     "scale=per_haed": "(did you mean per_head?); choose one of per_head, per_tensor",
     "scale=null": "choose one of per_head, per_tensor",
     "~scale": "scale is one of per_head, per_tensor",
-    "dtype=fp8_e5m3": "unknown dtype 'fp8_e5m3' (did you mean fp8_e5m2?)",
+    "dtype=fp8_e5m3": "unknown dtype 'fp8_e5m3'; choose one of bfloat16, float,",
+    "dtype=float64": "unknown dtype 'float64'; choose one of bfloat16, float,",
+    "dtype=flaot16": "unknown dtype 'flaot16' (did you mean float16?); choose one of bfloat16, float,",
+    "layout=HDN": f"(did you mean HND?); choose one of {LAYOUTS}; --config-dir FOLDER adds your own",
     "kv_cache_dtype=fp8_e5m3": "choose one of auto, fp8, fp8_e4m3, fp8_e5m2",
     "connector=nxil": "(did you mean nixl?); choose one of hisparse, lmcache, mooncake, nixl, none, ",
     "connector=null": "choose one of hisparse, lmcache, mooncake, nixl, none, offloading",
@@ -124,6 +126,8 @@ BAD = {
     "workload.num_heads=???": "workload.num_heads",
     "workload.num_heads=${nope}": "nope",
     "workload.num_heads=0,8": "wrong in 1 of 2 curves",
+    "workload.batch=q1 workload.slots=random": "workload.slots is refused beside",
+    "workload.batch=q1,q2 workload.num_tokens=1": "workload.num_tokens is refused beside workload.batch=q1",
     "workload.num_heads=interval(1,3)": "range(1,9)",
     "workload.padding=0.1,1.5": "wrong in 1 of 2 curves",
     "resume=nowhere": "resume=nowhere is not the folder of a sweep",
@@ -158,10 +162,16 @@ BAD = {
     "+impl.tiles=[1,2]": "must be one value",
     # Syntax and flags
     f"workload.seed={'9' * 4301}": "a number in it has too many digits",
-    "a=[1": "cannot read the override 'a=[1'",
+    "a=[1": "cannot read the override 'a=[1': the [ is not closed: a ] is missing",
+    "workload.num_tokens=1,64]": "the ] has no partner before it",
+    "workload.num_tokens=[1,{64]": "the ] has no partner before it",
+    "hydra.sweep.dir='x": "the quote ' is not closed",
+    """hydra.sweep.dir='x\\'""": "the quote ' is not closed",
     "impl=torch foo": "'foo' is no override",
     "=3": "names no key",
-    "measure": "unknown command 'measure'",
+    "measure": "unknown command 'measure'; the commands are baseline, compare, ",
+    "reprot": "unknown command 'reprot' (did you mean report?); the commands are baseline, compare, ",
+    "impl=tornch --help": "unknown impl 'tornch' (did you mean torch?)",
     "--foo": "unrecognized arguments: --foo",
     "impl=torch --foo=1 layout=HND": "unrecognized arguments: --foo=1",
     "--config-dir": "expected one argument",
@@ -189,9 +199,13 @@ WRONG_VALUES = {
     "workload.num_tokens=[8,8]": "names 8 twice",
     "workload.num_tokens=4294967296": "at most 2147483647",
     "workload.num_blocks=9223372036854775807": "int64",
-    "workload.slots=sorted": "must be random, contiguous, reversed, decode or prefill, not 'sorted'",
-    "workload.slots=[random]": 'must be random, contiguous, reversed, decode or prefill, not ["random"]',
+    "workload.slots=sorted": "or a file (FILE.npy or FILE.json), not 'sorted'",
+    "workload.slots=[random]": 'or a file (FILE.npy or FILE.json), not ["random"]',
     "workload.slots=null": "workload.slots must be random",
+    "workload.slots=batch": "workload.slots must be random",
+    "workload.slots=nowhere.npy": "cannot read the slots of nowhere.npy (No such file or directory)",
+    "workload.batch=8x1": "workload.batch must be requests such as 8q1s1k_2q2k",
+    "workload.batch=[q1]": 'workload.batch must be a text, not ["q1"]',
     "workload.padding=1": f"{FRACTION} 1",
     "workload.padding=half": f"{FRACTION} 'half'",
     "workload.padding_at=front": "workload.padding_at must be end or scattered, not 'front'",

@@ -9,7 +9,7 @@ import yaml
 
 from kvexp import cli
 from kvexp.bench.impl_hash import conf_dir
-from kvexp.cli import help
+from kvexp.cli import groups
 from kvexp.results import sweep_dir
 from tests.helpers import fake_sweep
 from tests.helpers.cheap_compose import set_keys
@@ -40,8 +40,8 @@ def test_flags_may_stand_before_between_and_after_the_overrides(typed, line):
 def test_the_defaults_are_the_seeds(typed):
     (job,) = typed().jobs
     experiment = job.experiment
-    groups = [group for group in help.GROUPS if hasattr(experiment, group) and group != "workload"]
-    names = [getattr(experiment, group).name for group in groups]
+    chosen = [group for group in groups.GROUPS if hasattr(experiment, group) and group != "workload"]
+    names = [getattr(experiment, group).name for group in chosen]
     assert " ".join(names) == "reshape_and_cache_flash cuda NHD bfloat16 auto per_tensor auto auto"
     assert experiment.layout_reason == "chosen by name"
     sizes = experiment.workload
@@ -253,8 +253,8 @@ def test_what_stops_inside_the_sweep_is_no_wrong_command_line(monkeypatch):
 
 
 def test_the_folder_of_options_is_absolute():
-    assert help.conf_dir() == help.conf_dir().absolute()
-    assert Path(help.conf_dir() / "config.yaml").is_file()
+    assert groups.conf_dir() == groups.conf_dir().absolute()
+    assert Path(groups.conf_dir() / "config.yaml").is_file()
 
 
 def test_the_words_that_repeat_a_curve_hold_no_password(typed):

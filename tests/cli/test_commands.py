@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kvexp import cli
-from kvexp.cli import commands, help
+from kvexp.cli import commands, groups, help
 from kvexp.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def test_a_file_is_a_command_with_its_exit_code(command_file):
 
 def test_its_first_line_is_in_the_help(command_file):
     assert commands.names() == {"greet": "Says who was named."}
-    out = help.text([help.conf_dir()])
+    out = help.text([groups.conf_dir()])
     assert "Commands (python -m kvexp COMMAND --help says more)\n  greet  Says who was named.\n" in out
 
 

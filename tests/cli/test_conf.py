@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from kvexp.case import Sizes
-from kvexp.cli import help, sweep_task
+from kvexp.cli import groups, sweep_task
 from kvexp.errors import Unsupported
 from kvexp.impl import make
 from tests.helpers import cheap_compose, compose
 
-CONF = help.conf_dir()
+CONF = groups.conf_dir()
 TWINS = {"layout": "auto", "kv_cache_dtype": "fp8"}
 """Options that are another one under a second name: both in one sweep are the same curve twice."""
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -27,9 +27,9 @@ TARGETS = [
 def test_every_option_composes(typed, monkeypatch):
     monkeypatch.setattr(sweep_task, "MOST_CURVES", sys.maxsize)  # of their product, a few are composed
     cheap_compose.choose_jobs(monkeypatch, cheap_compose.list_abreast)
-    groups = sorted({*help.GROUPS} - {"connector", "tracking", "experiment"})
     options = {
-        group: [name for name in help.options(group, [CONF]) if name != TWINS.get(group)] for group in groups
+        group: [name for name in groups.list_options(group, [CONF]) if name != TWINS.get(group)]
+        for group in sorted({*groups.GROUPS} - {"connector", "tracking", "experiment"})
     }
     outcome = typed(*(f"{group}={','.join(names)}" for group, names in options.items()))
     assert (outcome.code, outcome.err) == (0, "")
@@ -40,14 +40,14 @@ def test_every_option_composes(typed, monkeypatch):
 @pytest.mark.parametrize(("group", "option", "field", "means"), [
     ("layout", "auto", "layout", "NHD"),
     ("kv_cache_dtype", "fp8", "kv_cache_dtype", "fp8"),
-    *(("connector", option, "layout", "NHD") for option in help.options("connector", [CONF])),
+    *(("connector", option, "layout", "NHD") for option in groups.describe_options("connector", [CONF])),
 ])  # fmt: skip
 def test_an_option_that_makes_the_curve_of_another_composes_alone(group, option, field, means):
     assert getattr(compose.experiment(f"{group}={option}"), field).name == means
 
 
 def test_an_op_brings_an_implementation_and_a_layout_that_have_it_and_typed_ones_win(typed):
-    ops = f"op={','.join(help.options('op', [CONF]))}"
+    ops = f"op={','.join(groups.describe_options('op', [CONF]))}"
     for experiment in (job.experiment for job in typed(ops).jobs):
         module, _, name = experiment.impl.target.rpartition(".")
         assert hasattr(getattr(importlib.import_module(module), name), experiment.op.name)
@@ -76,20 +76,20 @@ def test_the_study_of_layouts_refuses_nothing_but_a_read_of_too_many_sequences(t
         assert refused == {("paged_decode", 8192)}
 
 
-@pytest.mark.parametrize("option", help.options("connector", [CONF]))
+@pytest.mark.parametrize("option", groups.describe_options("connector", [CONF]))
 def test_a_connector_asks_for_a_layout_that_is_there_or_for_none(option):
     content = yaml.safe_load((CONF / "connector" / f"{option}.yaml").read_text("utf-8"))
     assert content.keys() == {"layout"}
     assert content["layout"] in (None, *compose.options("layout"))
 
 
-@pytest.mark.parametrize("option", help.options("tracking", [CONF]))
+@pytest.mark.parametrize("option", groups.describe_options("tracking", [CONF]))
 def test_every_tracking_composes(typed, option):
     outcome = typed(f"tracking={option}", "tracking.uri=http://host:5000")
     assert (outcome.code, outcome.err, outcome.tracking.kind) == (0, "", option)
 
 
-PRESETS = help.options("experiment", [CONF])
+PRESETS = groups.describe_options("experiment", [CONF])
 
 
 @pytest.mark.parametrize("option", [name for name in PRESETS if name != "layout_study"])
@@ -114,7 +114,7 @@ def test_every_class_is_there(path, target):
 @pytest.mark.parametrize("path", FILES)
 def test_every_file_begins_with_what_it_is(path):
     first, *rest = (CONF / path).read_text("utf-8").splitlines()
-    line = rest[0] if "@package" in first else first
+    line = rest[0] if first.startswith("# @") else first
     assert line.startswith("# ")
     assert line.endswith((".", "?"))
 
@@ -128,7 +128,7 @@ def test_a_preset_chooses_options_and_sweeps_and_nothing_else(path):
 
 
 def test_caches_hold_the_longest_call_and_all_but_tinys_twice_an_l2():
-    for option in help.options("workload", [CONF]):
+    for option in groups.describe_options("workload", [CONF]):
         sizes = compose.experiment(f"workload={option}").workload
         slots = sizes.num_blocks * sizes.block_size
         bfloat16 = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvexp.cli import help
+from kvexp.cli import groups
 from tests.helpers import compose
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "hydra.md").read_text("utf-8")
@@ -96,7 +96,7 @@ def own_folders(write_own, tmp_path):
     """Folders of options: my/ beside kvexp's conf/, and all/ in its place."""
     write_own("impl/mine", "# Mine.\n_target_: my_package.Mine\n")
     write_own("main", "# Mine.\ndefaults:\n  - config\n  - _self_\ntimeout_s: 7\n")
-    shutil.copytree(help.conf_dir(), tmp_path / "all")
+    shutil.copytree(groups.conf_dir(), tmp_path / "all")
     config = tmp_path / "all" / "config.yaml"
     config.write_text(config.read_text("utf-8").replace("impl: cuda", "impl: copy"), "utf-8")
 
@@ -163,7 +163,7 @@ def test_the_record_and_cfg_say_which_option_of_each_group_was_chosen(typed):
     words = ("impl=torch", "mode=no_graph", "layout=auto", "op=reshape_and_cache_flash_diffkv")
     (job,) = typed(*words).jobs
     record = yaml.safe_load((job.folder / ".hydra" / "config.yaml").read_text("utf-8"))
-    assert list(record["choices"]) == list(help.GROUPS)
+    assert list(record["choices"]) == list(groups.GROUPS)
     chosen = {group: record["choices"][group] for group in ("op", "impl", "layout", "mode", "experiment")}
     assert chosen == {
         "op": "reshape_and_cache_flash_diffkv", "impl": "torch", "layout": "auto", "mode": "no_graph",

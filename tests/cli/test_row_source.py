@@ -1,5 +1,6 @@
 """What compare reads when it is given a name: a path, a git revision, an MLflow run or sweep."""
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ from kvexp.cli import row_source
 from kvexp.cli.commands import sync
 from kvexp.results import baselines, load
 from kvexp.tracking.subprocess_tracker import SubprocessTracker
-from tests.helpers.recorded_rows import curve, row, sweep
+from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 SWEEP = "2026-11-21/10-00-00-000001"
 
@@ -45,6 +46,104 @@ def test_a_revision_is_the_baselines_of_its_time(here, capsys):
     assert counted == ["2 same", "1 slower, 1 same", "1 slower, 1 same"]
     assert cli.dispatch(["compare", "now", "main"]) == 2
     assert "NVIDIA H100, NVIDIA H200" in capsys.readouterr().err
+
+
+def commit_baseline(latency_us, subject, **columns):
+    baselines.write(curve({8: 2.0, 512: latency_us}, **columns))
+    git("add", "baselines")
+    git("commit", "-m", subject)
+
+
+def test_a_history_names_the_commit_at_which_a_point_changed(here, capsys):
+    for number, latency_us in enumerate((10.0, 10.05, 12.0, 12.05, 9.0)):
+        commit_baseline(latency_us, f"commit {number}")
+        git("commit", "--allow-empty", "-m", "nothing")
+    assert cli.dispatch(["compare", "--history", "--format", "json", "--figure", "h.svg"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["subject"] for one in found["revisions"]] == [f"commit {number}" for number in range(5)]
+    hashes = [one["commit"] for one in found["revisions"]]
+    changed, calm = found["points"]
+    assert (changed["num_tokens"], calm["num_tokens"], calm["changes"]) == (512, 8, [])
+    assert changed["latencies_us"] == [10.0, 10.05, 12.0, 12.05, 9.0]
+    assert [(one["commit"], one["word"]) for one in changed["changes"]] == [
+        (hashes[2], "slower"),
+        (hashes[4], "faster"),
+    ]
+    assert [one["ratio"] for one in changed["changes"]] == pytest.approx([1.2, 0.75])
+    assert hashes[2] in (here / "h.svg").read_text()
+    assert cli.dispatch(["compare", "--history", "HEAD~4", "--format", "markdown"]) == 0
+    heading, _, first, *_ = capsys.readouterr().out.splitlines()
+    assert "| last / first | changed at |" in heading
+    assert f"| {hashes[2]} slower 1.200 |" in first
+
+
+def test_many_small_steps_are_a_change(here, capsys):
+    for number in range(6):
+        commit_baseline(10 * 1.01**number, f"commit {number}")
+    assert cli.dispatch(["compare", "--history", "--format", "json"]) == 0
+    changed, _ = json.loads(capsys.readouterr().out)["points"]
+    assert [one["word"] for one in changed["changes"]] == ["slower"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--history"], "no commit up to HEAD has written baselines/<gpu>/rows.jsonl"),
+        (["--history", "gone"], "gone is no git revision around the current folder"),
+        (["--history", "main", "now"], "--history takes one git revision"),
+        (["--history", "--figure", "h.txt"], "--figure must end in .svg, .png or .pdf, not 'h.txt'"),
+        (["main", "now", "--figure", "h.svg"], "--figure draws what --history finds"),
+        (["main", "now", "--format", "xml"], "invalid choice: 'xml'"),
+    ],
+)
+def test_a_history_that_is_not_there_is_one_sentence(here, capsys, words, said):
+    git("commit", "--allow-empty", "-m", "one")
+    assert cli.dispatch(["compare", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_comparison_is_printed_for_programs_and_as_markdown(here, capsys):
+    sweep(here / "then", [curve({8: 2.0, 512: 10.0})])
+    assert cli.dispatch(["compare", "then", "now", "--format", "json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"] == {"slower": 1, "same": 1}
+    worst = found["points"][0]
+    assert (worst["verdict"], worst["baseline_us"], worst["candidate_us"]) == ("slower", 10.0, 12.0)
+    assert worst["ratio"] == pytest.approx(1.2)
+    assert worst["ratio_low"] < worst["ratio"] < worst["ratio_high"]
+    assert cli.dispatch(["compare", "then", "now", "--format", "markdown"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "| num_tokens | baseline (µs) | candidate (µs) | candidate / baseline | between |" in lines[0]
+    assert lines[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert lines[2].startswith("| slower | ")
+    assert lines[-2:] == ["", "1 slower, 1 same"]
+
+
+def test_a_baseline_is_made_of_rows_that_are_there(here, capsys):
+    assert cli.dispatch(["baseline", "--from", "now"]) == 0
+    written = here / "baselines" / "nvidia-h200" / "rows.jsonl"
+    assert len(written.read_text().splitlines()) == 2
+    out = capsys.readouterr()
+    assert out.out == "baselines/nvidia-h200/rows.jsonl\n"
+    assert "2 points were timed by fewer than 5 processes" in out.err
+    assert cli.dispatch(["compare", "baselines", "now"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["now", "impl=torch"], "baseline: --from takes rows as they are, so 'impl=torch' cannot be typed"),
+        (["gone"], "gone does not exist; give a sweep's folder"),
+        (["wrong"], "baseline: 1 of the 1 rows of wrong are incorrect or failed"),
+        (["untimed"], "baseline: nothing was timed, so there is no baseline to write"),
+    ],
+)
+def test_rows_that_are_no_baseline_are_one_sentence(here, capsys, words, said):
+    sweep(here / "wrong", [[refused("incorrect", "wrong bytes")]])
+    sweep(here / "untimed", [[refused("verified", "not timed")]])
+    assert cli.dispatch(["baseline", "--from", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (here / "baselines").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from kvexp.case import Sizes
-from kvexp.cli.help import conf_dir
+from kvexp.cli.groups import conf_dir
 from kvexp.cli.options import resolve_layout
 from kvexp.cli.schema import build_experiment
 from kvexp.column import Word, columns_of

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import kvexp
-from kvexp.cli import commands, help
+from kvexp.cli import commands, groups
 from kvexp.measurement import Measurement
 from tests.helpers import compose as composed
 from tests.helpers import tiny_curve
@@ -28,7 +28,7 @@ def interface():
         "names": sorted(kvexp.__all__),
         "columns": list(Measurement(tiny_curve.case(num_tokens=1), "skipped", "so").row()),
         "options": {name: _options(name) for name in commands.names()},
-        "groups": {group: composed.options(group) for group in help.GROUPS},
+        "groups": {group: composed.options(group) for group in groups.GROUPS},
         "config": base,
         "presets": {
             name: _changes(base, _composed([f"experiment={name}"])) for name in composed.options("experiment")
@@ -44,7 +44,7 @@ def _options(command):
 
 def _composed(overrides):
     """Return every key with its value, except those that are Hydra's or name a class."""
-    with initialize_config_dir(str(help.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(groups.conf_dir()), version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
     found = {"params": dict(config.hydra.sweeper.params or {})}
     found["choices"] = dict(config.hydra.runtime.choices)

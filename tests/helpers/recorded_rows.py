@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def row(latency_us: float = 10.0, **columns: Any) -> dict[str, Any]:
         "bytes_moved": 1000,
         "samples": 20,
         "started_at": "2026-11-21T10:00:00.000+00:00",
-        **asdict(_CASE),
+        **_CASE.columns(),
         **_MACHINE,
         "schema": SCHEMA,
     }

@@ -10,18 +10,18 @@ from typing import Any
 
 import yaml
 
-from kvexp.cli import commands, help
+from kvexp.cli import commands, groups, keys
 from kvexp.measurement import COLUMNS
 from kvexp.results.conf_files import read_defaults
 
-CONF = help.conf_dir()
+CONF = groups.conf_dir()
 SIZES = ("num_tokens", "num_heads", "num_query_heads", "head_size", "block_size", "num_blocks")
 """The keys of a workload's own file."""
 
 
 def text() -> str:
     """The page."""
-    return "\n".join([_ABOUT, _commands(), *map(_group, help.GROUPS), _keys(), _columns(), _LOADED])
+    return "\n".join([_ABOUT, _commands(), *map(_group, groups.GROUPS), _keys(), _columns(), _LOADED])
 
 
 def _commands() -> str:
@@ -31,7 +31,7 @@ def _commands() -> str:
 
 def _group(group: str) -> str:
     chosen = read_defaults().get(group)
-    lines = help.options(group, [CONF])
+    lines = groups.describe_options(group, [CONF])
     head: Sequence[str] = (group, "what it is")
     rows = [[f"`{name}`{' (default)' * (name == chosen)}", line] for name, line in lines.items()]
     if group in _MORE:
@@ -54,30 +54,22 @@ def _sweeps(values: Mapping[str, Any]) -> list[str]:
 
 
 def _keys() -> str:
-    rows = [(f"`{prefix}{key}`", default, said) for prefix, key, default, said in _settings()]
-    return _section("Keys", _KEYS, _table(("key", "default", "meaning"), rows))
+    rows = [(f"`{key.name}`", _default(key), key.kind, f"{of}{key.meaning}") for of, key in _list_keys()]
+    return _section("Keys", _KEYS, _table(("key", "default", "what it may be", "meaning"), rows))
 
 
-def _settings() -> Iterator[tuple[str, str, str, str]]:
-    """The prefix, name, default and meaning of every key."""
-    main = (CONF / "config.yaml").read_text("utf-8")
-    chosen = read_defaults()
-    yield from _read_keys("", main)
-    for group in help.GROUPS_WITH_KEYS:
-        own = (CONF / group / f"{chosen[group]}.yaml").read_text("utf-8")
-        yield from _read_keys(f"{group}.", own)
-        yield from _read_keys(f"{group}.", help._section(main, group))
-    yield from _read_keys("hydra.launcher.", help.LAUNCHER.read_text("utf-8"))
-    for impl, line in help.options("impl", [CONF]).items():
-        content = (CONF / "impl" / f"{impl}.yaml").read_text("utf-8")
-        for prefix, key, default, said in _read_keys("impl.", content):
-            yield prefix, key, default, f"Of `impl={impl}`: {said.removeprefix(line).strip() or line}"
+def _list_keys() -> Iterator[tuple[str, keys.Key]]:
+    """Every key, and for one of an implementation the words that say whose it is."""
+    yield from (("", key) for key in keys.list_keys([CONF]))
+    for impl in groups.list_options("impl", [CONF]):
+        yield from ((f"Of `impl={impl}`: ", key) for key in keys.list_option_keys("impl", impl, [CONF]))
 
 
-def _read_keys(prefix: str, content: str) -> Iterator[tuple[str, str, str, str]]:
-    values = yaml.safe_load(content) or {}
-    for key, said in help._settings(content):
-        yield prefix, key, _value(values[key]), said
+def _default(key: keys.Key) -> str:
+    if not isinstance(key.default, str):
+        return key.default_text
+    is_reference = key.default.startswith("${")
+    return f"that of `{key.default.strip('${.}')}`" if is_reference else f"`{key.default}`"
 
 
 def _columns() -> str:

@@ -122,6 +122,16 @@ def test_points_that_nothing_disturbed_have_no_line_about_it():
     assert "shared" not in text
 
 
+def test_a_noisy_machine_is_told_with_what_to_do():
+    calm, noisy = row(layout="NHD", num_tokens=1), row(layout="HND", num_tokens=2)
+    noisy |= {"latency_us": 10.0, "latency_us_p20": 8.0, "latency_us_p80": 14.0}
+    said = "noisy      HND: 1 point: p20 to p80 is up to 60 % of the median wide: something else ran; "
+    text = printed([calm, noisy])
+    assert said in text
+    assert "repeat=5" in text.partition(said)[2]
+    assert "noisy" not in printed([calm])
+
+
 def test_the_equal_copy_as_a_curve_is_said_to_be_no_cache_write():
     text = printed([row(impl="copy"), row(impl="copy", num_tokens=4), row()])
     assert "equal copy copy: 2 points: a plain copy of as many bytes, no cache write\n" in text

@@ -100,10 +100,12 @@ def test_the_count_includes_points_without_a_fastest_one():
 
 def test_disturbances_of_the_gpu_are_named():
     rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
+    rows[1] |= {"latency_us": 10.0, "latency_us_p20": 8.0, "latency_us_p80": 14.0}
     (machine,) = group_by_machine(rows)
     assert findings.describe_disturbances(machine) == [
         "At 1 of 2 points the GPU's clocks were held down: sw_power_cap.",
         "At 1 of 2 points other processes were on the GPU.",
+        "At 1 of 2 points p20 to p80 is up to 60 % of the median wide: something else ran.",
     ]
     assert findings.describe_disturbances(group_by_machine([row()])[0]) == []
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shlex
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 
 import pytest
@@ -47,7 +47,7 @@ def compose_command(command):
     """The points that a command composes, where a GPU is."""
     experiment = set_keys(*shlex.split(command)[3:])
     device = "cuda:0" if experiment.device == "auto" else experiment.device
-    return [asdict(case) for case in experiment.resolve(device).cases()]
+    return [case.columns() for case in experiment.resolve(device).cases()]
 
 
 def test_every_committed_curve_is_composed_by_its_command():

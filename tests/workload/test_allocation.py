@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kvexp.gpu import scan
+from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import GUARD_BYTES, TIMED
-from kvexp.workload.cache_write import NO_SLOT
 from tests.helpers import compose, tiny_curve
 
 LAYOUTS = compose.options("layout")

@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 import torch
 
+from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import BOUND, LAST, TIMED
-from kvexp.workload.cache_write import NO_SLOT
 from tests.helpers import compose, oracle, tiny_curve
 
 DRAWS = (TIMED, BOUND, LAST)

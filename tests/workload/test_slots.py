@@ -1,5 +1,7 @@
 """Slots: each pattern has every slot once, and each its own order."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -143,3 +145,77 @@ class TestPadding:
         assert kept[-1] > 25
         assert kept == self.kept(50, 0.5, "scattered")
         assert kept != self.kept(50, 0.5, "scattered", seed=1)
+
+
+def given(slots, **sizes):
+    """A case of recorded slots, or of a batch."""
+    recorded = () if isinstance(slots, str) else tuple(slots)
+    chosen = {"slots": "sha256:0123456789abcdef"} if recorded else {"slots": "batch", "batch": slots}
+    return replace(tiny_curve.case(**sizes), recorded=recorded, **chosen)
+
+
+def mappings(case, rotated=False, seed=0):
+    """The mappings of a case, int64 `[mappings, num_tokens]`."""
+    count = ReshapeAndCacheFlash().count_places(case)
+    found = patterns.order(case, CPU, torch.Generator().manual_seed(seed), rotated)
+    assert len(found) == case.num_slots
+    stride = case.num_tokens + (case.num_tokens % 2 if count > 1 else 0)
+    return found[: count * stride].view(count, stride)[:, : case.num_tokens]
+
+
+RECORDED = [5, 20, 22, 21]
+
+
+def test_recorded_slots_are_written_as_they_are_then_shifted_by_whole_blocks():
+    found = mappings(given(RECORDED, num_tokens=4, num_blocks=9, block_size=4))
+    assert found[0].tolist() == RECORDED
+    shifts = (found - found[0]) % 36
+    assert (shifts == shifts[:, :1]).all()
+    assert (shifts % 4 == 0).all()
+    assert len(found) == 4
+    assert len(found.unique()) == found.numel()
+
+
+def test_other_draws_of_recorded_slots_are_at_other_blocks_and_share_none_either():
+    case = given(RECORDED, num_tokens=4, num_blocks=9, block_size=4)
+    first, other = mappings(case), mappings(case, rotated=True)
+    assert ((other - first) % 36 == (other - first)[0, 0] % 36).all()
+    assert other[0].tolist() != RECORDED
+    assert len(other.unique()) == other.numel()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shifts_of_any_recorded_slots_share_none(seed):
+    drawn = torch.Generator().manual_seed(seed)
+    num_blocks, block_size = (int(torch.randint(1, 12, (), generator=drawn)) for _ in range(2))
+    count = int(torch.randint(1, num_blocks * block_size + 1, (), generator=drawn))
+    slots = torch.randperm(num_blocks * block_size, generator=drawn)[:count].tolist()
+    found = mappings(given(slots, num_tokens=count, num_blocks=num_blocks, block_size=block_size))
+    assert found[0].tolist() == slots
+    assert len(found.unique()) == found.numel()
+
+
+def test_padding_of_recorded_slots_is_where_it_was_recorded():
+    case = given([7, -1, 3, -1], num_tokens=4, padding=0.5, padding_at="scattered")
+    assert patterns.draw_unpadded(case, CPU).tolist() == [0, 2]
+    assert mappings(case)[0][[0, 2]].tolist() == [7, 3]
+
+
+def test_a_batch_writes_the_last_tokens_of_each_request_to_blocks_of_its_own():
+    case = given("3q1s7_q6s9", num_tokens=9, num_blocks=16, block_size=4)
+    found = mappings(case)
+    assert len(found) == 16 // 6
+    assert len(found.unique()) == found.numel()
+    for one in found:
+        blocks, places = one // 4, one % 4
+        assert places.tolist() == [2, 2, 2, 3, 0, 1, 2, 3, 0]
+        assert len(blocks[:3].unique()) == 3
+        assert blocks[4:8].unique().numel() == 1
+        assert len(blocks.unique()) == 6
+    assert not torch.equal(found, mappings(case, seed=1))
+
+
+def test_a_batch_whose_requests_exceed_the_cache_is_refused():
+    case = given("3q1s7", num_tokens=3, num_blocks=5, block_size=4)
+    with pytest.raises(Unsupported, match="batch=3q1s7 needs 6 blocks of 4 slots, and the cache has 5"):
+        ReshapeAndCacheFlash().count_places(case)

@@ -57,7 +57,10 @@ class LocalLauncher(Launcher):
         return place.list_places(self._devices, self._workers, experiments, isolation)
 
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        from kvexp.cli.alias_source import name_choices
+
         config = self._loader.load_sweep_config(self._config, list(overrides))
+        name_choices(config.hydra)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         return config

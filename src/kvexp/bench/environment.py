@@ -100,13 +100,16 @@ def _read_cpu_name() -> str:
 
 
 def _read_commit() -> dict[str, Any]:
-    """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none."""
+    """Return commit and dirty flag of the checkout that kvexp runs from; None when it runs from none.
+
+    Files that git does not know are no change: `source_hash` covers those among kvexp's sources.
+    """
     unknown: dict[str, Any] = {"git_commit": None, "git_dirty": None}
     root = find_checkout(Path(__file__))
     if root is None:
         return unknown
     commit = _run_git(root, "rev-parse", "HEAD")
-    status = _run_git(root, "status", "--porcelain", "--untracked-files=normal")
+    status = _run_git(root, "status", "--porcelain", "--untracked-files=no")
     return unknown if not commit or status is None else {"git_commit": commit, "git_dirty": bool(status)}
 
 

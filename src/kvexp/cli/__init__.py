@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvexp import __version__
-from kvexp.cli import commands, help
+from kvexp.cli import commands, groups, help
 from kvexp.errors import ConfigError, Terminated
 from kvexp.host import disk_cache, terminal
 from kvexp.host.addresses import mask_secrets
@@ -123,20 +123,24 @@ def _run(argv: list[str], prestarted: Prestart | None = None) -> int:
     if argv and argv[0] in commands.names():
         return commands.run(argv[0], argv[1:])
     if "--help" in argv or "-h" in argv:
-        say(help.text(help.config_dirs(argv)))
+        say(help.text(groups.config_dirs(argv), argv))
         return 0
     if "--version" in argv:
         say(f"kvexp {__version__}\n")
         return 0
     if argv and "=" not in argv[0] and argv[0][:1] not in ("-", "+", "~"):  # neither override nor flag
-        raise ConfigError(_describe_unknown(argv[0], help.config_dirs(argv)))
+        raise ConfigError(_describe_unknown(argv[0], groups.config_dirs(argv)))
     from kvexp.cli.compose import run_sweep  # here, since it imports Hydra
 
     return run_sweep(argv, prestarted=prestarted)[0]
 
 
 def _describe_unknown(word: str, dirs: Sequence[Path]) -> str:
-    if word in help.GROUPS:
-        names = ", ".join(help.options(word, dirs))
+    if word in groups.GROUPS:
+        names = ", ".join(groups.describe_options(word, dirs))
         return f"{word} names no option; write {word}= and one of {names}"
-    return f"unknown command {word!r}; write GROUP=OPTION or KEY=VALUE, or --help for what there is"
+    known = commands.names()
+    return (
+        f"unknown command {word!r}{groups.suggest(word, known)}; the commands are {', '.join(known)}; "
+        "without one write GROUP=OPTION or KEY=VALUE, which --help lists"
+    )

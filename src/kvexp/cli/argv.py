@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import OverrideParseException
 
-from kvexp.cli import help, hydra_keys
+from kvexp.cli import groups, hydra_keys
 from kvexp.cli.flags import list_flags, parse_flags
 from kvexp.cli.schema import SWEEP
 from kvexp.errors import ConfigError
@@ -74,7 +74,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     overrides = tuple(mask_override(text) for text in typed.overrides)
     line = CommandLine(tuple(list_flags(typed, measures)), overrides, measures, typed.run)
     if not completes:
-        dirs = help.config_dirs(argv)
+        dirs = groups.config_dirs(argv)
         _check_names(dirs)
         _check_overrides(line, dirs)
         if measures:
@@ -142,8 +142,8 @@ def parse_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Over
             if "=" not in text:
                 raise ConfigError(f"{text!r} is no override; write key=value") from error
             group = text.partition("=")[0]
-            names = ", ".join(help.options(group, dirs)) if group in help.GROUPS else ""
-            complaint = _shorten(text, error)
+            names = ", ".join(groups.describe_options(group, dirs)) if group in groups.GROUPS else ""
+            complaint = _find_unpaired(text) or _shorten(text, error)
             quoted = f"""; quotes of its own let a value hold it: '{group}="..."'"""
             possible = (
                 f"; {group} is one of {names}" if names else quoted if _NOT_ALLOWED in complaint else ""
@@ -152,7 +152,28 @@ def parse_overrides(overrides: Sequence[str], dirs: Sequence[Path]) -> list[Over
     return found
 
 
+_PARTNERS = {"(": ")", "[": "]", "{": "}"}
 _NOT_ALLOWED = "is not allowed there"
+
+
+def _find_unpaired(text: str) -> str:
+    """Say which bracket or quote of a value has no partner; nothing where each has one."""
+    waiting: list[str] = []
+    quote, is_escaped = "", False
+    for letter in text.partition("=")[2]:
+        if quote:
+            is_end = letter == quote and not is_escaped
+            is_escaped = letter == "\\" and not is_escaped
+            quote = "" if is_end else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in _PARTNERS:
+            waiting.append(letter)
+        elif letter in _PARTNERS.values() and (not waiting or _PARTNERS[waiting.pop()] != letter):
+            return f"the {letter} has no partner before it"
+    if quote:
+        return f"the quote {quote} is not closed"
+    return f"the {waiting[-1]} is not closed: a {_PARTNERS[waiting[-1]]} is missing" if waiting else ""
 
 
 def _shorten(text: str, error: OverrideParseException) -> str:
@@ -171,11 +192,11 @@ def _shorten(text: str, error: OverrideParseException) -> str:
 def _check_names(dirs: Sequence[Path]) -> None:
     """Refuse an option of the user's with the name of ours: a row holds the name alone."""
     *theirs, ours = dirs
-    for group in help.GROUPS_WITHOUT_KEYS:
-        for name in help.options(group, theirs):
-            if name in help.options(group, [ours]):
+    for group in groups.GROUPS_WITHOUT_KEYS:
+        for name in groups.list_options(group, theirs):
+            if own := groups.find_option(group, name, [ours]):
                 raise ConfigError(
-                    f"{theirs[0] / group / name}.yaml takes the name of kvexp's own {group}={name}; "
+                    f"{theirs[0] / group / name}.yaml takes the name of kvexp's own {group}={own}; "
                     "give it another one"
                 )
 
@@ -199,7 +220,7 @@ def _check_overrides(line: CommandLine, dirs: Sequence[Path]) -> None:
             raise ConfigError(f"{text!r} is refused; type the whole list, workload.num_tokens=[1,64]")
         if override.is_sweep_override():
             _check_sweep(text, override, line)
-        if key in help.GROUPS:
+        if key in groups.GROUPS:
             _check_group(text, override, dirs)
 
 
@@ -246,7 +267,7 @@ def count_values(override: Override) -> int:
 def _check_group(text: str, override: Override, dirs: Sequence[Path]) -> None:
     """Check that a group names one option per curve; Hydra also takes lists, dicts and nothing."""
     group = override.key_or_group
-    names = ", ".join(help.options(group, dirs))
+    names = ", ".join(groups.describe_options(group, dirs))
     if group == "experiment" and override.is_delete():
         return
     if override.is_delete() or override.is_add() or override.is_force_add():

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.types import Override
 
-from kvexp.cli.help import GROUPS
+from kvexp.cli.groups import GROUPS
 from kvexp.host.addresses import mask_secrets
 
 _LONGEST_LIST = 1000  # letters of a swept key's values

@@ -4,18 +4,17 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
+from kvexp.cli import print_formats
+from kvexp.cli.print_formats import DASH
 from kvexp.errors import ConfigError
-from kvexp.report import PrintableConsole, number
+from kvexp.report import number
 from kvexp.results.compare import WORST_FIRST, Point
 
 FAILED = 1
 _FAIL_ON = "slower,broken,missing"
 _STYLES = {"broken": "bold red", "missing": "red", "slower": "red", "ambiguous": "yellow", "faster": "green"}
-_DASH = "–"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,20 +33,29 @@ def exit_code(points: Sequence[Point], fail_on: set[str]) -> int:
     return FAILED if fail_on & {point.word for point in points} else 0
 
 
-def print_table(points: Sequence[Point]) -> None:
+def print_points(points: Sequence[Point], form: str = "table") -> None:
     """Print the points in their order, and how many have each verdict."""
-    console = PrintableConsole()
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("curve", overflow="fold")
-    for column in ("num_tokens", "baseline (µs)", "candidate (µs)", "ratio", "between"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for point in points:
-        table.add_row(Text(point.word, _STYLES.get(point.word, "")), Text(point.label), *_format(point))
-    console.print(table)
     counts = Counter(point.word for point in points)
-    console.print(", ".join(f"{counts[word]} {word}" for word in WORST_FIRST if counts[word]))
+    counted = {word: counts[word] for word in WORST_FIRST if counts[word]}
+    if form == "json":
+        print_formats.print_json({"points": [_describe(point) for point in points], "counts": counted})
+        return
+    print_formats.print_table(
+        _HEADINGS, [(point.word, point.label, *_format(point)) for point in points], form, _STYLES
+    )
+    print_formats.print_line(", ".join(f"{count} {word}" for word, count in counted.items()), form)
+
+
+_HEADINGS = {
+    "verdict": "left",
+    "curve": "fold",
+    "num_tokens": "right",
+    "baseline (µs)": "right",
+    "candidate (µs)": "right",
+    "candidate / baseline": "right",
+    "between": "right",
+    "why": "fold",
+}
 
 
 def _parse_tolerance(text: str) -> float:
@@ -72,10 +80,26 @@ def _parse_verdicts(text: str) -> set[str]:
     return verdicts
 
 
-def _format(point: Point) -> tuple[str | Text, ...]:
-    times = (_DASH if time is None else number(time) for time in (point.baseline_us, point.candidate_us))
-    ratio, between = _DASH, _DASH
+def _describe(point: Point) -> dict[str, Any]:
+    """Return a point as JSON; its ratio is the candidate's latency over the baseline's, with 95 % limits."""
+    verdict = point.verdict
+    return {
+        "verdict": point.word,
+        "curve": point.label,
+        "num_tokens": point.num_tokens,
+        "baseline_us": point.baseline_us,
+        "candidate_us": point.candidate_us,
+        "ratio": verdict and verdict.ratio,
+        "ratio_low": verdict and verdict.low,
+        "ratio_high": verdict and verdict.high,
+        "why": point.note,
+    }
+
+
+def _format(point: Point) -> tuple[str, ...]:
+    times = (DASH if time is None else number(time) for time in (point.baseline_us, point.candidate_us))
+    ratio, between = DASH, DASH
     if point.verdict:
         ratio = f"{point.verdict.ratio:.3f}"
-        between = f"{point.verdict.low:.3f}{_DASH}{point.verdict.high:.3f}"
-    return f"{point.num_tokens:,}", *times, ratio, between, Text(point.note)
+        between = f"{point.verdict.low:.3f}{DASH}{point.verdict.high:.3f}"
+    return f"{point.num_tokens:,}", *times, ratio, between, point.note

@@ -11,9 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 
 from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import BAD_INPUT, own_keys, resume, say
+from kvexp.cli.alias_source import name_choices, use_aliases
 from kvexp.cli.argv import CommandLine, mask_override, parse_command_line
 from kvexp.cli.choices import format_choices
 from kvexp.cli.collector import Collector
+from kvexp.cli.groups import config_dirs
 from kvexp.cli.hydra_errors import COMPOSE_ERRORS, explain
 from kvexp.cli.measuring import Check, Measuring
 from kvexp.cli.sweep_task import FULL_ERROR, Ended, SweepTask, set_variable
@@ -77,8 +79,10 @@ def _compose(line: CommandLine, task: SweepTask) -> int:
     composed = own_keys.withhold(line) if line.measures else line
     arguments, where = parser.parse_args(composed.argv), str(conf_dir())
     try:
-        with set_variable(FULL_ERROR, "1"):
+        with set_variable(FULL_ERROR, "1"), use_aliases(config_dirs(line.flags)):
             _run_hydra(arguments, parser, task, config_path=where, config_name="config")
+            if arguments.cfg == "job":
+                name_choices(HydraConfig.get())
         if arguments.cfg == "job" and arguments.package in (None, "_global_"):
             say(format_choices(HydraConfig.get().runtime.choices))
     except SystemExit as stop:  # Hydra ends some of its prints like this, a wrong --package too

@@ -1,67 +1,48 @@
 """Write `--help`: the options and keys, read from the YAML files in conf/ and in the user's folder."""
 
-import itertools
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kvexp import __version__
-from kvexp.bench.impl_hash import conf_dir
 from kvexp.cli import commands
+from kvexp.cli.groups import GROUPS, describe_options, describe_unknown_option, find_option
+from kvexp.cli.keys import Key, list_keys, list_option_keys
+from kvexp.errors import ConfigError
 from kvexp.results.conf_files import read_defaults
 
-GROUPS = (
-    "op",
-    "impl",
-    "layout",
-    "dtype",
-    "kv_cache_dtype",
-    "scale",
-    "connector",
-    "mode",
-    "timer",
-    "workload",
-    "tracking",
-    "experiment",
-)
-"""Every group, in the order of `--help`. Each is required but `experiment`."""
 
-GROUPS_WITH_KEYS = ("workload", "timer", "tracking")
-"""The groups whose options all have the same keys, which can be set."""
+def text(dirs: Sequence[Path], words: Sequence[str] = ()) -> str:
+    """Return the help on the groups and options among the typed words; on everything where there are none.
 
-LAUNCHER = conf_dir() / "hydra" / "launcher" / "local.yaml"
-"""The file of the launcher's keys."""
-
-GROUPS_WITHOUT_KEYS = tuple(group for group in GROUPS if group not in (*GROUPS_WITH_KEYS, "experiment"))
-"""The groups of which a row holds the option's name."""
-
-
-def config_dirs(argv: Sequence[str]) -> list[Path]:
-    """List the folders of options, the user's `--config-dir` first."""
-    dirs = [conf_dir()]
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            value = value if equals else "".join(argv[i + 1 : i + 2])
-            dirs.insert(0, Path(value))
-    return dirs
-
-
-def options(group: str, dirs: Sequence[Path]) -> dict[str, str]:
-    """Return the options of a group, each with the first line of its file; the first folder wins."""
-    found: dict[str, str] = {}
-    for folder in dirs:
-        for file in sorted((folder / group).rglob("*.yaml")):
-            name = file.relative_to(folder / group).with_suffix("").as_posix()
-            found.setdefault(name, _first_comment(file))
-    return found
-
-
-def text(dirs: Sequence[Path]) -> str:
-    """Return the whole `--help`."""
+    Raises:
+        ConfigError: An option among them is not there.
+    """
+    asked = [word for word in words if word.partition("=")[0] in GROUPS]
+    if asked:
+        return "\n".join([_describe(word, dirs) for word in asked] + [_MORE])
     return _ABOUT.format(
-        version=__version__, groups=_groups(dirs), keys=_keys(), commands=_commands(commands.names())
+        version=__version__,
+        groups="\n".join(_list_group(group, dirs) for group in GROUPS),
+        keys=_list_entries(list_keys(dirs)),
+        commands=_commands(commands.names()),
     )
+
+
+def _describe(word: str, dirs: Sequence[Path]) -> str:
+    """Describe the options that a word names, with their keys; all options of a group that is typed alone."""
+    group, equals, names = word.partition("=")
+    if not equals:
+        return f"{_list_group(group, dirs)}\n"
+    lines = describe_options(group, dirs)
+    found = []
+    for typed in names.split(","):
+        name = find_option(group, typed, dirs)
+        if name is None:
+            raise ConfigError(describe_unknown_option(group, typed, lines))
+        keys = _list_entries(list_option_keys(group, name, dirs))
+        found.append("\n".join([_entry(f"{group}={name}", lines[name]), keys or "  It has no keys.", ""]))
+    return "\n".join(found)
 
 
 def _commands(names: Mapping[str, str]) -> str:
@@ -72,29 +53,22 @@ def _commands(names: Mapping[str, str]) -> str:
     return "\n".join(["", head, *lines, ""]) if lines else ""
 
 
-def _groups(dirs: Sequence[Path]) -> str:
-    chosen = read_defaults()
-    catalogue = {group: options(group, dirs) for group in GROUPS}
-    width = max(len(name) for names in catalogue.values() for name in names)
-    lines: list[str] = []
-    for group, names in catalogue.items():
-        lines.append(f"  {group}")
-        for name, comment in names.items():
-            mark = "*" if chosen.get(group) == name else " "
-            lines.append(_entry(f"  {mark} {name:{width}}", comment))
-    return "\n".join(lines)
+def _list_group(group: str, dirs: Sequence[Path]) -> str:
+    chosen, lines = read_defaults().get(group), describe_options(group, dirs)
+    width = max(map(len, lines), default=0)
+    entries = (
+        _entry(f"  {'*' if name == chosen else ' '} {name:{width}}", line) for name, line in lines.items()
+    )
+    return "\n".join([f"  {group}", *entries])
 
 
-def _keys() -> str:
-    chosen = read_defaults()
-    texts = {"": (conf_dir() / "config.yaml").read_text("utf-8")}
-    for group in GROUPS_WITH_KEYS:
-        own = (conf_dir() / group / f"{chosen[group]}.yaml").read_text("utf-8")
-        texts[f"{group}."] = own + _section(texts[""], group)
-    texts["hydra.launcher."] = LAUNCHER.read_text("utf-8")
-    entries = [(prefix + key, line) for prefix, text in texts.items() for key, line in _settings(text)]
-    width = max(len(key) for key, _ in entries)
-    return "\n".join(_entry(f"  {key:{width}}", comment) for key, comment in entries)
+def _list_entries(keys: Iterable[Key]) -> str:
+    entries = [
+        (key.name, f"{key.meaning} [{key.kind}{'; ' * bool(key.kind)}default {key.default_text}]")
+        for key in keys
+    ]
+    width = max((len(name) for name, _ in entries), default=0)
+    return "\n".join(_entry(f"  {name:{width}}", line) for name, line in entries)
 
 
 def _entry(head: str, comment: str) -> str:
@@ -102,36 +76,9 @@ def _entry(head: str, comment: str) -> str:
     return textwrap.fill(comment, 100, initial_indent=f"{head}  ", subsequent_indent=indent)
 
 
-def _first_comment(file: Path) -> str:
-    for line in file.read_text("utf-8").splitlines():
-        # Hydra wants its package header on the first line.
-        if line.startswith("#") and "@package" not in line:
-            return line.lstrip("# ").strip()
-    return ""
-
-
-def _section(content: str, key: str) -> str:
-    """Return the block below a key of the main configuration, as the content of a file."""
-    _, _, below = content.partition(f"\n{key}:\n")
-    inside = list(itertools.takewhile(lambda line: line.startswith("  "), below.splitlines()))
-    return "\n".join(["", *(line.removeprefix("  ") for line in inside)])
-
-
-def _settings(content: str) -> Iterator[tuple[str, str]]:
-    """Yield each scalar key of a file with the comment above it; a key without one shares the last."""
-    comment: list[str] = []
-    is_new = True
-    for line in content.splitlines():
-        key, colon, value = line.partition(":")
-        if line.startswith("#"):
-            comment = [line.lstrip("# ")] if is_new else [*comment, line.lstrip("# ")]
-            is_new = False
-        elif not line:
-            comment, is_new = [], True
-        elif colon and value.strip() and not key.startswith((" ", "_")):
-            yield key, " ".join(comment)
-            is_new = True
-
+_MORE = """\
+* is the default. kvexp --help lists all groups, keys, commands and flags.
+"""
 
 _ABOUT = """\
 kvexp {version}: which implementation, layout, dtype and mode writes a paged KV cache fastest, and is
@@ -150,7 +97,7 @@ Usage: python -m kvexp [GROUP=OPTION ...] [KEY=VALUE ...] [FLAG ...]
 Groups and their options (* is the default)
 {groups}
 
-Keys (the same ones for every option of a group)
+Keys (the same ones for every option of a group; kvexp impl=triton --help lists an option's own)
 {keys}
 {commands}
 Flags

@@ -1,12 +1,11 @@
 """Explain in one sentence why a configuration could not be composed."""
 
-import difflib
-
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, KeyValidationError, OmegaConfBaseException
 
+from kvexp.cli.groups import describe_unknown_option
 from kvexp.cli.schema import NO_TEXT, describe_unknown_key
 
 COMPOSE_ERRORS = (
@@ -26,7 +25,7 @@ def explain(error: BaseException) -> str:
     """Say what was asked and what is possible."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return _describe_unknown_option(group, name, [str(option) for option in error.options])
+        return describe_unknown_option(group, name, [str(option) for option in error.options])
     key_error = next((e for e in (error, error.__cause__) if isinstance(e, _KEY_ERRORS)), None)
     if key_error is not None and key_error.full_key:
         prefix, _, key = str(key_error.full_key).rpartition(".")
@@ -44,12 +43,6 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return f"{error.full_key}: {_first_line(error)}"
     return _shorten(error)
-
-
-def _describe_unknown_option(group: str, name: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(name, options, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"unknown {group} {name!r}{hint}; choose one of {', '.join(options)}"
 
 
 _KEY_ERRORS = (ConfigAttributeError, ConfigKeyError)

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from kvexp.cli import help
+from kvexp.cli import groups
 from kvexp.errors import ConfigError
 
 MODE = "hydra.mode"
@@ -98,7 +98,7 @@ def check_typed(override: Override, dirs: Sequence[Path], names_sweeper: bool) -
     if key == "hydra/sweeper" and not isinstance(value, str):
         raise ConfigError(f"{override.input_line!r} is refused: a sweep has one sweeper; choose one")
     if key == "hydra/launcher":
-        _check_launcher(override, help.options(key, dirs))
+        _check_launcher(override, groups.describe_options(key, dirs))
     if key in _PLUGINS or (names_sweeper and _is_inside(key, _PARAMS)):
         return
     for leaf, inside in _list_leaves(key.replace("/", "."), value):

@@ -152,7 +152,7 @@ class Measuring:
 
         differing = [name for name in CASE if before[0].get(name) != now[0].get(name)]
         say(self._title)
-        comparison_table.print_table(compare.compare(before, now, ignored=differing))
+        comparison_table.print_points(compare.compare(before, now, ignored=differing))
 
     def _make_job(self, curve: Curve) -> Job:
         experiment, folder, overrides = curve

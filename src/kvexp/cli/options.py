@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from kvexp.cli.help import GROUPS
+from kvexp.cli.groups import GROUPS
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice
 from kvexp.impl import make

@@ -4,18 +4,19 @@ Hydra composes a sweep's base without what is swept, so there an own key would m
 is withheld from the base, and set in each curve whose option has it. The option's YAML says its type.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kvexp.cli.argv import CommandLine
-from kvexp.cli.schema import CODE, describe_missing_key, read
-from kvexp.column import ANY, INT64, Column, Flag, Real, Text, Whole
+from kvexp.cli.groups import CODE
+from kvexp.cli.schema import describe_missing_key, find_type, read
+from kvexp.column import ANY
 from kvexp.errors import ConfigError
 from kvexp.results.overrides import get_key
 
@@ -148,24 +149,9 @@ def _list_keys(option: DictConfig) -> list[str]:
 def _read_values(config: DictConfig, base: DictConfig) -> None:
     """Check the value of each key that an option's YAML has; a whole number is a float where that has one."""
     for group in CODE:
+        values = cast(dict[str, Any], OmegaConf.to_container(base[group], resolve=False))
         for key in _list_keys(base[group]):
-            column = _find_type(base[group], key)
+            column = find_type(values[key])
             if column is not ANY and key in config[group]:
                 name = f"{group}.{key}"
                 OmegaConf.update(config, name, read(name, column, OmegaConf.select(config, name)))
-
-
-def _find_type(option: DictConfig, key: str) -> Column:
-    """Return what a key may be: of its value's type, or anything where that is null, `???` or `${...}`."""
-    if OmegaConf.is_missing(option, key) or OmegaConf.is_interpolation(option, key):
-        return ANY
-    match option[key]:
-        case bool():
-            return Flag()
-        case int():
-            return Whole(least=-INT64, most=INT64)
-        case float():
-            return Real(least=-math.inf, most=math.inf)
-        case str():
-            return Text()
-    return ANY

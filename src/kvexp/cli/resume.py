@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kvexp.cli import help
+from kvexp.cli import groups
 from kvexp.cli.argv import CommandLine, parse_command_line, parse_overrides
 from kvexp.errors import ConfigError
 from kvexp.host import terminal
@@ -102,7 +102,7 @@ def _read_value(line: CommandLine) -> Any:
     texts = [text for text in line.overrides if get_key(text) == _KEY]
     if not texts:
         return None
-    (override,) = parse_overrides(texts, help.config_dirs(line.flags))
+    (override,) = parse_overrides(texts, groups.config_dirs(line.flags))
     value = override.value()
     return False if value is None or override.is_delete() else value
 

@@ -11,6 +11,7 @@ from kvexp import tracking
 from kvexp.errors import ConfigError, TrackingError
 from kvexp.measurement import Row
 from kvexp.results import baselines, load
+from kvexp.results.history import Revision
 from kvexp.tracking.subprocess_tracker import SubprocessTracker
 
 POSSIBLE = (
@@ -28,6 +29,24 @@ def read(name: str) -> Sequence[Row]:
     """
     if Path(name).exists():
         return load.read([Path(name)], Path())
+    return _read_elsewhere(name)
+
+
+def read_history(name: str) -> list[Revision]:
+    """Read the baselines of each commit that changed them, up to a git revision (`main`, `main:PATH`).
+
+    Raises:
+        ConfigError: There is none, or one holds no rows.
+    """
+    _, colon, path = name.partition(":")
+    return [
+        Revision(commit, date, subject, _read_elsewhere(f"{commit}{colon}{path}"))
+        for commit, date, subject in baselines.list_commits(name)
+    ]
+
+
+def _read_elsewhere(name: str) -> Sequence[Row]:
+    """Read the rows of a git revision, else of an MLflow run."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made).resolve()
         if not (baselines.check_out(name, folder) or _download(name, folder)):

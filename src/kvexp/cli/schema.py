@@ -1,18 +1,20 @@
 """Turn a composed configuration into an Experiment and SweepSettings; refuse wrong keys and values."""
 
-import difflib
 import json
+import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from kvexp.case import NUM_TOKENS, Sizes
-from kvexp.cli.help import GROUPS
-from kvexp.column import ANY, INT64, Column, Positive, Real, Text, Whole, Word, columns_of
+from kvexp.cli.given_slots import take_slots
+from kvexp.cli.groups import CODE, GROUPS, suggest
+from kvexp.column import ANY, INT64, Column, Flag, Positive, Real, Text, Whole, Word, columns_of
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from kvexp.results.provenance import read_tags
+from kvexp.slot_mapping import check_range
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 
@@ -20,9 +22,6 @@ Config = Mapping[str, Any]
 
 SWEEP = ("resume", *columns_of(SweepSettings))
 """The keys that say how a sweep is run: one value for all of its curves."""
-
-CODE = ("op", "impl", "layout")
-"""Groups whose YAML names a class."""
 
 FIXED = {"dtype": ("torch_dtype",), "kv_cache_dtype": ("format",), "scale": (), "mode": ()}
 """Groups that are data, with their keys. A row holds the option's name alone, so no key may be typed."""
@@ -47,7 +46,7 @@ TRACKING = {"uri": Text(filled=True, optional=True), "experiment": Text(filled=T
 def build_experiment(
     config: Config,
     choices: Mapping[str, str | None],
-    overrides: Iterable[str],
+    overrides: Sequence[str],
     layout_reason: str = "",
 ) -> Experiment:
     """Build the experiment of a composed configuration without `hydra`, whose `layout` is one, not `auto`.
@@ -69,7 +68,7 @@ def build_experiment(
         **{group: _build_code(group, names[group], config[group]) for group in CODE},
         **{group: _build_data(group, names[group], config[group]) for group in FIXED},
         timer=_build_timer(names["timer"], config["timer"]),
-        workload=_build_workload(names["workload"], config["workload"]),
+        workload=_build_workload(names["workload"], config["workload"], overrides),
         device=_read_device(config["device"]),
         layout_reason=layout_reason,
     )
@@ -117,8 +116,7 @@ def describe_unknown_key(prefix: str, key: str, known: Collection[str]) -> str:
 def describe_missing_key(prefix: str, key: str, owners: Mapping[str, Collection[str]]) -> str:
     """Say that none of the owners has the key, and which keys each has."""
     known = {one for keys in owners.values() for one in keys}
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f" (did you mean {_join(prefix, close[0])}?)" if close else ""
+    hint = suggest(key, known, _join(prefix, ""))
     listed = {owner: ", ".join(sorted(keys)) for owner, keys in owners.items()}
     have = [f"{owner} has {keys or 'no keys'}" for owner, keys in listed.items()]
     return f"unknown key {_join(prefix, key)}{hint}; {'; '.join(have)}"
@@ -128,7 +126,7 @@ def _join(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
 
 
-def _check_fixed(overrides: Iterable[str]) -> None:
+def _check_fixed(overrides: Sequence[str]) -> None:
     """Refuse a typed key inside a fixed option: the row says `dtype=half` and nothing of the key."""
     for text in overrides:
         group, dot, _ = text.lstrip("+~").partition("=")[0].partition(".")
@@ -159,15 +157,20 @@ def _build_timer(name: str, config: Config) -> Choice:
     return replace(code, options=options)
 
 
-def _build_workload(name: str, config: Config) -> WorkloadSpec:
+def _build_workload(name: str, config: Config, overrides: Sequence[str]) -> WorkloadSpec:
+    file = config.get("slots")
+    config, recorded = take_slots(config, overrides)
     check_keys("workload", config, columns_of(WorkloadSpec))
     sizes = {key: read(f"workload.{key}", column, config[key]) for key, column in columns_of(Sizes).items()}
-    spec = WorkloadSpec(name=name, num_tokens=_read_num_tokens(config["num_tokens"]), **sizes)
+    tokens = _read_num_tokens(config["num_tokens"])
+    spec = WorkloadSpec(name=name, num_tokens=tokens, recorded=recorded, **sizes)
     if spec.num_blocks * spec.block_size > INT64:
         raise ConfigError(
             f"{spec.num_blocks} blocks of {spec.block_size} slots exceed the {INT64} slots "
             "that an int64 can number"
         )
+    if recorded:
+        check_range(recorded, spec.num_blocks * spec.block_size, str(file))
     return spec
 
 
@@ -219,6 +222,20 @@ def read(key: str, declared: Column, value: Any) -> Any:
     if fault := declared.find_fault(value):
         raise ConfigError(f"{key} must be {fault}, not {_format(value)}")
     return float(value) if isinstance(declared, Real) and value is not None else value
+
+
+def find_type(value: Any) -> Column:
+    """Return what an own key of an option may be: of its value's type; anything for null, `???`, `${...}`."""
+    match value:
+        case bool():
+            return Flag()
+        case int():
+            return Whole(least=-INT64, most=INT64)
+        case float():
+            return Real(least=-math.inf, most=math.inf)
+        case str() if value != "???" and "${" not in value:
+            return Text()
+    return ANY
 
 
 def _format(value: Any) -> str:

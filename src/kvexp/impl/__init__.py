@@ -8,8 +8,10 @@ supports it has a method of the op's name and arguments, which sets everything u
 
 import importlib
 import pkgutil
+import sys
 import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kvexp import op as ops
@@ -125,11 +127,15 @@ def make(choice: Choice, **arguments: Any) -> Any:
     except ModuleNotFoundError as error:
         # A missing dependency of the module is not a mistyped path.
         if error.name and module_name.startswith(error.name):
-            raise ConfigError(f"{choice.target} of {choice.name} cannot be found") from error
+            raise ConfigError(
+                f"{choice.target} of {choice.name} cannot be found: {error.name} is no module in "
+                f"{_list_searched(error.name)}"
+            ) from error
         raise
     made = getattr(module, class_name, None)
     if made is None:
-        raise ConfigError(f"{choice.target} of {choice.name} cannot be found")
+        where = getattr(module, "__file__", None) or module_name
+        raise ConfigError(f"{choice.target} of {choice.name} cannot be found: {where} has no {class_name}")
     try:
         return made(**arguments, **choice.options)
     except TypeError as error:
@@ -137,3 +143,13 @@ def make(choice: Choice, **arguments: Any) -> Any:
             option = str(error).rpartition("argument ")[2]
             raise ConfigError(f"{choice.name} takes no option {option}") from error
         raise
+
+
+def _list_searched(module: str) -> str:
+    """List where Python has looked for a module: in its package, or in all folders for modules."""
+    package = sys.modules.get(module.rpartition(".")[0])
+    if package is not None:
+        return ", ".join(getattr(package, "__path__", [package.__name__]))
+    installed = (sys.prefix, sys.base_prefix)
+    own = dict.fromkeys(str(Path(one).absolute()) for one in sys.path if not one.startswith(installed))
+    return f"{', '.join(own)} or the installed packages; PYTHONPATH=FOLDER adds a folder"

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from kvexp.case import Case
+from kvexp.case import SLOTS, Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout, Sizes
 from kvexp.op import FP8, Op, ValidCall
+from kvexp.slot_mapping import parse_batch
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,10 @@ class CacheWrite(Op):
     def count_places(self, case: Case) -> int:
         """Return the number of slot mappings that share no slot and begin at multiples of 16 bytes."""
         check_size(case)
+        if case.slots not in SLOTS:
+            from kvexp.workload.slots import count_mappings  # imports torch
+
+            return count_mappings(case)
         return max(1, case.num_slots // (case.num_tokens + case.num_tokens % 2))
 
     def allocate(
@@ -123,6 +128,13 @@ def check_size(case: Case) -> None:
         raise Unsupported(
             f"num_tokens {case.num_tokens} exceeds the {case.num_blocks} blocks of the cache, and "
             "slots=decode writes each token to a block of its own"
+        )
+    batch = parse_batch(case.batch) if case.batch else ()
+    blocks = sum(one.count * -(-one.total // case.block_size) for one in batch)
+    if blocks > case.num_blocks:
+        raise Unsupported(
+            f"batch={case.batch} needs {blocks} blocks of {case.block_size} slots, and the cache has "
+            f"{case.num_blocks}"
         )
 
 

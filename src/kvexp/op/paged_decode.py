@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from kvexp.case import Case
+from kvexp.case import SLOTS, Case
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout
 from kvexp.op import FP8, Op, check_planes, check_unused
@@ -64,6 +64,10 @@ class PagedDecode(Op):
         check_types(case)
         if case.dtype in FP8:
             raise Unsupported(f"op={self.name} computes in half, bfloat16 or float, not dtype={case.dtype}")
+        if case.slots not in SLOTS:
+            raise Unsupported(
+                f"op={self.name} writes no slots, so workload.batch and files of slots have no meaning there"
+            )
         check_unused(case, "reads no rows of tokens", padding=0.0, rows="contiguous", extra_tokens=0)
         if case.num_query_heads % case.num_heads:
             raise Unsupported(

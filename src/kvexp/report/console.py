@@ -14,7 +14,7 @@ from rich.text import Text
 from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row, is_right
 from kvexp.report.format import DASH, number, optional, percent
-from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
+from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, measure_noise, unique
 from kvexp.results.labels import group_by_curve, label_curves
 
 _PIPE_WIDTH = 1000
@@ -104,8 +104,11 @@ def _list_setups(rows: Sequence[Row]) -> list[str]:
 def _group_remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
     """Group what else to know of the points: what disturbed them, and which are plain copies."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    noise = max((measure_noise(row) for curve in grouped for row in curve), default=0.0)
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
+            if measure_noise(row):
+                found["noisy", _NOISY.format(percent(noise))].append(name)
             if row.get("throttled"):
                 found["throttled", row["throttled"]].append(name)
             if row.get("other_processes"):
@@ -130,9 +133,14 @@ def _print_reasons(reasons: Sequence[Outcome], console: Console) -> None:
             console.print(indented, soft_wrap=soft_wrap)
 
 
+_NOISY = (
+    "p20 to p80 is up to {} of the median wide: something else ran; end it and measure again, "
+    "or measure with repeat=5, which compares processes"
+)
 _STYLES = {
     "equal copy": "dim",
     "ok, but": "yellow",
+    "noisy": "yellow",
     "throttled": "yellow",
     "shared": "yellow",
     "skipped": "yellow",

@@ -8,6 +8,7 @@ from kvexp.bench.contract import describe_column
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, Machine
 from kvexp.report.format import join_or, join_words, number, percent, tokens
+from kvexp.report.outcomes import measure_noise
 from kvexp.report.speedups import Axis, get_latency_us, is_comparable, judge_points
 from kvexp.results.merge import PROCESSES
 from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY_TOKENS
@@ -107,6 +108,11 @@ def describe_disturbances(machine: Machine) -> list[str]:
         sentences.append(f"At {len(held)} of {len(rows)} points the GPU's clocks were held down: {why}.")
     if others:
         sentences.append(f"At {len(others)} of {len(rows)} points other processes were on the GPU.")
+    if noise := [width for row in rows if (width := measure_noise(row))]:
+        sentences.append(
+            f"At {len(noise)} of {len(rows)} points p20 to p80 is up to {percent(max(noise))} of the median "
+            "wide: something else ran."
+        )
     return sentences
 
 

@@ -11,6 +11,8 @@ ORDER = ("skipped", "verified", "incorrect", "failed")
 """What needs attention comes last: on the console that is just above the prompt."""
 
 _MOST_NAMES = 8
+_NOISY = 0.3
+"""A width that is noise: of some 2100 points of an H200 (baselines/, docs/results/) two are wider."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,15 @@ def group_breaches(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> li
             if is_right(row["status"]) and (but := describe_column(row.get("contract"))):
                 found[but].append(name)
     return [Outcome("ok, but", but, tuple(unique(points)), len(points)) for but, points in found.items()]
+
+
+def measure_noise(row: Row) -> float:
+    """Return p20 to p80 as a fraction of the median where it is so wide that something else ran; else 0."""
+    low, median, high = (row.get(f"latency_us{end}") for end in ("_p20", "", "_p80"))
+    if low is None or median is None or high is None:
+        return 0.0
+    width: float = (high - low) / median
+    return width if width > _NOISY else 0.0
 
 
 def unique(words: Iterable[str]) -> list[str]:

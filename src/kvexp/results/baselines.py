@@ -70,6 +70,27 @@ def check_out(name: str, folder: Path) -> bool:
     return True
 
 
+def list_commits(name: str) -> list[tuple[str, str, str]]:
+    """List the commits that wrote baselines, the oldest first: each one's hash, day and subject.
+
+    Args:
+        name: The last revision, alone or as `REVISION:PATH`; see `check_out`.
+
+    Raises:
+        ConfigError: It is no revision, or no commit up to it has written a baseline there.
+    """
+    revision, _, path = name.partition(":")
+    path = path or str(ROOT)
+    shown = ("--reverse", "--diff-filter=ACMR", "--format=%h%x00%cs%x00%s")
+    found = ask_git("log", *shown, "--end-of-options", revision, "--", path)
+    if found is None:
+        raise ConfigError(f"{revision} is no git revision around the current folder, so it has no history")
+    commits = [line.split("\0") for line in found.decode(errors="replace").split("\n") if line]
+    if not commits:
+        raise ConfigError(f"no commit up to {revision} has written {path}/<gpu>/{ROWS}; kvexp baseline does")
+    return [(commit, date, subject) for commit, date, subject in commits]
+
+
 def _replace(folder: Path, rows: Sequence[Row]) -> Path:
     """Write the right rows to the folder's file, curve by curve; the old file stays until all are written."""
     right = [

@@ -83,9 +83,9 @@ def compare(
     sides = [group_rows(rows, columns) for rows in (baseline, candidate)]
     if not set(sides[0]) & set(sides[1]):
         raise ConfigError(_NONE_SHARED + _list_differences(columns, *sides))
-    names = _label_cases([*baseline, *candidate], columns)
+    names = label_cases([*baseline, *candidate], columns)
     points = [
-        _compare_point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
+        compare_point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
     found = sorted(filter(None, points), key=_rank)
@@ -170,7 +170,7 @@ def _select_gpu(baseline: Sequence[Row], candidate: Sequence[Row]) -> Sequence[R
     return own if len(names) == 1 and own else baseline
 
 
-def _label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
+def label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
     """Label each case, without the columns in which the two sides may differ."""
     # Without the workload's name: a sweep that spells out the sizes of one measures the same case.
     alike = [{column: row[column] for column in columns if column in row} | {"workload": ""} for row in rows]
@@ -186,14 +186,17 @@ def _label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
     }
 
 
-def _compare_point(
+def compare_point(
     label: str,
     baseline: Sequence[Row],
     candidate: Sequence[Row],
     tolerance: float | None,
-    compares_gpus: bool,
+    compares_gpus: bool = False,
 ) -> Point | None:
-    """Compare one case; return None where neither side could measure it."""
+    """Compare one case; return None where neither side could measure it.
+
+    Where it `compares_gpus`, the difference of equal GPUs is what is asked, and not allowed for.
+    """
     size = (*baseline, *candidate)[0]["num_tokens"]
     before, now = ([row for row in side if row["status"] == "ok"] for side in (baseline, candidate))
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def resolve_curve(columns: Mapping[str, Any], has_gpu: bool) -> Curve:
 
 def format_plan(experiment: Experiment, repeat: int) -> str:
     """Return the text of the plan of a job that measures the experiment."""
-    case = asdict(next(experiment.cases()))
+    case = next(experiment.cases()).columns()
     curve = {column: case[column] for column in CURVE}
     return json.dumps({"curve": curve, "num_tokens": experiment.workload.num_tokens, "repeat": repeat})
 

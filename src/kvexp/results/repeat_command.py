@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kvexp.case import Case
+from kvexp.case import SLOTS, Case
 from kvexp.column import Name, columns_of
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
@@ -47,6 +47,11 @@ def derive_overrides(rows: Sequence[Row]) -> list[str] | None:
     sizes = {**read_config()["workload"], **read_option("workload", chosen["workload"])}
     tokens, usual_tokens = list(dict.fromkeys(row["num_tokens"] for row in rows)), sizes.pop("num_tokens")
     held = {key: row[key] for key in sizes if row.get(key) is not None}
+    if held.get("batch"):  # which gives these two
+        del held["slots"]
+        tokens = usual_tokens
+    elif "slots" in held and held["slots"] not in SLOTS:
+        return None
     overrides += _list_changes("workload", held, sizes)
     if sorted(tokens) != sorted(usual_tokens):
         overrides.append(f"workload.num_tokens={quote_value(tokens)}")

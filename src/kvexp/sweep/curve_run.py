@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kvexp.errors import Unsupported, WorkerDied
@@ -154,7 +154,7 @@ def begin(
         return CurveRun(experiment, worker, every, unmeasurable=("skipped", str(refusal)))
     except WorkerDied as death:
         return CurveRun(experiment, worker, every, unmeasurable=("failed", str(death)))
-    points = [{**asdict(case), **worker.columns} for case in experiment.cases()]
+    points = [{**case.columns(), **worker.columns} for case in experiment.cases()]
     wanted = [point for point in points if claim(point)]
     already_done = [point for point in points if point not in wanted]
     return CurveRun(experiment, worker, [point["num_tokens"] for point in wanted], already_done)

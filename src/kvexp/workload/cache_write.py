@@ -15,15 +15,13 @@ from torch import Tensor
 from kvexp.case import Case
 from kvexp.gpu.scan import checksums
 from kvexp.layout import Layout, Plane
+from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, TIMED, Part, device_memory, inputs
 from kvexp.workload import slots as patterns
 from kvexp.workload.inputs import Rows
 
 if TYPE_CHECKING:
     from kvexp.op.cache_write import CacheWrite
-
-NO_SLOT = -1
-"""The slot of a padding token."""
 
 
 @dataclass(frozen=True)

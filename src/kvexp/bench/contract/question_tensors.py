@@ -16,8 +16,8 @@ from kvexp.case import Case
 from kvexp.gpu import scan
 from kvexp.layout import Layout, Plane
 from kvexp.op.cache_write import CacheWrite
+from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import GUARD_BYTES, INTEGERS
-from kvexp.workload.cache_write import NO_SLOT
 
 CACHES = ("key_cache", "value_cache")
 GUARD_BLOCKS = 2

@@ -2,16 +2,18 @@
 
 kvexp baseline [OVERRIDE ...] takes what `kvexp` takes, for example impl=mine --config-dir my_conf. Each curve
 is measured by 5 processes (repeat=5). An earlier baseline is replaced; commit baselines/ to keep it in git.
+kvexp baseline --from SWEEP measures nothing and makes a baseline of the rows of a sweep.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp.cli import gate_rules, say
+from kvexp.cli import gate_rules, row_source, say
 from kvexp.cli.commands._parser import make_sweep_parser
 from kvexp.errors import ConfigError, KvexpError
 from kvexp.host import terminal
+from kvexp.measurement import Row, is_wrong
 from kvexp.results import baselines, point_identity, row_file
 from kvexp.sweep.job import Job
 
@@ -24,7 +26,11 @@ def main(argv: Sequence[str]) -> int:
     """
     from kvexp.cli.compose import run_sweep  # here, since --help does without Hydra
 
-    _, words = make_sweep_parser("baseline", __doc__).parse_known_args(argv)
+    parser = make_sweep_parser("baseline", __doc__)
+    parser.add_argument("--from", dest="source", metavar="SWEEP", help=row_source.POSSIBLE)
+    typed, words = parser.parse_known_args(argv)
+    if typed.source:
+        return _write_from(typed.source, words)
     code, home = run_sweep(gate_rules.add_defaults(words), _check)
     if home is None:
         return code
@@ -33,6 +39,26 @@ def main(argv: Sequence[str]) -> int:
         return code
     try:
         measured = point_identity.select_newest(row_file.read(home))
+    except KvexpError as error:
+        raise ConfigError(f"baseline: {error}") from error
+    return _write(measured)
+
+
+def _write_from(name: str, words: Sequence[str]) -> int:
+    """Make a baseline of the rows of a sweep that is there."""
+    if words:
+        raise ConfigError(
+            f"baseline: --from takes rows as they are, so {words[0]!r} cannot be typed beside it"
+        )
+    rows = [dict(row) for row in row_source.read(name)]
+    wrong = [row for row in rows if is_wrong(row["status"])]
+    if wrong:
+        raise ConfigError(f"baseline: {len(wrong)} of the {len(rows)} rows of {name} are incorrect or failed")
+    return _write(rows)
+
+
+def _write(measured: Sequence[Row]) -> int:
+    try:
         gate_rules.check_kernels(measured)
         files = baselines.write(measured)
     except (KvexpError, OSError) as error:

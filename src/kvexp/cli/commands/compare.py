@@ -3,17 +3,19 @@
 kvexp compare BASELINE CANDIDATE compares two sweeps. Several processes per side (a sweep with repeat=5, or a
 folder of several sweeps) are judged together; with at least three per side, by their own scatter.
 kvexp compare [SWEEP] --axis impl --baseline triton --candidate cuda compares two values within one sweep.
+kvexp compare --history [REVISION[:PATH]] follows each point of baselines/ through the commits that wrote
+them; --figure FILE draws that.
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvexp.cli import comparison_table, row_source
+from kvexp.cli import comparison_table, history_table, print_formats, row_source
 from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row
-from kvexp.results import compare, load
+from kvexp.results import compare, history, load
 
 Rows = Sequence[Row]
 
@@ -25,11 +27,15 @@ def main(argv: Sequence[str]) -> int:
         ConfigError: What was typed is wrong, or the two cannot be compared.
     """
     typed = _parse(argv)
+    if typed.history:
+        return _show_history(typed)
+    if typed.figure:
+        raise ConfigError("compare: --figure draws what --history finds; type that beside it")
     baseline, candidate, ignored = _read_sides(typed)
     points = compare.compare(
         baseline, candidate, ignored=ignored, across=typed.across, tolerance=typed.tolerance
     )
-    comparison_table.print_table(points)
+    comparison_table.print_points(points, typed.format)
     return comparison_table.exit_code(points, typed.fail_on)
 
 
@@ -41,8 +47,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--axis", help="the column to compare two values of; SWEEP is the last by default")
     parser.add_argument("--baseline", metavar="VALUE", help="with --axis: the value to compare with")
     parser.add_argument("--candidate", metavar="VALUE", help="with --axis: the value to judge")
+    parser.add_argument("--history", action="store_true", help="follow baselines/ through its commits")
+    parser.add_argument(
+        "--figure", type=history_table.parse_file, metavar="FILE", help="with --history: a .svg, .png or .pdf"
+    )
+    print_formats.add_flag(parser)
     comparison_table.add_flags(parser)
     return parser.parse_args(argv)
+
+
+def _show_history(typed: argparse.Namespace) -> int:
+    if typed.axis or typed.baseline or typed.candidate or len(typed.sweeps) > 1:
+        raise ConfigError(
+            "compare: --history takes one git revision, alone or as REVISION:PATH, and no --axis"
+        )
+    revisions = row_source.read_history(*typed.sweeps or ["HEAD"])
+    lines = history.trace(revisions, typed.tolerance)
+    history_table.print_history(revisions, lines, typed.format)
+    if typed.figure:
+        history_table.draw(revisions, lines, typed.figure)
+    return 0
 
 
 def _read_sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:

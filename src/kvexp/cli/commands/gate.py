@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     candidate = load.read([home], Path())
     gate_rules.check_kernels(candidate)
     points = compare.compare(baseline, candidate, across=typed.across, tolerance=typed.tolerance)
-    comparison_table.print_table(points)
+    comparison_table.print_points(points)
     ambiguous = sum(point.word == "ambiguous" for point in points)
     if 2 * ambiguous > len(points):
         terminal.say(f"kvexp: {_AMBIGUOUS.format(ambiguous, len(points))}")
