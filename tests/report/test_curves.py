@@ -19,7 +19,7 @@ def test_a_machine_is_named_by_what_is_known_of_it():
 
 def test_the_same_curve_of_two_sweeps_is_two_lines():
     (machine,) = group_by_machine([row(1.0, sweep="a"), row(2.0, sweep="b")])
-    assert [line.label for line in machine.lines] == ["a", "b"]
+    assert [line.label for line in machine.lines] == ["cuda NHD bfloat16 (a)", "cuda NHD bfloat16 (b)"]
 
 
 def test_two_sweeps_without_a_common_curve_are_compared():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kvexp.case import DEFAULTS
 from kvexp.measurement import COLUMNS, ENVIRONMENT, MACHINE, SECONDS, STATUSES, Row, is_wrong
 from kvexp.report.cost_model import Fit, fit_ways
-from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
+from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable, name_curves
 from kvexp.report.findings import (
     Finding,
     compare_with_copy,
@@ -26,7 +26,7 @@ from kvexp.report.layout_costs import describe_control, describe_costs, list_tas
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.report.panels import Panel, make_panels
 from kvexp.report.speedups import Contrast, find_axes, make_contrasts
-from kvexp.results.labels import format_column, group_by_curve, label_curves
+from kvexp.results.labels import format_column, group_by_curve
 from kvexp.results.load import COMMAND, SWEEP
 from kvexp.results.merge import GPUS, INTERVALS, LATENCIES, PROCESSES, merge_repetitions
 from kvexp.results.verdict import interval
@@ -118,7 +118,7 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
     rows = make_rows_printable(merge_repetitions(rows))
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
     grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
-    names = _name_curves(grouped)
+    names = name_curves(grouped)
     counts = Counter(row["status"] for row in rows)
     begun = sorted(str(row["started_at"]) for row in rows if row.get("started_at"))
     commands = [
@@ -161,18 +161,6 @@ def _build_section(machine: Machine) -> Section:
         panels=tuple((panel, _make_tables(panel)) for panel in make_panels(machine.lines)),
         contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),
     )
-
-
-def _name_curves(grouped: Sequence[Sequence[Row]]) -> list[str]:
-    """Name each curve, with its sweep where several sweeps measured it."""
-    names = [
-        name or label_curves([curve])[0] for name, curve in zip(label_curves(grouped), grouped, strict=True)
-    ]
-    times = Counter(names)
-    return [
-        f"{name} ({curve[0][SWEEP]})" if times[name] > 1 else name
-        for name, curve in zip(names, grouped, strict=True)
-    ]
 
 
 def _describe_common(lines: Sequence[Line]) -> str:

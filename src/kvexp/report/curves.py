@@ -1,14 +1,14 @@
 """Group rows by machine and curve into lines, and label each line by what distinguishes it."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row
 from kvexp.results import labels
-from kvexp.results.labels import CURVE, OPTIONS, format_column, group_by_curve, label_curves, read_options
+from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves, simplify_curves
 from kvexp.results.load import SWEEP
 
 IDENTITY = (*CURVE, SWEEP)
@@ -24,8 +24,8 @@ class Line:
     """One curve on one machine.
 
     Attributes:
-        label: What distinguishes it from the machine's other lines.
-        key: Its value of each column of IDENTITY.
+        label: Its name, see `name_curves`.
+        key: Its value of each column of IDENTITY, as `simplify_curves` gives it.
         points: Its `ok` rows by num_tokens.
     """
 
@@ -99,41 +99,27 @@ def describe(line: Line, columns: Iterable[str]) -> str:
     return " ".join(filter(None, (_format(line, column) for column in columns)))
 
 
+def name_curves(grouped: Sequence[Sequence[Row]]) -> list[str]:
+    """Name each curve as its sweep does, with the sweep where several measured it."""
+    names = label_curves(grouped)
+    times = Counter(names)
+    return [
+        f"{name} ({curve[0][SWEEP]})" if times[name] > 1 else name
+        for name, curve in zip(names, grouped, strict=True)
+    ]
+
+
 def _format(line: Line, column: str) -> str:
-    if column == SWEEP:
-        return str(line.key[SWEEP])
-    if column == "kv_cache_dtype":  # `auto` alone does not say which column it is of
-        return f"{line.key[column]} cache"
-    return format_column(line.key, column)
+    return str(line.key[SWEEP]) if column == SWEEP else format_column(line.key, column)
 
 
 def _make_lines(rows: Sequence[Row]) -> list[Line]:
     by_curve = [curve for own in labels.group_rows(rows, [SWEEP]).values() for curve in group_by_curve(own)]
     repeated = len(group_by_curve(rows)) < len(by_curve)
     lines = []
-    for curve in by_curve:
+    alike = simplify_curves([curve[0] for curve in by_curve])
+    for name, columns, curve in zip(name_curves(by_curve), alike, by_curve, strict=True):
         sweep = curve[0].get(SWEEP) if repeated else None
-        key = {column: curve[0].get(column) for column in CURVE} | {SWEEP: sweep}
-        lines.append(Line("", key, tuple(sorted(curve, key=lambda row: row["num_tokens"]))))
-    lines = _drop_equal_options(lines)
-    if len(lines) == 1:
-        return [replace(lines[0], label=label_curves([rows])[0])]
-    columns = find_varied(lines)
-    return [replace(line, label=describe(line, columns)) for line in lines]
-
-
-def _drop_equal_options(lines: Sequence[Line]) -> list[Line]:
-    """Return the lines with only those options in their keys in which lines of one owner differ."""
-    for owner in OPTIONS:
-        owned = [(line.key[owner], read_options(line.key, owner)) for line in lines]
-        changed = []
-        for line, (name, options) in zip(lines, owned, strict=True):
-            others = [other for its, other in owned if its == name]
-            differing = {
-                option: value
-                for option, value in options.items()
-                if any(other.get(option, ...) != value for other in others)
-            }
-            changed.append(replace(line, key={**line.key, f"{owner}_options": json.dumps(differing)}))
-        lines = changed
-    return list(lines)
+        key = {column: columns.get(column) for column in CURVE} | {SWEEP: sweep}
+        lines.append(Line(name, key, tuple(sorted(curve, key=lambda row: row["num_tokens"]))))
+    return lines
