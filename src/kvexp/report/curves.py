@@ -1,18 +1,22 @@
 """Group rows by machine and curve into lines, and label each line by what distinguishes it."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kvexp.experiment import MEANING
 from kvexp.host.terminal import make_printable
-from kvexp.measurement import Row
+from kvexp.measurement import Row, is_wrong
 from kvexp.results import labels
 from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves, simplify_curves
 from kvexp.results.load import SWEEP
 
 IDENTITY = (*CURVE, SWEEP)
 """The columns that are fixed along a line; the sweep counts only where several measured a curve."""
+
+WAYS = ("impl", "layout", "impl_options")
+"""The columns by which a task can be done in several ways; in the others two tasks differ."""
 
 MACHINE = ("device_name", "driver", "host")
 """Rows that differ in one of these never share a line, a figure or a comparison. Equal GPUs of a machine do:
@@ -27,16 +31,28 @@ class Line:
         label: Its name, see `name_curves`.
         key: Its value of each column of IDENTITY, as `simplify_curves` gives it.
         points: Its `ok` rows by num_tokens.
+        is_right: No point of the curve was wrong or failed.
     """
 
     label: str
     key: Mapping[str, Any]
     points: tuple[Row, ...]
+    is_right: bool = True
+
+    @property
+    def task(self) -> tuple[Any, ...]:
+        """What it does: its key without the way that it is done."""
+        return tuple(value for column, value in self.key.items() if column not in WAYS)
 
     @property
     def is_copy(self) -> bool:
         """Say whether it is the line of `impl=copy`, which is not an implementation and never ranked."""
         return bool(self.key["impl"] == "copy")
+
+    @property
+    def is_ranked(self) -> bool:
+        """Say whether it can be compared: it is not the equal copy's, and was right at every point."""
+        return self.is_right and not self.is_copy
 
     def at(self, num_tokens: int) -> Row | None:
         """Return the point of that many tokens, or None."""
@@ -52,8 +68,8 @@ class Machine:
 
     @property
     def ranked(self) -> list[Line]:
-        """The lines that can be compared: all but the equal copy's."""
-        return [line for line in self.lines if not line.is_copy]
+        """The lines that can be compared."""
+        return [line for line in self.lines if line.is_ranked]
 
     @property
     def name(self) -> str:
@@ -81,7 +97,8 @@ def make_rows_printable(rows: Iterable[Row]) -> list[Row]:
 def group_by_machine(rows: Sequence[Row]) -> list[Machine]:
     """Group the `ok` rows by machine, each with its lines."""
     found = labels.group_rows([row for row in rows if row["status"] == "ok"], MACHINE)
-    return [Machine(own[0], tuple(_make_lines(own))) for own in found.values()]
+    wrong = {_identify(row) for row in rows if is_wrong(row["status"])}
+    return [Machine(own[0], tuple(_make_lines(own, wrong))) for own in found.values()]
 
 
 def find_varied(lines: Sequence[Line]) -> list[str]:
@@ -113,7 +130,12 @@ def _format(line: Line, column: str) -> str:
     return str(line.key[SWEEP]) if column == SWEEP else format_column(line.key, column)
 
 
-def _make_lines(rows: Sequence[Row]) -> list[Line]:
+def _identify(row: Row) -> tuple[Any, ...]:
+    """Return what the row's curve is, without what a process resolves: it may have died before."""
+    return tuple(row.get(column) for column in CURVE if column not in MEANING["cpu"])
+
+
+def _make_lines(rows: Sequence[Row], wrong: Collection[tuple[Any, ...]]) -> list[Line]:
     by_curve = [curve for own in labels.group_rows(rows, [SWEEP]).values() for curve in group_by_curve(own)]
     repeated = len(group_by_curve(rows)) < len(by_curve)
     lines = []
@@ -121,5 +143,6 @@ def _make_lines(rows: Sequence[Row]) -> list[Line]:
     for name, columns, curve in zip(name_curves(by_curve), alike, by_curve, strict=True):
         sweep = curve[0].get(SWEEP) if repeated else None
         key = {column: columns.get(column) for column in CURVE} | {SWEEP: sweep}
-        lines.append(Line(name, key, tuple(sorted(curve, key=lambda row: row["num_tokens"]))))
+        points = tuple(sorted(curve, key=lambda row: row["num_tokens"]))
+        lines.append(Line(name, key, points, _identify(curve[0]) not in wrong))
     return lines

@@ -32,6 +32,8 @@ TOGETHER = {
 }
 """The columns that vary with a choice: another implementation has other options."""
 
+_SAME = {"head_size_v": "head_size", "num_query_heads": "num_heads"}
+"""Columns that conf/ gives the value of another one."""
 _MAIN = 4
 """How many of CURVE name a curve that differs from no other."""
 _UNQUANTISED = "unquantised"
@@ -65,7 +67,7 @@ def find_varied(curves: Sequence[Columns], columns: Sequence[str]) -> list[str]:
         column
         for column in varied
         if not any(
-            column in TOGETHER.get(choice, ()) and _follows(curves, column, choice) for choice in varied
+            column in TOGETHER.get(choice, ()) and follows(curves, column, choice) for choice in varied
         )
     ]
 
@@ -106,8 +108,8 @@ def simplify_curves(curves: Sequence[Columns], keys: Collection[str] | None = No
     """Return the curves' columns with what is to be compared and said of them.
 
     Of the options of one owner those that all its curves share are left out; with `keys`, those that no key
-    names. A cache of `auto` becomes what it holds, and a mode or a timer that is what `auto` means on each
-    curve's device is left out.
+    names. A cache of `auto` becomes what it holds. A mode or a timer is left out where it is what `auto`
+    means on each curve's device, as are a head size of V and a number of query heads that are those of K.
     """
     found = [dict(curve) for curve in curves]
     for owner in OPTIONS:
@@ -123,8 +125,8 @@ def simplify_curves(curves: Sequence[Columns], keys: Collection[str] | None = No
     for curve in found:
         if curve.get("kv_cache_dtype") == "auto":
             curve["kv_cache_dtype"] = _UNQUANTISED if has_dtypes else curve.get("dtype")
-    for column in ("mode", "timer"):
-        if all(curve.get(column) == _get_meaning(curve, column) for curve in found):
+    for column in ("mode", "timer", *_SAME):
+        if all(curve.get(column) == _get_usual(curve, column) for curve in found):
             for curve in found:
                 curve.pop(column, None)
     return found
@@ -147,6 +149,12 @@ def read_options(row: Columns, group: str) -> dict[str, Any]:
     return found
 
 
+def follows(curves: Sequence[Columns], column: str, choice: str) -> bool:
+    """Return whether curves that are equal in the choice are so in the column."""
+    pairs = {(curve.get(choice), curve.get(column)) for curve in curves}
+    return len(pairs) == len({value for value, _ in pairs})
+
+
 def _find_told_options(curves: Sequence[Columns], owner: str) -> dict[Any, set[str]]:
     """Find for each choice of the owner the options in which its curves differ."""
     owned: dict[Any, list[dict[str, Any]]] = {}
@@ -162,13 +170,9 @@ def _find_told_options(curves: Sequence[Columns], owner: str) -> dict[Any, set[s
     }
 
 
-def _follows(curves: Sequence[Columns], column: str, choice: str) -> bool:
-    """Return whether curves of one choice have one value of the column."""
-    pairs = {(curve.get(choice), curve.get(column)) for curve in curves}
-    return len(pairs) == len({value for value, _ in pairs})
-
-
-def _get_meaning(curve: Columns, column: str) -> str:
+def _get_usual(curve: Columns, column: str) -> Any:
+    if column in _SAME:
+        return curve.get(_SAME[column])
     device = str(curve.get("device"))
     kinds = [kind for kind in MEANING if device.startswith(kind)]
     return MEANING[kinds[0]][column] if kinds else "auto"

@@ -154,8 +154,7 @@ class MlflowTracker:
     def log_report(self, sweep_id: str, folder: Path) -> None:
         """See `Tracker`; the findings of the report, by `artifacts.draw_report`, become the description."""
         with convert_errors(self._address, is_open=True):
-            _, _, body = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
-            note = body.partition("\n### ")[0].strip()
+            note = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
             parent_id = parent.info.run_id
             for name in (artifacts.PAGE, artifacts.MARKDOWN):
