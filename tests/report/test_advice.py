@@ -100,12 +100,15 @@ def test_each_task_has_its_own_and_equal_ones_share_it():
     us = {("a", 8): 1.0, ("b", 8): 2.0, ("a", 16): 1.0, ("b", 16): 2.0, ("a", 32): 3.0, ("b", 32): 2.0}
     curves = [curve({8: latency}, impl=impl, num_heads=heads) for (impl, heads), latency in us.items()]
     found = section(*curves)
-    assert found.title == "Take a with num_heads=8 and num_heads=16; b with num_heads=32"
-    assert len(found.advice) == 2
+    assert found.title == "With num_heads=8 and num_heads=16 take a; with num_heads=32 take b"
+    assert [one.between for one in found.advice] == [
+        "With num_heads=8 and num_heads=16 take a",
+        "With num_heads=32 take b",
+    ]
     assert section(*curves[:4]).title == "Take a"
     tie = [curve({8: 1.0}, impl=impl, num_heads=1) for impl in "ab"]
     assert section(*curves[:4], *tie).title == (
-        "Take a with num_heads=8 and num_heads=16; no choice can be told with num_heads=1"
+        "With num_heads=8 and num_heads=16 take a; with num_heads=1 no choice can be told"
     )
 
 

@@ -81,7 +81,8 @@ def describe_tasks(tasks: Sequence[Task]) -> list[Finding]:
         for pick in task.picks:
             found.setdefault((pick.short, pick.leads), []).append(task.name)
     return [
-        Finding(f"Take {short}{_format_tasks(own)}", leads, short) for (short, leads), own in found.items()
+        Finding(_start_upper(f"{_format_tasks(own)}take {short}"), leads, short)
+        for (short, leads), own in found.items()
     ]
 
 
@@ -95,14 +96,13 @@ def make_title(machine: Machine, tasks: Sequence[Task]) -> str:
         return _describe_question(machine, tasks)
     if len(answers) > _MOST_TASKS:
         return f"What to take differs among {len(tasks)} tasks"
-    untold = f"; no choice can be told{_format_tasks(rest)}" if (rest := _list_unanswered(tasks)) else ""
+    rest = [task.name for task in tasks if not task.picks]
     if len(answers) == 1 and not rest:
         return f"Take {next(iter(answers))}"
-    return f"Take {'; '.join(f'{short}{_format_tasks(own)}' for short, own in answers.items())}{untold}"
-
-
-def _list_unanswered(tasks: Sequence[Task]) -> list[str]:
-    return [task.name for task in tasks if not task.picks]
+    parts = [f"{_format_tasks(own)}take {short}" for short, own in answers.items()]
+    if rest:
+        parts.append(f"{_format_tasks(rest)}no choice can be told")
+    return _start_upper("; ".join(parts))
 
 
 def _describe_question(machine: Machine, tasks: Sequence[Task]) -> str:
@@ -141,7 +141,7 @@ def _make_task(name: str, group: Mapping[str, Line]) -> Task:
         where = describe_sizes(most[1], sizes)
         others = [size for size in most[0] if size not in most[1]]
         rest = f"; {describe_sizes(others, sizes)} nothing is certainly faster" if others else ""
-        said = f"{where[:1].upper()}{where[1:]}: {leads}{rest}."
+        said = f"{_start_upper(where)}: {leads}{rest}."
         picks.append(Pick(_shorten(names, group), _describe_range(most[0], sizes), said))
         left = [size for size in left if size not in most[0]]
     return Task(name, group, tuple(picks))
@@ -234,4 +234,8 @@ def _has_default_options(line: Line) -> bool:
 
 
 def _format_tasks(names: Sequence[str]) -> str:
-    return f" with {join_words(list(names))}" if any(names) else ""
+    return f"with {join_words(list(names))} " if any(names) else ""
+
+
+def _start_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -27,7 +27,7 @@ from kvexp.report.layout_choice import describe_choices, make_title
 from kvexp.report.layout_costs import describe_control, describe_costs
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.report.panels import Panel, make_panels
-from kvexp.report.regimes import Best, find_best
+from kvexp.report.regimes import Best, describe_regimes, find_best
 from kvexp.report.speedups import Contrast, find_axes, make_contrasts
 from kvexp.report.tables import Table, make_tables
 from kvexp.results.labels import group_by_curve
@@ -54,6 +54,7 @@ class Section:
         panels: The panels, each with its tables.
         contrasts: The heat maps.
         best: The least latency of each task at each num_tokens.
+        regimes: What the regimes are that figures mark; empty where they mark none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Section:
     panels: tuple[tuple[Panel, tuple[Table, ...]], ...]
     contrasts: tuple[Contrast, ...]
     best: Best
+    regimes: str
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _build_section(machine: Machine) -> Section:
         panels=tuple((panel, make_tables(panel)) for panel in make_panels(machine.lines)),
         contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),
         best=find_best(machine.ranked),
+        regimes=describe_regimes(machine.ranked),
     )
 
 

@@ -63,12 +63,12 @@ def describe_untold(axes: Sequence[Axis]) -> str:
 
 
 def list_confirmed(machine: Machine) -> list[Finding]:
-    """Compare the lines that several processes measured among others that one did.
+    """Compare the two lines that several processes measured among others that one did.
 
     So the report says what came of a sweep that optimised, and measured its best curve and the default anew.
     """
     group = {line.label: line for line in select_confirmed(machine.ranked)}
-    if len(group) == len(machine.ranked) or all(_count_processes(line) > 1 for line in machine.ranked):
+    if len(group) != 2 or all(_count_processes(line) > 1 for line in machine.ranked):
         return []
     processes = min(map(_count_processes, group.values()))
     sentence = _describe_leads(group) or f"No difference can be told {_describe_ties(group)}."

@@ -1,5 +1,6 @@
 """Find the best time of each task, and what limits it: the launch, the L2 cache, the memory."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,12 @@ Best = Mapping[tuple[Any, ...], Mapping[int, float]]
 """The least latency in µs of each task (`Line.task`) at each num_tokens."""
 
 LAUNCH, L2, MEMORY = "launch floor", "fits the L2", "memory"
-FLOOR = 2.0
+_FLOOR = 2
 """Times an empty kernel's time up to which a call's time counts as that of its launch."""
+_LEGEND = (
+    f"Launch floor: the fastest takes up to {_FLOOR} times as long as an empty kernel. "
+    "Fits the L2: the bytes that a call must read and write do. Memory: they do not."
+)
 
 
 def find_best(lines: Sequence[Line]) -> Best:
@@ -44,8 +49,15 @@ def find_regimes(rows: Sequence[Row]) -> list[tuple[str, int, int]]:
     return found
 
 
+def describe_regimes(lines: Sequence[Line]) -> str:
+    """Describe the regimes that a figure of times over the best marks; empty where there is none."""
+    tasks = Counter(line.task for line in lines)
+    compared = [row for line in lines if tasks[line.task] > 1 for row in line.points]
+    return _LEGEND if any(map(_name_regime, compared)) else ""
+
+
 def _name_regime(row: Row) -> str:
-    if row["latency_us"] <= FLOOR * (row.get("empty_kernel_us") or 0):
+    if row["latency_us"] <= _FLOOR * (row.get("empty_kernel_us") or 0):
         return LAUNCH
     if row.get("l2_bytes") is None or row.get("bytes_moved") is None:
         return ""
