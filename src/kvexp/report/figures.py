@@ -20,6 +20,7 @@ INK, MUTED, GRID = "#1f2328", "#6e7781", "#d9dee3"
 _COPY = ("bytes_moved", "cache_state", "inputs_state")  # points equal in these and their clock share a copy
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 _MIN_LINEAR = 0.2  # of a copy's speed; below that a linear axis shows no differences
+_LEAST_RATIO = 0.5  # of an equal copy to the best; a faster one would leave the others no room
 _MOST_LINEAR = 4  # times the best, from which on a linear axis shows no differences near it
 _MIN_SPAN = 5  # a logarithmic axis that spans less has too few round ticks
 _LEGEND_WIDTH, _LEGEND_HANDLE = 84, 8  # in letters: a line of the legend, and the dash of an entry
@@ -64,11 +65,10 @@ def draw_time_over_best(panel: Panel, best: Best) -> Figure | None:
         own = best.get(series.line.task, {})
         _draw_series(axes, series, partial(_get_ratio, own), inverse=False)
     axes.axhline(1, color=MUTED, linewidth=0.8, zorder=0)
-    if copies := _find_copies(panel):
-        own = best[tasks[0]]
-        sizes = [size for size in copies if size in own]
-        ratios = [copies[size] / own[size] for size in sizes]
-        axes.plot(sizes, ratios, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="an equal copy")
+    own = best.get(tasks[0], {})
+    ratios = {size: us / own[size] for size, us in _find_copies(panel).items() if size in own}
+    if ratios and min(ratios.values()) >= _LEAST_RATIO:
+        _draw_copy(axes, ratios)
     if max(axes.get_ylim()) > _MOST_LINEAR:
         axes.set_yscale("log")
     _draw_regimes(axes, panel)
@@ -143,11 +143,21 @@ def _draw_series(axes: Axes, series: Series, of: Callable[[Row], float | None], 
 def _draw_floors(axes: Axes, panel: Panel) -> None:
     """Draw an empty kernel's time, and an equal copy's where all lines have the same one."""
     if copies := _find_copies(panel):
-        sizes, times = list(copies), list(copies.values())
-        axes.plot(sizes, times, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="an equal copy")
+        _draw_copy(axes, copies)
     empty = [row["empty_kernel_us"] for row in panel.points if row.get("empty_kernel_us")]
     if empty:
         axes.axhline(median(empty), color=MUTED, linewidth=1, linestyle=(0, (5, 3)), label="an empty kernel")
+
+
+def _draw_copy(axes: Axes, copies: Mapping[int, float]) -> None:
+    axes.plot(
+        list(copies),
+        list(copies.values()),
+        color=MUTED,
+        linewidth=1.2,
+        linestyle=(0, (1, 1)),
+        label="an equal copy",
+    )
 
 
 def _find_copies(panel: Panel) -> dict[int, float]:

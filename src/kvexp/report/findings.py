@@ -15,7 +15,7 @@ from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
 """The axes on which one value can be the fastest; another size or op is another task."""
 
-_MOST_TIES = 6  # said one by one of what cannot be told
+_MOST_TIES = 3  # said one by one of what cannot be told
 _MANY = 3  # contexts of an axis above which a count comes before the sentences
 
 
@@ -68,9 +68,9 @@ def list_confirmed(machine: Machine) -> list[Finding]:
     So the report says what came of a sweep that optimised, and measured its best curve and the default anew.
     """
     group = {line.label: line for line in select_confirmed(machine.ranked)}
-    if len(group) != 2 or all(_count_processes(line) > 1 for line in machine.ranked):
+    processes = min(map(_count_processes, group.values()), default=0)
+    if len(group) != 2 or processes == 1 or all(_count_processes(line) > 1 for line in machine.ranked):
         return []
-    processes = min(map(_count_processes, group.values()))
     sentence = _describe_leads(group) or f"No difference can be told {_describe_ties(group)}."
     return [Finding(f"{join_or(list(group))}, in {processes} processes each", sentence)]
 

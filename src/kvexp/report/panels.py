@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvexp.measurement import Row
-from kvexp.report.curves import WAYS, Line, describe, find_varied
+from kvexp.report.curves import IDENTITY, WAYS, Line, describe, find_varied
 from kvexp.results.labels import follows
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
@@ -51,8 +51,9 @@ def make_panels(lines: Sequence[Line]) -> list[Panel]:
         drawn = [axis for axis in axes if axis[0] in WAYS][:2]
     else:
         drawn = axes[:2]
-    if len(drawn) > 1 and len({describe(line, drawn[1]) for line in lines}) > _DASHES:
-        drawn = drawn[:1]
+    counts = [len({describe(line, axis) for line in lines}) for axis in drawn]
+    if len(drawn) > 1 and counts[1] > _DASHES:
+        drawn = drawn[::-1] if counts[0] <= _DASHES else drawn[:1]
     coloured, dashed = [*drawn, (), ()][:2]
     rest = [column for axis in axes if axis not in drawn for column in axis]
     found: dict[str, list[Line]] = {}
@@ -91,7 +92,7 @@ def _make_series(
     lines: Sequence[Line], coloured: Axis, dashed: Axis, colours: dict[str, int]
 ) -> list[Series]:
     dashes = _number_values(lines, dashed)
-    columns = [*coloured, *dashed]
+    columns = sorted([*coloured, *dashed], key=IDENTITY.index)
     return [
         Series(
             describe(line, columns) or line.label,
