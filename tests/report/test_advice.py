@@ -79,6 +79,14 @@ def test_what_was_wrong_at_any_size_is_not_taken_nor_called_fastest(status):
     )
 
 
+def test_what_was_wrong_in_another_mode_is_taken_in_its_own():
+    wrong = [refused("incorrect", "why", impl="a", mode="no_graph", num_tokens=512)]
+    assert (
+        section(wrong, *(curve({512: us}, impl=impl) for impl, us in (("a", 1.0), ("b", 2.0)))).title
+        == "Take a"
+    )
+
+
 @pytest.mark.parametrize(
     ("curves", "title"),
     [

@@ -3,6 +3,8 @@
 import pytest
 
 from kvexp.report.content import build_content
+from kvexp.report.curves import group_by_machine
+from kvexp.report.data_sheet import compare_with_data_sheet
 from kvexp.report.embed import draw_figures
 from kvexp.report.regimes import find_regimes
 from tests.helpers.recorded_rows import curve, row
@@ -60,3 +62,21 @@ def test_its_bands_are_intervals_and_all_panels_have_one_range(figures):
     assert eight.get_yscale() == sixteen.get_yscale() == "log"
     (band,) = sixteen.collections[1].get_paths()
     assert (min(band.vertices[:, 1]), max(band.vertices[:, 1])) == pytest.approx((0.998 * 1.1, 1.002 * 1.1))
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({}, "Of the 4,800 GB/s of the data sheet cuda NHD bfloat16 reaches 50 % at 64 tokens, "),
+        ({"inputs_state": "hot"}, ""),
+        ({"cache_state": "warm"}, ""),
+        ({"bytes_moved": 1000}, ""),
+        ({"device_name": "NVIDIA unknown"}, ""),
+    ],
+)
+def test_the_data_sheet_counts_where_all_bytes_must_cross_the_memory_s_bus(other, said):
+    cold = {"inputs_state": "cold", "cache_state": "cold", "bytes_moved": 9999, "l2_bytes": 1000}
+    (machine,) = group_by_machine([row(**cold | {"gb_per_s": 2400.0} | other)])
+    found = compare_with_data_sheet(machine)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)

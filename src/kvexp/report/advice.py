@@ -68,7 +68,10 @@ def list_tasks(machine: Machine) -> list[Task]:
     for line in machine.ranked:
         found.setdefault(line.task, []).append(line)
     return [
-        _make_task(describe(lines[0], rest), {describe(line, ways): line for line in select_confirmed(lines)})
+        _make_task(
+            describe(lines[0], rest),
+            {describe(line, ways) or "as it comes": line for line in select_confirmed(lines)},
+        )
         for lines in found.values()
         if len(lines) > 1
     ]

@@ -1,16 +1,16 @@
 """Group rows by machine and curve into lines, and label each line by what distinguishes it."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvexp.experiment import MEANING
 from kvexp.host.terminal import make_printable
 from kvexp.measurement import Row, is_wrong
 from kvexp.results import labels
 from kvexp.results.labels import CURVE, format_column, group_by_curve, label_curves, simplify_curves
 from kvexp.results.load import SWEEP
+from kvexp.results.plan import is_on_gpu, resolve_curve
 
 IDENTITY = (*CURVE, SWEEP)
 """The columns that are fixed along a line; the sweep counts only where several measured a curve."""
@@ -97,8 +97,12 @@ def make_rows_printable(rows: Iterable[Row]) -> list[Row]:
 def group_by_machine(rows: Sequence[Row]) -> list[Machine]:
     """Group the `ok` rows by machine, each with its lines."""
     found = labels.group_rows([row for row in rows if row["status"] == "ok"], MACHINE)
-    wrong = {_identify(row) for row in rows if is_wrong(row["status"])}
-    return [Machine(own[0], tuple(_make_lines(own, wrong))) for own in found.values()]
+    has_gpu = is_on_gpu(rows)  # of a process that died before it had a device, the rows say `auto`
+    wrong = {resolve_curve(row, has_gpu) for row in rows if is_wrong(row["status"])}
+    return [
+        Machine(own[0], tuple(_make_lines(own, lambda row: resolve_curve(row, has_gpu) not in wrong)))
+        for own in found.values()
+    ]
 
 
 def find_varied(lines: Sequence[Line]) -> list[str]:
@@ -130,12 +134,7 @@ def _format(line: Line, column: str) -> str:
     return str(line.key[SWEEP]) if column == SWEEP else format_column(line.key, column)
 
 
-def _identify(row: Row) -> tuple[Any, ...]:
-    """Return what the row's curve is, without what a process resolves: it may have died before."""
-    return tuple(row.get(column) for column in CURVE if column not in MEANING["cpu"])
-
-
-def _make_lines(rows: Sequence[Row], wrong: Collection[tuple[Any, ...]]) -> list[Line]:
+def _make_lines(rows: Sequence[Row], is_right: Callable[[Row], bool]) -> list[Line]:
     by_curve = [curve for own in labels.group_rows(rows, [SWEEP]).values() for curve in group_by_curve(own)]
     repeated = len(group_by_curve(rows)) < len(by_curve)
     lines = []
@@ -144,5 +143,5 @@ def _make_lines(rows: Sequence[Row], wrong: Collection[tuple[Any, ...]]) -> list
         sweep = curve[0].get(SWEEP) if repeated else None
         key = {column: columns.get(column) for column in CURVE} | {SWEEP: sweep}
         points = tuple(sorted(curve, key=lambda row: row["num_tokens"]))
-        lines.append(Line(name, key, points, _identify(curve[0]) not in wrong))
+        lines.append(Line(name, key, points, is_right(curve[0])))
     return lines
