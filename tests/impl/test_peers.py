@@ -282,13 +282,9 @@ def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(impl, monkeypat
         assert reason.startswith(f"impl={impl} needs the package {package}")
 
 
-def test_torch_compile_is_verified():
-    assert outcomes("torch_compile", kv_cache_dtype="fp8") == VERIFIED
-
-
-def test_torch_compile_takes_more_sizes_than_torch_compiles_of_a_function_by_itself(monkeypatch):
+def test_torch_compile_is_verified_at_more_sizes_than_torch_compiles_of_a_function_by_itself(monkeypatch):
     """By itself it compiles one here, not eight: each takes seconds, and the second is one too many."""
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         monkeypatch.setattr(torch._dynamo.config, limit, 1)
-    made = tiny_curve.curve(impl="torch_compile", num_tokens=(1, 2))
+    made = tiny_curve.curve(impl="torch_compile", kv_cache_dtype="fp8", num_tokens=(1, 2))
     assert {point.status for point in run_curve.run(made, {})} == {"verified"}

@@ -78,8 +78,10 @@ class Crew:
         self._units = [list(unit) for _, unit in groupby(jobs, key=lambda job: job.repetition or id(job))]
         self._gpus = gpus
         there = [supervisor for supervisor in self.supervisors if supervisor not in self._lost]
-        for supervisor in there:
-            supervisor.coming = [job.experiment for job in jobs]
+        for number, supervisor in enumerate(there):
+            # Each begins elsewhere to ask about the contract, and finds what the others have asked.
+            first = number * len(jobs) // len(there)
+            supervisor.coming = [job.experiment for job in [*jobs[first:], *jobs[:first]]]
             supervisor.start(jobs[0].experiment.device)
         work = [self._work(supervisor, claim) for supervisor in there]
         yield from work[0] if len(self.supervisors) == 1 else interleave(work, self._threads)

@@ -28,6 +28,7 @@ ANSWER = Contract((Finding("padding", "holds"),), (1, 16))
         ({"block_size": 8}, False),
         ({"slots": "contiguous"}, True),
         ({"num_blocks": 16}, True),
+        ({"seed": 1}, True),
     ],
     ids=str,
 )

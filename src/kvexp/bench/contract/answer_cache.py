@@ -18,7 +18,7 @@ MACHINE = ("device_name", "driver", "torch", "triton", "cuda", "cuda_core", "sou
 """Columns of the machine that a contract depends on; `source_hash` since kvexp poses clauses and launches."""
 PEERS = ("vllm", "flashinfer-python")
 """Packages whose kernels are called by implementations whose own sources do not contain them."""
-IGNORED = ("name", "num_blocks", "slots", "padding", "padding_at", "rows", "extra_tokens")
+IGNORED = ("name", "num_blocks", "slots", "padding", "padding_at", "rows", "extra_tokens", "seed")
 """Fields of a workload that each question chooses itself."""
 
 
