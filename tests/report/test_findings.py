@@ -98,6 +98,12 @@ def test_the_count_includes_points_without_a_fastest_one():
     assert [one.partition(" or ")[0] for one in said(*curves(3.0))] == ["No difference can be told: cuda"]
 
 
+def test_many_values_are_counted_instead_of_named():
+    curves = [curve({8: us}, impl_options=f'{{"tile":{us}}}') for us in range(1, 10)]
+    assert said(*curves)[0].startswith("9 values of impl_options: tile=1 is fastest at 8 tokens")
+    assert said(*curves[:8])[0].startswith("tile=1, tile=2, tile=3, ")
+
+
 def test_disturbances_of_the_gpu_are_named():
     rows = [row(num_tokens=1, throttled="sw_power_cap"), row(num_tokens=2, throttled="", other_processes=1)]
     (machine,) = group_by_machine(rows)

@@ -188,12 +188,13 @@ def _describe_leads(
     for impl in dict.fromkeys(str(line.key["impl"]) for line in group.values()):
         own = [name for name, line in group.items() if line.key["impl"] == impl]
         following = _compare(group, names, leaders, own)
-        several = f"the next {impl}" if impl in chosen else impl
-        told.append((next(iter(following)) if len(following) == 1 else several, following))
-        if impl in chosen and has_options:
-            default = _compare(group, names, leaders, [n for n in own if _has_default_options(group[n])])
-            if default != following:
-                told.append((f"{impl}'s default", default))
+        usual = [name for name in own if impl in chosen and has_options and _has_default_options(group[name])]
+        default = _compare(group, names, leaders, usual)
+        if default:
+            told.append((f"{impl}'s default", default))
+        if default != following:
+            several = f"the next {impl}" if impl in chosen else impl
+            told.append((next(iter(following)) if len(following) == 1 else several, following))
     leads = [(_list_ratios(verdicts), whom) for whom, verdicts in told if verdicts]
     return "; ".join(
         _format_lead(found, whom) for found, whom in sorted(leads, key=lambda lead: min(lead[0]))

@@ -15,6 +15,7 @@ from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
 """The axes on which one value can be the fastest; another size or op is another task."""
 
+_MOST_VALUES = 8  # named one by one
 _MOST_TIES = 3  # said one by one of what cannot be told
 _MANY = 3  # contexts of an axis above which a count comes before the sentences
 
@@ -99,7 +100,7 @@ def _count_fastest(axis: Axis) -> Finding:
     sentence = f"Of {counts.total()} points, {join_words(won)}"
     if counts[""]:
         sentence += f"; at {counts['']} no fastest one can be told"
-    return Finding(f"{join_or(axis.values)}, over all", f"{sentence}.")
+    return Finding(f"{_name_values(axis, axis.values)}, over all", f"{sentence}.")
 
 
 def compare_with_copy(machine: Machine) -> str:
@@ -193,8 +194,13 @@ def _group_contexts(
     found: dict[tuple[str, str], list[str]] = {}
     for context, group in axis.groups.items():
         if said := describe(group):
-            found.setdefault((join_or(list(group)), said), []).append(context)
+            found.setdefault((_name_values(axis, list(group)), said), []).append(context)
     return found
+
+
+def _name_values(axis: Axis, values: Sequence[str]) -> str:
+    """Name the values, or say how many there are of which column."""
+    return join_or(values) if len(values) <= _MOST_VALUES else f"{len(values)} values of {axis.column}"
 
 
 def _format_contexts(contexts: Sequence[str]) -> str:
