@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tests.helpers import mlflow_server
 
@@ -35,11 +36,13 @@ def serve(programs: Path, password: str) -> Iterator[int]:
                 os.chown(path, account.pw_uid, account.pw_gid)
 
         def run(program: str, *words: str) -> None:
-            how = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+            how: dict[str, Any] = {}
+            if account:
+                how = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
             # A server that is started keeps a pipe open, so its output goes to a file.
             with (folder / "log").open("a") as log:
                 command = [str(programs / program), *words]
-                done = subprocess.run(command, cwd=folder, stdout=log, stderr=log, **how)  # type: ignore[call-overload]
+                done = subprocess.run(command, cwd=folder, stdout=log, stderr=log, **how)
             assert done.returncode == 0, (folder / "log").read_text()
 
         data, port = str(folder / "data"), mlflow_server.free_port()

@@ -24,7 +24,7 @@ from kvexp.sweep.ray_cluster import places
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 from tests.helpers import compose
-from tests.helpers.processes import ended
+from tests.helpers.processes import ended, list_marked
 
 SETTINGS = SweepSettings(TrackingSettings("none", None, "kvexp"))
 RAY = ("hydra/launcher=ray", "tracking=none", "workload=tiny", "impl=torch")
@@ -44,12 +44,21 @@ def cluster():
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex())
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setattr(subprocess_worker, "CHILD", "tests.helpers.light_child")
-        cluster_utils = pytest.importorskip("ray.cluster_utils")
-        quick = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}
-        head = {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False, "_system_config": quick}
-        made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        made = start_cluster()
         yield made
         made.shutdown()
+
+
+def start_cluster():
+    """Start a head with two GPUs, whose loss is noticed within seconds."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    quick = {
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 2,
+        "gcs_rpc_server_reconnect_timeout_s": 5,
+    }
+    head = {"num_cpus": 2, "num_gpus": 2, "include_dashboard": False, "_system_config": quick}
+    return cluster_utils.Cluster(initialize_head=True, head_node_args=head)
 
 
 @pytest.fixture
@@ -90,12 +99,6 @@ def on_first_row(monkeypatch, act):
 
     monkeypatch.setattr(CurveProgress, "advance", advance)
     return rows
-
-
-def list_marked(mark):
-    """The processes whose environment had the mark when they started."""
-    every = psutil.process_iter(["environ"])
-    return [process.pid for process in every if (process.info["environ"] or {}).get("MARK") == mark]
 
 
 def find_measuring(row):
@@ -188,6 +191,25 @@ def test_a_lost_node_costs_its_curves_and_resuming_measures_the_rest(
     assert "no place was left to measure at" in err
     before = rows_of(six)
     assert {row["status"] for row in before} == {"verified", "failed"}
+    assert runner.run(six, replace(SETTINGS, resumes=True), "", places=found) == 0
+    right = [row for row in rows_of(six) if row["status"] == "verified"]
+    assert count_points(right) == {(seed, size): 1 for seed in range(6) for size in (1, 3, 16, 50)}
+
+
+@needs_ray
+def test_a_killed_head_costs_the_curves_at_work_and_resuming_measures_the_rest(
+    cluster, found, jobs, monkeypatch, capfd, tmp_path
+):
+    later = tmp_path / "later"
+    six, lost = jobs({}, *[{"waits": str(later)}] * 5), start_cluster()
+    on_first_row(monkeypatch, lambda row: lost.head_node.kill_all_processes(check_alive=False))
+    assert runner.run(six, SETTINGS, "", places=list_gpus(lost)) == 1
+    err = capfd.readouterr().err
+    assert "no place was left to measure at" in err, err
+    before = Counter(row["status"] for row in rows_of(six))
+    assert 1 <= before["verified"] <= 4
+    assert 1 <= before["failed"] <= 8  # of the curves that were at work
+    later.touch()
     assert runner.run(six, replace(SETTINGS, resumes=True), "", places=found) == 0
     right = [row for row in rows_of(six) if row["status"] == "verified"]
     assert count_points(right) == {(seed, size): 1 for seed in range(6) for size in (1, 3, 16, 50)}

@@ -2,15 +2,28 @@
 
 import logging
 import os
+import socket
 import sys
 from typing import Any
 
 _NO_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Ray sends statistics of its use to its makers by default."""
 
-
 LOCAL = "local"
 """The address that has Ray start a cluster of this host."""
+_ANSWER_SECONDS = 10.0
+"""Limit for a head's port to answer."""
+
+
+def check_port(address: str) -> None:
+    """Check that something answers at `HOST:PORT`; Ray alone tries for minutes.
+
+    Raises:
+        OSError: Nothing does.
+        OverflowError: It is no port's number.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
 
 
 def connect(address: str, token: str, **own: Any) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import json
 import secrets
-import socket
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,16 +18,13 @@ from kvexp.host.process import END_SECONDS, LineChild
 from kvexp.host.terminal import say
 from kvexp.sweep import subprocess_worker
 from kvexp.sweep.place import DISTURB, Place, check_workers
-from kvexp.sweep.ray_cluster.connect import LOCAL
+from kvexp.sweep.ray_cluster.connect import LOCAL, check_port
 from kvexp.sweep.ray_cluster.relay import Request
 from kvexp.sweep.settings import Isolation
 from kvexp.sweep.subprocess_worker import LAST_WORDS_BYTES
 
 CONNECT_SECONDS = 60.0
 """Limit for a cluster to be reached or started. Ray alone tries for two minutes."""
-_ANSWER_SECONDS = 10.0
-"""Limit for its port to answer."""
-
 _ADDRESS, _WORKERS = "hydra.launcher.address", "hydra.launcher.workers"
 
 
@@ -110,7 +106,7 @@ def _check_address(address: object) -> str:
             "kvexp is typed on a machine of the cluster"
         )
     try:
-        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
+        check_port(address)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"{_ADDRESS}={address} cannot be reached ({error})") from error
     return address

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from kvexp.host.process import send_answer, start_serving
 from kvexp.sweep.ray_cluster.actor import Actor, Ended
-from kvexp.sweep.ray_cluster.connect import connect
+from kvexp.sweep.ray_cluster.connect import check_port, connect
 
 MOST_CHARACTERS = 500
 """Of Ray's reasons; its longest end in advice of several lines."""
@@ -63,6 +63,7 @@ def serve() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     request = Request(**json.loads(sys.stdin.readline()))
     with _ending_with_the_reason():
+        check_port(request.address)  # the head may be lost by now
         connect(request.address, request.token)
         actor = _start_actor(request)
         for work in (_send_lines, _dump_on_signal):
