@@ -79,6 +79,7 @@ ENVIRONMENT: dict[str, Column] = {
 _RECORD: dict[str, Column] = {
     "impl_hash": _Name("Hash of the implementation's sources: a changed kernel is another one."),
     "schema": Whole("Version of the columns; increased when one is removed or changes its meaning."),
+    "curve": _Name("Name of the curve in its sweep: what differs there; no part of what was measured."),
     "repetition": Whole("Which of the processes that measured the curve, from 1 on; only with `repeat=`."),
 }
 """The columns that a sweep adds to a measurement."""

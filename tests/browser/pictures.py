@@ -22,7 +22,7 @@ def take(sweep: Path, folder: Path) -> None:
         place = Path(made)
         for words in (["sync", str(sweep)], ["report", str(sweep), "--output", made]):
             subprocess.run([sys.executable, "-m", "kvexp", *words], cwd=place, check=True)
-        page = chromium.new_page(viewport={"width": 1280, "height": 1250})
+        page = chromium.new_page(viewport={"width": 1280, "height": 1400})
         page.goto((place / "report.html").as_uri())
         picture(page, folder / "report.png")
         with ui(place) as address:

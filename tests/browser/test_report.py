@@ -56,9 +56,36 @@ def test_it_is_never_wider_than_the_window(report, width):
     assert report.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_pointer_shows_the_latencies_beneath_it(report):
-    figure = report.locator("figure").first
-    figure.scroll_into_view_if_needed()
-    box = figure.locator("svg").bounding_box()
-    report.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    assert "µs" in figure.locator(".tip").inner_text()
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_pointer_shows_the_values_beneath_it_within_the_window(report, width):
+    report.set_viewport_size({"width": width, "height": 800})
+    shown = {"Time over the best": "1.00", "Latency": "µs", "Share of an equal copy": "%"}
+    for caption, unit in shown.items():
+        figure = report.locator("figure", has_text=caption).first
+        figure.scroll_into_view_if_needed()
+        box = figure.locator("svg").bounding_box()
+        for at in (0.1, 0.5, 0.95):
+            report.mouse.move(box["x"] + at * box["width"], box["y"] + box["height"] / 2)
+            tip = figure.locator(".tip")
+            text, place = tip.inner_text(), tip.bounding_box()
+            assert unit in text
+            assert all(layout in text for layout in ("NHD", "HND"))
+            assert place["x"] >= 0
+            assert place["x"] + place["width"] <= width
+        picture(report, SHOTS / f"report_hover_{width}.png")
+
+
+def test_its_title_is_its_answer_and_names_are_those_of_the_sweep(report, measured):
+    assert report.locator("h1").inner_text() == "No choice can be told between NHD and HND"
+    names = {row["curve"] for row in measured}
+    assert set(report.locator("table.text th").all_inner_texts()) == names
+    titles = {title.inner_text() for title in report.locator("section h3").all()}
+    assert {name.partition(" ")[2] for name in names} <= titles
+
+
+def test_it_prints_without_what_needs_a_pointer(report):
+    report.emulate_media(media="print", color_scheme="dark")
+    picture(report, SHOTS / "report_print.png")
+    ink, paper = report.evaluate(LUMINANCE)
+    assert ink < paper
+    assert not report.locator("summary", has_text="Every point").first.is_visible()

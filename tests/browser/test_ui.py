@@ -16,10 +16,10 @@ COLUMNS = [
     *("peak_gb_per_s", "best_copy_fraction", "kv_cache_dtype", "scale", "workload", "device_name"),
 ]
 NAMED = {
-    f"torch {layout} {dtype}{cache} tiny"
+    f"{layout} {dtype} {cache} cache"
     for layout in ("NHD", "HND")
     for dtype in ("half", "bfloat16")
-    for cache in ("", " fp8_e4m3")
+    for cache in ("unquantised", "fp8_e4m3")
 }
 
 
@@ -114,7 +114,7 @@ def test_compare_leads_to_curves_of_latency_against_tokens(table, measured, shot
 
 
 def test_a_curves_run_shows_its_figure(table, shot):
-    table.get_by_role("link", name="torch NHD half tiny", exact=True).click()
+    table.get_by_role("link", name="NHD half unquantised cache", exact=True).click()
     open_artifact(table, "latency.svg")
     figure = table.get_by_role("img", name="latency.svg")
     expect(figure).to_be_visible()
@@ -125,7 +125,7 @@ def test_a_curves_run_shows_its_figure(table, shot):
 def test_the_sweeps_run_shows_its_report_which_asks_nothing_of_a_network(table, address, shot):
     asked = []
     table.on("request", lambda request: asked.append(request.url))
-    table.get_by_role("link", name="torch NHD half tiny", exact=True).click()
+    table.get_by_role("link", name="NHD half unquantised cache", exact=True).click()
     table.locator("a", has_text=re.compile(r"^\d{4}-\d\d-\d\d/")).click()  # its parent
     open_artifact(table, "report.html")
     report = table.frame_locator("iframe")

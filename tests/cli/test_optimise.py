@@ -1,5 +1,6 @@
 """A sweeper that optimises is told a number for each curve: Optuna, and processes that measure nothing."""
 
+import json
 import math
 import os
 import re
@@ -46,6 +47,8 @@ def test_several_batches_are_one_sweep_whose_best_is_measured_again_beside_the_d
         (options, number) for options in ('{"latency_us":1.0}', '{"latency_us":3.0}') for number in (1, 2, 3)
     }
     assert len({row["host"] for row in again}) == 3  # a process a round
+    # Also the first batch, of one curve, is named by what the sweeper may choose.
+    assert all(row["curve"] == f"latency_us={json.loads(row['impl_options'])['latency_us']}" for row in rows)
     out, err = capfd.readouterr()
     assert "the best of 8 trials (impl.latency_us=1.0) beside the default, 3 processes each:" in err
     assert re.search(r"faster +light NHD bfloat16 +50 +150 +50\.0 +0\.333", out)

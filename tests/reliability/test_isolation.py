@@ -36,8 +36,8 @@ def test_a_hang_a_crash_or_no_memory_costs_the_points_that_have_it_and_each_has_
 
     lines = done.stderr.splitlines()
     start = lines.index("5 of 6 curves went wrong; each command repeats one:")
-    assert lines[start + 7] == "  deadly NHD bfloat16: 1 failed (num_tokens 16)"
-    assert lines[start + 9] == "  idle NHD bfloat16: 2 incorrect (num_tokens 1, 16)"
+    assert lines[start + 7] == "  deadly: 1 failed (num_tokens 16)"
+    assert lines[start + 9] == "  idle: 2 incorrect (num_tokens 1, 16)"
     again = shlex.split(lines[start + 10])
     assert again[:3] == ["python", "-m", "kvexp"]
     assert typed(*again[3:]).returncode == 1

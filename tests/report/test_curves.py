@@ -19,7 +19,7 @@ def test_a_machine_is_named_by_what_is_known_of_it():
 
 def test_the_same_curve_of_two_sweeps_is_two_lines():
     (machine,) = group_by_machine([row(1.0, sweep="a"), row(2.0, sweep="b")])
-    assert [line.label for line in machine.lines] == ["a", "b"]
+    assert [line.label for line in machine.lines] == ["cuda NHD bfloat16 (a)", "cuda NHD bfloat16 (b)"]
 
 
 def test_two_sweeps_without_a_common_curve_are_compared():
@@ -58,6 +58,29 @@ def test_colours_are_one_axis_dashes_a_second_and_panels_the_rest():
     assert [(one.name, one.colour, one.dash) for one in half.series] == [
         ("a NHD", 0, 0), ("a HND", 0, 1), ("b NHD", 1, 0), ("b HND", 1, 1),
     ]  # fmt: skip
+
+
+def test_what_has_too_many_values_for_dashes_has_the_colours():
+    layouts = ("NHD", "HND", "NHD_packed", "HND_packed", "BHLNC")
+    (machine,) = group_by_machine([row(impl=impl, layout=layout) for impl in "ab" for layout in layouts])
+    (panel,) = make_panels(machine.lines)
+    assert [(one.name, one.colour, one.dash) for one in panel.series][4:6] == [
+        ("a BHLNC", 4, 0),
+        ("b NHD", 0, 1),
+    ]
+
+
+def test_a_panel_has_lines_of_one_task_where_several_do_it():
+    rows = [row(impl=impl, kv_cache_dtype=cache) for impl in "ab" for cache in ("auto", "fp8_e4m3")]
+    (machine,) = group_by_machine(rows)
+    panels = make_panels(machine.lines)
+    assert [(panel.title, [one.name for one in panel.series]) for panel in panels] == [
+        ("bfloat16 cache", ["a", "b"]),
+        ("fp8_e4m3 cache", ["a", "b"]),
+    ]
+    (machine,) = group_by_machine(rows[:2])
+    (panel,) = make_panels(machine.lines)
+    assert [one.name for one in panel.series] == ["bfloat16 cache", "fp8_e4m3 cache"]
 
 
 def test_more_lines_than_colours_take_more_panels():

@@ -11,11 +11,12 @@ from tests.helpers.recorded_rows import curve, row
 
 def said(*curves):
     rows = [row for rows in curves for row in rows]
-    return [
-        f"{finding.between}: {finding.sentence}"
-        for machine in group_by_machine(rows)
-        for finding in findings.list_findings(find_axes(machine.ranked))
-    ]
+    told = []
+    for machine in group_by_machine(rows):
+        axes = find_axes(machine.ranked)
+        told += [f"{finding.between}: {finding.sentence}" for finding in findings.list_findings(axes)]
+        told.append(findings.describe_untold(axes))
+    return list(filter(None, told))
 
 
 def section(*curves, processes=1):
@@ -44,20 +45,19 @@ def test_each_is_fastest_at_its_sizes_and_none_elsewhere():
     triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.3, 1024: 21.0}, impl="triton")
     assert said(cuda, triton) == [
         "cuda or triton: cuda is fastest from 512 to 1,024 tokens, 1.03 to 1.05 times as fast as triton; "
-        "triton is fastest at 256 tokens, 1.14 times as fast as cuda; "
-        "no difference can be told from 2 to 4 tokens."
+        "triton is fastest at 256 tokens, 1.14 times as fast as cuda.",
+        "No difference can be told: cuda or triton from 2 to 4 tokens.",
     ]
 
 
 def test_equal_ones_are_equal_at_every_size():
     curves = [curve({1: 2.0, 8: 3.0}, impl=impl) for impl in ("cuda", "triton")]
-    assert said(*curves) == ["cuda or triton: No difference can be told at every size from 1 to 8 tokens."]
+    assert said(*curves) == ["No difference can be told: cuda or triton at every size from 1 to 8 tokens."]
 
 
 def test_those_that_share_the_lead_are_named():
     curves = [curve({512: us}, impl=impl) for impl, us in (("a", 10.0), ("b", 10.1), ("c", 20.0))]
-    sentence = "a and b share the lead and no difference can be told between them at 512 tokens."
-    assert said(*curves) == [f"a, b or c: {sentence}"]
+    assert said(*curves) == ["a, b or c: a and b share the lead at 512 tokens."]
 
 
 def test_the_fastest_of_three_is_compared_with_the_next():
@@ -73,7 +73,7 @@ def test_contexts_that_say_the_same_share_a_sentence():
     ]
     assert said(*curves) == [
         "cuda or triton, with NHD and with HND: cuda is fastest at 8 tokens, 2.00 times as fast as triton.",
-        "NHD or HND, with cuda and with triton: No difference can be told at 8 tokens.",
+        "No difference can be told: NHD or HND, with cuda and with triton at 8 tokens.",
     ]
 
 
@@ -95,7 +95,13 @@ def test_the_count_includes_points_without_a_fastest_one():
         ]
 
     assert said(*curves(1.0))[0].endswith("cuda is fastest at 4; at 4 no fastest one can be told.")
-    assert said(*curves(3.0))[0].endswith("At none of 8 points can a fastest one be told.")
+    assert [one.partition(" or ")[0] for one in said(*curves(3.0))] == ["No difference can be told: cuda"]
+
+
+def test_many_values_are_counted_instead_of_named():
+    curves = [curve({8: us}, impl_options=f'{{"tile":{us}}}') for us in range(1, 10)]
+    assert said(*curves)[0].startswith("9 values of impl_options: tile=1 is fastest at 8 tokens")
+    assert said(*curves[:8])[0].startswith("tile=1, tile=2, tile=3, ")
 
 
 def test_disturbances_of_the_gpu_are_named():
@@ -160,7 +166,7 @@ def test_the_equal_copy_names_what_comes_nearest():
         [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
     )
     assert findings.compare_with_copy(machine) == (
-        "Of a plain copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
+        "Of an equal copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
     )
 
 
@@ -225,7 +231,9 @@ def test_on_a_cpu_several_processes_have_findings():
 def test_on_a_cpu_nothing_differs_from_a_curve_of_one_process():
     several = [curve({8: 1.0}, device="cpu", repetition=number) for number in (1, 2, 3)]
     said = section(*several, curve({8: 2.0}, layout="HND", device="cpu"))
-    assert [finding.sentence for finding in said.findings] == ["No difference can be told at 8 tokens."]
+    assert said.findings == ()
+    assert said.notes[-1].startswith("No difference can be told: ")
+    assert said.notes[-1].endswith(" at 8 tokens.")
 
 
 def test_on_a_cpu_a_sweep_with_nothing_to_compare_has_no_note_on_it():
@@ -245,7 +253,9 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
     (contrast,) = said.contrasts
     assert contrast.cells[""][512] == point.verdict
     assert point.word == "ambiguous"
-    assert [finding.sentence for finding in said.findings] == ["No difference can be told at 512 tokens."]
+    assert said.findings == ()
+    assert said.notes[-1].startswith("No difference can be told: ")
+    assert said.notes[-1].endswith(" at 512 tokens.")
     assert bold(said) == set()
     assert "from the median one of up to 5 processes" in said.notes[0]
     assert "the scatter of all processes" in said.notes[0]

@@ -26,7 +26,11 @@ def measured(us, processes=1, **columns):
 def said(*rows):
     """The sentences of the page's one section, by what they are about."""
     (section,) = build_content([row | {"sweep": "s", "command": ""} for own in rows for row in own]).sections
-    return {cost.between: cost.sentence for cost in section.costs}
+    return {
+        said.between: said.sentence
+        for said in (*section.costs, *section.advice)
+        if "Take" not in said.between
+    }
 
 
 def test_each_task_says_its_latencies_and_differences_from_nhd():
@@ -133,10 +137,14 @@ def test_each_destination_has_a_choice_of_its_own_whatever_the_mode_of_its_trans
         measured(fast, to="device", mode="no_graph"),
     )
     (section,) = build_content([row | {"sweep": "s", "command": ""} for own in rows for row in own]).sections
-    choices = [cost for cost in section.costs if "disaggregation, choose" in cost.between]
-    assert [cost.between for cost in choices[1:]] == [
+    choices = section.advice
+    assert [choice.between for choice in choices[1:]] == [
         f"With disaggregation, choose {name}" for name in ("HND", "NHD")
     ]
+    assert section.title == (
+        "Choose any of these layouts without disaggregation; choose HND with disaggregation; "
+        "choose NHD with disaggregation"
+    )
     assert "to=host), each by its fastest way (HND: batch" in choices[1].sentence
 
 

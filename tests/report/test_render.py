@@ -9,6 +9,7 @@ import pytest
 
 from kvexp import cli
 from kvexp.report.content import build_content
+from kvexp.report.curves import group_by_machine
 from kvexp.report.embed import draw_figures
 from kvexp.report.render import render_html
 from tests.helpers.recorded_rows import curve, refused, sweep
@@ -78,7 +79,7 @@ def page(reported):
 def test_the_page_is_well_formed_and_every_id_is_unique(page):
     read = Read(page)
     assert len(read.ids) == len(set(read.ids))
-    assert len(re.findall("<svg", page)) == 2
+    assert len(re.findall("<svg", page)) == 3
 
 
 def test_the_page_loads_nothing_over_a_network(page):
@@ -113,9 +114,12 @@ def test_the_page_has_the_findings_refusals_and_wrong_points(page):
 
 
 def test_pointing_at_a_figure_names_every_line_fastest_first(page):
-    latency, copied = [json.loads(value) for name, value in Read(page).attributes if name == "data-hover"]
+    ratio, latency, copied = [
+        json.loads(value) for name, value in Read(page).attributes if name == "data-hover"
+    ]
     assert [size["size"] for size in latency] == ["1", "64", "512"]
     assert latency[1]["lines"] == [["cuda", 0, "3.00 µs (2.99–3.01)"], ["triton", 1, "4.00 µs (3.99–4.01)"]]
+    assert ratio[1]["lines"] == [["cuda", 0, "1.00 (1.00–1.00)"], ["triton", 1, "1.33 (1.33–1.34)"]]
     assert copied[1]["lines"][0] == ["cuda", 0, "167 %"]
     assert latency[0]["x"] < latency[1]["x"] < latency[2]["x"]
 
@@ -148,11 +152,15 @@ def test_a_sweep_without_a_latency_still_has_a_page():
     assert "no GPU" in text
 
 
-def test_the_machines_state_is_given_from_least_to_most():
-    content, _ = report(curve({1: 1.0}, sm_clock_mhz=1980), curve({2: 2.0}, sm_clock_mhz=1755))
+def test_the_machines_state_is_given_by_curve_from_least_to_most_and_rounded():
+    hot = curve({1: 1.0, 2: 1.0}, power_w=400.4, throttled="sw_power_cap", setup_s=0.123456)
+    hot[1]["power_w"] = 512.6
+    content, _ = report(hot, curve({2: 2.0}, layout="HND", power_w=300.2, setup_s=2.0))
     (section,) = content.sections
-    assert section.facts["sm_clock_mhz"] == "1755 to 1980"
-    assert "latency_us" not in section.facts
+    assert section.state.columns == ("power_w", "throttled")
+    assert section.state.lines == (("NHD", ("400–513", "sw_power_cap")), ("HND", ("300", "–")))
+    assert section.facts["setup_s"] == "0.123 to 2.00"
+    assert not {"latency_us", "power_w"} & set(section.facts)
 
 
 def test_figures_are_files_that_the_markdown_shows(folder, tmp_path, capsys):
@@ -161,7 +169,7 @@ def test_figures_are_files_that_the_markdown_shows(folder, tmp_path, capsys):
     names = sorted(file.name for file in (tmp_path / "out" / "figures").iterdir())
     assert names == [
         f"machine1-{name}.{kind}"
-        for name in ("impl-cuda-against-triton", "panel1-copy", "panel1-latency")
+        for name in ("impl-cuda-against-triton", "panel1-copy", "panel1-latency", "panel1-ratio")
         for kind in ("png", "svg")
     ]
     for file in (tmp_path / "out" / "figures").glob("*.svg"):
@@ -186,7 +194,7 @@ def test_names_are_escaped_in_the_page_and_in_figures():
 
 def test_twenty_lines_and_single_points_are_drawn():
     curves = [curve({8: 1.0 + number}, impl=f"i{number}") for number in range(20)]
-    assert len(re.findall("<svg", report(*curves)[1])) == 6
+    assert len(re.findall("<svg", report(*curves)[1])) == 9
 
 
 @pytest.mark.parametrize(
@@ -194,8 +202,8 @@ def test_twenty_lines_and_single_points_are_drawn():
 )
 def test_a_figure_has_a_copy_s_line_where_all_lines_have_the_same_copy(other, drawn_too):
     _, page = report(curve({8: 1.0, 9: 2.0}), curve({8: 3.0, 9: 4.0}, **other))
-    figure = page.partition("Share of a plain copy")[0]
-    assert ("a plain copy" in figure[figure.index("<svg") :]) == drawn_too
+    figure = page.partition("Share of an equal copy")[0]
+    assert ("an equal copy" in figure[figure.index("<svg") : figure.rindex("</svg>")]) == drawn_too
 
 
 @pytest.mark.parametrize("told", ["verified", "ok"])
@@ -213,5 +221,46 @@ def test_a_key_that_all_curves_share_is_said_where_it_is_not_the_default():
     rows = [curve({64: 2.0}, layout=layout, **chosen) for layout in ("NHD", "HND")]
     (section,) = build_content([row for own in rows for row in own]).sections
     assert "num_layers=3" in section.common
-    assert "tp_from" not in section.common
-    assert "seed=" not in section.common
+    assert not re.search("tp_from|seed=|head_size_v", section.common)
+    assert "bfloat16 cache, cudagraph, timer=cuda_event, workload=seed" in section.common
+
+
+@pytest.mark.parametrize(
+    ("others", "told"),
+    [
+        (
+            {"kv_cache_dtype": "fp8_e4m3", "num_heads": 16, "num_query_heads": 16},
+            ["bfloat16 cache num_heads=8", "fp8_e4m3 cache num_heads=16"],
+        ),
+        (
+            {"impl": "triton", "num_heads": 16, "seed": 3},
+            ["cuda num_heads=8 seed=0", "triton num_heads=16 seed=3"],
+        ),
+        ({"dtype": "half", "head_size_v": 64}, ["bfloat16 head_size_v=128", "half head_size_v=64"]),
+    ],
+)
+def test_nothing_that_differs_between_two_sweeps_is_hidden(others, told):
+    rows = [
+        *(one | {"sweep": "a", "command": "x"} for one in curve({64: 2.0}, seed=0)),
+        *(
+            one | {"sweep": "b", "command": "y"}
+            for one in curve({64: 1.0}, seed=others.pop("seed", 0), **others)
+        ),
+    ]
+    content = build_content(rows)
+    (section,) = content.sections
+    assert [name for name, _ in content.commands] == told
+    for panel, tables in section.panels:
+        names = [f"{one.name} {panel.title}".split() for one in panel.series]
+        assert all(any(set(words.split()) <= set(name) for words in told) for name in names)
+        assert [name for table in tables for name in table.names] == [one.name for one in panel.series]
+    assert [line.label for line in group_by_machine(rows)[0].lines] == told
+
+
+def test_what_a_workload_or_an_option_stands_for_is_in_the_header():
+    tiny = curve({64: 2.0}, workload="tiny", num_heads=2, num_query_heads=2, head_size=32, head_size_v=32)
+    tile = '{"cta_threads":256}'
+    rows = [one | {"sweep": "", "command": ""} for one in [*tiny, *curve({64: 1.0})]]
+    (section,) = build_content([one | {"impl_options": tile} for one in rows]).sections
+    assert "; tiny is num_heads=2 and head_size=32; seed is num_heads=8 and head_size=128; " in section.common
+    assert section.common.endswith("; cuda has cta_threads=256")

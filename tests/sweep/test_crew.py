@@ -59,7 +59,8 @@ def test_each_curve_is_measured_once_at_one_place(jobs, capfd):
     assert {row["device_uuid"] for row in rows} == {"GPU-a", "GPU-b"}
     err = capfd.readouterr().err
     assert "80/80 points" in err
-    assert len(re.findall(r"cuda NHD bfloat16 on GPU [01]: 4 verified in ", err)) == 20
+    found = re.findall(r"  seed=(\d+) on GPU [01]: 4 verified in ", err)
+    assert sorted(map(int, found)) == list(range(20))
 
 
 def test_a_round_is_measured_by_one_process_on_one_gpu_and_goes_on_there(jobs):

@@ -1,9 +1,12 @@
+import io
 import json
 import os
 import shutil
 import signal
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -13,7 +16,10 @@ import torch
 from kvexp import report
 from kvexp.errors import ConfigError, Terminated, TrackingError
 from kvexp.host import file_lock
-from kvexp.results import row_file, sweep_dir
+from kvexp.report import PrintableConsole, live
+from kvexp.report.content import build_content
+from kvexp.results import load, row_file, sweep_dir
+from kvexp.results.sweep_state import SweepWatcher
 from kvexp.sweep import prestart, runner
 from kvexp.sweep.curve_run import CurveRun
 from kvexp.sweep.job import Job
@@ -22,7 +28,7 @@ from kvexp.sweep.repetitions import plan_rounds
 from kvexp.sweep.runner import exit_code
 from kvexp.sweep.settings import SweepSettings
 from kvexp.sweep.subprocess_worker import Worker
-from kvexp.tracking import TrackingSettings, artifacts
+from kvexp.tracking import TrackingSettings, artifacts, run_data
 from tests.helpers import compose
 
 # A measuring process imports torch for seconds, so only tests of processes have one.
@@ -467,6 +473,25 @@ class TestARepeatedSweep:
         ]
         assert runner.run(later, replace(UNTRACKED, repeat=2, resumes=True), COMMAND) == 0
         assert [job.folder.exists() for job in later] == [False, True]
+
+
+def test_a_curve_has_one_name_wherever_it_is_named(jobs, capfd):
+    planned = plan_rounds(jobs("torch", "Idle", "torch"), 2)
+    home = planned[0].folder.parent
+    assert runner.run(planned, replace(UNTRACKED, repeat=2), COMMAND) == 1
+    out, err = capfd.readouterr()
+    names = {"torch seed=0", "Idle seed=1", "torch seed=2"}
+    rows = [row for job in planned for row in row_file.read(job.folder)]
+    assert {row["curve"] for row in rows} == names
+    assert {run_data.name(row) for row in rows} == names | {f"{name} #2" for name in names}
+    progress = [line.partition("  ")[2].partition(":")[0] for line in err.splitlines()[:6]]
+    assert sorted(progress) == sorted(f"{name} ({number} of 2)" for name in names for number in (1, 2))
+    assert "  Idle seed=1: 4 incorrect (num_tokens 1, 3, 16, 50)\n" in err
+    assert "torch seed=0, torch seed=2: 8 points: " in out
+    watched = PrintableConsole(file=io.StringIO())
+    watched.print(live.render_state(SweepWatcher(home).read(time.time), datetime.now(), watched))
+    assert all(f"\n{name} " in watched.file.getvalue() for name in names)
+    assert {name for one in build_content(load.read([home], home)).others for name in one.curves} == names
 
 
 class TestTracking:

@@ -41,7 +41,7 @@ def test_a_sweep_is_a_parent_run_and_a_curve_its_child(logged):
     parent, child = logged
     assert parent.info.run_name == "logged"
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert child.info.run_name == "cuda HND bfloat16 seed"
+    assert child.info.run_name == "cuda HND bfloat16"
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
 
 

@@ -53,13 +53,14 @@ def test_the_sweeps_run_has_the_report_and_the_curves_their_figures(sent, client
 
 def test_what_is_sent_is_what_kvexp_report_writes(sent, client, tmp_path):
     page = Path(client.download_artifacts(sent[0].info.run_id, "report.html", str(tmp_path)))
-    assert "<h1>NVIDIA H200" in page.read_text("utf-8")
+    assert "<h1>cuda HND bfloat16 takes " in page.read_text("utf-8")
     assert "16 skipped" in page.read_text("utf-8")
 
 
 def test_the_sweeps_run_is_described_by_its_findings(sent):
     note = sent[0].data.tags["mlflow.note.content"]
-    assert note.startswith("16 ok and 16 skipped")
+    assert note.startswith("# cuda HND bfloat16 takes ")
+    assert "16 ok and 16 skipped" in note
     assert "NVIDIA H200" in note
     assert "###" not in note
 

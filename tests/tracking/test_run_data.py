@@ -3,18 +3,9 @@ import pytest
 from kvexp.tracking import run_data
 
 
-def test_a_run_is_named_by_impl_layout_dtype_and_workload(measure):
-    assert run_data.name(measure()[0], []) == "cuda HND bfloat16 seed"
-
-
-def test_what_is_unusual_is_part_of_the_name(measure):
-    unusual = measure(kv_cache_dtype="fp8_e4m3", scale="per_head", mode="no_graph")[0]
-    assert run_data.name(unusual, []) == "cuda HND bfloat16 fp8_e4m3 per_head no_graph seed"
-
-
-def test_a_second_curve_of_the_same_name_says_what_differs(measure):
-    first, second = measure()[0], measure(num_heads=32, impl_options='{"threads":128}')[0]
-    assert run_data.name(second, [first]) == "cuda HND bfloat16 seed num_heads=32 threads=128"
+def test_a_run_has_the_name_that_its_sweep_gave_the_curve(measure):
+    assert run_data.name(measure(curve="HND warps=4")[0]) == "HND warps=4"
+    assert run_data.name(measure()[0]) == "cuda HND bfloat16"
 
 
 def test_params_are_the_case_without_num_tokens(measure):
@@ -104,8 +95,8 @@ def test_no_options_are_no_params(measure):
 
 def test_a_repeated_curve_says_which_time_it_is(measure):
     first, second = measure(repetition=1)[0], measure(repetition=2)[0]
-    assert run_data.name(first, []) == "cuda HND bfloat16 seed"
-    assert run_data.name(second, [first]) == "cuda HND bfloat16 seed #2"
+    assert run_data.name(first) == "cuda HND bfloat16"
+    assert run_data.name(second) == "cuda HND bfloat16 #2"
     assert run_data.params(second)["repetition"] == "2"
     assert "repetition" not in run_data.environment([second])
 

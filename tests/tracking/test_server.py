@@ -40,7 +40,7 @@ def test_the_ui_shows_a_local_sweeps_runs_and_their_artifacts(
     assert b"<!doctype html>" in _get(server)
     api = f"{server}/ajax-api/2.0/mlflow"
     run = json.loads(_get(f"{api}/runs/get", run_id=run_id))["run"]
-    assert run["info"]["run_name"] == "cuda HND bfloat16 seed"
+    assert run["info"]["run_name"] == "cuda HND bfloat16"
     history = json.loads(_get(f"{api}/metrics/get-history", run_id=run_id, metric_key="latency_us"))
     assert len(history["metrics"]) == len(rows)
     listed = json.loads(_get(f"{api}/artifacts/list", run_id=run_id))["files"]

@@ -19,7 +19,7 @@ from kvexp.measurement import Row
 from kvexp.results import sweep_dir
 from kvexp.results.point_identity import CASE
 from kvexp.results.provenance import Provenance, read_source_tags
-from kvexp.sweep.job import Job
+from kvexp.sweep.job import Job, name_jobs
 from kvexp.sweep.prestart import Prestart
 from kvexp.sweep.repetitions import plan_rounds
 from kvexp.sweep.settings import SweepSettings
@@ -86,9 +86,9 @@ class Measuring:
         """
         collector = self._collector
         (settings,) = collector.settings
-        jobs = list(map(self._make_job, collector.batch))
-        if not jobs:
+        if not collector.batch:
             return []
+        jobs = self._make_jobs(collector.batch)
         collector.write_records()
         planned = jobs if collector.default else plan_rounds(jobs, settings.repeat)
         if collector.resumes:
@@ -131,7 +131,7 @@ class Measuring:
         folders = [home / str(number), home / str(number + 1)]
         self._collector.write_default(folders[0])
         shutil.copytree(best.folder / _HYDRA, folders[1] / _HYDRA)
-        pair = [replace(self._make_job(default), folder=folders[0]), replace(best, folder=folders[1])]
+        pair = [replace(*self._make_jobs([default]), folder=folders[0]), replace(best, folder=folders[1])]
         planned = plan_rounds(pair, repeat)
         found = zip(planned, sweep.measure(planned, anew=True), strict=True)
         sides: tuple[list[Row], list[Row]] = [], []
@@ -154,9 +154,13 @@ class Measuring:
         say(self._title)
         comparison_table.print_points(compare.compare(before, now, ignored=differing))
 
-    def _make_job(self, curve: Curve) -> Job:
-        experiment, folder, overrides = curve
-        return Job(experiment, folder, (*self._flags, *map(mask_secrets, overrides)))
+    def _make_jobs(self, curves: Sequence[Curve]) -> list[Job]:
+        """Make the jobs of a batch; where others may follow, what the sweeper may choose names them."""
+        jobs = [
+            Job(experiment, folder, (*self._flags, *map(mask_secrets, overrides)))
+            for experiment, folder, overrides in curves
+        ]
+        return name_jobs(jobs, self._collector.swept if self._collector.default else None)
 
     def _begin(self, jobs: Sequence[Job], settings: SweepSettings, list_places: ListPlaces) -> "Sweep":
         from kvexp.sweep import runner  # here, since what only prints or is wrong does without

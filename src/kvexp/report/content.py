@@ -1,63 +1,38 @@
 """Build what a report says; the HTML page and the Markdown are both rendered from it."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kvexp.case import DEFAULTS
-from kvexp.measurement import COLUMNS, ENVIRONMENT, MACHINE, SECONDS, STATUSES, Row, is_wrong
+from kvexp.measurement import STATUSES, Row, is_wrong
+from kvexp.report import advice, layout_costs
 from kvexp.report.cost_model import Fit, fit_ways
-from kvexp.report.curves import Line, Machine, group_by_machine, make_rows_printable
+from kvexp.report.curves import Machine, group_by_machine, make_rows_printable, name_curves
+from kvexp.report.data_sheet import compare_with_data_sheet
+from kvexp.report.facts import State, collect_facts, collect_states, describe_common
 from kvexp.report.findings import (
     Finding,
     compare_with_copy,
     describe_breaches,
     describe_disturbances,
+    describe_excluded,
     describe_rule,
-    find_fastest,
+    describe_untold,
     has_comparable_points,
     list_confirmed,
     list_findings,
 )
-from kvexp.report.format import DASH, join_words, number, optional, percent
-from kvexp.report.layout_choice import describe_choices
-from kvexp.report.layout_costs import describe_control, describe_costs, list_tasks
+from kvexp.report.format import join_words
+from kvexp.report.layout_choice import describe_choices, make_title
+from kvexp.report.layout_costs import describe_control, describe_costs
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.report.panels import Panel, make_panels
+from kvexp.report.regimes import Best, describe_regimes, find_best
 from kvexp.report.speedups import Contrast, find_axes, make_contrasts
-from kvexp.results.labels import format_column, group_by_curve, label_curves
+from kvexp.report.tables import Table, make_tables
+from kvexp.results.labels import group_by_curve
 from kvexp.results.load import COMMAND, SWEEP
-from kvexp.results.merge import GPUS, INTERVALS, LATENCIES, PROCESSES, merge_repetitions
-from kvexp.results.verdict import interval
-
-_THE_MACHINES = {*SECONDS, *MACHINE, *ENVIRONMENT, "impl_hash"}
-_NOT_THE_MACHINES = {*COLUMNS, SWEEP, COMMAND, PROCESSES, LATENCIES, INTERVALS, GPUS} - _THE_MACHINES
-
-_ABREAST = 3
-_COMMON = (
-    *("op", "impl", "layout", "dtype", "kv_cache_dtype", "mode", "timer", "workload"),
-    *("num_heads", "head_size", "head_size_v", "block_size", "num_blocks", "slots"),
-)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point in a table, as texts."""
-
-    latency: str
-    between: str
-    copy: str
-    gb_per_s: str
-    fastest: bool
-
-
-@dataclass(frozen=True)
-class Table:
-    """Points of a panel: a line for each num_tokens, with a cell or None for each of the names."""
-
-    names: tuple[str, ...]
-    lines: tuple[tuple[int, tuple[Cell | None, ...]], ...]
+from kvexp.results.merge import merge_repetitions
 
 
 @dataclass(frozen=True)
@@ -66,25 +41,36 @@ class Section:
 
     Attributes:
         name: The machine's.
-        costs: What each layout costs and which to choose, where a page on several ops can say so.
+        title: What to take, or what was measured where nothing can be called fastest.
+        advice: What to take and why, a sentence each.
+        costs: What each layout costs, where a page on several ops can say so.
         common: The choices and sizes that all its lines share, in words.
         facts: What is known of the machine and the software, by column.
+        state: The machine's state while each line was measured.
         findings: Which lines are fastest, a sentence each.
         fits: What copies in pieces cost, where there are such.
-        notes: The rule for differences, how near the points come to the copy, and what disturbed them.
+        notes: The rule for differences, how near the points come to the copy, what disturbed them, and
+            between which no difference can be told.
         panels: The panels, each with its tables.
         contrasts: The heat maps.
+        best: The least latency of each task at each num_tokens.
+        regimes: What the regimes are that figures mark; empty where they mark none.
     """
 
     name: str
+    title: str
+    advice: tuple[Finding, ...]
     costs: tuple[Finding, ...]
     common: str
     facts: Mapping[str, str]
+    state: State
     findings: tuple[Finding, ...]
     fits: tuple[Fit, ...]
     notes: tuple[str, ...]
     panels: tuple[tuple[Panel, tuple[Table, ...]], ...]
     contrasts: tuple[Contrast, ...]
+    best: Best
+    regimes: str
 
 
 @dataclass(frozen=True)
@@ -108,6 +94,13 @@ class Content:
     commands: tuple[tuple[str, str], ...]
 
     @property
+    def title(self) -> str:
+        """The answer, for each machine."""
+        if len(self.sections) == 1:
+            return self.sections[0].title
+        return "; ".join(f"{section.name.partition(',')[0]}: {section.title}" for section in self.sections)
+
+    @property
     def wrong(self) -> tuple[Outcome, ...]:
         """The outcomes that are incorrect or failed."""
         return tuple(outcome for outcome in self.others if is_wrong(outcome.status))
@@ -118,7 +111,7 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
     rows = make_rows_printable(merge_repetitions(rows))
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
     grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
-    names = _name_curves(grouped)
+    names = name_curves(grouped)
     counts = Counter(row["status"] for row in rows)
     begun = sorted(str(row["started_at"]) for row in rows if row.get("started_at"))
     commands = [
@@ -139,102 +132,45 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
 
 def _build_section(machine: Machine) -> Section:
     axes = find_axes(machine.ranked)
-    tasks = list_tasks(machine)
-    costs = [describe_control(tasks), *describe_costs(tasks), *describe_choices(tasks)] if tasks else []
+    costs = layout_costs.list_tasks(machine)
+    choices = describe_choices(costs)
+    chosen = [choice for choice in choices if choice.choice]
+    tasks = [] if chosen else advice.list_tasks(machine)
     # What the costs say of layouts is not said twice.
-    others = list_findings([axis for axis in axes if not (tasks and axis.column == "layout")])
-    findings = [*list_confirmed(machine), *others]
+    others = [axis for axis in axes if not (costs and axis.column == "layout")]
+    findings = [*list_confirmed(machine), *list_findings(others)]
+    is_comparable = has_comparable_points(machine)
     notes = [
-        describe_rule(machine) if findings or costs else "",
+        describe_rule(machine) if axes or costs else "",
+        describe_excluded(machine),
         compare_with_copy(machine),
+        compare_with_data_sheet(machine),
         *describe_breaches(machine),
         *describe_disturbances(machine),
+        describe_untold(others) if is_comparable else "",
     ]
     return Section(
         name=machine.name,
-        costs=tuple(costs),
-        common=_describe_common(machine.lines),
-        facts=_collect_facts([row for line in machine.lines for row in line.points]),
-        findings=tuple(findings if has_comparable_points(machine) else ()),
+        title=make_title(choices) or advice.make_title(machine, tasks),
+        advice=(*chosen, *advice.describe_tasks(tasks)),
+        costs=(
+            describe_control(costs),
+            *describe_costs(costs),
+            *(choice for choice in choices if not choice.choice),
+        )
+        if costs
+        else (),
+        common=describe_common(machine.lines),
+        facts=collect_facts([row for line in machine.lines for row in line.points]),
+        state=collect_states(machine.lines),
+        findings=tuple(findings if is_comparable else ()),
         fits=tuple(fit_ways(machine.ranked)),
         notes=tuple(filter(None, notes)),
-        panels=tuple((panel, _make_tables(panel)) for panel in make_panels(machine.lines)),
+        panels=tuple((panel, make_tables(panel)) for panel in make_panels(machine.lines)),
         contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),
+        best=find_best(machine.ranked),
+        regimes=describe_regimes(machine.ranked),
     )
-
-
-def _name_curves(grouped: Sequence[Sequence[Row]]) -> list[str]:
-    """Name each curve, with its sweep where several sweeps measured it."""
-    names = [
-        name or label_curves([curve])[0] for name, curve in zip(label_curves(grouped), grouped, strict=True)
-    ]
-    times = Counter(names)
-    return [
-        f"{name} ({curve[0][SWEEP]})" if times[name] > 1 else name
-        for name, curve in zip(names, grouped, strict=True)
-    ]
-
-
-def _describe_common(lines: Sequence[Line]) -> str:
-    """Describe the choices and sizes that do not vary."""
-    equal = [column for column in _COMMON if len({line.key[column] for line in lines}) == 1]
-    chosen = [column for column in equal if lines[0].key[column] not in ("auto", None, "")]
-    for key, default in DEFAULTS.items():
-        values = {line.key.get(key, default) for line in lines} - {default, None}
-        if key not in _COMMON and len(values) == 1 and all(line.key.get(key) in values for line in lines):
-            chosen.append(key)
-    return ", ".join(format_column(lines[0].key, column) for column in chosen)
-
-
-def _make_tables(panel: Panel) -> tuple[Table, ...]:
-    """Make tables of the panel's points, with few enough lines in each that it fits on paper."""
-    group = {one.name: one.line for one in panel.series}
-    sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
-    ranked = {name: line for name, line in group.items() if not line.is_copy}
-    leaders = {size: find_fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
-    names = list(group)
-    abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))
-    tables = []
-    for start in range(0, len(names), abreast):
-        own = names[start : start + abreast]
-        lines = [
-            (size, tuple(_make_cell(group[name].at(size), leaders[size] == (name,)) for name in own))
-            for size in sizes
-        ]
-        tables.append(Table(tuple(own), tuple(lines)))
-    return tuple(tables)
-
-
-def _make_cell(row: Row | None, fastest: bool) -> Cell | None:
-    if row is None:
-        return None
-    low, high = interval(row)
-    return Cell(
-        number(row["latency_us"]),
-        f"{number(low)}{DASH}{number(high)}",
-        percent(row.get("copy_fraction")),
-        optional(row.get("gb_per_s")),
-        fastest,
-    )
-
-
-def _collect_facts(rows: Sequence[Row]) -> dict[str, str]:
-    """Collect each column about the machine, its state or the software, with its values."""
-    facts = {}
-    for column in dict.fromkeys(column for row in rows for column in row):
-        values = unique(row[column] for row in rows if row.get(column) is not None)
-        if column in _NOT_THE_MACHINES or not values:
-            continue
-        numbers = [
-            value for value in values if isinstance(value, int | float) and not isinstance(value, bool)
-        ]
-        if len(values) == 1:
-            facts[column] = str(values[0])
-        elif len(numbers) == len(values):
-            facts[column] = f"{min(numbers):g} to {max(numbers):g}"
-        else:
-            facts[column] = ", ".join(str(value) for value in values[:4]) + (", …" if len(values) > 4 else "")
-    return facts
 
 
 def _format_period(begun: Sequence[str]) -> str:

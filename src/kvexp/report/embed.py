@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +13,22 @@ from matplotlib.figure import Figure
 from kvexp.host import plain_file
 from kvexp.measurement import Row
 from kvexp.report import figures as drawing
-from kvexp.report.content import Content
+from kvexp.report.content import Content, Section
 from kvexp.report.curves import group_by_machine, make_rows_printable
 from kvexp.report.figures import GRID, INK, MUTED, STYLE
 from kvexp.report.format import DASH, number, percent
+from kvexp.report.heat_map import draw_heat_map
 from kvexp.report.panels import PALETTE, Panel, make_panels
+from kvexp.report.regimes import Best
 from kvexp.results.verdict import interval
 
 _THEME = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(PALETTE)
+}
+_CAPTIONS = {
+    "ratio": "Time over the best against num_tokens",
+    "latency": "Latency against num_tokens",
+    "copy": "Share of an equal copy's speed against num_tokens",
 }
 _DPI = 150
 _POINTS_PER_INCH = 72
@@ -50,28 +57,29 @@ class Picture:
 
 def draw_figures(content: Content) -> list[list[tuple[Picture, ...]]]:
     """Draw the figures: for each section, for each of its panels, its pictures."""
-    return [
-        [
-            _draw_panel(f"machine{section_number}-panel{number}", panel)
-            for number, (panel, _) in enumerate(section.panels, start=1)
-        ]
-        for section_number, section in enumerate(content.sections, start=1)
-    ]
+    return [_draw_section(number, section) for number, section in enumerate(content.sections, start=1)]
 
 
-def _draw_panel(prefix: str, panel: Panel) -> tuple[Picture, ...]:
-    of = f" {DASH} {panel.title}" if panel.title else ""
-    copy_caption = "Share of a plain copy's speed against num_tokens"
+def _draw_section(section_number: int, section: Section) -> list[tuple[Picture, ...]]:
+    """Draw a section's panels; figures of one kind have one range of y."""
+    panels = [panel for panel, _ in section.panels]
     with matplotlib.rc_context(STYLE):
-        found = [
-            ("latency", "Latency against num_tokens", drawing.draw_latency(panel), _format_latency),
-            ("copy", copy_caption, drawing.draw_copy_fraction(panel), _format_copy_fraction),
-        ]
-    return tuple(
-        _make_picture(f"{prefix}-{kind}", (caption, caption + of), figure, panel, hover)
-        for kind, caption, figure, hover in found
-        if figure is not None
-    )
+        kinds: dict[str, list[Figure | None]] = {
+            "ratio": [drawing.draw_time_over_best(panel, section.best) for panel in panels],
+            "latency": [drawing.draw_latency(panel) for panel in panels],
+            "copy": [drawing.draw_copy_fraction(panel) for panel in panels],
+        }
+        for figures in kinds.values():
+            if drawn := [figure for figure in figures if figure is not None]:
+                drawing.share_range(drawn)
+    return [
+        tuple(
+            _make_picture(f"machine{section_number}-panel{number}-{kind}", kind, figure, panel, section.best)
+            for kind, figures in kinds.items()
+            if (figure := figures[number - 1]) is not None
+        )
+        for number, panel in enumerate(panels, start=1)
+    ]
 
 
 def save_figures(content: Content, figures: list[list[tuple[Picture, ...]]], folder: Path) -> None:
@@ -83,7 +91,7 @@ def save_figures(content: Content, figures: list[list[tuple[Picture, ...]]], fol
         for contrast in section.contrasts:
             words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{contrast.candidate}-against-{contrast.baseline}")
             with matplotlib.rc_context(STYLE):
-                figure = drawing.draw_heat_map(contrast)
+                figure = draw_heat_map(contrast)
             _save(figure, section.name, folder, f"machine{count}-{contrast.axis}-{words}")
 
 
@@ -93,6 +101,7 @@ def save_curve(rows: Sequence[Row], folder: Path, name: str) -> None:
     for machine in group_by_machine(make_rows_printable(rows))[:1]:
         with matplotlib.rc_context(STYLE):
             figure = drawing.draw_latency(make_panels(machine.lines)[0])
+            drawing.share_range([figure])
         _save(figure, machine.name, folder, name)
 
 
@@ -109,31 +118,39 @@ def _save(figure: Figure, machine: str, folder: Path, name: str) -> None:
         figure.set_layout_engine("none")  # both have one layout, which is half of the work
 
 
-def _make_picture(
-    name: str, titles: tuple[str, str], figure: Figure, panel: Panel, hover: Callable[[Row], str]
-) -> Picture:
+def _make_picture(name: str, kind: str, figure: Figure, panel: Panel, best: Best) -> Picture:
     svg = _make_svg(figure, name)  # first: drawing the figure fixes where its points lie
-    sizes = sorted({row["num_tokens"] for row in panel.points})
     at_sizes = []
-    for size in sizes:
+    for size in sorted({row["num_tokens"] for row in panel.points}):
         lines = []
         for one in panel.series:
             row = one.line.at(size)
-            if row is not None and hover(row) != DASH:
-                lines.append([one.name, one.colour, hover(row), row["latency_us"]])
-        lines.sort(key=lambda line: line[3])
-        x = _locate(figure, size)
-        at_sizes.append({"x": x, "size": f"{size:,}", "lines": [line[:3] for line in lines]})
-    return Picture(name, *titles, figure, svg, json.dumps(at_sizes, ensure_ascii=False))
+            text = _format_hover(kind, row, best.get(one.line.task, {}).get(size)) if row else DASH
+            if row and text != DASH:
+                lines.append((row["latency_us"], [one.name, one.colour, text]))
+        lines.sort(key=lambda line: line[0])
+        at_sizes.append(
+            {"x": _locate(figure, size), "size": f"{size:,}", "lines": [line for _, line in lines]}
+        )
+    hover = json.dumps(at_sizes, ensure_ascii=False)
+    caption = _CAPTIONS[kind]
+    return Picture(
+        name, caption, f"{caption} {DASH} {panel.title}" if panel.title else caption, figure, svg, hover
+    )
 
 
-def _format_latency(row: Row) -> str:
+def _format_hover(kind: str, row: Row, least_us: float | None) -> str:
+    """Format what the pointer shows of a point, a dash where there is nothing."""
     low, high = interval(row)
-    return f"{number(row['latency_us'])} µs ({number(low)}{DASH}{number(high)})"
-
-
-def _format_copy_fraction(row: Row) -> str:
-    return percent(row.get("copy_fraction"))
+    match kind:
+        case "ratio" if least_us:
+            ends = DASH.join(f"{end / least_us:.2f}" for end in (low, high))
+            return f"{row['latency_us'] / least_us:.2f} ({ends})"
+        case "latency":
+            return f"{number(row['latency_us'])} µs ({number(low)}{DASH}{number(high)})"
+        case "copy":
+            return percent(row.get("copy_fraction"))
+    return DASH
 
 
 def _make_svg(figure: Figure, salt: str) -> str:

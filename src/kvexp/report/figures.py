@@ -1,25 +1,27 @@
-"""Draw panels and contrasts as figures, for files and for the page, which replaces the colours."""
+"""Draw panels as figures, for files and for the page, which replaces the colours."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from kvexp.measurement import Row
 from kvexp.report.panels import PALETTE, Panel, Series
-from kvexp.report.speedups import Contrast
-from kvexp.results.verdict import Verdict, interval
+from kvexp.report.regimes import LAUNCH, Best, find_regimes
+from kvexp.results.verdict import interval
 
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#d9dee3"
 _COPY = ("bytes_moved", "cache_state", "inputs_state")  # points equal in these and their clock share a copy
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
-_DIVERGING = LinearSegmentedColormap.from_list("speedup", ["#e89a66", "#ffffff", "#66aad1"])
 _MIN_LINEAR = 0.2  # of a copy's speed; below that a linear axis shows no differences
+_LEAST_RATIO = 0.5  # of an equal copy to the best; a faster one would leave the others no room
+_MOST_LINEAR = 4  # times the best, from which on a linear axis shows no differences near it
 _MIN_SPAN = 5  # a logarithmic axis that spans less has too few round ticks
 _LEGEND_WIDTH, _LEGEND_HANDLE = 84, 8  # in letters: a line of the legend, and the dash of an entry
 _MARKERS = ("o", "s", "^", "D")
@@ -50,7 +52,26 @@ def draw_latency(panel: Panel) -> Figure:
     for series in panel.series:
         _draw_series(axes, series, lambda row: row["latency_us"], inverse=False)
     _draw_floors(axes, panel)
-    _tick_log(axes)
+    return _finish(figure, axes, panel)
+
+
+def draw_time_over_best(panel: Panel, best: Best) -> Figure | None:
+    """Draw latencies over the least one of their task, and regimes; None where no two lines do one task."""
+    tasks = [one.line.task for one in panel.series if not one.line.is_copy]
+    if len(set(tasks)) == len(tasks) or not any(task in best for task in tasks):
+        return None
+    figure, axes = _make_axes("time over the best")
+    for series in panel.series:
+        own = best.get(series.line.task, {})
+        _draw_series(axes, series, partial(_get_ratio, own), inverse=False)
+    axes.axhline(1, color=MUTED, linewidth=0.8, zorder=0)
+    own = best.get(tasks[0], {})
+    ratios = {size: us / own[size] for size, us in _find_copies(panel).items() if size in own}
+    if ratios and min(ratios.values()) >= _LEAST_RATIO:
+        _draw_copy(axes, ratios)
+    if max(axes.get_ylim()) > _MOST_LINEAR:
+        axes.set_yscale("log")
+    _draw_regimes(axes, panel)
     return _finish(figure, axes, panel)
 
 
@@ -58,51 +79,29 @@ def draw_copy_fraction(panel: Panel) -> Figure | None:
     """Draw the copy's time over the call's against num_tokens; return None where no point has a copy."""
     if not any(row.get("copy_fraction") is not None for row in panel.points):
         return None
-    figure, axes = _make_axes("of a plain copy's speed (%)")
+    figure, axes = _make_axes("of an equal copy's speed (%)")
     for series in panel.series:
         _draw_series(axes, series, _get_percent_of_copy, inverse=True)
-    axes.axhline(100, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="a plain copy")
+    axes.axhline(100, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="an equal copy")
     bottom, top = axes.get_ylim()
     if min(row["copy_fraction"] for row in panel.points if row.get("copy_fraction")) < _MIN_LINEAR:
         axes.set_yscale("log")
-        _tick_log(axes)
     else:
         axes.set_ylim(max(0, 10 * math.floor(bottom / 10)), max(top, 102))
     return _finish(figure, axes, panel)
 
 
-def draw_heat_map(contrast: Contrast) -> Figure:
-    """Draw the speed-up in every context at every num_tokens; a cell without a certain one has no colour."""
-    contexts = list(contrast.cells)
-    height = 1.5 + 0.36 * len(contexts)
-    figure = Figure(figsize=(2.6 + 0.62 * len(contrast.num_tokens), height), layout="constrained")
-    axes = figure.add_subplot()
-    speedups = [
-        [_get_colour(own.get(size)) for size in contrast.num_tokens] for own in contrast.cells.values()
-    ]
-    axes.imshow(speedups, cmap=_DIVERGING, vmin=-1, vmax=1, aspect="auto")
-    for y, context in enumerate(contexts):
-        for x, size in enumerate(contrast.num_tokens):
-            verdict = contrast.cells[context].get(size)
-            if verdict:
-                colour = INK if verdict.word in ("faster", "slower") else MUTED
-                axes.text(x, y, f"{verdict.speedup:.2f}", ha="center", va="center", color=colour)
-    axes.set_xticks(
-        range(len(contrast.num_tokens)), [f"{size:,}" for size in contrast.num_tokens], rotation=45
-    )
-    axes.set_yticks(range(len(contexts)), [context or "all" for context in contexts])
-    axes.set_xlabel("num_tokens")
-    axes.set_title(f"{contrast.candidate}: times as fast as {contrast.baseline}", fontsize=11, loc="left")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-def _get_colour(verdict: Verdict | None) -> float:
-    """Return a cell's colour from -1 for slower to 1 for faster; NaN, no colour, for other verdicts."""
-    if verdict is None or verdict.word not in ("faster", "slower"):
-        return math.nan
-    return math.copysign(verdict.strength, verdict.speedup - 1)
+def share_range(figures: Sequence[Figure]) -> None:
+    """Give figures of one kind one range of y, logarithmic where one of them is."""
+    axes = [figure.axes[0] for figure in figures]
+    limits = [one.get_ylim() for one in axes]
+    is_log = any(one.get_yscale() == "log" for one in axes)
+    for one in axes:
+        if is_log:
+            one.set_yscale("log")
+        lowest = [low for low, _ in limits if low > 0 or not is_log]
+        one.set_ylim(min(lowest, default=limits[0][0]), max(high for _, high in limits))
+        _tick(one, is_log)
 
 
 def _make_axes(label: str) -> tuple[Figure, Axes]:
@@ -142,7 +141,27 @@ def _draw_series(axes: Axes, series: Series, of: Callable[[Row], float | None], 
 
 
 def _draw_floors(axes: Axes, panel: Panel) -> None:
-    """Draw lower bounds: an empty kernel, and a plain copy where all lines have the same one."""
+    """Draw an empty kernel's time, and an equal copy's where all lines have the same one."""
+    if copies := _find_copies(panel):
+        _draw_copy(axes, copies)
+    empty = [row["empty_kernel_us"] for row in panel.points if row.get("empty_kernel_us")]
+    if empty:
+        axes.axhline(median(empty), color=MUTED, linewidth=1, linestyle=(0, (5, 3)), label="an empty kernel")
+
+
+def _draw_copy(axes: Axes, copies: Mapping[int, float]) -> None:
+    axes.plot(
+        list(copies),
+        list(copies.values()),
+        color=MUTED,
+        linewidth=1.2,
+        linestyle=(0, (1, 1)),
+        label="an equal copy",
+    )
+
+
+def _find_copies(panel: Panel) -> dict[int, float]:
+    """Find the equal copy's time at each num_tokens; empty where lines have different ones."""
     copies: dict[int, dict[tuple[Any, ...], list[float]]] = {}
     clocks = set()
     for row in panel.points:
@@ -150,13 +169,31 @@ def _draw_floors(axes: Axes, panel: Panel) -> None:
             kinds = copies.setdefault(row["num_tokens"], {})
             kinds.setdefault(tuple(row.get(column) for column in _COPY), []).append(row["copy_us"])
             clocks.add((row.get("timer"), row.get("mode")))
-    if len(clocks) == 1 and all(len(kinds) == 1 for kinds in copies.values()):
-        sizes = sorted(copies)
-        times = [median(next(iter(copies[size].values()))) for size in sizes]
-        axes.plot(sizes, times, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1)), label="a plain copy")
-    empty = [row["empty_kernel_us"] for row in panel.points if row.get("empty_kernel_us")]
-    if empty:
-        axes.axhline(median(empty), color=MUTED, linewidth=1, linestyle=(0, (5, 3)), label="an empty kernel")
+    if len(clocks) != 1 or any(len(kinds) > 1 for kinds in copies.values()):
+        return {}
+    return {size: median(next(iter(copies[size].values()))) for size in sorted(copies)}
+
+
+def _draw_regimes(axes: Axes, panel: Panel) -> None:
+    """Mark which sizes are limited by what, where there is more than one such regime or it is the launch."""
+    regimes = find_regimes([row for one in panel.series if not one.line.is_copy for row in one.line.points])
+    if len(regimes) < 2 and not any(name == LAUNCH for name, *_ in regimes):
+        return
+    for (_, _, before), (_, after, _) in pairwise(regimes):
+        axes.axvline(math.sqrt(before * after), color=MUTED, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    left, right = axes.get_xlim()
+    ends = [left, *(math.sqrt(a[2] * b[1]) for a, b in pairwise(regimes)), right]
+    for (name, *_), (start, end) in zip(regimes, pairwise(ends), strict=True):
+        axes.text(
+            math.sqrt(start * end),
+            1.0,
+            name,
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+            color=MUTED,
+        )
 
 
 def _finish(figure: Figure, axes: Axes, panel: Panel) -> Figure:
@@ -177,12 +214,12 @@ def _finish(figure: Figure, axes: Axes, panel: Panel) -> Figure:
     return figure
 
 
-def _tick_log(axes: Axes) -> None:
-    """Give the logarithmic y axis plain numbers, and more of them where it spans little."""
+def _tick(axes: Axes, is_log: bool) -> None:
+    """Give the y axis plain numbers, and a logarithmic one more of them where it spans little."""
     bottom, top = axes.get_ylim()
-    if top / bottom < _MIN_SPAN:
+    if is_log and top / bottom < _MIN_SPAN:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    elif top / bottom < _MIN_SPAN**2:
+    elif is_log and top / bottom < _MIN_SPAN**2:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(_format_tick))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -212,9 +249,14 @@ def _abbreviate(size: int) -> str:
 
 
 def _format_tick(value: float, _: object) -> str:
-    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.4g}"
 
 
 def _get_percent_of_copy(row: Row) -> float | None:
     fraction = row.get("copy_fraction")
     return None if fraction is None else 100 * fraction
+
+
+def _get_ratio(best: Mapping[int, float], row: Row) -> float | None:
+    least = best.get(row["num_tokens"])
+    return None if least is None else row["latency_us"] / least

@@ -1,60 +1,89 @@
 """Describe the findings: which is fastest where, by how much, and where there is no certain difference."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvexp.bench.contract import describe_column
-from kvexp.measurement import Row
 from kvexp.report.curves import Line, Machine
-from kvexp.report.format import join_or, join_words, number, percent, tokens
+from kvexp.report.format import join_or, join_words, percent, tokens
+from kvexp.report.leaders import describe_sizes, find_fastest, find_lead, find_shared_sizes, format_leads
 from kvexp.report.outcomes import measure_noise
-from kvexp.report.speedups import Axis, get_latency_us, is_comparable, judge_points
+from kvexp.report.speedups import Axis, is_comparable
 from kvexp.results.merge import PROCESSES
 from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY_TOKENS
 
 _CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
 """The axes on which one value can be the fastest; another size or op is another task."""
 
+_MOST_VALUES = 8  # named one by one
+_MOST_TIES = 3  # said one by one of what cannot be told
 _MANY = 3  # contexts of an axis above which a count comes before the sentences
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence, and the values of a choice that it compares."""
+    """One sentence.
+
+    Attributes:
+        between: The values of a choice that it compares, or what it says to take and when.
+        sentence: The sentence.
+        choice: What it says to take; empty where it takes nothing.
+    """
 
     between: str
     sentence: str
+    choice: str = ""
 
 
 def list_findings(axes: Sequence[Axis]) -> list[Finding]:
-    """List a sentence for lines that differ in one choice alone, implementations first; equal ones once."""
+    """List a sentence for lines that differ in one choice alone, implementations first; equal ones once.
+
+    What cannot be told is left to `describe_untold`.
+    """
     tallies, findings = [], []
-    choices = (axis for axis in axes if axis.column in _CHOICES)
-    for axis in sorted(choices, key=lambda axis: _CHOICES.index(axis.column)):
-        contexts: dict[tuple[str, str], list[str]] = {}
-        for context, group in axis.groups.items():
-            if sentence := _describe_group(group):
-                contexts.setdefault((join_or(list(group)), sentence), []).append(context)
-        if sum(map(len, contexts.values())) > _MANY:
+    for axis in _sort_choices(axes):
+        contexts = _group_contexts(axis, _describe_leads)
+        if contexts and len(axis.groups) > _MANY:
             tallies.append(_count_fastest(axis))
-        for (between, sentence), own in contexts.items():
-            where = f", {join_words([f'with {context}' for context in own])}" if any(own) else ""
-            findings.append(Finding(between + where, sentence))
+        findings += [
+            Finding(f"{names}{_format_contexts(own)}", said) for (names, said), own in contexts.items()
+        ]
     return [*tallies, *findings]
 
 
+def describe_untold(axes: Sequence[Axis]) -> str:
+    """Describe in one sentence between which values no difference can be told, and where; empty for none."""
+    parts = [
+        f"{names}{_format_contexts(own)} {where}"
+        for axis in _sort_choices(axes)
+        for (names, where), own in _group_contexts(axis, _describe_ties).items()
+    ]
+    if len(parts) > _MOST_TIES:
+        parts = [*parts[:_MOST_TIES], f"and {len(parts) - _MOST_TIES} more"]
+    return f"No difference can be told: {'; '.join(parts)}." if parts else ""
+
+
 def list_confirmed(machine: Machine) -> list[Finding]:
-    """Compare the lines that several processes measured among others that one did.
+    """Compare the two lines that several processes measured among others that one did.
 
     So the report says what came of a sweep that optimised, and measured its best curve and the default anew.
     """
-    group = {line.label: line for line in machine.ranked if _count_processes(line) >= ENOUGH_PROCESSES}
-    if len(group) < 2 or all(_count_processes(line) > 1 for line in machine.ranked):
+    group = {line.label: line for line in select_confirmed(machine.ranked)}
+    processes = min(map(_count_processes, group.values()), default=0)
+    if len(group) != 2 or processes == 1 or all(_count_processes(line) > 1 for line in machine.ranked):
         return []
-    sentence = _describe_group(group)
-    processes = min(map(_count_processes, group.values()))
-    return [Finding(f"{join_or(list(group))}, in {processes} processes each", sentence)] if sentence else []
+    sentence = _describe_leads(group) or f"No difference can be told {_describe_ties(group)}."
+    return [Finding(f"{join_or(list(group))}, in {processes} processes each", sentence)]
+
+
+def select_confirmed(lines: Sequence[Line]) -> list[Line]:
+    """Select the lines that enough processes measured, where there are two, others being of one; else all.
+
+    The fastest of many lines of one process is partly so by luck.
+    """
+    confirmed = [line for line in lines if _count_processes(line) >= ENOUGH_PROCESSES]
+    return confirmed if len(confirmed) > 1 else list(lines)
 
 
 def _count_processes(line: Line) -> int:
@@ -65,16 +94,14 @@ def _count_fastest(axis: Axis) -> Finding:
     """Count the points at which each value is fastest, over all contexts."""
     counts: Counter[str] = Counter()
     for group in axis.groups.values():
-        for num_tokens in _find_shared_sizes(group.values()):
+        for num_tokens in find_shared_sizes(group.values()):
             names = find_fastest(group, num_tokens)
             counts[names[0] if len(names) == 1 else ""] += 1
     won = [f"{name} is fastest at {counts[name]}" for name in axis.values if counts[name]]
     sentence = f"Of {counts.total()} points, {join_words(won)}"
-    if not won:
-        sentence = f"At none of {counts.total()} points can a fastest one be told"
-    elif counts[""]:
+    if counts[""]:
         sentence += f"; at {counts['']} no fastest one can be told"
-    return Finding(f"{join_or(axis.values)}, over all", f"{sentence}.")
+    return Finding(f"{_name_values(axis, axis.values)}, over all", f"{sentence}.")
 
 
 def compare_with_copy(machine: Machine) -> str:
@@ -90,11 +117,17 @@ def compare_with_copy(machine: Machine) -> str:
     fraction, line, row = max(points, key=lambda point: point[0])
     most = max(row["num_tokens"] for _, _, row in points)
     where = f"{line.label} at {tokens(row['num_tokens'])}"
-    best = f"Of a plain copy's speed the points reach up to {percent(fraction)}: {where}"
+    best = f"Of an equal copy's speed the points reach up to {percent(fraction)}: {where}"
     if row["num_tokens"] == most:
         return f"{best}."
     at_most = max(fraction for fraction, _, row in points if row["num_tokens"] == most)
     return f"{best}; at {tokens(most)} up to {percent(at_most)}."
+
+
+def describe_excluded(machine: Machine) -> str:
+    """Say which lines are compared with nothing, since a point was wrong; empty where there is none."""
+    wrong = [line.label for line in machine.lines if not line.is_right]
+    return f"{join_words(wrong)}: wrong or failed at a point, so compared with nothing." if wrong else ""
 
 
 def describe_disturbances(machine: Machine) -> list[str]:
@@ -155,72 +188,64 @@ def describe_rule(machine: Machine) -> str:
     )
 
 
-def _describe_group(group: Mapping[str, Line]) -> str:
-    """Describe which line is fastest at which sizes, largest share first, and where none is."""
-    sizes = _find_shared_sizes(group.values())
-    leaders: dict[tuple[str, ...], dict[int, float]] = {}
-    for num_tokens in sizes:
-        names = find_fastest(group, num_tokens)
-        leaders.setdefault(names, {})[num_tokens] = _lead(group, num_tokens)
+def _sort_choices(axes: Sequence[Axis]) -> list[Axis]:
+    choices = (axis for axis in axes if axis.column in _CHOICES)
+    return sorted(choices, key=lambda axis: _CHOICES.index(axis.column))
+
+
+def _group_contexts(
+    axis: Axis, describe: Callable[[Mapping[str, Line]], str]
+) -> dict[tuple[str, str], list[str]]:
+    """Group the axis's contexts by the values and by what is said of these; leave out where nothing is."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for context, group in axis.groups.items():
+        if said := describe(group):
+            found.setdefault((_name_values(axis, list(group)), said), []).append(context)
+    return found
+
+
+def _name_values(axis: Axis, values: Sequence[str]) -> str:
+    """Name the values, or say how many there are of which column."""
+    return join_or(values) if len(values) <= _MOST_VALUES else f"{len(values)} values of {axis.column}"
+
+
+def _format_contexts(contexts: Sequence[str]) -> str:
+    return f", {join_words([f'with {context}' for context in contexts])}" if any(contexts) else ""
+
+
+def _describe_leads(group: Mapping[str, Line]) -> str:
+    """Describe which line is fastest at which sizes, largest share first; empty where none is."""
     parts = []
+    sizes = find_shared_sizes(group.values())
+    leaders = _find_leaders(group, sizes)
     for names, leads in sorted(leaders.items(), key=lambda item: (len(item[0]), -len(item[1]))):
-        where = _describe_sizes(list(leads), sizes)
+        where = describe_sizes(list(leads), sizes)
         if len(names) == 1:
             others = len(group) > 2
             against = "the next" if others else next(name for name in group if name != names[0])
             parts.append(
-                f"{names[0]} is fastest {where}, {_format_leads(leads.values())} as fast as {against}"
+                f"{names[0]} is fastest {where}, {format_leads(leads.values())} as fast as {against}"
             )
-        else:
-            share = "" if len(names) == len(group) else f"{join_words(names)} share the lead and "
-            parts.append(f"{share}no difference can be told{' between them' if share else ''} {where}")
-    text = "; ".join(parts)
-    return f"{text[:1].upper() if text.startswith('no ') else text[:1]}{text[1:]}." if text else ""
+        elif len(names) < len(group):
+            parts.append(f"{join_words(names)} share the lead {where}")
+    return f"{'; '.join(parts)}." if parts else ""
 
 
-def find_fastest(group: Mapping[str, Line], num_tokens: int) -> tuple[str, ...]:
-    """Find the fastest line and all that are not certainly slower; return names in the group's order."""
-    ranked = _rank(group, num_tokens)
-    return tuple(
-        name
-        for name in group
-        if name in ranked and judge_points(next(iter(ranked.values())), ranked[name]).word != "slower"
-    )
+def _describe_ties(group: Mapping[str, Line]) -> str:
+    """Describe at which sizes none can be told from any other; empty where there is no such size."""
+    sizes = find_shared_sizes(group.values())
+    ties = [
+        size
+        for names, leads in _find_leaders(group, sizes).items()
+        if len(names) == len(group)
+        for size in leads
+    ]
+    return describe_sizes(sorted(ties), sizes) if ties else ""
 
 
-def _lead(group: Mapping[str, Line], num_tokens: int) -> float:
-    """Return how many times as fast as the second line the first one is."""
-    first, second, *_ = _rank(group, num_tokens).values()
-    return judge_points(first, second).ratio
-
-
-def _rank(group: Mapping[str, Line], num_tokens: int) -> dict[str, Row]:
-    """Return the group's points of that size, fastest first."""
-    points = {name: row for name, line in group.items() if (row := line.at(num_tokens)) is not None}
-    return dict(sorted(points.items(), key=lambda item: get_latency_us(item[1])))
-
-
-def _find_shared_sizes(lines: Iterable[Line]) -> list[int]:
-    """Find the num_tokens that two or more lines have."""
-    counts = Counter(row["num_tokens"] for line in lines for row in line.points)
-    return sorted(size for size, count in counts.items() if count > 1)
-
-
-def _describe_sizes(some: Sequence[int], sizes: Sequence[int]) -> str:
-    """Describe the sizes, neighbours joined: `from 2 to 64 and at 256 tokens`, or `at every size`."""
-    if len(some) == len(sizes) > 1:
-        return f"at every size from {sizes[0]:,} to {tokens(sizes[-1])}"
-    runs: list[list[int]] = []
-    for size in some:
-        if runs and sizes.index(size) == sizes.index(runs[-1][-1]) + 1:
-            runs[-1].append(size)
-        else:
-            runs.append([size])
-    words = [f"from {run[0]:,} to {run[-1]:,}" if len(run) > 1 else f"at {run[0]:,}" for run in runs]
-    return f"{join_words(words)} token{'' if list(some) == [1] else 's'}"
-
-
-def _format_leads(leads: Iterable[float]) -> str:
-    found = sorted(leads)
-    low, high = number(found[0]), number(found[-1])
-    return f"{low} times" if low == high else f"{low} to {high} times"
+def _find_leaders(group: Mapping[str, Line], sizes: Sequence[int]) -> dict[tuple[str, ...], dict[int, float]]:
+    """Find for all that lead together somewhere at which sizes, and the ratio of the second to the first."""
+    leaders: dict[tuple[str, ...], dict[int, float]] = {}
+    for num_tokens in sizes:
+        leaders.setdefault(find_fastest(group, num_tokens), {})[num_tokens] = find_lead(group, num_tokens)
+    return leaders

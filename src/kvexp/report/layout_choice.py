@@ -6,7 +6,7 @@ from typing import Any
 
 from kvexp.measurement import Row
 from kvexp.report.findings import Finding
-from kvexp.report.format import join_or, number
+from kvexp.report.format import join_or, join_words, number
 from kvexp.report.layout_costs import HANDOVER, UNTOLD, Task, describe_differences
 from kvexp.report.speedups import get_latency_us, is_comparable, judge_points
 from kvexp.results.load import SWEEP
@@ -16,6 +16,7 @@ STEP = ("write", "read")
 """Roles of ops that a step does in each layer; a request is handed over once, in all layers."""
 
 _WAYS = ("op", "impl", "impl_options", "layout", "mode", "num_blocks", SWEEP)
+_CHOOSE = ", choose "
 _DESTINATION = ("tp_from", "tp_to", "to")
 """The columns in which a write, a read and a transfer of one model may differ."""
 
@@ -46,6 +47,17 @@ def describe_choices(tasks: Sequence[Task]) -> list[Finding]:
         key = tuple(value for column, value in task.setting.items() if column not in (*_WAYS, *_DESTINATION))
         models.setdefault(key, []).append(task)
     return [finding for own in models.values() for finding in _choose_for_model(own)]
+
+
+def make_title(choices: Sequence[Finding]) -> str:
+    """Make a title of what is chosen when; empty where nothing is."""
+    found: dict[str, dict[str, None]] = {}
+    for choice in choices:
+        if choice.choice:
+            when = choice.between.removesuffix(f"{_CHOOSE}{choice.choice}").lower()
+            found.setdefault(choice.choice, {})[when] = None
+    title = "; ".join(f"choose {names} {join_words(list(whens))}" for names, whens in found.items())
+    return title[:1].upper() + title[1:]
 
 
 def _choose_for_model(tasks: Sequence[Task]) -> list[Finding]:
@@ -112,7 +124,7 @@ def _choose(when: str, what: str, parts: Sequence[Part], layouts: Sequence[str],
     chosen = [best, *(name for name, verdict in verdicts.items() if verdict.word != "slower")]
     names = join_or(chosen) if len(chosen) < len(sums) else "any of these layouts"
     differences = describe_differences(words[best], {words[name]: verdicts[name] for name in others})
-    return Finding(f"{when}, choose {names}", f"{what}: {differences}{more}")
+    return Finding(f"{when}{_CHOOSE}{names}", f"{what}: {differences}{more}", names)
 
 
 def _choose_with_handover(deed: str, step: Sequence[Part], handover: Part) -> Finding:

@@ -1,14 +1,19 @@
 """Choose which lines share a figure: colours for one axis, dashes for a second, panels for the rest."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvexp.measurement import Row
-from kvexp.report.curves import Line, describe, describe_value, find_varied
+from kvexp.report.curves import IDENTITY, WAYS, Line, describe, find_varied
+from kvexp.results.labels import follows
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 """Okabe and Ito's colours, which the colour-blind can distinguish; for their yellow two of Tol's."""
 _DASHES = 4
+
+Axis = tuple[str, ...]
+"""Columns that vary as the first of them does."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,22 @@ class Panel:
 
 
 def make_panels(lines: Sequence[Line]) -> list[Panel]:
-    """Distribute the lines over panels, keeping their order."""
-    columns = find_varied(lines)
-    coloured, dashed = columns[:1], columns[1:2]
-    if dashed and len({describe_value(line, dashed[0]) for line in lines}) > _DASHES:
-        dashed = []
-    rest = columns[len(coloured) + len(dashed) :]
+    """Distribute the lines over panels, keeping their order.
+
+    Where several lines do one task, a panel has lines of one task alone. What its lines do not share is in
+    their names, and what they share and others do not in its title.
+    """
+    axes = _find_axes(lines)
+    if max(Counter(line.task for line in lines).values(), default=1) > 1:
+        axes.sort(key=lambda axis: axis[0] not in WAYS)
+        drawn = [axis for axis in axes if axis[0] in WAYS][:2]
+    else:
+        drawn = axes[:2]
+    counts = [len({describe(line, axis) for line in lines}) for axis in drawn]
+    if len(drawn) > 1 and counts[1] > _DASHES:
+        drawn = drawn[::-1] if counts[0] <= _DASHES else drawn[:1]
+    coloured, dashed = [*drawn, (), ()][:2]
+    rest = [column for axis in axes if axis not in drawn for column in axis]
     found: dict[str, list[Line]] = {}
     for line in lines:
         found.setdefault(describe(line, rest), []).append(line)
@@ -52,7 +67,20 @@ def make_panels(lines: Sequence[Line]) -> list[Panel]:
     ]
 
 
-def _split(lines: Sequence[Line], colours: dict[str, int], coloured: Sequence[str]) -> list[list[Line]]:
+def _find_axes(lines: Sequence[Line]) -> list[Axis]:
+    """Find the columns that vary, those together that vary as one; ways and tasks apart."""
+    keys, axes = [line.key for line in lines], list[Axis]()
+    for column in find_varied(lines):
+        alike = (axis for axis in axes if (axis[0] in WAYS) == (column in WAYS))
+        leader = next((axis for axis in alike if follows(keys, column, axis[0])), None)
+        if leader:
+            axes[axes.index(leader)] = (*leader, column)
+        else:
+            axes.append((column,))
+    return axes
+
+
+def _split(lines: Sequence[Line], colours: dict[str, int], coloured: Axis) -> list[list[Line]]:
     """Split the lines into parts in which each value of the coloured axis has its own colour."""
     parts: dict[int, list[Line]] = {}
     for line in lines:
@@ -61,10 +89,10 @@ def _split(lines: Sequence[Line], colours: dict[str, int], coloured: Sequence[st
 
 
 def _make_series(
-    lines: Sequence[Line], coloured: Sequence[str], dashed: Sequence[str], colours: dict[str, int]
+    lines: Sequence[Line], coloured: Axis, dashed: Axis, colours: dict[str, int]
 ) -> list[Series]:
     dashes = _number_values(lines, dashed)
-    columns = [*coloured, *dashed]
+    columns = sorted([*coloured, *dashed], key=IDENTITY.index)
     return [
         Series(
             describe(line, columns) or line.label,
@@ -76,7 +104,7 @@ def _make_series(
     ]
 
 
-def _number_values(lines: Sequence[Line], columns: Sequence[str]) -> dict[str, int]:
+def _number_values(lines: Sequence[Line], columns: Axis) -> dict[str, int]:
     """Give each value of these columns a number, in the order in which they come."""
     values = dict.fromkeys(describe(line, columns) for line in lines)
     return {value: number for number, value in enumerate(values)}

@@ -7,7 +7,7 @@ from statistics import geometric_mean
 
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, describe, find_varied
-from kvexp.results.load import TOGETHER
+from kvexp.results.labels import TOGETHER
 from kvexp.results.merge import GPUS, INTERVALS, LATENCIES, PROCESSES
 from kvexp.results.verdict import ENOUGH_PROCESSES, Verdict, between_gpus, judge, judge_processes
 

@@ -7,8 +7,14 @@ from typing import Any
 from kvexp.case import Case
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right, is_wrong
-from kvexp.results.labels import CURVE, format_column, group_by_curve, group_rows, label_curves
-from kvexp.results.load import TOGETHER
+from kvexp.results.labels import (
+    CURVE,
+    TOGETHER,
+    format_column,
+    group_by_curve,
+    group_rows,
+    label_curves,
+)
 from kvexp.results.point_identity import CASE
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
 

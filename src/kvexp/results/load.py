@@ -8,8 +8,6 @@ from typing import Any
 
 import yaml
 
-from kvexp.case import Sizes
-from kvexp.column import columns_of
 from kvexp.errors import ConfigError
 from kvexp.host.addresses import mask_secrets
 from kvexp.host.plain_file import open_regular
@@ -23,18 +21,8 @@ from kvexp.results.repeat_command import derive_overrides
 SWEEP, COMMAND = "sweep", "command"
 """The two columns that are added to each row."""
 
-_SIZES = tuple(columns_of(Sizes))
 _MULTIRUN = ("-m", "--multirun")
 _CONFIGS = (".hydra", "config")  # Hydra's own, and what MLflow keeps of it
-
-TOGETHER = {
-    "impl": ("impl_options",),
-    "workload": _SIZES,
-    "num_heads": ("num_query_heads",),
-    "head_size": ("head_size_v",),
-    "timer": ("timer_options",),
-}
-"""The columns that vary with a choice: another implementation has other options."""
 
 
 def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:

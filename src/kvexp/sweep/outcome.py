@@ -9,6 +9,7 @@ from kvexp.errors import ResultsError
 from kvexp.host.plain_file import find_gone
 from kvexp.host.terminal import say
 from kvexp.measurement import Row, is_right
+from kvexp.results.labels import NAME
 from kvexp.results.point_identity import REPETITION, Identity, identify_in_workload
 from kvexp.results.row_file import RowFile
 from kvexp.sweep.curve_run import CurveRun
@@ -93,7 +94,7 @@ class CurveRecord:
         for identity in self._here[:1]:
             row = self._done[identity]
             as_what = " ".join(f"{column}={row[column]}" for column in ("device", "mode", "timer"))
-            say(f"kvexp: {self.job.label} is there already, as {as_what}; it is not measured twice")
+            say(f"kvexp: {self.job.name} is there already, as {as_what}; it is not measured twice")
 
     def add(self, point: Point) -> Row:
         """Write the point's row to disk, flushed and synced, and add it to the sweep's; return it.
@@ -102,6 +103,7 @@ class CurveRecord:
             ResultsError: It cannot be written.
         """
         row, samples_us = point
+        row[NAME] = self.job.name
         if self.job.repetition:
             row[REPETITION] = self.job.repetition
         try:

@@ -63,11 +63,11 @@ class Progress:
         taken = duration(self.clock() - self._start)
         self._print(f"{self.done}/{self.total_points} points in {taken}")
 
-    def start_curve(self, label: str) -> "CurveProgress":
+    def start_curve(self, name: str) -> "CurveProgress":
         """Return the progress of a curve that begins; several may be open."""
-        curve = CurveProgress(self, label)
+        curve = CurveProgress(self, name)
         self._curves.append(curve)
-        self.draw(label)
+        self.draw(name)
         return curve
 
     def count(self, points: int, measured: int = 0) -> None:
@@ -82,7 +82,7 @@ class Progress:
         """Print what came of a curve, if anything did, unless a live line shows it."""
         self._curves.remove(curve)
         if outcome and not self._live:
-            self._print(f"{self.done}/{self.total_points}  {curve.label}: {outcome}")
+            self._print(f"{self.done}/{self.total_points}  {curve.name}: {outcome}")
 
     def seconds_left(self) -> float | None:
         """Estimate the rest from the speed of the points so far; None while there are few."""
@@ -109,8 +109,8 @@ class Progress:
 class CurveProgress:
     """The progress of one curve; `Progress.start_curve` makes it."""
 
-    def __init__(self, sweep: Progress, label: str) -> None:
-        self.label = label
+    def __init__(self, sweep: Progress, name: str) -> None:
+        self.name = name
         self._sweep = sweep
         self._begin = sweep.clock()
         self._outcomes: Counter[str] = Counter()
@@ -121,7 +121,7 @@ class CurveProgress:
         """Count points that are not measured, since they have a correct row."""
         self._already_done += count
         self._sweep.count(count)
-        self._sweep.draw(self.label, self._last)
+        self._sweep.draw(self.name, self._last)
 
     def advance(self, row: Mapping[str, Any]) -> None:
         """Count one more point, whose outcome is `row`."""
@@ -130,7 +130,7 @@ class CurveProgress:
         latency = row.get("latency_us")
         outcome = row["status"] if latency is None else f"{number(latency)} µs"
         self._last = f"num_tokens {row['num_tokens']}: {outcome}"
-        self._sweep.draw(self.label, self._last)
+        self._sweep.draw(self.name, self._last)
 
     def finish(self) -> None:
         """End the curve, and say how its points came out."""

@@ -17,7 +17,7 @@ from kvexp.results.point_identity import get_repetition, identify_in_workload, i
 from kvexp.results.row_file import TRACEBACKS
 from kvexp.sweep.crew import Crew, Step
 from kvexp.sweep.curve_run import CurveRun, WorkerSupervisor
-from kvexp.sweep.job import Job
+from kvexp.sweep.job import Job, name_jobs
 from kvexp.sweep.outcome import CurveRecord, Outcome
 from kvexp.sweep.place import HERE, Place
 from kvexp.sweep.prestart import Prestart
@@ -41,7 +41,7 @@ def run(
     home = jobs[0].folder.parent
     wanted = sum(job.num_points for job in jobs)
     with open_sweep(home, settings, command, prestart, resume_command, places, wanted) as sweep:
-        sweep.measure(jobs)
+        sweep.measure(name_jobs(jobs))
     return sweep.code
 
 
@@ -193,7 +193,7 @@ class Sweep:
         if run.is_host_sensitive:
             self.tracker.settle()
         number = f" ({job.repetition} of {self._rounds})" if job.repetition else ""
-        shown = progress.start_curve(job.label + number + (f" on {place}" if place else ""))
+        shown = progress.start_curve(job.name + number + (f" on {place}" if place else ""))
         record = CurveRecord(job, run, self.outcome)
         if not self._may_repeat:
             record.report_twin()
@@ -282,7 +282,7 @@ def _finish(outcome: Outcome, home: Path, settings: SweepSettings, tracker: Best
                 last.callback(tracker.draw_report)
             last.callback(tracker.start)
             tracker.poll()
-            curves = [(job.label, job.words, rows) for job, rows in outcome.curves]
+            curves = [(job.name, job.words, rows) for job, rows in outcome.curves]
             files = [job.folder / TRACEBACKS for job, _ in outcome.curves]
             written = [file for file in files if file.exists()]
             repeat, untried = max(map(get_repetition, outcome.rows)), _describe_untried(outcome, settings)

@@ -12,7 +12,7 @@ from kvexp.measurement import STATUSES, Row, is_wrong
 from kvexp.results import merge
 
 Curve = tuple[str, tuple[str, ...], Sequence[Row]]
-"""A curve's label, the words after `python -m kvexp` that measure it alone, and its rows."""
+"""A curve's name, the words after `python -m kvexp` that measure it alone, and its rows."""
 
 
 def print_summary(
@@ -58,11 +58,11 @@ def list_failures(curves: Sequence[Curve]) -> str:
     if not wrong:
         return ""
     lines = [f"{len(wrong)} of {len(curves)} curves went wrong; each command repeats one:"]
-    for (label, words, _), points in wrong:
+    for (name, words, _), points in wrong:
         counts = Counter(row["status"] for row in points)
         how_many = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
         tokens = ", ".join(str(row["num_tokens"]) for row in points)
-        lines.append(f"  {label}: {how_many} (num_tokens {tokens})")
+        lines.append(f"  {name}: {how_many} (num_tokens {tokens})")
         lines.append(f"    {shlex.join(['python', '-m', 'kvexp', *words])}")
     return "\n".join(lines)
 
@@ -70,6 +70,6 @@ def list_failures(curves: Sequence[Curve]) -> str:
 def _merge_repetitions(curves: Sequence[Curve]) -> list[Curve]:
     """Return each curve once, the rows of its repetitions merged; see `merge.merge_repetitions`."""
     found: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
-    for label, words, rows in curves:
-        found.setdefault((label, words), []).extend(rows)
+    for name, words, rows in curves:
+        found.setdefault((name, words), []).extend(rows)
     return [(*curve, merge.merge_repetitions(rows)) for curve, rows in found.items()]

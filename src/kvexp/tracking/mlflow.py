@@ -67,7 +67,7 @@ class MlflowTracker:
         self._own_tags, self._provenance = tags or {}, UNKNOWN
         self._sweep_id = self._name = ""
         self._parent_id = ""
-        self._curves: list[Row] = []
+        self._sent = 0
         silence_loggers()
         with convert_errors(uri):
             self._client, self._experiment_id = open_store(uri, experiment)
@@ -84,7 +84,7 @@ class MlflowTracker:
         provenance: Provenance = UNKNOWN,
     ) -> None:
         """See `Tracker`; runs whose process died on this host are ended first."""
-        self._sweep_id, self._name, self._curves = sweep_id, name or sweep_id, []
+        self._sweep_id, self._name, self._sent = sweep_id, name or sweep_id, 0
         self._parent_id, self._provenance = "", provenance
         tags = run_data.fit({**self._tags(), "command": command, "kvexp": __version__, _REPORTED: "false"})
         with convert_errors(self._address, is_open=True):
@@ -116,13 +116,13 @@ class MlflowTracker:
             "mlflow.parentRunId": self._parent_id,
             "kvexp.curve": f"{self._name}/{folder.name}",
             "impl_target": target,
-            "mlflow.runColor": PALETTE[len(self._curves) % len(PALETTE)],
+            "mlflow.runColor": PALETTE[self._sent % len(PALETTE)],
             **run_data.tags(rows),
         }
         run_id = ""
         try:
             with convert_errors(self._address, is_open=True):
-                name, begin_ms = run_data.name(rows[0], self._curves), min(map(run_data.milliseconds, rows))
+                name, begin_ms = run_data.name(rows[0]), min(map(run_data.milliseconds, rows))
                 end_ms = run_data.ended_ms(rows)
                 run = self._client.create_run(self._experiment_id, begin_ms, run_data.fit(tags), name)
                 run_id = run.info.run_id
@@ -131,13 +131,13 @@ class MlflowTracker:
                 status = "FAILED" if is_wrong(run_data.status(rows)) else "FINISHED"
                 self._client.set_terminated(run_id, status, end_ms)
                 self._client.set_tag(run_id, _WHOLE, "true")  # last: a run without it is sent again
-                if not self._curves:
+                if not self._sent:
                     with ignore_refusals():
                         self._tag_parent(rows)
         except TrackingError as error:
             self._leave_out(folder, rows, run_id, error)
         else:
-            self._curves.append(rows[0])
+            self._sent += 1
 
     def settle(self) -> None:
         """Do nothing: every method returns when all is sent."""
@@ -154,8 +154,7 @@ class MlflowTracker:
     def log_report(self, sweep_id: str, folder: Path) -> None:
         """See `Tracker`; the findings of the report, by `artifacts.draw_report`, become the description."""
         with convert_errors(self._address, is_open=True):
-            _, _, body = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n")  # without its title
-            note = body.partition("\n### ")[0].strip()
+            note = (folder / artifacts.MARKDOWN).read_text("utf-8").partition("\n### ")[0].strip()
             parent = self._parent(sweep_id)
             parent_id = parent.info.run_id
             for name in (artifacts.PAGE, artifacts.MARKDOWN):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kvexp.case import Case
 from kvexp.column import columns_of
 from kvexp.measurement import COLUMNS, ENVIRONMENT, SECONDS, STATUSES, Row
-from kvexp.results.labels import CURVE, format_column, read_options
+from kvexp.results.labels import CURVE, label_curves, read_options
 from kvexp.results.merge import merge_disturbances
 from kvexp.results.point_identity import REPETITION, get_repetition
 
@@ -37,14 +37,10 @@ class Point(NamedTuple):
     step: int
 
 
-def name(row: Row, earlier: Sequence[Row]) -> str:
-    """Name the run by any row of its curve, unlike the earlier curves of its sweep, by a row of each."""
-    words = _words(row)
-    twins = [other for other in earlier if _words(other) == words]
-    differing = (column for column in CURVE if any(other.get(column) != row.get(column) for other in twins))
+def name(row: Row) -> str:
+    """Name the run as its sweep has named the curve of the row."""
     again = [f"#{get_repetition(row)}"] if get_repetition(row) > 1 else []
-    texts = [*words, *filter(None, (format_column(row, column) for column in differing)), *again]
-    return fit({"": " ".join(texts)})[""][:_LONGEST_NAME]
+    return fit({"": " ".join([*label_curves([[row]]), *again])})[""][:_LONGEST_NAME]
 
 
 def params(row: Row) -> dict[str, str]:
@@ -137,17 +133,3 @@ def ended_ms(rows: Sequence[Row]) -> int:
     """Return when the last point ended, in milliseconds since 1970, as far as its parts' times are known."""
     parts = [part for part in SECONDS if part != "curve_setup_s"]  # the set-up is before the first point
     return max(milliseconds(row) + round(1000 * sum(row.get(part) or 0 for part in parts)) for row in rows)
-
-
-def _words(row: Row) -> list[str]:
-    """Return the words of a run's name; leave out a mode, cache dtype or scale that is the usual one.
-
-    The mode is still `auto` in the rows of a measuring process that died before it named its device.
-    """
-    usual_mode = "cudagraph" if str(row.get("device")).startswith("cuda") else "no_graph"
-    words = [row.get("impl"), row.get("layout"), row.get("dtype")]
-    words += [row.get("kv_cache_dtype")] if row.get("kv_cache_dtype") != "auto" else []
-    words += [row.get("scale")] if row.get("scale") != "per_tensor" else []
-    words += [row.get("mode")] if row.get("mode") not in ("auto", usual_mode) else []
-    words += [row.get("workload")]
-    return [str(word) for word in words if word]

@@ -16,6 +16,7 @@ from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row
 from kvexp.results import compare, history, load
+from kvexp.results.labels import TOGETHER
 
 Rows = Sequence[Row]
 
@@ -83,4 +84,4 @@ def _read_sides(typed: argparse.Namespace) -> tuple[Rows, Rows, Sequence[str]]:
     first, second = (
         compare.select_value(rows, typed.axis, value) for value in (typed.baseline, typed.candidate)
     )
-    return first, second, (typed.axis, *load.TOGETHER.get(typed.axis, ()))
+    return first, second, (typed.axis, *TOGETHER.get(typed.axis, ()))
