@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,6 @@ def _check_slots(slots: object, file: Path) -> tuple[int, ...]:
     if min(written) < 0:
         raise ConfigError(f"{file} has slot {min(written)}; slots are numbered from 0, and padding is -1")
     if len(set(written)) < len(written):
-        twice = next(slot for slot in written if written.count(slot) > 1)
+        ((twice, _),) = Counter(written).most_common(1)
         raise ConfigError(f"{file} has slot {twice} twice; each token needs a slot of its own")
     return tuple(slots)
