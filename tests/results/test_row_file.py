@@ -180,7 +180,7 @@ def test_a_line_that_is_no_row_is_named_in_one_sentence(tmp_path, line, complain
         ({"copy_fraction": 0.0}, "copy_fraction of an ok row cannot be 0.0"),
         ({"gb_per_s": 1.7e308}, "gb_per_s cannot be 1.7e+308; it must be at most 1e+15"),
         ({"padding": 1.0}, "padding cannot be 1.0; it must be a number from 0 to less than 1"),
-        ({"slots": "sorted"}, "slots cannot be 'sorted'; it must be random, contiguous, reversed, decode or"),
+        ({"slots": "sorted"}, "slots cannot be 'sorted'; it must be random, contiguous, reversed, decode, "),
         ({"scale": "a\nb"}, r"scale cannot be 'a\nb'; it must be a text of one line"),
         ({"throttled": 5}, "throttled cannot be 5; it must be a text"),
         ({"other_processes": "many"}, "other_processes cannot be 'many'; it must be a whole number"),

@@ -29,7 +29,7 @@ from tests.helpers.processes import ended, list_marked
 SETTINGS = SweepSettings(TrackingSettings("none", None, "kvexp"))
 RAY = ("hydra/launcher=ray", "tracking=none", "workload=tiny", "impl=torch")
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.long]
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'kvexp[ray]')"
@@ -176,12 +176,29 @@ def test_an_interrupt_leaves_no_actor(found, jobs, monkeypatch, tmp_path, capfd)
     assert "interrupted after 1 of 12 points; this goes on: kvexp resume=there" in capfd.readouterr().err
 
 
+@pytest.fixture
+def interrupted(jobs, tmp_path):
+    """Six curves, five of which wait until the sweep has ended, and what resumes them."""
+    later = tmp_path / "later"
+    six = jobs({}, *[{"waits": str(later)}] * 5)
+
+    def resume(found):
+        before = Counter(row["status"] for row in rows_of(six))
+        assert 1 <= before["verified"] <= 4
+        assert 1 <= before["failed"] <= 8  # of the curves that were at work
+        later.touch()
+        assert runner.run(six, replace(SETTINGS, resumes=True), "", places=found) == 0
+        right = [row for row in rows_of(six) if row["status"] == "verified"]
+        assert count_points(right) == {(seed, size): 1 for seed in range(6) for size in (1, 3, 16, 50)}
+
+    return six, resume
+
+
 @needs_ray
 def test_a_lost_node_costs_its_curves_and_resuming_measures_the_rest(
-    cluster, found, jobs, monkeypatch, capfd
+    cluster, found, interrupted, monkeypatch, capfd
 ):
-    node = cluster.add_node(num_cpus=1, num_gpus=2)
-    six = jobs(*[{}] * 6)
+    (six, resume), node = interrupted, cluster.add_node(num_cpus=1, num_gpus=2)
     lost = [place for place in list_gpus(cluster) if place.start_child.args[0].node == node.node_id]
     on_first_row(monkeypatch, lambda row: cluster.remove_node(node, allow_graceful=False))
     assert runner.run(six, SETTINGS, "", places=lost) == 1
@@ -189,30 +206,19 @@ def test_a_lost_node_costs_its_curves_and_resuming_measures_the_rest(
     for place in lost:
         assert f"kvexp: {place.name} is left out: the measuring process " in err, err
     assert "no place was left to measure at" in err
-    before = rows_of(six)
-    assert {row["status"] for row in before} == {"verified", "failed"}
-    assert runner.run(six, replace(SETTINGS, resumes=True), "", places=found) == 0
-    right = [row for row in rows_of(six) if row["status"] == "verified"]
-    assert count_points(right) == {(seed, size): 1 for seed in range(6) for size in (1, 3, 16, 50)}
+    resume(found)
 
 
 @needs_ray
 def test_a_killed_head_costs_the_curves_at_work_and_resuming_measures_the_rest(
-    cluster, found, jobs, monkeypatch, capfd, tmp_path
+    found, interrupted, monkeypatch, capfd
 ):
-    later = tmp_path / "later"
-    six, lost = jobs({}, *[{"waits": str(later)}] * 5), start_cluster()
+    (six, resume), lost = interrupted, start_cluster()
     on_first_row(monkeypatch, lambda row: lost.head_node.kill_all_processes(check_alive=False))
     assert runner.run(six, SETTINGS, "", places=list_gpus(lost)) == 1
     err = capfd.readouterr().err
     assert "no place was left to measure at" in err, err
-    before = Counter(row["status"] for row in rows_of(six))
-    assert 1 <= before["verified"] <= 4
-    assert 1 <= before["failed"] <= 8  # of the curves that were at work
-    later.touch()
-    assert runner.run(six, replace(SETTINGS, resumes=True), "", places=found) == 0
-    right = [row for row in rows_of(six) if row["status"] == "verified"]
-    assert count_points(right) == {(seed, size): 1 for seed in range(6) for size in (1, 3, 16, 50)}
+    resume(found)
 
 
 @needs_ray
@@ -245,7 +251,6 @@ def test_a_command_measures_on_the_cluster(cluster, elsewhere, capfd):
 
 
 @needs_ray
-@pytest.mark.long
 def test_a_cluster_that_the_sweep_starts_ends_with_it(elsewhere, capfd, monkeypatch):
     monkeypatch.setattr(subprocess_worker, "CHILD", "tests.helpers.light_child")
     monkeypatch.setenv("MARK", str(elsewhere))
@@ -266,7 +271,6 @@ def test_a_cluster_that_the_sweep_starts_ends_with_it(elsewhere, capfd, monkeypa
 
 
 @needs_ray
-@pytest.mark.long
 def test_a_cluster_that_a_sweep_started_ends_when_that_is_killed(elsewhere):
     words = [*RAY, "device=cpu", "timer=none", "hydra.launcher.workers=2", "workload.seed=range(1,30)"]
     command, environ = [sys.executable, "-m", "kvexp", *words], os.environ | {"MARK": str(elsewhere)}
