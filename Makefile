@@ -41,7 +41,7 @@ export PIP_EXTRA_INDEX_URL := $(TORCH_INDEX) $(PIP_EXTRA_INDEX_URL)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run report baseline gate resume doctor test test-reliability lint docs test-gpu targets profile ui clean
+.PHONY: help setup run report baseline gate resume doctor test test-reliability test-cluster lint docs test-gpu targets profile ui clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -81,6 +81,10 @@ test: $(READY)  ## Run the tests that need no GPU
 
 test-reliability: $(READY)  ## Run the tests of faults, the long ones too: 50 kills, 24 writers (minutes)
 	$(RUN) -m pytest tests/reliability -m "slow or not slow" --numprocesses=$(JOBS)
+
+test-cluster: $(READY)  ## Install Ray, and run the tests of Ray and Slurm (slurm-wlm and munge, as root)
+	@$(RUN) -m pip install --quiet --constraint constraints.txt ray
+	$(RUN) -m pytest tests/sweep/test_ray.py tests/sweep/test_slurm.py
 
 lint: $(MADE)  ## Check style, formatting, types and who imports whom
 	$(BIN)/ruff check
