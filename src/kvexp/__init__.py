@@ -55,4 +55,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __getattr__("__all__")  # type: ignore[no-any-return]  # a list of names, see above
+    names: list[str] = __getattr__("__all__")
+    return names

@@ -59,7 +59,7 @@ def run_slurm(folder: Path) -> Iterator[dict[str, str]]:
         ask = ["sinfo", "--noheader", "--format=%T"]
         while subprocess.run(ask, env=environment, capture_output=True, text=True).stdout.strip() != "idle":
             assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.2)
+            time.sleep(0.2)  # nothing says when the node is ready; sinfo has to be asked
         yield environment
 
 

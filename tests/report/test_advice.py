@@ -2,17 +2,8 @@
 
 import pytest
 
-from kvexp.report.content import build_content
 from tests.helpers.recorded_rows import curve, refused
-
-
-def section(*curves, processes=1):
-    """The one section of a report on curves that this many processes measured."""
-    rows = [one for rows in curves for one in rows]
-    if processes > 1:
-        rows = [one | {"repetition": number} for number in range(1, processes + 1) for one in rows]
-    (only,) = build_content([one | {"sweep": "s", "command": ""} for one in rows]).sections
-    return only
+from tests.helpers.sections import section
 
 
 def said(section):

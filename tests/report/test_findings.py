@@ -1,12 +1,12 @@
 """The findings name who is fastest only where the intervals are far enough apart."""
 
 from kvexp.report import findings
-from kvexp.report.content import build_content
 from kvexp.report.curves import group_by_machine
 from kvexp.report.speedups import find_axes
 from kvexp.results import compare
 from kvexp.results.verdict import ENOUGH_PROCESSES
 from tests.helpers.recorded_rows import curve, row
+from tests.helpers.sections import section
 
 
 def said(*curves):
@@ -17,15 +17,6 @@ def said(*curves):
         told += [f"{finding.between}: {finding.sentence}" for finding in findings.list_findings(axes)]
         told.append(findings.describe_untold(axes))
     return list(filter(None, told))
-
-
-def section(*curves, processes=1):
-    """The one section of a report on curves that this many processes measured."""
-    rows = [row for rows in curves for row in rows]
-    if processes > 1:
-        rows = [row | {"repetition": number} for number in range(1, processes + 1) for row in rows]
-    (only,) = build_content([row | {"sweep": "s", "command": ""} for row in rows]).sections
-    return only
 
 
 def bold(section):

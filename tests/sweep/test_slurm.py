@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def variables(tmp_path_factory):
-    """What sbatch needs to know of a Slurm of one node."""
+    """Start a Slurm of one node; return the variables with which sbatch finds it."""
     with slurm.run_slurm(tmp_path_factory.mktemp("slurm")) as environment:
         programs = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
         yield environment | {"PATH": programs}

@@ -24,7 +24,7 @@ _DECLARED: dict[str, Mapping[str, Column]] = {
     "timer.": schema.TIMER,
     "tracking.": schema.TRACKING,
 }
-"""What keys may be; that of others is in the comment that says what they mean."""
+"""Declare what keys may be; what others may be is in the comment that says what they mean."""
 
 _KINDS = {"workload.num_tokens": "a whole number, or a list of them"}
 

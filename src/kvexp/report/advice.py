@@ -22,7 +22,7 @@ _CLEAR = 1.1
 
 @dataclass(frozen=True)
 class Pick:
-    """What to take at some sizes.
+    """Name what to take at some sizes.
 
     Attributes:
         names: The ways, in words; no difference between them was found.
@@ -36,7 +36,7 @@ class Pick:
 
     @property
     def short(self) -> str:
-        """What to take, and where."""
+        """Return what to take, and where."""
         return f"{self.names}{self.where and ' '}{self.where}"
 
 
@@ -56,7 +56,7 @@ class Task:
 
     @property
     def short(self) -> str:
-        """What to take, without how much faster it is."""
+        """Return what to take, without how much faster it is."""
         return ", and ".join(pick.short for pick in self.picks)
 
 

@@ -41,7 +41,7 @@ class Line:
 
     @property
     def task(self) -> tuple[Any, ...]:
-        """What it does: its key without the way that it is done."""
+        """Return what it does: its key without the way that it is done."""
         return tuple(value for column, value in self.key.items() if column not in WAYS)
 
     @property
