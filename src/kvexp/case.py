@@ -1,17 +1,59 @@
 """Identify one measured point by every field that changes what is measured, as names and numbers."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any
 
 from kvexp.column import INT64, Fraction, Name, Options, Text, Whole, Word, columns_of
+from kvexp.errors import ConfigError
 
+NO_SLOT = -1
+"""The slot of a padding token."""
 NUM_TOKENS = Whole("Length of `slot_mapping`.")
 WAYS = ("device", "host", "peer", "from_host")
 SLOTS = ("random", "contiguous", "reversed", "decode", "prefill")
 BATCH = "batch"
 """The `slots` of a case whose tokens are those of `workload.batch`."""
+_REQUESTS = re.compile(r"(\d{0,9})q(\d{1,9})(k?)(?:s(\d{1,9})(k?))?", re.ASCII)
 _ROWS = ("contiguous", "qkv", "misaligned")
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Equal requests of a batch.
+
+    Attributes:
+        count: How many.
+        new: New tokens of each, which are written.
+        total: Tokens of each, the new ones included.
+    """
+
+    count: int
+    new: int
+    total: int
+
+    def __str__(self) -> str:
+        total = f"s{_format_number(self.total)}" if self.total != self.new else ""
+        return f"{self.count if self.count > 1 else ''}q{_format_number(self.new)}{total}"
+
+
+def parse_batch(text: str) -> tuple[Requests, ...]:
+    """Parse a batch, such as `8q1s1k_2q2k`.
+
+    That is 8 requests of 1 new token and 1024 in all, and 2 of 2048 new ones. The grammar is that of vLLM's
+    benchmarks/attention_benchmarks: a count (1 if left out), `q` and the new tokens, `s` and the total (the
+    new ones if left out); `k` is times 1024.
+
+    Raises:
+        ConfigError: It is no batch.
+    """
+    return tuple(map(_parse_requests, text.split("_")))
+
+
+def format_batch(batch: Sequence[Requests]) -> str:
+    """Write a batch in its shortest form, the same for all ways to write it."""
+    return "_".join(map(str, batch))
 
 
 @dataclass(frozen=True)
@@ -117,3 +159,29 @@ class Case(Sizes, Choices):
     def cache_item_bytes(self, item_bytes: int) -> int:
         """Return the bytes of a cache item: those of a source item for `auto`, one for the fp8 formats."""
         return item_bytes if self.kv_cache_dtype == "auto" else 1
+
+
+def _parse_requests(text: str) -> Requests:
+    match = _REQUESTS.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            "workload.batch must be requests such as 8q1s1k_2q2k (8 of 1 new token and 1024 in all, "
+            f"2 of 2048 new ones), not {text!r}"
+        )
+    count, new, new_k, total, total_k = match.groups()
+    new_tokens = _read_number(new, new_k)
+    requests = Requests(int(count or 1), new_tokens, _read_number(total, total_k) if total else new_tokens)
+    if requests.count < 1 or requests.new < 1 or requests.total < requests.new:
+        raise ConfigError(
+            f"workload.batch has {text!r}: requests and new tokens (q) must be at least 1, "
+            "and all tokens (s) at least the new ones"
+        )
+    return requests
+
+
+def _read_number(digits: str, suffix: str) -> int:
+    return int(digits) * (1024 if suffix else 1)
+
+
+def _format_number(number: int) -> str:
+    return f"{number // 1024}k" if number % 1024 == 0 else str(number)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from kvexp.case import NO_SLOT
 from kvexp.gpu import scan
-from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import GUARD_BYTES, TIMED
 from tests.helpers import compose, tiny_curve
 

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from kvexp.slot_mapping import NO_SLOT
+from kvexp.case import NO_SLOT
 from kvexp.workload import BOUND, LAST, TIMED
 from tests.helpers import compose, oracle, tiny_curve
 

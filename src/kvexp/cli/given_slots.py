@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvexp.case import BATCH, SLOTS, Slots
+from kvexp.case import BATCH, NO_SLOT, SLOTS, Slots, format_batch, parse_batch
+from kvexp.cli.slot_file import SUFFIXES, hash_slots, read_slots
 from kvexp.errors import ConfigError
 from kvexp.results.overrides import get_key
-from kvexp.slot_mapping import NO_SLOT, SUFFIXES, format_batch, hash_slots, parse_batch, read_slots
 
 
 def take_slots(

@@ -10,11 +10,11 @@ from typing import Any
 from kvexp.case import NUM_TOKENS, Sizes
 from kvexp.cli.given_slots import take_slots
 from kvexp.cli.groups import CODE, GROUPS, suggest
+from kvexp.cli.slot_file import check_range
 from kvexp.column import ANY, INT64, Column, Flag, Positive, Real, Text, Whole, Word, columns_of
 from kvexp.errors import ConfigError
 from kvexp.experiment import Choice, Experiment, WorkloadSpec
 from kvexp.results.provenance import read_tags
-from kvexp.slot_mapping import check_range
 from kvexp.sweep.settings import SweepSettings
 from kvexp.tracking import TrackingSettings
 

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from kvexp.case import SLOTS, Case
+from kvexp.case import SLOTS, Case, parse_batch
 from kvexp.errors import Unsupported
 from kvexp.layout import Layout, Sizes
 from kvexp.op import FP8, Op, ValidCall
-from kvexp.slot_mapping import parse_batch
 
 if TYPE_CHECKING:
     import torch

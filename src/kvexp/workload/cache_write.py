@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kvexp.case import Case
+from kvexp.case import NO_SLOT, Case
 from kvexp.gpu.scan import checksums
 from kvexp.layout import Layout, Plane
-from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import APART, BOUND, GUARD_BYTES, INTEGERS, TIMED, Part, device_memory, inputs
 from kvexp.workload import slots as patterns
 from kvexp.workload.inputs import Rows

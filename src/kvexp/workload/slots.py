@@ -9,8 +9,7 @@ import functools
 import torch
 from torch import Tensor
 
-from kvexp.case import SLOTS, Case
-from kvexp.slot_mapping import NO_SLOT, parse_batch
+from kvexp.case import NO_SLOT, SLOTS, Case, parse_batch
 
 PREFILL_TOKENS = 128
 

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from kvexp.bench.contract import question_inputs
 from kvexp.bench.contract.questions import STATES, Question
-from kvexp.case import Case
+from kvexp.case import NO_SLOT, Case
 from kvexp.gpu import scan
 from kvexp.layout import Layout, Plane
 from kvexp.op.cache_write import CacheWrite
-from kvexp.slot_mapping import NO_SLOT
 from kvexp.workload import GUARD_BYTES, INTEGERS
 
 CACHES = ("key_cache", "value_cache")
