@@ -101,7 +101,7 @@ class Sizes:
 
     num_heads: Annotated[int, Whole("KV heads of a token.", metric=True)]
     head_size: Annotated[int, Whole("Elements of a key head.", metric=True)]
-    head_size_v: Annotated[int, Whole("Elements of a value head.", metric=True)]
+    head_size_v: Annotated[int, Whole("Elements of a value head; 0 for none.", metric=True, least=0)]
     block_size: Annotated[int, Whole("Slots of a cache block.", metric=True)]
     num_blocks: Annotated[int, Whole("Blocks of the cache.", metric=True, most=INT64)]
     num_layers: Annotated[

@@ -136,7 +136,7 @@ def allocate_layers(
 
     Args:
         num_layers: Number of layers.
-        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC` or `head_major`.
+        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC`, `head_major` or `mla`.
         num_blocks: Number of blocks.
         block_size: Slots of a block.
         num_heads: KV heads.
@@ -167,6 +167,8 @@ def allocate_layers(
         raise ValueError(
             f"head_size {sizes.head_size} is not a multiple of {multiple}, the items of 16 bytes"
         )
+    if sizes.num_heads != 1 and not made.has_heads:
+        raise ValueError(f"num_heads must be 1 in layout {layout!r}, which has no heads, not {sizes.num_heads}")
     _check_device(device)
     storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
     return [_cache(storage, made, sizes, layer) for layer in range(sizes.num_layers)]
