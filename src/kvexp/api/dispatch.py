@@ -42,7 +42,8 @@ def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch
             tensors, count = ({tensors}, {scales}), {count} + {scale_count}
         try:
             cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
-            entries = () if {first}.is_nested else cache.get(cache_key, ())  # the guard aborts on nested tensors
+            # The guard aborts on nested tensors.
+            entries = () if {first}.is_nested else cache.get(cache_key, ())
         except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
             entries = ()
         for guarded in entries:
@@ -57,7 +58,7 @@ def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch
         return validate_and_launch(({arguments}), impl, check_slots, cache, tensors)
     return {name}
 """
-"""The library's function of an op whose last parameters are kv_cache_dtype and scales, around its own cache."""
+"""The library's function of an op that ends in kv_cache_dtype and scales, around a cache of its own."""
 
 
 def make_function(op: Op) -> Callable[..., None]:

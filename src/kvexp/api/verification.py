@@ -35,8 +35,8 @@ def verify(
 ) -> dict[str, str]:
     """Verify byte for byte that a function keeps the contract of an op, clause by clause.
 
-    The function is called with caches of 8 heads x 128 (kv_c of 512 and k_pe of 64) and blocks of 16 between guard blocks, with 1, 7, 64
-    and 300 tokens: with padding, slots past the end, strided or unaligned rows, keys, values and slots that
+    The function is called with caches of 8 heads x 128 (for latent rows 512 and 64) and blocks of 16 between
+    guard blocks, with 1, 7, 64 and 300 tokens: with padding, slots past the end, strided or unaligned rows, keys, values and slots that
     changed in place, and so on. The clauses are those of docs/semantics.md.
 
         def test_my_kernel_keeps_the_contract():
@@ -139,6 +139,7 @@ class _Function:
 
 
 def _case(op: CacheWrite, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> Case:
+    sizes: Any = op.sample_sizes
     return Case(
         op=op.name,
         impl=_Function.name,
@@ -152,7 +153,7 @@ def _case(op: CacheWrite, layout: str, dtype: str, kv_cache_dtype: str, device: 
         timer_options="{}",
         device=device,
         num_tokens=max(SIZES),
-        **op.sample_sizes,
+        **sizes,
         block_size=BLOCK_SIZE,
         num_blocks=1 + max(SIZES) // BLOCK_SIZE,
         num_query_heads=op.sample_sizes["num_heads"],

@@ -1,7 +1,7 @@
 """Lay out the cache of multi-head latent attention: rows without heads, kv_c and k_pe side by side.
 
-The cache is `[num_blocks, block_size, head_size + head_size_v]`, head_size the elements of kv_c and head_size_v
-those of k_pe.
+The cache is `[num_blocks, block_size, head_size + head_size_v]`: head_size elements of kv_c, head_size_v of
+k_pe.
 """
 
 from dataclasses import replace

@@ -130,8 +130,7 @@ def check_count(name: str, rows: Tensor, num_tokens: int) -> None:
     """
     if rows.shape[0] < num_tokens:
         raise ValueError(
-            f"{name} must have a row for each of the {num_tokens} tokens of slot_mapping, "
-            f"not {rows.shape[0]}"
+            f"{name} must have a row for each of the {num_tokens} tokens of slot_mapping, not {rows.shape[0]}"
         )
 
 
@@ -239,9 +238,7 @@ def _check_scales(scales: dict[str, Any], rows: str, device: torch.device, num_h
     (first, one), *others = scales.items()
     for name, scale in others:
         if scale.shape != one.shape:
-            raise ValueError(
-                f"{name} must be {format_shape(one)} as {first} is, not {format_shape(scale)}"
-            )
+            raise ValueError(f"{name} must be {format_shape(one)} as {first} is, not {format_shape(scale)}")
 
 
 def _check_scale_tensors(scales: dict[str, Any]) -> None:

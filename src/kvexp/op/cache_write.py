@@ -25,8 +25,8 @@ class CacheWrite(Op):
         sample_sizes: Sizes of a call that the op takes, as an example.
     """
 
-    reads = ("key", "value")
-    scales = ("k_scale", "v_scale")
+    reads: tuple[str, ...] = ("key", "value")
+    scales: tuple[str, ...] = ("k_scale", "v_scale")
     parts: tuple[str, str] = ("key_cache", "value_cache")
     sample_sizes: Mapping[str, int] = MappingProxyType({"num_heads": 8, "head_size": 128, "head_size_v": 128})
     place = "slot_mapping"

@@ -38,11 +38,11 @@ def concat_and_cache_mla(
     Args:
         kv_c: `[>= num_tokens, R]`; rows may be any distance apart.
         k_pe: `[>= num_tokens, P]`; P may be 0.
-        kv_cache: `[num_blocks, block_size, R + P]`, for `fp8_ds_mla` uint8 `[num_blocks, block_size, 656]`; the
-            last dim contiguous; written.
+        kv_cache: `[num_blocks, block_size, R + P]`, for `fp8_ds_mla` uint8 `[num_blocks, block_size, 656]`;
+            the last dim contiguous; written.
         slot_mapping: int64 `[num_tokens]`; a negative slot, or one past the last, writes nothing.
-        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3`, `fp8_e5m2`, or `fp8_ds_mla`, which takes
-            half or bfloat16 with R 512 and P 64 or 0.
+        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3`, `fp8_e5m2`, or `fp8_ds_mla`, which
+            takes half or bfloat16 with R 512 and P 64 or 0.
         scale: float32 with one element; fp8 stores `kv_c / scale` and `k_pe / scale`. Not read for `auto` and
             `fp8_ds_mla`.
         impl: `cuda`, `triton` or `torch`.
@@ -78,7 +78,8 @@ class ConcatAndCacheMla(CacheWrite):
         super().check(case, layout, item_bytes)
         if case.num_heads != 1:
             raise Unsupported(
-                f"op={self.name} writes rows without heads, so workload.num_heads must be 1, not {case.num_heads}"
+                f"op={self.name} writes rows without heads, so workload.num_heads must be 1, "
+                f"not {case.num_heads}"
             )
         if case.scale != "per_tensor":
             raise Unsupported(f"op={self.name} has one scale for kv_c and k_pe, not scale={case.scale}")
@@ -88,8 +89,8 @@ class ConcatAndCacheMla(CacheWrite):
             raise Unsupported(f"kv_cache_dtype={DS_MLA} takes {' or '.join(SOURCES)}, not dtype={case.dtype}")
         if (case.head_size, case.head_size_v) not in ((LATENT, ROPE), (LATENT, 0)):
             raise Unsupported(
-                f"kv_cache_dtype={DS_MLA} takes workload.head_size={LATENT} and workload.head_size_v={ROPE} or 0, "
-                f"not {case.head_size} and {case.head_size_v}"
+                f"kv_cache_dtype={DS_MLA} takes workload.head_size={LATENT} and "
+                f"workload.head_size_v={ROPE} or 0, not {case.head_size} and {case.head_size_v}"
             )
 
     def check_layout(self, layout: Layout) -> None:
@@ -133,7 +134,8 @@ class ConcatAndCacheMla(CacheWrite):
                 )
             if key.itemsize != 2:
                 raise TypeError(
-                    f"kv_c must be float16 or bfloat16 for kv_cache_dtype={DS_MLA}, not {format_dtype(key.dtype)}"
+                    f"kv_c must be float16 or bfloat16 for kv_cache_dtype={DS_MLA}, "
+                    f"not {format_dtype(key.dtype)}"
                 )
             width, words = CODES_AND_SCALES + ROPE_BYTES, "bytes"
         if kv_cache.dim() != 3 or kv_cache.shape[2] != width:

@@ -1,4 +1,4 @@
-"""concat_and_cache_mla: the kernel of reshape_and_cache_flash for rows of one head, and that of fp8_ds_mla."""
+"""concat_and_cache_mla: the kernel of reshape_and_cache_flash with one head, and that of fp8_ds_mla."""
 
 from dataclasses import dataclass, replace
 from typing import Self

@@ -1,4 +1,4 @@
-"""Write one cache without heads as one of one head, or rows with scales of their own by indexed assignment."""
+"""Write rows without heads as ones of one head; rows with scales of their own by indexed assignment."""
 
 import torch
 from torch import Tensor
