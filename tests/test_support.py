@@ -52,8 +52,8 @@ def test_every_combination_comes_to_what_the_page_says(impl, op):
         (point,) = run_curve.run(tiny_curve.curve(impl=impl, num_tokens=19, **asdict(kind), **sizes), {})
         assert (point.status, point.reason) == support.expect_on_cpu(impl, kind), (impl, kind)
         seen[point.status] += 1
-    # 3 types copied as they are, 2 of 8 bits, and 3 converted to 2 formats by 2 scales; without heads by one scale, and
-    # 2 types to a third format.
+    # 3 types copied as they are, 2 of 8 bits, and 3 converted to 2 formats by 2 scales; without heads by one
+    # scale, and 2 types to a third format.
     converted = 6 + 2 if sizes else 12
     verified = {"cuda": 0, "torch": 5 + converted, "triton": 5}[impl]
     layouts = sum(compose.takes(op, layout) for layout in compose.options("layout"))

@@ -72,7 +72,11 @@ def layouts() -> list[str]:
 
 def sizes(op: str) -> dict[str, int]:
     """The sizes of a call that the op takes, where they are not those of workload=tiny."""
-    return {} if op not in all_cache_writes() or op in cache_writes() else dict(make(choice("op", op)).sample_sizes)
+    return (
+        {}
+        if op not in all_cache_writes() or op in cache_writes()
+        else dict(make(choice("op", op)).sample_sizes)
+    )
 
 
 def words(key: str) -> tuple[str, ...]:

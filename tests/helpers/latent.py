@@ -1,4 +1,4 @@
-"""Calls of concat_and_cache_mla, the bytes that they must leave by the contract's arithmetic, and its contract.
+"""Calls of concat_and_cache_mla, the bytes that they must leave, and its contract as tests.
 
 The law is numpy's and `fp8_reference`'s: nothing here converts by torch.
 """
@@ -147,7 +147,9 @@ def problem(
     step = width + gaps[2]
     block_step = blocks[1] * step + gaps[3]
     items = begins[2] + blocks[0] * block_step + 8
-    storage = torch.randint(0, 256, (items * item.itemsize,), dtype=torch.uint8, generator=generator).to(device)
+    storage = torch.randint(0, 256, (items * item.itemsize,), dtype=torch.uint8, generator=generator).to(
+        device
+    )
     cache = storage.view(item).as_strided((*blocks, width), (block_step, step, 1), begins[2])
     scale = torch.tensor(SCALE, device=device)
     mapping = torch.tensor(slots, dtype=torch.int64, device=device)
@@ -180,8 +182,8 @@ def assert_writes(impl: str, posed: Problem) -> None:
 def special_tiles(dtype: str, device: str, scale: float = SCALE) -> Tensor:
     """Return rows of 512 whose tiles hold what a kernel may get wrong, in one and in another sign.
 
-    They are tiles of zeros, of -0, of the smallest scale and just above it, of amax at a power of two times 448
-    and a step beside it, of ties, subnormals, NaN, infinities, and the type's ends.
+    They are tiles of zeros, of -0, of the smallest scale and just above it, of amax at a power of two times
+    448 and a step beside it, of ties, subnormals, NaN, infinities, and the type's ends.
     """
     source = oracle.DTYPES[dtype]
     info = torch.finfo(source)
@@ -189,7 +191,10 @@ def special_tiles(dtype: str, device: str, scale: float = SCALE) -> Tensor:
     middles = (numbers[1:] + numbers[:-1]) / 2  # ties, exact in both types
     base = torch.linspace(-1, 1, TILE)
     least = 448 * 2.0**-14
-    beside = [torch.nextafter(torch.tensor(448.0, dtype=source), torch.tensor(to, dtype=source)) for to in (0.0, 1e4)]
+    beside = [
+        torch.nextafter(torch.tensor(448.0, dtype=source), torch.tensor(to, dtype=source))
+        for to in (0.0, 1e4)
+    ]
     tiles = [
         torch.zeros(TILE),
         -torch.zeros(TILE),
@@ -221,7 +226,13 @@ class LatentContract:
     @pytest.mark.parametrize(("dtype", "kv_cache_dtype"), KINDS)
     def test_special_tiles_hold_the_law(self, impl, device, dtype, kv_cache_dtype, rope):
         if oracle.DTYPES[dtype].itemsize == 1:
-            kv_c = torch.arange(256, dtype=torch.uint8).repeat(8).view(oracle.DTYPES[dtype]).view(4, 512).to(device)
+            kv_c = (
+                torch.arange(256, dtype=torch.uint8)
+                .repeat(8)
+                .view(oracle.DTYPES[dtype])
+                .view(4, 512)
+                .to(device)
+            )
         else:
             kv_c = special_tiles(dtype, device)
         count = len(kv_c)
@@ -233,7 +244,9 @@ class LatentContract:
         assert_writes(impl, posed)
 
     @pytest.mark.parametrize("kv_cache_dtype", ["auto", *FP8])
-    @pytest.mark.parametrize("sizes", [(256, 64), (512, 0), (1, 1), (7, 3), (100, 33), (33, 100), (640, 8)], ids=str)
+    @pytest.mark.parametrize(
+        "sizes", [(256, 64), (512, 0), (1, 1), (7, 3), (100, 33), (33, 100), (640, 8)], ids=str
+    )
     def test_every_size_holds_the_law(self, impl, device, sizes, kv_cache_dtype):
         for dtype in ("bfloat16", "float"):
             for blocks in ((5, 64), (7, 1), (8, 3)):
@@ -247,8 +260,8 @@ class LatentContract:
     @pytest.mark.parametrize(
         "slots",
         [
-            [], [-1, 5, 6, 7], [5, 6, 7, -1], [-1] * 3, [3, -2, -(2**62), 4], [3, 128, 5, 135, 2**40], [127, 0],
-            list(range(21, 90)), [16 * b + b % 16 for b in (5, 0, 7, 2)],
+            [], [-1, 5, 6, 7], [5, 6, 7, -1], [-1] * 3, [3, -2, -(2**62), 4], [3, 128, 5, 135, 2**40],
+            [127, 0], list(range(21, 90)), [16 * b + b % 16 for b in (5, 0, 7, 2)],
         ],
         ids=str,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""concat_and_cache_mla on a CPU: its contract, any call, the interpreter's exact conversions, kernels compiled."""
+"""concat_and_cache_mla on a CPU: its contract, any call, Triton interpreted, CUDA compiled."""
 
 from typing import Any
 
@@ -70,7 +70,10 @@ def test_any_call_that_may_convert_holds_the_law(posed: latent.Problem) -> None:
 
 
 @settled
-@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=128, max_size=128), dtype=st.sampled_from(["half", "bfloat16"]))
+@given(
+    bits=st.lists(st.integers(0, 2**16 - 1), min_size=128, max_size=128),
+    dtype=st.sampled_from(["half", "bfloat16"]),
+)
 def test_tiles_of_any_bits_hold_the_law(bits: list[int], dtype: str) -> None:
     rows = torch.tensor(bits * 4).to(torch.uint16).view(oracle.DTYPES[dtype]).view(1, 512)
     posed = latent.problem("cpu", [3], dtype=dtype, kv_cache_dtype=DS_MLA, kv_c=rows)

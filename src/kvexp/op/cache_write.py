@@ -74,6 +74,10 @@ class CacheWrite(Op):
         """Say whether rows of that type are divided by the scales."""
         return kv_cache_dtype != "auto" and source.itemsize > 1
 
+    def count_tile_items(self, kv_cache_dtype: str) -> int | None:
+        """Return how many items of K share a scale that is made of them; None where scales are arguments."""
+        return None
+
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """Return the bytes that a call reads (rows of K and V, slots) and writes (rows of K and V).
 

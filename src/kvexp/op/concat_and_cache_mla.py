@@ -170,6 +170,12 @@ class ConcatAndCacheMla(CacheWrite):
         """See `CacheWrite.reads_scales`."""
         return kv_cache_dtype != DS_MLA and super().reads_scales(source, kv_cache_dtype)
 
+    def count_tile_items(self, kv_cache_dtype: str) -> int | None:
+        """See `CacheWrite.count_tile_items`."""
+        from kvexp.op.quantize import TILE  # imports torch
+
+        return TILE if kv_cache_dtype == DS_MLA else None
+
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """See `op.Op.bytes_moved`."""
         read, written = super().bytes_moved(case, item_bytes)

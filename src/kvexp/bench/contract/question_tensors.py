@@ -102,6 +102,8 @@ class QuestionTensors:
             rows.fill(self.generator)
             if self.question.special_values:
                 question_inputs.fill_special(rows.flat, scales, self.generator)
+                if tile := self.op.count_tile_items(self.kv_cache_dtype):
+                    question_inputs.limit_tiles(rows.flat, tile, self.generator)
 
     def draw_slots(self) -> None:
         """Change the slots in place, and which tokens have none."""
