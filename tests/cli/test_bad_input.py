@@ -49,7 +49,7 @@ BAD = {
     "dtype=float64": "unknown dtype 'float64'; choose one of bfloat16, float,",
     "dtype=flaot16": "unknown dtype 'flaot16' (did you mean float16?); choose one of bfloat16, float,",
     "layout=HDN": f"(did you mean HND?); choose one of {LAYOUTS}; --config-dir FOLDER adds your own",
-    "kv_cache_dtype=fp8_e5m3": "choose one of auto, fp8, fp8_e4m3, fp8_e5m2",
+    "kv_cache_dtype=fp8_e5m3": "choose one of auto, fp8, fp8_ds_mla, fp8_e4m3, fp8_e5m2",
     "connector=nxil": "(did you mean nixl?); choose one of hisparse, lmcache, mooncake, nixl, none, ",
     "connector=null": "choose one of hisparse, lmcache, mooncake, nixl, none, offloading",
     "~connector": "connector is one of hisparse, lmcache, mooncake, nixl, none, offloading",
