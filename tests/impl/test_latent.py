@@ -131,3 +131,21 @@ def test_a_curve_is_verified(kv_cache_dtype, rope):
     chosen = {**SIZES, "head_size_v": rope, "num_layers": 2, "num_tokens": (1, 16), "padding": 0.2}
     made = tiny_curve.curve(impl="torch", op=MLA, kv_cache_dtype=kv_cache_dtype, **chosen)
     assert [point.status for point in run_curve.run(made, {})] == ["verified"] * 2
+
+
+def test_the_cuda_kernels_take_the_widest_accesses_that_all_rows_allow():
+    """Also beside rows of k_pe without elements, whose distance is arbitrary."""
+    for kv_cache_dtype in ("auto", "fp8_e4m3", DS_MLA):
+        for rope in (torch.zeros(3, 0), torch.zeros(3, 64)):
+            posed = latent.problem(
+                "cpu",
+                [1, 5, 3],
+                kv_cache_dtype=kv_cache_dtype,
+                k_pe=rope.bfloat16(),
+                sizes=(512, rope.shape[1]),
+            )
+            spec = concat_and_cache_mla.fit(*posed.arguments, options=Options())[0]
+            if kv_cache_dtype == DS_MLA:
+                assert (spec.source_access, spec.cache_access) == (16, 16)
+            else:
+                assert spec.vec * spec.items.cache_bytes == 16

@@ -108,7 +108,9 @@ def fit(
     width = kv_c.shape[1]
     caches = (half.unsqueeze(2) for half in (kv_cache[..., :width], kv_cache[..., width:]))
     rest = (slot_mapping, kv_cache_dtype, scale, scale)
-    rows = kv_c.unsqueeze(1), k_pe.unsqueeze(1)
+    # The distance between rows without elements is arbitrary.
+    value = k_pe.unsqueeze(1) if k_pe.shape[1] else k_pe.as_strided((len(k_pe), 1, 0), (0, 1, 1))
+    rows = kv_c.unsqueeze(1), value
     flash = reshape_and_cache_flash.fit(*rows, *caches, *rest, options=options)
     return flash._replace(spec=Concat(**vars(flash.spec)))
 
@@ -117,18 +119,19 @@ def _fit_tiles(
     kv_c: Tensor, k_pe: Tensor, kv_cache: Tensor, slot_mapping: Tensor, options: Options
 ) -> Fitted:
     source = str(kv_c.dtype).removeprefix("torch.")
-    rows = [rows for rows in (kv_c, k_pe) if rows.shape[1]]
+    has_rope = k_pe.shape[1] > 0
+    row_strides = (kv_c.stride(0), k_pe.stride(0) if has_rope else 0)
     block_stride, token_stride = cache_strides = get_strides(kv_cache, 2)
     num_blocks, block_size, _ = kv_cache.shape
-    _, source_access = measure_access(kv_c.itemsize, tuple(each.stride(0) for each in rows), *rows)
+    _, source_access = measure_access(kv_c.itemsize, row_strides, kv_c, k_pe)
     _, cache_access = measure_access(1, cache_strides, kv_cache)
     spec = Tiles(
         items=Items(source, "E4M3", software_fp8=options.software_fp8),
-        has_rope=len(rows) > 1,
+        has_rope=has_rope,
         block_size=block_size,
         source_access=source_access,
         cache_access=cache_access,
-        row_strides=(kv_c.stride(0), k_pe.stride(0)),
+        row_strides=row_strides,
         cache_strides=(block_stride, token_stride),
     )
     return Fitted(spec, (num_blocks * block_size,), slot_mapping.shape[0])

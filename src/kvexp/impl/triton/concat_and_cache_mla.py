@@ -117,9 +117,9 @@ def choose_tile(plan: Plan, num_tokens: int, gpu: Gpu, options: Options) -> Tile
     per_thread = FP8_ITEMS if plan.kernel.converts else 8 * VECTOR_BYTES // int(copied)
     items = THREADS * per_thread * (2 if is_large(plan, num_tokens, gpu) else 1)
     tokens = options.tile_tokens or max(1, items // columns)
-    if tokens * (columns + rope_columns) > 2 * MOST_TILE_ITEMS:
+    if tokens * (columns + rope_columns) > MOST_TILE_ITEMS:
         raise Unsupported(
-            f"a tile of {tokens} x {columns} items is more than {MOST_TILE_ITEMS}: less impl.tile_tokens"
+            f"a tile of {tokens} x {columns + rope_columns} items is more than {MOST_TILE_ITEMS}"
         )
     own = (("COLUMNS", columns), ("ROPE_COLUMNS", rope_columns)) if "WIDTH" in widths else ()
     return Tile(tokens, 1, (*own, ("TOKENS", tokens)))
