@@ -155,6 +155,10 @@ class Measurement:
     inputs_state: Annotated[
         str | None, Name("`hot`: calls share all but a few rows; `cold`: each reads rows outside the L2.")
     ] = None
+    l2_persisting_bytes: Annotated[
+        int | None,
+        _Count("L2 found set aside for persisting lines; the call is timed with none set aside.", "bytes"),
+    ] = None
     contract: Annotated[
         str | None, Name("`full`, or which clauses do not hold or are refused; None where not tested.")
     ] = None

@@ -12,6 +12,7 @@ from kvexp import timer
 from kvexp.bench import equal_copy, mode
 from kvexp.case import Case
 from kvexp.errors import Unsupported
+from kvexp.gpu import persisting_l2
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl
 from kvexp.layout import Layout
@@ -108,7 +109,19 @@ def make_replay(curve: Curve, case: Case, turns: Turns, plan: replay_plan.Plan) 
     flush_l2 = curve.flush_l2 if plan.flush_l2 else None
     # Of untimed calls the runs alone are used, and nobody takes a sample.
     clock = WallClock(case.device, case.mode) if curve.untimed else curve.timer
-    return clock.make_replay(prepare, turns, plan, flush_l2)
+    replay = clock.make_replay(prepare, turns, plan, flush_l2)
+    return replay if curve.l2_bytes is None else without_persisting_lines(replay)
+
+
+def without_persisting_lines(replay: Replay) -> Replay:
+    """Return the replay, each sample of which begins with an L2 without persisting lines."""
+    take = replay.sample
+
+    def sample(turn: int) -> float:
+        persisting_l2.end_persistence()
+        return take(turn)
+
+    return replace(replay, sample=sample)
 
 
 def prepare_copy(
