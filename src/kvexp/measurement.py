@@ -157,7 +157,7 @@ class Measurement:
     ] = None
     l2_persisting_bytes: Annotated[
         int | None,
-        _Count("L2 found set aside for persisting lines; the call is timed with none set aside.", "bytes"),
+        _Count("L2 that the implementation set aside for persisting lines; it is timed without.", "bytes"),
     ] = None
     contract: Annotated[
         str | None, Name("`full`, or which clauses do not hold or are refused; None where not tested.")

@@ -12,7 +12,6 @@ from kvexp import timer
 from kvexp.bench import equal_copy, mode
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.gpu import persisting_l2
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl
 from kvexp.layout import Layout
@@ -51,6 +50,7 @@ class Curve:
         flush_l2: Flushes the L2 by reading; None on a CPU.
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
         machine: Reads the GPU's clocks and load.
+        persisting_bytes: Bytes of the L2 that were set aside for persisting lines when `impl` was made.
         unrolls: The fastest copies found so far in this process.
     """
 
@@ -64,6 +64,7 @@ class Curve:
     flush_l2: Call | None
     empty_kernel_us: float | None
     machine: GpuMonitor
+    persisting_bytes: int = 0
     unrolls: Unrolls = field(default_factory=dict)
 
     @property
@@ -109,19 +110,7 @@ def make_replay(curve: Curve, case: Case, turns: Turns, plan: replay_plan.Plan) 
     flush_l2 = curve.flush_l2 if plan.flush_l2 else None
     # Of untimed calls the runs alone are used, and nobody takes a sample.
     clock = WallClock(case.device, case.mode) if curve.untimed else curve.timer
-    replay = clock.make_replay(prepare, turns, plan, flush_l2)
-    return replay if curve.l2_bytes is None else without_persisting_lines(replay)
-
-
-def without_persisting_lines(replay: Replay) -> Replay:
-    """Return the replay, each sample of which begins with an L2 without persisting lines."""
-    take = replay.sample
-
-    def sample(turn: int) -> float:
-        persisting_l2.end_persistence()
-        return take(turn)
-
-    return replace(replay, sample=sample)
+    return clock.make_replay(prepare, turns, plan, flush_l2)
 
 
 def prepare_copy(

@@ -84,7 +84,8 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
             _check_last_run(curve, replay, tensors, windows)()
         return Measurement(case, "verified", curve.untimed, seconds=seconds)
     with seconds.measure("timing_s"):
-        set_aside = _end_set_aside(case)
+        device = torch.device(case.device)
+        persisting_bytes = max(curve.persisting_bytes, persisting_l2.end_set_aside(device))
         before = curve.machine.read()
         with _scan_on_error(tensors, plan.mappings):
             timing = timer.time_replay(
@@ -93,7 +94,7 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
                 lambda run: check_timed_slots(tensors, windows[run], AUDITED_BYTES),
             )
         after = curve.machine.read()
-        if _end_set_aside(case):
+        if persisting_l2.end_set_aside(device):
             raise Unsupported(SETS_ASIDE)
     with seconds.measure("verify_s"):
         _check_timed_runs(replay, tensors, windows, timing.last_run)
@@ -108,7 +109,8 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
         copy_us = measure_copy()
     pieces, piece_bytes = curve.op.count_pieces(case, curve.layout, curve.item_bytes) or (None, None)
     measured = make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
-    return replace(measured, pieces=pieces, piece_bytes=piece_bytes, l2_persisting_bytes=set_aside)
+    measured = replace(measured, pieces=pieces, piece_bytes=piece_bytes)
+    return measured if curve.l2_bytes is None else replace(measured, l2_persisting_bytes=persisting_bytes)
 
 
 def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[Call]]:
@@ -120,11 +122,6 @@ def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[
         for mapping, window in dict.fromkeys(chain(*walks))
     }
     return [[bound[pair] for pair in walk] for walk in walks]
-
-
-def _end_set_aside(case: Case) -> int | None:
-    """End what the calls have set aside of the L2, on a GPU; see `persisting_l2.end_set_aside`."""
-    return None if case.device == "cpu" else persisting_l2.end_set_aside()
 
 
 def _renew_data(curve: Curve, tensors: Tensors, draw: int) -> None:
