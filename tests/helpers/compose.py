@@ -20,7 +20,7 @@ from kvexp.experiment import Choice, Experiment
 from kvexp.impl import make
 from kvexp.op import Op
 
-PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
+PEERS = ("flashinfer", "sglang", "torch_compile", "vllm", "vllm_triton")
 """Implementations of other projects, measured where they are installed."""
 
 COPY_ENGINES = ("batch", "memcpy2d", "staged")
