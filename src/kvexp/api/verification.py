@@ -48,7 +48,8 @@ def verify(
             `concat_and_cache_mla`.
         layout: The caches', one that the op writes.
         dtype: Type of keys and values.
-        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`.
+        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`; for latent rows also
+            `fp8_ds_mla`.
         device: The tensors' device.
         skip: Clauses to leave out.
 
