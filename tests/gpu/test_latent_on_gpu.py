@@ -57,6 +57,7 @@ def test_cuda_writes_tiles_without_the_instruction_and_with_several_rows_a_warp(
         assert torch.equal(posed.storage, expected)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kv_cache_dtype", FORMATS)
 @pytest.mark.parametrize("name", IMPLS)
 def test_every_point_of_a_curve_is_ok_and_keeps_the_whole_contract(name, kv_cache_dtype):
