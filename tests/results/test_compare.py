@@ -1,10 +1,14 @@
 """Two sweeps, or two values of an axis, compared point by point."""
 
+import json
+
 import pytest
 
 from kvexp import cli
+from kvexp.case import Case
+from kvexp.column import columns_of
 from kvexp.errors import ConfigError
-from kvexp.results.compare import compare, select_value
+from kvexp.results.compare import check_cases, compare, select_value
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 
@@ -123,6 +127,27 @@ def test_two_that_share_no_case_are_refused_with_what_they_differ_in():
         compare(
             [row(num_tokens=1), row(num_tokens=2, seed=1)], [row(num_tokens=2), row(num_tokens=1, seed=1)]
         )
+
+
+def timed(**options):
+    return row(timer_options=json.dumps({"cache": "auto", "inputs": "hot", "max_seconds": 2.0} | options))
+
+
+def test_sweeps_that_sampled_for_another_time_are_compared():
+    (point,) = compare([timed()], [timed(max_seconds=0.1, max_samples=50)])
+    assert point.baseline_us == point.candidate_us == 10.0
+    check_cases([timed()], [_case(timed(max_seconds=0.1))])
+
+
+def test_of_two_timers_options_that_differ_the_sentence_names_the_one_that_matters():
+    with pytest.raises(
+        ConfigError, match=r"sizes; timer.cache is auto in the baseline and hot in the candidate$"
+    ):
+        compare([timed()], [timed(max_seconds=0.1, cache="hot")])
+
+
+def _case(columns):
+    return Case(**{column: columns[column] for column in columns_of(Case)})
 
 
 def test_two_that_measured_nothing_are_refused():

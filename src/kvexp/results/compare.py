@@ -9,13 +9,15 @@ from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right, is_wrong
 from kvexp.results.labels import (
     CURVE,
+    OPTIONS,
     TOGETHER,
     format_column,
     group_by_curve,
     group_rows,
     label_curves,
+    read_options,
 )
-from kvexp.results.point_identity import CASE
+from kvexp.results.point_identity import CASE, get_value, get_values
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
 
 Key = tuple[Any, ...]
@@ -113,7 +115,7 @@ def select_value(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
         values = ", ".join(dict.fromkeys(str(row.get(axis)) for row in rows))
         raise ConfigError(f"{axis}={value} was not measured; there is {values}")
     for column in TOGETHER.get(axis, ()):
-        held = list(dict.fromkeys(str(row.get(column)) for row in found))
+        held = list(dict.fromkeys(str(get_value(row, column)) for row in found))
         if len(held) > 1:
             raise ConfigError(
                 f"{axis}={value} was measured with several values of {column} ({', '.join(held)}), "
@@ -146,23 +148,37 @@ def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
     """
     columns = [column for column in CASE if column != "device"]
     measured = group_rows(baseline, columns)
-    asked = {tuple(getattr(case, column) for column in columns) for case in cases}
+    asked = {get_values(case.columns(), columns) for case in cases}
     if not asked & set(measured):
         raise ConfigError(_NONE_SHARED + _list_differences(columns, measured, asked))
 
 
 def _list_differences(columns: Sequence[str], baseline: Collection[Key], candidate: Collection[Key]) -> str:
-    """List the columns in which the two have no value in common; empty where there is none."""
-    differences: list[str] = []
-    if not baseline or not candidate:
-        return ""
-    for column, before, now in zip(
-        columns, zip(*baseline, strict=True), zip(*candidate, strict=True), strict=True
-    ):
-        if not set(before) & set(now):
-            first, second = (", ".join(map(str, dict.fromkeys(values))) for values in (before, now))
-            differences.append(f"{column} is {first} in the baseline and {second} in the candidate")
-    return "".join(f"; {difference}" for difference in differences)
+    """List the columns and the options in which the two have no value in common; empty where there is none.
+
+    An option that one of them does not have differs with the choice that it is of.
+    """
+    before, now = (_collect_values(columns, side) for side in (baseline, candidate))
+    differences = [
+        f"; {name} is {', '.join(before[name])} in the baseline and {', '.join(now[name])} in the candidate"
+        for name in before
+        if name in now and not set(before[name]) & set(now[name])
+    ]
+    return "".join(differences)
+
+
+def _collect_values(columns: Sequence[str], keys: Collection[Key]) -> dict[str, dict[str, None]]:
+    """Collect the values of each column, and of each option, such as `timer.cache`, in words."""
+    found: dict[str, dict[str, None]] = {}
+    for key in keys:
+        values = dict(zip(columns, key, strict=True))
+        for group in OPTIONS:
+            own = read_options(values, group)
+            values |= {f"{group}.{option}": value for option, value in own.items()}
+            values.pop(f"{group}_options", None)
+        for name, value in values.items():
+            found.setdefault(name, {})[str(value)] = None
+    return found
 
 
 def _has_several_devices(rows: Sequence[Row]) -> bool:
@@ -186,9 +202,7 @@ def label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
         words = (format_column(grouped[0][0], column) for column in CURVE[:3] if column in columns)
         names = [" ".join(words)]
     return {
-        tuple(row.get(column) for column in columns): name
-        for name, curve in zip(names, grouped, strict=True)
-        for row in curve
+        get_values(row, columns): name for name, curve in zip(names, grouped, strict=True) for row in curve
     }
 
 

@@ -9,6 +9,7 @@ from kvexp.column import Options, columns_of
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
 from kvexp.results.overrides import quote_value
+from kvexp.results.point_identity import get_value, get_values
 
 OPTIONS = tuple(
     name.removesuffix("_options") for name, column in columns_of(Case).items() if isinstance(column, Options)
@@ -44,10 +45,10 @@ Columns = Mapping[str, Any]
 
 
 def group_rows(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Group the rows by their values of these columns."""
+    """Group the rows by their values of these columns, see `get_values`."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row.get(column) for column in columns), []).append(row)
+        found.setdefault(get_values(row, columns), []).append(row)
     return found
 
 
@@ -107,13 +108,14 @@ def label_curves(curves: Sequence[Sequence[Row]]) -> list[str]:
 def simplify_curves(curves: Sequence[Columns], keys: Collection[str] | None = None) -> list[dict[str, Any]]:
     """Return the curves' columns with what is to be compared and said of them.
 
-    Of the options of one owner those that all its curves share are left out; with `keys`, those that no key
-    names. A cache of `auto` becomes what it holds. A mode or a timer is left out where it is what `auto`
-    means on each curve's device, as are a head size of V and a number of query heads that are those of K.
+    Of the options of one owner those that all its curves share are left out, and how long one sampled; with
+    `keys`, those that no key names. A cache of `auto` becomes what it holds. A mode or a timer is left out
+    where it is what `auto` means on each curve's device, as are a head size of V and a number of query heads
+    that are those of K.
     """
-    found = [dict(curve) for curve in curves]
+    found = [{column: get_value(curve, column) for column in curve} for curve in curves]
     for owner in OPTIONS:
-        told = _find_told_options(curves, owner) if keys is None else None
+        told = _find_told_options(found, owner) if keys is None else None
         for curve in found:
             options = {
                 option: value
