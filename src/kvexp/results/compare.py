@@ -64,6 +64,7 @@ def compare(
     ignored: Sequence[str] = (),
     across: bool = False,
     tolerance: float | None = None,
+    in_one_sweep: bool = False,
 ) -> list[Point]:
     """Compare every point of either side; return the worst first.
 
@@ -77,6 +78,7 @@ def compare(
         ignored: Columns of a case in which the two sides may differ.
         across: Compare different kinds of GPU and different drivers.
         tolerance: The part by which two processes differ; by default `verdict.between_processes`.
+        in_one_sweep: Both sides may be of the same sweeps, see `verdict.judge_processes`.
 
     Raises:
         ConfigError: The two were measured on other GPUs or drivers, share no case, or measured none.
@@ -93,7 +95,13 @@ def compare(
         raise ConfigError(_NONE_SHARED + _list_differences(columns, *sides))
     names = label_cases([*baseline, *candidate], columns)
     points = [
-        compare_point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
+        compare_point(
+            names[key],
+            *(side.get(key, []) for side in sides),
+            tolerance,
+            compares_gpus=compares_gpus,
+            in_one_sweep=in_one_sweep,
+        )
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
     found = sorted(filter(None, points), key=_rank)
@@ -211,7 +219,9 @@ def compare_point(
     baseline: Sequence[Row],
     candidate: Sequence[Row],
     tolerance: float | None,
+    *,
     compares_gpus: bool = False,
+    in_one_sweep: bool = False,
 ) -> Point | None:
     """Compare one case; return None where neither side could measure it.
 
@@ -221,7 +231,8 @@ def compare_point(
     before, now = ([row for row in side if row["status"] == "ok"] for side in (baseline, candidate))
 
     def make(word: str, note: str = "", verdict: Verdict | None = None) -> Point:
-        return Point(label, size, word, *latencies(before, now), verdict, note)
+        both = latencies(before, now, in_one_sweep=in_one_sweep)
+        return Point(label, size, word, *both, verdict, note)
 
     wrong = [row for row in candidate if is_wrong(row["status"])]
     if wrong:
@@ -232,7 +243,7 @@ def compare_point(
         return make("missing", f"{how_many} {_format_reason(untimed[0])}")
     if before and now:
         gpus = 0.0 if compares_gpus else between_gpus(before, now)
-        verdict = judge_processes(before, now, tolerance, gpus)
+        verdict = judge_processes(before, now, tolerance, gpus, in_one_sweep=in_one_sweep)
         several = f"{len(before)} and {len(now)} processes" if len(before) != len(now) else ""
         return make(verdict.word, ", ".join(filter(None, [several, "another GPU" if gpus else ""])), verdict)
     was_right, now_right = (any(is_right(row["status"]) for row in side) for side in (baseline, candidate))

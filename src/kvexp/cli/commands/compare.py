@@ -1,7 +1,7 @@
 """Show what became faster, slower, broken or missing between two sweeps, or between two values of one.
 
-kvexp compare BASELINE CANDIDATE compares two sweeps. Several processes per side (a sweep with repeat=5, or a
-folder of several sweeps) are judged together; with at least three per side, by their own scatter.
+kvexp compare BASELINE CANDIDATE compares two sweeps, or two folders of sweeps. The processes of a side (a
+sweep with repeat=5) are judged by their scatter; what shifts a whole sweep only several sweeps a side show.
 kvexp compare [SWEEP] --axis impl --baseline triton --candidate cuda compares two values within one sweep.
 kvexp compare --history [REVISION[:PATH]] follows each point of baselines/ through the commits that wrote
 them; --figure FILE draws that.
@@ -34,7 +34,12 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("compare: --figure draws what --history finds; type that beside it")
     baseline, candidate, ignored = _read_sides(typed)
     points = compare.compare(
-        baseline, candidate, ignored=ignored, across=typed.across, tolerance=typed.tolerance
+        baseline,
+        candidate,
+        ignored=ignored,
+        across=typed.across,
+        tolerance=typed.tolerance,
+        in_one_sweep=typed.axis is not None,
     )
     comparison_table.print_points(points, typed.format)
     return comparison_table.exit_code(points, typed.fail_on)
