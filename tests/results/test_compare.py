@@ -92,6 +92,16 @@ def test_another_gpu_or_driver_is_refused_unless_it_is_asked_for(column, other):
     assert words([row()], [row(**{column: other})], across=True) == [("same", 64)]
 
 
+def test_what_auto_means_on_each_device_is_no_difference_between_devices():
+    cpu = {"device": "cpu", "device_name": "CPU", "mode": "no_graph", "timer": "wall_clock"}
+    (point,) = compare([row()] * 3, [row(900.0, **cpu)] * 3, across=True)
+    assert (point.word, point.verdict.ratio) == ("slower", pytest.approx(90.0))
+    # The CPU's processes differ by 20 %, so that is what both are judged by.
+    assert compare([row()] * 3, [row(12.0, **cpu)] * 3, across=True)[0].word == "ambiguous"
+    with pytest.raises(ConfigError, match="mode is auto in the baseline and no_graph in the candidate"):
+        compare([row()], [row(900.0, **cpu | {"mode": "no_graph", "device": "cuda:0"})], across=True)
+
+
 def test_of_a_baseline_of_several_gpus_the_candidates_counts():
     baseline = [row(), row(5.0, device_name="NVIDIA H100")]
     (point,) = compare(baseline, [row()])
@@ -211,6 +221,18 @@ def test_of_two_values_the_last_sweep_is_the_default(sweeps, tmp_path, capsys):
     sweep(tmp_path / "multirun" / "2" / "1", [curve({8: 9.0}), curve({8: 2.0}, impl="triton")])
     assert cli.dispatch(["compare", "--axis", "impl", "--baseline", "cuda", "--candidate", "triton"]) == 0
     assert capsys.readouterr().out.endswith("1 faster\n")
+
+
+def test_two_devices_are_compared_by_their_names(sweeps, tmp_path, capsys):
+    other = {"device_name": "NVIDIA B200", "driver": "590"}
+    sweep(tmp_path / "other" / "1", [curve({8: 2.0, 512: 5.0}, **other)])
+    names = ["--axis", "device_name", "--baseline", "NVIDIA H200", "--candidate", "NVIDIA B200"]
+    assert cli.dispatch(["compare", "base", "other", *names, "--fail-on", "slower"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split()[0] == "faster"
+    assert lines[-1] == "2 missing, 1 ambiguous, 1 faster"
+    assert cli.dispatch(["compare", "base", *names]) == 2
+    assert "device_name=NVIDIA B200 was not measured; there is NVIDIA H200" in capsys.readouterr().err
 
 
 def test_an_exported_file_is_a_baseline(sweeps, capsys):

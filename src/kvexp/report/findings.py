@@ -13,7 +13,7 @@ from kvexp.report.speedups import Axis, is_comparable
 from kvexp.results.merge import PROCESSES
 from kvexp.results.verdict import CONFIDENCE, CPU, GPU_FEW, GPU_MANY, MANY_TOKENS
 
-_CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
+_CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "device_name")
 """The axes on which one value can be the fastest; another size or op is another task."""
 
 _MOST_VALUES = 8  # named one by one

@@ -9,6 +9,7 @@ from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right, is_wrong
 from kvexp.results.labels import (
     CURVE,
+    DEVICE,
     OPTIONS,
     TOGETHER,
     format_column,
@@ -16,6 +17,7 @@ from kvexp.results.labels import (
     group_rows,
     label_curves,
     read_options,
+    restore_auto,
 )
 from kvexp.results.point_identity import CASE, get_value, get_values
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
@@ -76,14 +78,16 @@ def compare(
         baseline: Rows; those of one case come from different processes.
         candidate: Rows, in the same way.
         ignored: Columns of a case in which the two sides may differ.
-        across: Compare different kinds of GPU and different drivers.
+        across: Compare different devices and drivers; what `auto` means on each is then no difference.
         tolerance: The part by which two processes differ; by default `verdict.between_processes`.
         in_one_sweep: Both sides may be of the same sweeps, see `verdict.judge_processes`.
 
     Raises:
         ConfigError: The two were measured on other GPUs or drivers, share no case, or measured none.
     """
-    if not across:
+    if across:
+        baseline, candidate = ([restore_auto(row) for row in side] for side in (baseline, candidate))
+    else:
         baseline = _select_gpu(baseline, candidate)
         check_machines(baseline, candidate)
     compares_gpus = "device" in ignored
@@ -114,10 +118,11 @@ def select_value(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
     """Select the rows with this value of an axis.
 
     Raises:
-        ConfigError: The axis is not a column of a curve, no row has the value, or other columns vary with it.
+        ConfigError: The axis is not a column of a curve or DEVICE, no row has the value, or other columns
+            vary with it.
     """
-    if axis not in CURVE:
-        raise ConfigError(f"--axis {axis} is no choice of a curve; one of {', '.join(CURVE)}")
+    if axis not in (*CURVE, DEVICE):
+        raise ConfigError(f"--axis {axis} is no choice of a curve; one of {', '.join((*CURVE, DEVICE))}")
     found = [row for row in rows if str(row.get(axis)) == value]
     if not found:
         values = ", ".join(dict.fromkeys(str(row.get(axis)) for row in rows))

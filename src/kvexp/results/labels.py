@@ -21,6 +21,9 @@ _OTHERS = [name for name in columns_of(Case) if name not in (*_NAMES, "num_token
 CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
 
+DEVICE = "device_name"
+"""The column that names a GPU's or a CPU's kind: no choice of a curve, but it can be compared."""
+
 NAME = "curve"
 """The column in which a sweep writes the name that it has given to a row's curve."""
 
@@ -132,6 +135,12 @@ def simplify_curves(curves: Sequence[Columns], keys: Collection[str] | None = No
             for curve in found:
                 curve.pop(column, None)
     return found
+
+
+def restore_auto(row: Columns) -> dict[str, Any]:
+    """Return the columns with `auto` for a mode and a timer that are what it means on their device."""
+    usual = {column: "auto" for column in ("mode", "timer") if row.get(column) == _get_usual(row, column)}
+    return {**row, **usual}
 
 
 def format_column(row: Columns, column: str) -> str:

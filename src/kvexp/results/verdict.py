@@ -141,7 +141,7 @@ def judge_processes(
         in_one_sweep: Rows of both sides with an equal SWEEP are of the same sweep, and share its shift.
     """
     blocks, are_shared = _pair(baseline, candidate, in_one_sweep)
-    part = between_processes(baseline[0]) if tolerance is None else tolerance
+    part = max(map(between_processes, (baseline[0], candidate[0]))) if tolerance is None else tolerance
     measured_before = _Noise((part / _TWO_OF_A_KIND) ** 2, UNSEEN_FREEDOM)
     middle = _average([block.difference for block in blocks], blocks)
     processes = _estimate_processes(blocks, measured_before, middle if are_shared else None)
