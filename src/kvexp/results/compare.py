@@ -101,7 +101,8 @@ def compare(
     points = [
         compare_point(
             names[key],
-            *(side.get(key, []) for side in sides),
+            sides[0].get(key, []),
+            sides[1].get(key, []),
             tolerance,
             compares_gpus=compares_gpus,
             in_one_sweep=in_one_sweep,

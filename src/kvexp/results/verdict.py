@@ -9,14 +9,13 @@ all noise that its sides do not share. For two GPUs of one kind their difference
 
 import functools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
 from kvexp.measurement import Row
-from kvexp.results.labels import group_rows
+from kvexp.results.labels import DEVICE, group_rows
 from kvexp.results.load import SWEEP
 
 Word = Literal["faster", "slower", "same", "ambiguous"]
@@ -45,7 +44,7 @@ UNSEEN_FREEDOM = 8
 """Degrees of freedom of the noise where one process a side shows none: its tails may be heavy (t of 8)."""
 CONFIDENCE = 0.995
 """Of the interval of a ratio. Of simulated equal code 0.3 % of points are called faster or slower."""
-_GPU = ("device_name", "device_uuid")
+_GPU = (DEVICE, "device_uuid")
 _TWO_OF_A_KIND = 1.96 * math.sqrt(2)
 """The difference that 95 % of pairs stay below, in standard deviations of one."""
 
@@ -232,10 +231,15 @@ class _Block:
         before, now = map(len, self.sides)
         return before * now / (before + now)
 
-    @property
+    @functools.cached_property
+    def cells(self) -> list[list[list[float]]]:
+        """The logarithms of each side's latencies, by sweep."""
+        return [_group_logs(side) for side in self.sides]
+
+    @functools.cached_property
     def difference(self) -> float:
         """The logarithm of the candidate's latency over the baseline's."""
-        before, now = map(_get_level, self.sides)
+        before, now = map(_average_sweeps, self.cells)
         return now - before
 
 
@@ -245,7 +249,7 @@ def _pair(baseline: Sequence[Row], candidate: Sequence[Row], in_one_sweep: bool)
     Returns:
         The pairs, and whether the two sides of each are of one sweep.
     """
-    for columns in ((*_GPU, SWEEP), (SWEEP,), _GPU):
+    for columns in ((*_GPU, SWEEP), (DEVICE, SWEEP), _GPU):
         if SWEEP in columns and not in_one_sweep:
             continue
         before, now = (group_rows(side, columns) for side in (baseline, candidate))
@@ -257,7 +261,7 @@ def _pair(baseline: Sequence[Row], candidate: Sequence[Row], in_one_sweep: bool)
 
 def _estimate_processes(blocks: Sequence[_Block], prior: _Noise, middle: float | None) -> _Noise:
     """Estimate how far processes differ: within each sweep of each side, and of blocks from the middle."""
-    cells = [_get_logs(rows) for block in blocks for side in block.sides for rows in _group_by_sweep(side)]
+    cells = [cell for block in blocks for side in block.cells for cell in side]
     squares = sum(map(_sum_squares, cells))
     freedom = sum(len(cell) - 1 for cell in cells)
     if middle is not None:
@@ -268,7 +272,7 @@ def _estimate_processes(blocks: Sequence[_Block], prior: _Noise, middle: float |
 
 def _estimate_sweeps(blocks: Sequence[_Block], processes: _Noise) -> _Noise:
     """Estimate how far sweeps differ: each is shifted as far as processes differ, or as several show."""
-    cells = [[_get_logs(rows) for rows in _group_by_sweep(side)] for block in blocks for side in block.sides]
+    cells = [side for block in blocks for side in block.cells]
     each = fmean(1 / len(cell) for side in cells for cell in side)
     prior = replace(processes, variance=processes.variance * (1 + each))
     levels = [[*map(fmean, side)] for side in cells]
@@ -282,17 +286,21 @@ def _count_sweeps(blocks: Sequence[_Block], side: int) -> int:
     return len({row.get(SWEEP) for block in blocks for row in block.sides[side]})
 
 
-def _group_by_sweep(rows: Sequence[Row]) -> list[list[Row]]:
-    return list(group_rows(rows, (SWEEP,)).values())
+def _group_logs(rows: Sequence[Row]) -> list[list[float]]:
+    """Return the logarithms of the latencies, by sweep."""
+    found: dict[object, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.get(SWEEP), []).append(math.log(row["latency_us"]))
+    return list(found.values())
 
 
-def _get_logs(rows: Sequence[Row]) -> list[float]:
-    return [math.log(row["latency_us"]) for row in rows]
+def _average_sweeps(cells: Sequence[Sequence[float]]) -> float:
+    """Return the mean logarithm; of several sweeps each counts once."""
+    return fmean(map(fmean, cells))
 
 
 def _get_level(rows: Sequence[Row]) -> float:
-    """Return the mean logarithm; of several sweeps each counts once."""
-    return fmean(fmean(_get_logs(own)) for own in _group_by_sweep(rows))
+    return _average_sweeps(_group_logs(rows))
 
 
 def _sum_squares(values: Sequence[float]) -> float:
@@ -303,8 +311,8 @@ def _sum_squares(values: Sequence[float]) -> float:
 
 def _average(values: Sequence[float], blocks: Sequence[_Block]) -> float:
     """Return the mean of a value of each block, weighted by the blocks."""
-    weights = [block.weight for block in blocks]
-    return sum(map(operator.mul, weights, values)) / sum(weights)
+    weighed = sum(block.weight * value for block, value in zip(blocks, values, strict=True))
+    return weighed / sum(block.weight for block in blocks)
 
 
 def _average_intervals(sides: Sequence[Sequence[Row]]) -> list[float]:
@@ -320,6 +328,6 @@ def _is_on_cpu(row: Row) -> bool:
 
 @functools.cache
 def _quantile(freedom: float) -> float:
-    from scipy.stats import t  # here, since it takes a second to import
+    from scipy.special import stdtrit  # here, since only what compares needs it
 
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
