@@ -155,6 +155,10 @@ class Measurement:
     inputs_state: Annotated[
         str | None, Name("`hot`: calls share all but a few rows; `cold`: each reads rows outside the L2.")
     ] = None
+    l2_persisting_bytes: Annotated[
+        int | None,
+        _Count("L2 that the implementation set aside for persisting lines; it is timed without.", "bytes"),
+    ] = None
     contract: Annotated[
         str | None, Name("`full`, or which clauses do not hold or are refused; None where not tested.")
     ] = None

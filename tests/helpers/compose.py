@@ -19,7 +19,7 @@ from kvexp.errors import Unsupported
 from kvexp.experiment import Choice, Experiment
 from kvexp.impl import make
 
-PEERS = ("flashinfer", "torch_compile", "vllm", "vllm_triton")
+PEERS = ("flashinfer", "sglang", "torch_compile", "vllm", "vllm_triton")
 """Implementations of other projects, measured where they are installed."""
 
 COPY_ENGINES = ("batch", "memcpy2d", "staged")

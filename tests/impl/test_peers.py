@@ -11,6 +11,7 @@ from kvexp.bench import run_curve
 from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from kvexp.impl.flashinfer import FlashInfer
+from kvexp.impl.sglang import SGLang
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
@@ -138,6 +139,26 @@ def append_paged_kv_cache(
         for cache, rows in zip(paged_kv_cache, (append_key, append_value), strict=True):
             place = cache[page, entry] if kv_layout == "NHD" else cache[page, :, entry]
             place.copy_(rows[token])
+
+
+def store_cache(k, v, k_cache, v_cache, indices, *, row_bytes=0, num_split=0, reserved_skip_index=0):
+    """SGLang's: rows of `k` and `v` at the indices of two-dimensional pools, but for the reserved one."""
+    assert {tensor.dim() for tensor in (k, v, k_cache, v_cache)} == {2}
+    kept = indices != reserved_skip_index
+    k_cache[indices[kept]], v_cache[indices[kept]] = k[kept], v[kept]
+
+
+def store_cache_of_old(k, v, k_cache, v_cache, indices, *, row_bytes=0, num_split=0):
+    """What it was before a slot was reserved."""
+    store_cache(k, v, k_cache, v_cache, indices, reserved_skip_index=-1)
+
+
+SGLANG = "sglang.kernels.ops.kvcache.kvcache"
+
+
+@pytest.fixture
+def sglang(monkeypatch):
+    module(monkeypatch, SGLANG, store_cache=store_cache, can_use_store_cache=lambda size: size % 4 == 0)
 
 
 VERIFIED = [("verified", "timer=none: not timed")] * len(FEW)
@@ -271,9 +292,45 @@ def test_flashinfer_s_decode_says_what_it_reads(chosen, sentence):
     assert outcomes("flashinfer", **{**DECODE, **chosen}) == [("skipped", sentence)] * 2
 
 
-@pytest.mark.parametrize("impl", ["vllm", "vllm_triton", "flashinfer"])
+@pytest.mark.usefixtures("sglang")
+class TestSGLang:
+    @pytest.mark.parametrize("num_layers", [1, 3])
+    def test_that_is_right_is_said_to_be(self, num_layers):
+        """Slot 0 is the first that is written, and not left out."""
+        chosen = {"num_layers": num_layers, "slots": "contiguous", "extra_tokens": 2}
+        assert outcomes("sglang", layout="NHD", **chosen) == VERIFIED
+
+    def test_keeps_the_indices_of_the_moment_when_refresh_was_called(self, monkeypatch):
+        monkeypatch.setattr(SGLang, "refresh", lambda self: None)
+        for status, reason in outcomes("sglang", layout="NHD"):
+            assert (status, "keeps what it saw" in reason) == ("incorrect", True)
+
+    def test_of_an_older_sglang_lies_elsewhere_and_reserves_no_slot(self, monkeypatch):
+        monkeypatch.delitem(sys.modules, SGLANG)
+        older = {"store_cache": store_cache_of_old, "can_use_store_cache": lambda size: True}
+        module(monkeypatch, "sglang.jit_kernel.kvcache", **older)
+        assert outcomes("sglang", layout="NHD") == VERIFIED
+
+    @pytest.mark.parametrize(
+        ("chosen", "sentence"),
+        [
+            (
+                {"layout": "HND"},
+                "impl=sglang writes caches whose heads are adjacent in each slot: layout=NHD",
+            ),
+            ({"kv_cache_dtype": "fp8"}, "impl=sglang copies and has no kv_cache_dtype=fp8_e4m3"),
+            ({"padding": 0.5}, "impl=sglang has no padding slots"),
+            ({"num_heads": 1, "head_size": 3}, "impl=sglang has no kernel for rows of 6 bytes"),
+            ({"op": PAGED, "layout": "head_major"}, "impl=sglang has no reshape_and_cache"),
+        ],
+    )
+    def test_refuses_what_it_cannot(self, chosen, sentence):
+        assert outcomes("sglang", **{"layout": "NHD", **chosen}) == [("skipped", sentence)] * 2
+
+
+@pytest.mark.parametrize("impl", ["vllm", "vllm_triton", "flashinfer", "sglang"])
 def test_a_peer_that_is_not_installed_is_skipped_with_the_reason(impl, monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("vllm", "flashinfer")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("vllm", "flashinfer", "sglang")]:
         monkeypatch.delitem(sys.modules, name)
     package = impl.partition("_")[0]
     monkeypatch.setitem(sys.modules, package, None)

@@ -21,7 +21,7 @@ MIN_DRIVER = 580
 """The first driver of CUDA 13."""
 SEED_BYTES = 75e9
 """Memory of the default workload: 2 x 65536 blocks x 16 slots x 128 heads x 128 x 2 bytes, and inputs."""
-PEERS = ("vllm", "flashinfer")
+PEERS = ("vllm", "flashinfer", "sglang")
 
 
 def check_machine() -> Iterator[dict[str, Any]]:

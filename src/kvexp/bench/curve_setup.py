@@ -50,6 +50,7 @@ class Curve:
         flush_l2: Flushes the L2 by reading; None on a CPU.
         empty_kernel_us: An empty kernel's time in a graph; None where there is none.
         machine: Reads the GPU's clocks and load.
+        persisting_bytes: Bytes of the L2 that were set aside for persisting lines when `impl` was made.
         unrolls: The fastest copies found so far in this process.
     """
 
@@ -63,6 +64,7 @@ class Curve:
     flush_l2: Call | None
     empty_kernel_us: float | None
     machine: GpuMonitor
+    persisting_bytes: int = 0
     unrolls: Unrolls = field(default_factory=dict)
 
     @property

@@ -22,7 +22,7 @@ from kvexp.bench.run_point import Seconds
 from kvexp.case import Case
 from kvexp.errors import ConfigError, IncorrectResult, KvexpError, Unsupported
 from kvexp.experiment import Experiment
-from kvexp.gpu import scan
+from kvexp.gpu import persisting_l2, scan
 from kvexp.gpu.lock import OnWait, gpu_lock
 from kvexp.gpu.nvml import GpuMonitor
 from kvexp.impl import Impl, make
@@ -47,6 +47,7 @@ class Parts:
     impl: Impl
     op: Op
     layout: Layout
+    persisting_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,8 @@ def attempt(work: Callable[[], T], target: str = "") -> T | Failure:
 def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
     """Make what was chosen, and refuse what no point can do before anything is allocated."""
     largest = max(cases, key=lambda case: case.num_tokens)
+    device = torch.device(largest.device)
+    persisting_l2.end_set_aside(device)  # the driver's own, or that of an earlier curve
     parts = Parts(
         source=getattr(torch, str(experiment.dtype.options["torch_dtype"])),
         timer=make(experiment.timer, device=largest.device, mode=largest.mode),
@@ -161,6 +164,7 @@ def _make_parts(experiment: Experiment, cases: Sequence[Case]) -> Parts:
         op=make(experiment.op),
         layout=make(experiment.layout),
     )
+    parts = replace(parts, persisting_bytes=persisting_l2.end_set_aside(device))
     parts.op.check(largest, parts.layout, parts.source.itemsize)
     mode.check_mode(largest.mode, largest.device)
     parts.timer.check()
@@ -194,6 +198,7 @@ def _set_up_curve(
         flush_l2=curve_setup.make_flush(l2_bytes, largest.device) if l2_bytes else None,
         empty_kernel_us=None,
         machine=machine,
+        persisting_bytes=parts.persisting_bytes,
         unrolls=unrolls,
     )
     stack.enter_context(curve.timer.open())

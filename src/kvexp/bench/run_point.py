@@ -19,8 +19,8 @@ from kvexp.bench.curve_setup import Curve
 from kvexp.bench.verify import check_run, check_timed_slots, check_untouched, restore
 from kvexp.case import Case
 from kvexp.column import columns_of
-from kvexp.errors import IncorrectResult, KvexpError
-from kvexp.gpu import scan
+from kvexp.errors import IncorrectResult, KvexpError, Unsupported
+from kvexp.gpu import persisting_l2, scan
 from kvexp.gpu.nvml import GpuState, make_columns
 from kvexp.measurement import Measurement, Statistics
 from kvexp.op import Call
@@ -31,6 +31,12 @@ from kvexp.workload import LAST, TIMED, Tensors
 
 STALE = "the call keeps what it saw when it was bound, and writes that instead of what is there when it runs"
 """Reason of a call that is right only as long as keys, values and slots stay what they were."""
+
+SETS_ASIDE = (
+    "each call sets a part of the L2 aside for persisting lines, so its slots cannot be cold; "
+    "set it aside once, when the call is bound"
+)
+"""Reason of a call that does again what was undone before it was timed."""
 
 AUDITED_BYTES = 128 << 20
 """Bytes of rows that an audit checks, in mappings drawn at random: all would take several samples' time."""
@@ -54,7 +60,7 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
     """Verify the point and, where it can be, time it.
 
     Raises:
-        Unsupported: The point cannot be done here.
+        Unsupported: The point cannot be done here, or not be timed with slots that are cold.
         IncorrectResult: The calls wrote wrong bytes.
     """
     seconds = Seconds()
@@ -78,6 +84,8 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
             _check_last_run(curve, replay, tensors, windows)()
         return Measurement(case, "verified", curve.untimed, seconds=seconds)
     with seconds.measure("timing_s"):
+        device = torch.device(case.device)
+        persisting_bytes = max(curve.persisting_bytes, persisting_l2.end_set_aside(device))
         before = curve.machine.read()
         with _scan_on_error(tensors, plan.mappings):
             timing = timer.time_replay(
@@ -86,6 +94,8 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
                 lambda run: check_timed_slots(tensors, windows[run], AUDITED_BYTES),
             )
         after = curve.machine.read()
+        if persisting_l2.end_set_aside(device):
+            raise Unsupported(SETS_ASIDE)
     with seconds.measure("verify_s"):
         _check_timed_runs(replay, tensors, windows, timing.last_run)
         finish_scan = _check_last_run(curve, replay, tensors, windows)
@@ -99,7 +109,8 @@ def measure_point(curve: Curve, case: Case) -> Measurement:
         copy_us = measure_copy()
     pieces, piece_bytes = curve.op.count_pieces(case, curve.layout, curve.item_bytes) or (None, None)
     measured = make_measurement(curve, case, plan, timing, (before, after), copy_us, seconds)
-    return replace(measured, pieces=pieces, piece_bytes=piece_bytes)
+    measured = replace(measured, pieces=pieces, piece_bytes=piece_bytes)
+    return measured if curve.l2_bytes is None else replace(measured, l2_persisting_bytes=persisting_bytes)
 
 
 def _bind_calls(curve: Curve, tensors: Tensors, plan: replay_plan.Plan) -> list[list[Call]]:

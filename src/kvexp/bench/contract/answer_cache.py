@@ -16,7 +16,7 @@ from kvexp.host import disk_cache
 
 MACHINE = ("device_name", "driver", "torch", "triton", "cuda", "cuda_core", "source_hash")
 """Columns of the machine that a contract depends on; `source_hash` since kvexp poses clauses and launches."""
-PEERS = ("vllm", "flashinfer-python")
+PEERS = ("vllm", "flashinfer-python", "sglang")
 """Packages whose kernels are called by implementations whose own sources do not contain them."""
 IGNORED = (
     *("name", "num_blocks", "slots", "batch", "recorded"),
