@@ -88,6 +88,13 @@ def test_a_row_without_an_interval_is_judged_by_its_percentiles():
     assert interval({"latency_us": 3.0}) == (3.0, 3.0)
 
 
+def test_latencies_of_any_size_have_a_verdict():
+    found = judge_processes([row(1e-300), row(1e300)], [row(1e300), row(1e-300)])
+    assert found.word == "ambiguous"
+    assert 0 < found.low < found.ratio < found.high < math.inf
+    assert found.least_seen > 1
+
+
 def test_a_tolerance_replaces_what_was_measured():
     assert judge_processes(one(), one(10.5)).word == "ambiguous"
     assert judge_processes(one(), one(10.5), tolerance=0.01).word == "slower"

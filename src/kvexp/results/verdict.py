@@ -45,6 +45,8 @@ UNSEEN_FREEDOM = 8
 CONFIDENCE = 0.995
 """Of the interval of a ratio. Of simulated equal code 0.3 % of points are called faster or slower."""
 _GPU = (DEVICE, "device_uuid")
+_LARGEST = 300.0
+"""The logarithm of the largest ratio."""
 _TWO_OF_A_KIND = 1.96 * math.sqrt(2)
 """The difference that 95 % of pairs stay below, in standard deviations of one."""
 
@@ -153,11 +155,11 @@ def judge_processes(
         [0.0, 0.0] if noise.is_seen else _average_intervals([*side])
         for side in zip(*(block.sides for block in blocks), strict=True)
     )
-    low = math.exp(middle - max(reaches) - now[0] - before[1])
-    high = math.exp(middle + max(reaches) + now[1] + before[0])
+    low = _exp(middle - max(reaches) - now[0] - before[1])
+    high = _exp(middle + max(reaches) + now[1] + before[0])
     is_certain = tolerance is not None or (is_comparable(baseline) and is_comparable(candidate))
     word: Word = choose_word(low, high, SAME * part) if is_certain else "ambiguous"
-    return Verdict(word, math.exp(middle), low, high)
+    return Verdict(word, _exp(middle), low, high)
 
 
 def latencies(
@@ -320,6 +322,11 @@ def _average_intervals(sides: Sequence[Sequence[Row]]) -> list[float]:
     rows = [row for side in sides for row in side]
     ends = [[math.log(end / row["latency_us"]) for end in interval(row)] for row in rows]
     return [fmean(-low for low, _ in ends), fmean(high for _, high in ends)]
+
+
+def _exp(logarithm: float) -> float:
+    """Return the exponential, within what a float can hold: rows may have any latency."""
+    return math.exp(max(-_LARGEST, min(_LARGEST, logarithm)))
 
 
 def _is_on_cpu(row: Row) -> bool:
