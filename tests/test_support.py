@@ -42,18 +42,21 @@ def test_each_sentence_is_there_once_and_each_number_has_one(text):
 
 
 @interpreted
-@pytest.mark.parametrize("op", compose.cache_writes())
+@pytest.mark.parametrize("op", compose.all_cache_writes())
 @pytest.mark.parametrize("impl", support.IMPLS)
 def test_every_combination_comes_to_what_the_page_says(impl, op):
     """Each is verified byte for byte, or skipped with exactly that reason."""
     seen: Counter[str] = Counter()
+    sizes = compose.sizes(op)
     for kind in support.list_kinds(op):
-        (point,) = run_curve.run(tiny_curve.curve(impl=impl, num_tokens=19, **asdict(kind)), {})
+        (point,) = run_curve.run(tiny_curve.curve(impl=impl, num_tokens=19, **asdict(kind), **sizes), {})
         assert (point.status, point.reason) == support.expect_on_cpu(impl, kind), (impl, kind)
         seen[point.status] += 1
-    verified = {"cuda": 0, "torch": 17, "triton": 5}[impl]
-    layouts = sum(pair[0] == op for pair in compose.pairs())
-    # 3 types copied as they are, 3 converted to 2 formats by 2 scales, 2 of 8 bits.
+    # 3 types copied as they are, 2 of 8 bits, and 3 converted to 2 formats by 2 scales; without heads by one
+    # scale, and 2 types to a third format.
+    converted = 6 + 2 if sizes else 12
+    verified = {"cuda": 0, "torch": 5 + converted, "triton": 5}[impl]
+    layouts = sum(compose.takes(op, layout) for layout in compose.options("layout"))
     assert seen["verified"] == layouts * verified
     assert seen.total() == len(list(support.list_kinds(op)))
 

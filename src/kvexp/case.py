@@ -99,11 +99,11 @@ class Sizes:
     A default is what conf/config.yaml has for every workload.
     """
 
-    num_heads: Annotated[int, Whole("KV heads of a token.", metric=True)]
-    head_size: Annotated[int, Whole("Elements of a key head.", metric=True)]
-    head_size_v: Annotated[int, Whole("Elements of a value head.", metric=True)]
-    block_size: Annotated[int, Whole("Slots of a cache block.", metric=True)]
-    num_blocks: Annotated[int, Whole("Blocks of the cache.", metric=True, most=INT64)]
+    num_heads: Annotated[int, Whole("KV heads of a token.")]
+    head_size: Annotated[int, Whole("Elements of a key head.")]
+    head_size_v: Annotated[int, Whole("Elements of a value head; 0 for none.", least=0)]
+    block_size: Annotated[int, Whole("Slots of a cache block.")]
+    num_blocks: Annotated[int, Whole("Blocks of the cache.", most=INT64)]
     num_layers: Annotated[
         int, Whole("Layers that share the storage; a transfer copies all, other calls write one of them.")
     ] = 1

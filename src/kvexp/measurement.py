@@ -140,7 +140,9 @@ class Measurement:
         float | None,
         Positive("The copy's time over the call's; 1 is the speed of a plain copy.", metric=True),
     ] = field(default=None, init=False)
-    empty_kernel_us: Annotated[float | None, _Latency("An empty kernel's time.")] = None
+    empty_kernel_us: Annotated[
+        float | None, _Latency("An empty kernel's time, of the curve.", metric=False)
+    ] = None
     bytes_moved: Annotated[int | None, _Count("What one call must read and write at least.", "bytes")] = None
     pieces: Annotated[
         int | None, Whole("Of a transfer: contiguous pieces that a call copies.", metric=True, most=INT64)

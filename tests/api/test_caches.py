@@ -48,6 +48,19 @@ def test_the_head_major_cache_has_no_stride_order():
         kvexp.stride_order("head_major")
 
 
+def test_a_cache_without_heads_has_kv_c_and_k_pe_side_by_side():
+    sizes = SIZES | {"num_heads": 1}
+    for width in (4, 0):
+        first, second = kvexp.allocate_layers(2, "mla", **sizes, head_size_v=width)
+        assert second.kv_cache.shape == (3, 4, 16 + width)
+        assert second.kv_cache.stride() == (2 * 4 * (16 + width), 16 + width, 1)
+        second.key_cache.fill_(1)
+        second.value_cache.fill_(2)
+        assert second.kv_cache[2, 3].tolist() == [1] * 16 + [2] * width
+        assert not first.kv_cache.any()
+    assert kvexp.stride_order("mla") == (0, 1, 2)
+
+
 @pytest.mark.parametrize(
     ("kv_cache_dtype", "x", "item"), [("auto", 8, torch.bfloat16), ("fp8", 16, torch.uint8)]
 )
@@ -75,7 +88,7 @@ def test_fp8_caches_of_flash_have_heads_of_any_size(layout):
     assert cache.key_cache.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("layout", compose.options("layout"))
+@pytest.mark.parametrize("layout", compose.layouts())
 def test_layers_share_one_storage_and_no_element(layout):
     layers = kvexp.allocate_layers(3, layout, **SIZES)
     storages = {layer.key_cache.untyped_storage().data_ptr() for layer in layers}
@@ -93,7 +106,7 @@ def test_layers_share_one_storage_and_no_element(layout):
     [
         (
             {"layout": "XYZ"},
-            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major",
+            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major, mla",
         ),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),
@@ -114,6 +127,11 @@ def test_layers_share_one_storage_and_no_element(layout):
             {"kv_cache_dtype": "int4"},
             "kv_cache_dtype must be one of auto, fp8, fp8_e4m3, fp8_e5m2, not 'int4'",
         ),
+        (
+            {"layout": "mla"},
+            "num_heads must be 1 in layout 'mla', which has no heads, not 2",
+        ),
+        ({"head_size_v": 0}, "head_size_v must be a positive whole number, not 0"),
         (
             {"layout": "head_major", "head_size": 20},
             "head_size 20 is not a multiple of 8, the items of 16 bytes",
@@ -137,7 +155,7 @@ def test_a_device_that_is_not_there_is_one_sentence(device):
 
 
 @pytest.mark.parametrize("kind", [numpy.int64, numpy.int32, numpy.uint8, numpy.array])
-@pytest.mark.parametrize("layout", compose.options("layout"))
+@pytest.mark.parametrize("layout", compose.layouts())
 def test_sizes_may_be_whole_numbers_of_numpy(layout, kind):
     if layout == "auto":
         pytest.skip("the library takes a layout's own name")
@@ -173,7 +191,7 @@ def test_a_layout_is_selected_as_an_engine_would(monkeypatch):
 def test_what_is_asked_of_a_selection_is_checked():
     with pytest.raises(ValueError, match="layout 'XYZ' is not one of NHD"):
         kvexp.select_layout(environ={}, wish="XYZ")
-    with pytest.raises(ValueError, match=r"op must be one of reshape_and_cache, .*, not 'nonsense'"):
+    with pytest.raises(ValueError, match=r"op must be one of concat_and_cache_mla, .*, not 'nonsense'"):
         kvexp.select_layout("nonsense", environ={})
 
 

@@ -124,7 +124,7 @@ def test_a_function_that_is_wrong_in_plain_calls_does_not_pass():
 @pytest.mark.parametrize(
     ("chosen", "sentence"),
     [
-        ({"op": "reshape"}, "op must be one of reshape_and_cache, .*, not 'reshape'"),
+        ({"op": "reshape"}, "op must be one of concat_and_cache_mla, .*, not 'reshape'"),
         ({"layout": "NDH"}, "layout 'NDH' is not one of NHD, "),
         ({"layout": "head_major"}, "which layout=head_major does not have; try layout=NHD"),
         ({"dtype": torch.int8}, "dtype must be one of torch.float16, .*, not torch.int8"),

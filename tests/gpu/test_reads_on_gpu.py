@@ -8,7 +8,7 @@ from kvexp.bench import environment, run_curve
 from kvexp.experiment import Choice
 from tests.helpers import compose
 
-LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
+LAYOUTS = [name for name in compose.layouts() if name != "head_major"]
 TRANSFER = (
     "op=transfer",
     "workload=llama3_8b",

@@ -20,7 +20,7 @@ def expected(impl, kind):
     return "verified", "timer=none: not timed"
 
 
-@pytest.mark.parametrize("layout", compose.options("layout"))
+@pytest.mark.parametrize("layout", compose.layouts())
 @pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize("impl", support.IMPLS)
 def test_every_combination_comes_to_what_the_page_says(impl, op, layout):

@@ -18,6 +18,7 @@ from kvexp.column import Word, columns_of
 from kvexp.errors import Unsupported
 from kvexp.experiment import Choice, Experiment
 from kvexp.impl import make
+from kvexp.op import Op
 
 PEERS = ("flashinfer", "sglang", "torch_compile", "vllm", "vllm_triton")
 """Implementations of other projects, measured where they are installed."""
@@ -41,6 +42,11 @@ def implementations() -> list[str]:
 
 
 def formats() -> list[str]:
+    """The formats of caches of heads, each once."""
+    return sorted(Op.formats)
+
+
+def all_formats() -> list[str]:
     """The formats that `kv_cache_dtype` resolves to, each once."""
     chosen = (choice("kv_cache_dtype", name) for name in options("kv_cache_dtype"))
     return sorted({str(one.options["format"]) for one in chosen})
@@ -48,8 +54,29 @@ def formats() -> list[str]:
 
 @cache
 def cache_writes() -> list[str]:
-    """The ops that write keys and values to a cache."""
+    """The ops that write heads of keys and values to a cache; latent.py has rows without heads."""
+    return [op for op in all_cache_writes() if "key" in make(choice("op", op)).reads]
+
+
+@cache
+def all_cache_writes() -> list[str]:
+    """The ops that write rows of tokens to a cache."""
     return [op for op in options("op") if make(choice("op", op)).poses_clauses]
+
+
+@cache
+def layouts() -> list[str]:
+    """The layouts of caches of heads."""
+    return [name for name in options("layout") if make(choice("layout", name)).has_heads]
+
+
+def sizes(op: str) -> dict[str, int]:
+    """The sizes of a call that the op takes, where they are not those of workload=tiny."""
+    return (
+        {}
+        if op not in all_cache_writes() or op in cache_writes()
+        else dict(make(choice("op", op)).sample_sizes)
+    )
 
 
 def words(key: str) -> tuple[str, ...]:
@@ -61,7 +88,7 @@ def words(key: str) -> tuple[str, ...]:
 
 @cache
 def pairs() -> list[tuple[str, str]]:
-    """List each op that writes a cache with each of its layouts."""
+    """List each op that writes heads with each of its layouts."""
     return [(op, layout) for op in cache_writes() for layout in options("layout") if takes(op, layout)]
 
 
@@ -107,7 +134,9 @@ def _tiny() -> Experiment:
 
 def takes(op: str, layout: str) -> bool:
     """Return whether the op is defined for the layout."""
-    made = replace(_tiny(), op=choice("op", op), layout=choice("layout", layout))
+    made = _tiny()
+    workload = replace(made.workload, **sizes(op))
+    made = replace(made, op=choice("op", op), layout=choice("layout", layout), workload=workload)
     try:
         make(made.op).check(next(made.cases()), make(made.layout), 2)
     except Unsupported:

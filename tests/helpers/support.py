@@ -54,14 +54,14 @@ class Kind:
 def list_kinds(op: str) -> Iterator[Kind]:
     """Yield every kind of an op in conf/, with `fp8` resolved."""
     scales = compose.options("scale")
-    others = (compose.options("layout"), compose.options("dtype"), compose.formats(), scales)
+    others = (compose.options("layout"), compose.options("dtype"), compose.all_formats(), scales)
     return (Kind(op, *chosen) for chosen in product(*others))
 
 
 def find_refusal(kind: Kind, **sizes: Any) -> str:
     """Return why the op refuses the kind on every machine; empty when it takes it."""
     made = tiny_curve.curve(**{group: getattr(kind, group) for group in GROUPS}, num_tokens=1)
-    case = replace(next(made.cases()), **sizes)
+    case = replace(next(made.cases()), **compose.sizes(kind.op) | sizes)
     return _sentence(lambda: make(made.op).check(case, make(made.layout), tiny_curve.source(made).itemsize))
 
 
@@ -131,12 +131,14 @@ def _layouts(said: Refusals) -> str:
 def _types(said: Refusals) -> str:
     """Return one table for all ops and layouts that share it."""
     found: dict[str, list[str]] = {}
-    for op, layout in compose.pairs():
+    layouts = compose.options("layout")
+    pairs = product(compose.all_cache_writes(), layouts)
+    for op, layout in (pair for pair in pairs if compose.takes(*pair)):
         found.setdefault(_types_of(op, layout, said), []).append(op)
     lines = ["## Types", ""]
     for table, ops in found.items():
         which = dict.fromkeys(ops)
-        every = len(which) == len(compose.cache_writes())
+        every = len(which) == len(compose.all_cache_writes())
         named = ", ".join(f"`{op}`" for op in which)
         whose = "Every op that writes a cache, in each of its layouts" if every else named
         lines += [
@@ -151,9 +153,9 @@ def _types(said: Refusals) -> str:
 def _types_of(op: str, layout: str, said: Refusals) -> str:
     rows = []
     for dtype in sorted(compose.options("dtype"), key=lambda name: (name in FP8, name)):
-        cells = (_cell(Kind(op, layout, dtype, kind, "per_tensor"), said) for kind in compose.formats())
+        cells = (_cell(Kind(op, layout, dtype, kind, "per_tensor"), said) for kind in compose.all_formats())
         rows.append([f"`{dtype}`", *cells])
-    return _table(["", *(f"`{kind}`" for kind in compose.formats())], rows)
+    return _table(["", *(f"`{kind}`" for kind in compose.all_formats())], rows)
 
 
 def _cell(kind: Kind, said: Refusals) -> str:

@@ -16,7 +16,7 @@ from kvexp.impl.torch import Torch
 from kvexp.layout.pieces import join_neighbours
 from tests.helpers import compose, tiny_curve
 
-LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
+LAYOUTS = [name for name in compose.layouts() if name != "head_major"]
 RANKS = [(1, 2), (2, 1), (1, 1)]
 
 

@@ -31,7 +31,7 @@ def rows_at_an_odd_element():
 
 
 class TestFlash:
-    @pytest.mark.parametrize("kv_cache_dtype", compose.options("kv_cache_dtype"))
+    @pytest.mark.parametrize("kv_cache_dtype", compose.formats())
     @pytest.mark.parametrize("dtype", oracle.WIDE)
     @pytest.mark.parametrize("layout", FLASH_LAYOUTS)
     def test_moves_sixteen_bytes_at_once_where_everything_is_aligned(self, layout, dtype, kv_cache_dtype):
@@ -122,7 +122,7 @@ class TestDiffkv:
 
 
 class TestHeadMajor:
-    @pytest.mark.parametrize("kv_cache_dtype", compose.options("kv_cache_dtype"))
+    @pytest.mark.parametrize("kv_cache_dtype", compose.formats())
     @pytest.mark.parametrize("dtype", oracle.WIDE)
     def test_loads_and_stores_whole_chunks_where_everything_is_aligned(self, dtype, kv_cache_dtype):
         posed = oracle.problem("cpu", [5, 1], op=oracle.PAGED, dtype=dtype, kv_cache_dtype=kv_cache_dtype)

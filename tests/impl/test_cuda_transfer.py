@@ -14,7 +14,7 @@ from kvexp.impl.torch import Torch
 from kvexp.workload import GUARD_BYTES
 from tests.helpers import compose, tiny_curve
 
-LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
+LAYOUTS = [name for name in compose.layouts() if name != "head_major"]
 RANKS = [(1, 2), (1, 4), (2, 1), (1, 1)]
 
 

@@ -13,6 +13,7 @@ from kvexp.impl import make
 from kvexp.impl.flashinfer import FlashInfer
 from kvexp.impl.sglang import SGLang
 from tests.helpers import compose, oracle, tiny_curve
+from tests.helpers.latent import DS_MLA, MLA
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 
 FEW = (3, 16)
@@ -61,7 +62,7 @@ def few_chunks(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype,
 
 @pytest.fixture
 def vllm(monkeypatch):
-    ops = {"reshape_and_cache": few_chunks, "reshape_and_cache_flash": right(FLASH)}
+    ops = {"reshape_and_cache": few_chunks, "reshape_and_cache_flash": right(FLASH), MLA: right(MLA)}
     module(monkeypatch, "vllm._custom_ops", **ops)
 
 
@@ -178,6 +179,22 @@ class TestVllm:
         for status, reason in outcomes("vllm", op=PAGED, num_heads=128, head_size=128):
             assert status == "incorrect"
             assert reason.startswith("75 % of the ")
+
+    def test_that_writes_latent_rows_right_is_said_to(self):
+        for kv_cache_dtype in ("auto", "fp8", DS_MLA):
+            chosen = {"op": MLA, "kv_cache_dtype": kv_cache_dtype, **compose.sizes(MLA)}
+            assert outcomes("vllm", **chosen) == VERIFIED
+
+    def test_whose_scale_is_one_power_too_low_above_a_power_of_two_is_incorrect(self, monkeypatch):
+        def by_logarithm(kv_c, k_pe, kv_cache, slot_mapping, kv_cache_dtype, scale):
+            right(MLA)(kv_c, k_pe, kv_cache, slot_mapping, kv_cache_dtype, scale)
+            row = kv_cache.view(-1, 656)[int(slot_mapping[0])]
+            row[512:516].view(torch.float32).div_(2)
+
+        monkeypatch.setattr(sys.modules["vllm._custom_ops"], MLA, by_logarithm)
+        for status, reason in outcomes("vllm", op=MLA, kv_cache_dtype=DS_MLA, **compose.sizes(MLA)):
+            assert status == "incorrect"
+            assert "element 51" in reason
 
     def test_has_no_diffkv(self):
         assert outcomes("vllm", op=DIFFKV) == [("skipped", f"impl=vllm has no {DIFFKV}")] * 2

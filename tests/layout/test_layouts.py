@@ -13,7 +13,7 @@ from tests.helpers.strides import PACKED_ORDERS, packed_items
 
 BLOCKS, SIZE, HEADS, ITEMS = 3, 4, 2, 16
 SIZES = Sizes(BLOCKS, SIZE, HEADS, ITEMS, ITEMS)
-LAYOUTS = {name: make(compose.choice("layout", name)) for name in compose.options("layout")}
+LAYOUTS = {name: make(compose.choice("layout", name)) for name in compose.layouts()}
 FLASH = [name for name, layout in LAYOUTS.items() if layout.shape == "flash"]
 PACKED = [name for name, layout in LAYOUTS.items() if layout.packed]
 LAYERED_BLOCKS = sorted({*LAYOUTS} - {"BHLNC", "LHBNC", "head_major"})

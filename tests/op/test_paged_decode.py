@@ -12,7 +12,7 @@ from kvexp.op.paged_decode import PagedDecode
 from kvexp.workload import LAST, TIMED
 from tests.helpers import compose, tiny_curve
 
-LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
+LAYOUTS = [name for name in compose.layouts() if name != "head_major"]
 TYPES = [
     ("half", "auto", "per_tensor"),
     ("bfloat16", "auto", "per_tensor"),

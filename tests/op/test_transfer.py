@@ -14,7 +14,7 @@ from kvexp.op.transfer import Transfer, find_shard
 from kvexp.workload import GUARD_BYTES, LAST, TIMED
 from tests.helpers import compose, tiny_curve
 
-LAYOUTS = [name for name in compose.options("layout") if name != "head_major"]
+LAYOUTS = [name for name in compose.layouts() if name != "head_major"]
 QUICK = {"warmup": 1, "min_samples": 3, "max_samples": 5}
 # Ranks from and to; heads: copied, of the source, its first, of the destination, its first.
 SHARDS = {

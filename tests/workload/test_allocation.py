@@ -8,7 +8,7 @@ from kvexp.gpu import scan
 from kvexp.workload import GUARD_BYTES, TIMED
 from tests.helpers import compose, tiny_curve
 
-LAYOUTS = compose.options("layout")
+LAYOUTS = compose.layouts()
 
 
 class TestSlotMappings:

@@ -20,7 +20,7 @@ def refusal(monkeypatch, free, **chosen):
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("layout", compose.options("layout"))
+@pytest.mark.parametrize("layout", compose.layouts())
 def test_cache_inputs_slots_and_working_memory_are_needed(monkeypatch, layout, num_layers):
     rows = num_layers * 1000 * 16 * 2 * (32 + 32) * 2
     slots = 1000 * 16 * 32

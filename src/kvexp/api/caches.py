@@ -136,7 +136,7 @@ def allocate_layers(
 
     Args:
         num_layers: Number of layers.
-        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC` or `head_major`.
+        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC`, `head_major` or `mla`.
         num_blocks: Number of blocks.
         block_size: Slots of a block.
         num_heads: KV heads.
@@ -157,6 +157,7 @@ def allocate_layers(
         head_size=head_size,
         head_size_v=head_size if head_size_v is None else head_size_v,
         num_layers=num_layers,
+        has_values=made.has_heads,
     )
     if dtype not in SOURCES.values():
         words = ", ".join(map(format_dtype, SOURCES.values()))
@@ -167,27 +168,33 @@ def allocate_layers(
         raise ValueError(
             f"head_size {sizes.head_size} is not a multiple of {multiple}, the items of 16 bytes"
         )
+    if sizes.num_heads != 1 and not made.has_heads:
+        raise ValueError(
+            f"num_heads must be 1 in layout {layout!r}, which has no heads, not {sizes.num_heads}"
+        )
     _check_device(device)
     storage = torch.zeros(made.planes(sizes, item.itemsize).items, dtype=item, device=device)
     return [_cache(storage, made, sizes, layer) for layer in range(sizes.num_layers)]
 
 
-def _sizes(**given: SupportsIndex) -> _Sizes:
-    """Return the sizes as Python ints.
+def _sizes(*, has_values: bool, **given: SupportsIndex) -> _Sizes:
+    """Return the sizes as Python ints; without heads `head_size_v` may be 0.
 
     Raises:
         ValueError: A size is not a positive whole number.
     """
-    return _Sizes(**{name: _size(name, size) for name, size in given.items()})
+    may_be_0 = () if has_values else ("head_size_v",)
+    return _Sizes(**{name: _size(name, size, name in may_be_0) for name, size in given.items()})
 
 
-def _size(name: str, given: SupportsIndex) -> int:
+def _size(name: str, given: SupportsIndex, may_be_0: bool) -> int:
     # To Python a bool is an int, and reading a tensor would wait for its device.
     is_number = hasattr(given, "__index__") and not isinstance(given, bool | Tensor)
     with suppress(TypeError):  # arrays of several numbers
-        if is_number and (size := operator.index(given)) > 0:
+        if is_number and (size := operator.index(given)) > -may_be_0:
             return size
-    raise ValueError(f"{name} must be a positive whole number, not {given!r}")
+    words = "a whole number from 0 on" if may_be_0 else "a positive whole number"
+    raise ValueError(f"{name} must be {words}, not {given!r}")
 
 
 def _check_device(device: torch.device | str) -> None:

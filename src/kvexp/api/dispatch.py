@@ -36,45 +36,52 @@ def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch
             return call_operator("{name}", ({arguments}), impl, check_slots)
         if {unread}:
             tensors, count = ({tensors}), {count}
-        elif {first} is {second}:
-            tensors, count = ({tensors}, {first}), {count} + 1
+        elif {shared}:
+            tensors, count = ({tensors}, {first_scale}), {count} + 1
         else:
-            tensors, count = ({tensors}, {first}, {second}), {count} + 2
+            tensors, count = ({tensors}, {scales}), {count} + {scale_count}
         try:
             cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
-            entries = () if key.is_nested else cache.get(cache_key, ())  # the guard aborts on nested tensors
+            # The guard aborts on nested tensors.
+            entries = () if {first}.is_nested else cache.get(cache_key, ())
         except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
             entries = ()
         for guarded in entries:
             if guarded.check(*tensors) and not check_slots:
                 {addresses}
                 if ({reads}) & 15 == guarded.reads_at and ({writes}) & 15 == guarded.writes_at:
-                    {first}_at = {second}_at = 0
-                    if count > {count} and {first} is not None and {second} is not None:
-                        {first}_at, {second}_at = {first}.data_ptr(), {second}.data_ptr()
+                    {scale_ends} = 0
+                    if count > {count}:
+                        {scale_addresses}
                     guarded.launch({launched})
                     return None
         return validate_and_launch(({arguments}), impl, check_slots, cache, tensors)
     return {name}
 """
-"""The library's function of an op whose tensors end in slot_mapping and two scales, around its own cache."""
+"""The library's function of an op that ends in kv_cache_dtype and scales, around a cache of its own."""
 
 
 def make_function(op: Op) -> Callable[..., None]:
     """Return the library's function of an op, with the signature and the docstring of `op.function`."""
-    names = op.parameters
-    *tensors, _kv_cache_dtype, first, second = names
-    ends = {name: f"{name}_at" for name in (*tensors, first, second)}
+    names, scales = op.parameters, op.scales
+    tensors = names[: names.index("kv_cache_dtype")]
+    ends = {name: f"{name}_at" for name in (*tensors, *scales)}
+    addresses = {name: f"{ends[name]} = {name}.data_ptr()" for name in ends}
     source = SOURCE.format(
         name=op.name,
-        parameters=", ".join((*names[:-2], f"{first}=None", f"{second}=None")),
+        parameters=", ".join((*tensors, "kv_cache_dtype", *(f"{name}=None" for name in scales))),
         arguments=", ".join(names),
-        unread=f'kv_cache_dtype == "auto" or {first} is None or {second} is None',
-        first=first,
-        second=second,
+        unread=" or ".join(('kv_cache_dtype == "auto"', *(f"{name} is None" for name in scales))),
+        shared=" is ".join(scales) if len(scales) > 1 else False,
+        first=names[0],
+        first_scale=scales[0],
+        scales=", ".join(scales),
         tensors=", ".join(tensors),
         count=len(tensors),
-        addresses="; ".join(f"{ends[name]} = {name}.data_ptr()" for name in tensors),
+        scale_count=len(scales),
+        addresses="; ".join(addresses[name] for name in tensors),
+        scale_ends=" = ".join(ends[name] for name in scales),
+        scale_addresses="; ".join(addresses[name] for name in scales),
         reads=" | ".join(ends[name] for name in op.reads),
         writes=" | ".join(ends[name] for name in op.writes),
         launched=", ".join(ends.values()),
@@ -120,7 +127,7 @@ def _validate_and_launch(
     if not call.num_slots:
         return None
     if impl == "cuda" and call.device.type != "cuda":
-        raise ValueError(f"impl='cuda' needs tensors on a GPU, and key is on {call.device}")
+        raise ValueError(f"impl='cuda' needs tensors on a GPU, and {op.reads[0]} is on {call.device}")
     made = make_impl(impl, str(call.device))
     try:
         if call.device.type != "cuda" or not hasattr(made, "launcher"):
@@ -135,7 +142,8 @@ def _validate_and_launch(
     guarded.launch(*call.addresses)
     if check_slots:
         return None
-    cache.remember((impl, arguments[-3], call.num_tokens, len(tensors)), guarded, tensors)
+    kv_cache_dtype = arguments[op.parameters.index("kv_cache_dtype")]
+    cache.remember((impl, kv_cache_dtype, call.num_tokens, len(tensors)), guarded, tensors)
     return None
 
 

@@ -12,14 +12,15 @@ from kvexp.bench.contract import CLAUSES
 from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.case import Case
 from kvexp.errors import Unsupported
-from kvexp.op import Call, Op
+from kvexp.op import Call
 from kvexp.op.arguments import resolve_format
+from kvexp.op.cache_write import CacheWrite
 from kvexp.op.quantize import SOURCES
 
 WORDS = {dtype: word for word, dtype in SOURCES.items()}
 SIZES = (1, 64, 300)
 """Numbers of tokens of the calls, besides small ones."""
-NUM_HEADS, HEAD_SIZE, BLOCK_SIZE = 8, 128, 16
+BLOCK_SIZE = 16
 
 
 def verify(
@@ -34,19 +35,21 @@ def verify(
 ) -> dict[str, str]:
     """Verify byte for byte that a function keeps the contract of an op, clause by clause.
 
-    The function is called with caches of 8 heads x 128 and blocks of 16 between guard blocks, with 1, 7, 64
-    and 300 tokens: with padding, slots past the end, strided or unaligned rows, keys, values and slots that
-    changed in place, and so on. The clauses are those of docs/semantics.md.
+    The function is called with caches of 8 heads x 128 (for latent rows 512 and 64) and blocks of 16 between
+    guard blocks, with 1, 7, 64 and 300 tokens: with padding, slots past the end, strided or unaligned rows,
+    keys, values and slots that changed in place, and so on. The clauses are those of docs/semantics.md.
 
         def test_my_kernel_keeps_the_contract():
             kvexp.verify(my_reshape_and_cache_flash, op="reshape_and_cache_flash", layout="HND")
 
     Args:
         function: Takes the arguments of the library's function of that op, by position.
-        op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv` or `reshape_and_cache`.
+        op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv`, `reshape_and_cache` or
+            `concat_and_cache_mla`.
         layout: The caches', one that the op writes.
         dtype: Type of keys and values.
-        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`.
+        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`; for latent rows also
+            `fp8_ds_mla`.
         device: The tensors' device.
         skip: Clauses to leave out.
 
@@ -62,7 +65,7 @@ def verify(
     _check("op", op, ops.list_functions())
     loaded: Any = ops.load(op)
     _check("dtype", dtype, WORDS)
-    resolved = resolve_format(kv_cache_dtype)
+    resolved = resolve_format(kv_cache_dtype, loaded.formats)
     for clause in skip:
         _check("skip", clause, CLAUSES)
     asked = Subject(
@@ -136,7 +139,8 @@ class _Function:
         return call
 
 
-def _case(op: Op, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> Case:
+def _case(op: CacheWrite, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> Case:
+    sizes: Any = op.sample_sizes
     return Case(
         op=op.name,
         impl=_Function.name,
@@ -150,10 +154,8 @@ def _case(op: Op, layout: str, dtype: str, kv_cache_dtype: str, device: str) -> 
         timer_options="{}",
         device=device,
         num_tokens=max(SIZES),
-        num_heads=NUM_HEADS,
-        head_size=HEAD_SIZE,
-        head_size_v=HEAD_SIZE if op.equal_heads else HEAD_SIZE // 2,
+        **sizes,
         block_size=BLOCK_SIZE,
         num_blocks=1 + max(SIZES) // BLOCK_SIZE,
-        num_query_heads=NUM_HEADS,
+        num_query_heads=op.sample_sizes["num_heads"],
     )

@@ -42,9 +42,13 @@ class Vllm:
             )
         return _bind(self.ops.reshape_and_cache_flash, arguments)
 
+    def concat_and_cache_mla(self, *arguments: Any) -> Call:
+        """Bind `op.concat_and_cache_mla` to these arguments."""
+        return _bind(self.ops.concat_and_cache_mla, arguments, slots_at=3)
 
-def _bind(function: Any, arguments: tuple[Any, ...]) -> Call:
-    key, slot_mapping = arguments[0], arguments[4]
+
+def _bind(function: Any, arguments: tuple[Any, ...], slots_at: int = 4) -> Call:
+    key, slot_mapping = arguments[0], arguments[slots_at]
     if key.itemsize == 1:
         raise Unsupported("impl=vllm stores no rows that are 8-bit floats already")
     if not slot_mapping.shape[0]:

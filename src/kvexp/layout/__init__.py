@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Shape = Literal["flash", "head_major"]
+Shape = Literal["flash", "head_major", "mla"]
 
 
 class Sizes(Protocol):
@@ -82,15 +82,18 @@ class Layout(Protocol):
     Attributes:
         name: Its name in the configuration.
         shape: The shape of its planes. `flash` is `[num_blocks, block_size, num_heads, head_size]` with a
-            contiguous last dim and any other strides; `head_major` is what `op.reshape_and_cache` takes.
+            contiguous last dim and any other strides; `head_major` is what `op.reshape_and_cache` takes;
+            `mla` is `[num_blocks, block_size, head_size]`, likewise.
         slot_dim: The dim of a plane that counts the slots of a block.
         has_whole_heads: The items of a head are adjacent in every plane.
+        has_heads: Planes have a dim of heads; without one there is one head.
     """
 
     name: str
     shape: Shape
     slot_dim: int
     has_whole_heads: bool
+    has_heads: bool
 
     @property
     def packed(self) -> bool:

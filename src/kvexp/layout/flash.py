@@ -19,6 +19,7 @@ class Flash:
     shape: Shape = "flash"
     slot_dim = 1
     has_whole_heads = True
+    has_heads = True
 
     @property
     def packed(self) -> bool:

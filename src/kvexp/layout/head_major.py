@@ -22,6 +22,7 @@ class HeadMajor:
     shape: Shape = "head_major"
     slot_dim = 3
     has_whole_heads = False
+    has_heads = True
     packed = False
     stride_order = None
 

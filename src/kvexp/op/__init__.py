@@ -33,6 +33,9 @@ Call = Callable[[], None]
 FP8 = ("fp8_e4m3", "fp8_e5m2")
 """The 8-bit floats, both as formats of a cache and as types of keys and values."""
 
+DS_MLA = "fp8_ds_mla"
+"""The format of a latent row that holds its own scales; see `quantize.quantize_tiles`."""
+
 SHARED = ("arguments", "cache_write", "quantize")
 """Files of this package that are no ops."""
 
@@ -78,7 +81,10 @@ class Op:
         function: The library's function of it without a body: its parameters, their types, and its docstring.
         reads: Parameters of the tensors that it reads in wide accesses.
         writes: Parameters of the tensors that it writes.
+        scales: Of an op of the library, the parameters behind `kv_cache_dtype`.
         equal_heads: Whether K and V have heads of one size.
+        may_lack_values: Whether `head_size_v` may be 0.
+        formats: What `kv_cache_dtype` may be, as `op.arguments.resolve_format` resolves it.
         place: The parameter that says where a call writes, another in each call of a series.
         in_library: Whether the library has a function of it.
         poses_clauses: Whether implementations are asked about the clauses of docs/semantics.md.
@@ -91,7 +97,10 @@ class Op:
     function: Callable[..., None]
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    scales: tuple[str, ...] = ()
     equal_heads: bool = True
+    may_lack_values: bool = False
+    formats: tuple[str, ...] = ("auto", *FP8)
     place: str
     in_library: bool = False
     poses_clauses: bool = False
@@ -184,14 +193,17 @@ class Op:
 
         Args:
             impl: An implementation with a method of the op's name.
-            tensors: A `workload.Tensors`; it has an attribute for each parameter but the place's.
+            tensors: A `workload.Tensors`.
             place: One of `tensors.places`.
 
         Raises:
             Unsupported: The implementation lacks the op, or refuses the tensors.
         """
-        arguments = (place if name == self.place else getattr(tensors, name) for name in self.parameters)
-        return get_method(impl, self.name)(*arguments)
+        return get_method(impl, self.name)(*self.list_arguments(tensors, place))
+
+    def list_arguments(self, tensors: Any, place: Any) -> tuple[Any, ...]:
+        """List what an implementation takes: by default attributes of the tensors, and the place."""
+        return tuple(place if name == self.place else getattr(tensors, name) for name in self.parameters)
 
 
 def list_names() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kvexp.op import ValidCall
+from kvexp.op import Op, ValidCall
 from kvexp.op.quantize import FORMATS, SOURCES
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def format_dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def resolve_format(kv_cache_dtype: Any) -> str:
-    """Return `auto`, `fp8_e4m3` or `fp8_e5m2`.
+def resolve_format(kv_cache_dtype: Any, formats: Sequence[str] = Op.formats) -> str:
+    """Return one of the formats, which an alias may name.
 
     Raises:
         TypeError: The argument is not a str.
@@ -43,36 +43,36 @@ def resolve_format(kv_cache_dtype: Any) -> str:
     if not isinstance(kv_cache_dtype, str):
         raise TypeError(f"kv_cache_dtype must be a str, not {type(kv_cache_dtype).__name__}")
     resolved = ALIASES.get(kv_cache_dtype, kv_cache_dtype)
-    if resolved != "auto" and resolved not in FORMATS:
-        words = ", ".join(("auto", *ALIASES, *FORMATS))
+    if resolved not in formats:
+        aliases = (alias for alias, name in ALIASES.items() if name in formats)
+        words = ", ".join(("auto", *aliases, *(name for name in formats if name != "auto")))
         raise ValueError(f"kv_cache_dtype must be one of {words}, not {kv_cache_dtype!r}")
     return resolved
 
 
 def validate(op: "CacheWrite", arguments: Sequence[Any]) -> ValidCall:
     """Check all arguments of an op that writes caches; see `op.Op.validate`."""
-    tensors = dict(zip(op.parameters[:-3], arguments, strict=False))
-    kv_cache_dtype, k_scale, v_scale = arguments[-3:]
-    key, value, *_, slot_mapping = tensors.values()
-    caches = {name: tensors[name] for name in op.writes}
-    resolved = resolve_format(kv_cache_dtype)
-    _check_tensors(tensors, key)
+    given = dict(zip(op.parameters, arguments, strict=True))
+    scales = {name: given.pop(name) for name in op.scales}
+    resolved = resolve_format(given.pop("kv_cache_dtype"), op.formats)
+    rows, caches = ({name: given[name] for name in names} for names in (op.reads, op.writes))
+    key, value = rows.values()
+    slot_mapping = given[op.place]
+    _check_tensors(given, op.reads[0])
     num_tokens = _check_slot_mapping(slot_mapping)
-    _check_rows(key, value, num_tokens)
-    _check_types(key, value, caches, resolved)
-    if op.equal_heads and value.shape[2] != key.shape[2]:
-        raise ValueError(f"value must have heads of {key.shape[2]} elements as key has, not {value.shape[2]}")
-    num_slots = op.check_caches(key, value, *caches.values())
+    op.check_rows(key, value, num_tokens)
+    _check_types(rows, caches, resolved)
+    num_slots = op.check_caches(resolved, key, value, *caches.values())
     if resolved != "auto":
-        _check_scale_tensors(k_scale=k_scale, v_scale=v_scale)
-    read = {}
-    if resolved != "auto" and key.itemsize > 1:
-        _check_scales(key, k_scale, v_scale)
-        read = {"k_scale": k_scale, "v_scale": v_scale}
+        _check_scale_tensors(scales)
+    if op.reads_scales(key.dtype, resolved):
+        num_heads = key.shape[1] if key.dim() > 2 else 1
+        _check_scales(scales, op.reads[0], key.device, num_heads)
     else:
-        k_scale = v_scale = None  # nothing is converted, so they are not read
-    _check_memory({**tensors, **read})
-    return ValidCall(op, (*tensors.values(), resolved, k_scale, v_scale), num_tokens, num_slots, key.device)
+        scales = dict.fromkeys(scales)  # they are not read
+    _check_memory({**given, **{name: scale for name, scale in scales.items() if scale is not None}})
+    taken = (*given.values(), resolved, *scales.values())
+    return ValidCall(op, taken, num_tokens, num_slots, key.device)
 
 
 def check_slot_range(slot_mapping: Tensor, num_slots: int) -> None:
@@ -103,6 +103,37 @@ def check_flash_cache(name: str, cache: Tensor, num_heads: int, width: int, what
     check_own_memory(name, cache)
 
 
+def check_heads(key: Tensor, value: Tensor, num_tokens: int, equal_heads: bool) -> None:
+    """Check rows of heads; see `CacheWrite.check_rows`."""
+    for name, rows in (("key", key), ("value", value)):
+        if rows.dim() != 3:
+            raise ValueError(f"{name} must be [num_tokens, num_heads, head_size], not {format_shape(rows)}")
+        check_count(name, rows, num_tokens)
+        _, num_heads, head_size = rows.shape
+        if not num_heads or not head_size:
+            raise ValueError(f"{name} must have heads with elements, not {format_shape(rows)}")
+        if not has_strides(rows, (None, head_size, 1)):
+            raise ValueError(
+                f"{name} must have adjacent heads of contiguous elements, not the strides {rows.stride()}"
+            )
+    if value.shape[1] != key.shape[1]:
+        raise ValueError(f"value must have {key.shape[1]} heads as key has, not {value.shape[1]}")
+    if equal_heads and value.shape[2] != key.shape[2]:
+        raise ValueError(f"value must have heads of {key.shape[2]} elements as key has, not {value.shape[2]}")
+
+
+def check_count(name: str, rows: Tensor, num_tokens: int) -> None:
+    """Check that there is a row for each token.
+
+    Raises:
+        ValueError: There is not.
+    """
+    if rows.shape[0] < num_tokens:
+        raise ValueError(
+            f"{name} must have a row for each of the {num_tokens} tokens of slot_mapping, not {rows.shape[0]}"
+        )
+
+
 def check_own_memory(name: str, cache: Tensor) -> None:
     """Check that no two elements of the cache share memory.
 
@@ -120,15 +151,16 @@ def check_own_memory(name: str, cache: Tensor) -> None:
         reach += (size - 1) * stride if size > 1 else 0
 
 
-def _check_tensors(tensors: dict[str, Any], key: Any) -> None:
+def _check_tensors(tensors: dict[str, Any], first: str) -> None:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")
         _check_strided(name, tensor)
         _check_not_lazy(name, tensor)
+    device = tensors[first].device
     for name, tensor in tensors.items():
-        if tensor.device != key.device:
-            raise ValueError(f"{name} must be on {key.device} as key is, not on {tensor.device}")
+        if tensor.device != device:
+            raise ValueError(f"{name} must be on {device} as {first} is, not on {tensor.device}")
 
 
 def _check_strided(name: str, tensor: Tensor) -> None:
@@ -162,38 +194,21 @@ def _check_slot_mapping(slot_mapping: Tensor) -> int:
     return slot_mapping.shape[0]
 
 
-def _check_rows(key: Tensor, value: Tensor, num_tokens: int) -> None:
-    for name, rows in (("key", key), ("value", value)):
-        if rows.dim() != 3:
-            raise ValueError(f"{name} must be [num_tokens, num_heads, head_size], not {format_shape(rows)}")
-        if rows.shape[0] < num_tokens:
-            raise ValueError(
-                f"{name} must have a row for each of the {num_tokens} tokens of slot_mapping, "
-                f"not {rows.shape[0]}"
-            )
-        _, num_heads, head_size = rows.shape
-        if not num_heads or not head_size:
-            raise ValueError(f"{name} must have heads with elements, not {format_shape(rows)}")
-        if not has_strides(rows, (None, head_size, 1)):
-            raise ValueError(
-                f"{name} must have adjacent heads of contiguous elements, not the strides {rows.stride()}"
-            )
-    if value.shape[1] != key.shape[1]:
-        raise ValueError(f"value must have {key.shape[1]} heads as key has, not {value.shape[1]}")
-
-
-def _check_types(key: Tensor, value: Tensor, caches: dict[str, Tensor], kv_cache_dtype: str) -> None:
+def _check_types(rows: dict[str, Tensor], caches: dict[str, Tensor], kv_cache_dtype: str) -> None:
+    (first, key), (second, value) = rows.items()
+    kind = format_dtype(key.dtype)
     if key.dtype not in SOURCES.values():
         words = ", ".join(map(format_dtype, SOURCES.values()))
-        raise TypeError(f"key must be one of {words}, not {format_dtype(key.dtype)}")
+        raise TypeError(f"{first} must be one of {words}, not {kind}")
     if value.dtype != key.dtype:
-        raise TypeError(f"value must be {format_dtype(key.dtype)} as key is, not {format_dtype(value.dtype)}")
+        raise TypeError(f"{second} must be {kind} as {first} is, not {format_dtype(value.dtype)}")
     allowed: tuple[torch.dtype, ...] = (key.dtype,)
     if kv_cache_dtype != "auto":
-        allowed = (torch.uint8, FORMATS[kv_cache_dtype].dtype)
+        own = FORMATS.get(kv_cache_dtype)
+        allowed = (torch.uint8, own.dtype) if own else (torch.uint8,)
     if key.itemsize == 1 and key.dtype not in allowed[1:]:
         raise TypeError(
-            f"key is {format_dtype(key.dtype)}, which goes into an fp8 cache of its own kind alone, "
+            f"{first} is {kind}, which goes into an fp8 cache of its own kind alone, "
             f"not kv_cache_dtype={kv_cache_dtype}"
         )
     for name, cache in caches.items():
@@ -204,30 +219,29 @@ def _check_types(key: Tensor, value: Tensor, caches: dict[str, Tensor], kv_cache
             )
 
 
-def _check_scales(key: Tensor, k_scale: Any, v_scale: Any) -> None:
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+def _check_scales(scales: dict[str, Any], rows: str, device: torch.device, num_heads: int) -> None:
+    """Check scales that are read; `rows` names what is on the device where they must be."""
+    for name, scale in scales.items():
         if scale is None:
             raise TypeError(f"{name} must be a float32 tensor for an fp8 cache, not None")
-    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+    for name, scale in scales.items():
         _check_not_lazy(name, scale)
         if scale.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, not {format_dtype(scale.dtype)}")
-        if scale.device != key.device:
-            raise ValueError(f"{name} must be on {key.device} as key is, not on {scale.device}")
-        if tuple(scale.shape) not in ((), (1,), (key.shape[1],)):
-            raise ValueError(
-                f"{name} must have one element or [{key.shape[1]}], one for each head, "
-                f"not {format_shape(scale)}"
-            )
+        if scale.device != device:
+            raise ValueError(f"{name} must be on {device} as {rows} is, not on {scale.device}")
+        if tuple(scale.shape) not in ((), (1,), (num_heads,)):
+            each = f" or [{num_heads}], one for each head" if num_heads > 1 else ""
+            raise ValueError(f"{name} must have one element{each}, not {format_shape(scale)}")
         if not scale.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
-    if k_scale.shape != v_scale.shape:
-        raise ValueError(
-            f"v_scale must be {format_shape(k_scale)} as k_scale is, not {format_shape(v_scale)}"
-        )
+    (first, one), *others = scales.items()
+    for name, scale in others:
+        if scale.shape != one.shape:
+            raise ValueError(f"{name} must be {format_shape(one)} as {first} is, not {format_shape(scale)}")
 
 
-def _check_scale_tensors(**scales: Any) -> None:
+def _check_scale_tensors(scales: dict[str, Any]) -> None:
     for name, scale in scales.items():
         if scale is None:
             continue

@@ -1,7 +1,8 @@
 """What the ops that write keys and values of tokens to their slots in a paged cache have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from kvexp.case import SLOTS, Case, parse_batch
@@ -17,9 +18,17 @@ if TYPE_CHECKING:
 
 
 class CacheWrite(Op):
-    """An op whose parameters are key, value, caches, slot_mapping, kv_cache_dtype, k_scale and v_scale."""
+    """An op whose parameters are the rows that it reads, caches, slot_mapping, kv_cache_dtype and scales.
 
-    reads = ("key", "value")
+    Attributes:
+        parts: Names of what a slot holds of K, and of V.
+        sample_sizes: Sizes of a call that the op takes, as an example.
+    """
+
+    reads: tuple[str, ...] = ("key", "value")
+    scales: tuple[str, ...] = ("k_scale", "v_scale")
+    parts: tuple[str, str] = ("key_cache", "value_cache")
+    sample_sizes: Mapping[str, int] = MappingProxyType({"num_heads": 8, "head_size": 128, "head_size_v": 128})
     place = "slot_mapping"
     deed = "write a step of {num_tokens:,} tokens"
     role = "write"
@@ -33,7 +42,7 @@ class CacheWrite(Op):
             raise Unsupported(
                 f"op={self.name} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
             )
-        check_types(case)
+        check_types(self, case)
 
     def check_layout(self, layout: Layout) -> None:
         """Check that the layout has the planes that the op writes.
@@ -43,13 +52,31 @@ class CacheWrite(Op):
         """
         raise NotImplementedError
 
-    def check_caches(self, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
-        """Check that the caches fit the rows, whose shapes are valid; return the number of slots.
+    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+        """Check that the caches fit the format and the rows, which are valid; return the number of slots.
 
         Raises:
             ValueError: They do not.
         """
         raise NotImplementedError
+
+    def check_rows(self, key: "Tensor", value: "Tensor", num_tokens: int) -> None:
+        """Check that both have a row for each token, of the dims that the op takes.
+
+        Raises:
+            ValueError: They have not.
+        """
+        from kvexp.op.arguments import check_heads  # imports torch
+
+        check_heads(key, value, num_tokens, self.equal_heads)
+
+    def reads_scales(self, source: "torch.dtype", kv_cache_dtype: str) -> bool:
+        """Say whether rows of that type are divided by the scales."""
+        return kv_cache_dtype != "auto" and source.itemsize > 1
+
+    def count_tile_items(self, kv_cache_dtype: str) -> int | None:
+        """Return how many items of K share a scale that is made of them; None where scales are arguments."""
+        return None
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """Return the bytes that a call reads (rows of K and V, slots) and writes (rows of K and V).
@@ -87,7 +114,7 @@ class CacheWrite(Op):
         By default these are the rows as they are, or over their scale as 8-bit floats.
 
         Args:
-            cache: `key_cache` or `value_cache`: which rows these are.
+            cache: One of `parts`: which rows these are.
             rows: `[n, num_heads, head size]`, of any type of keys and values.
             kv_cache_dtype: `auto` or the fp8 format.
             scale: float32 with one element or `[num_heads]`.
@@ -109,7 +136,7 @@ class CacheWrite(Op):
         """See `op.Op.check_slots`."""
         from kvexp.op.arguments import check_slot_range  # imports torch
 
-        check_slot_range(call.arguments[-4], call.num_slots)
+        check_slot_range(call.arguments[self.parameters.index(self.place)], call.num_slots)
 
 
 def check_size(case: Case) -> None:
@@ -137,12 +164,18 @@ def check_size(case: Case) -> None:
         )
 
 
-def check_types(case: Case) -> None:
-    """Check that rows of the case's dtype can be stored in a cache of its kv_cache_dtype.
+def check_types(op: Op, case: Case) -> None:
+    """Check that the op stores rows of the case's dtype in a cache of its kv_cache_dtype.
 
     Raises:
-        Unsupported: They cannot, or the scale has no meaning.
+        Unsupported: It does not, there are no values, or the scale has no meaning.
     """
+    if case.kv_cache_dtype not in op.formats:
+        raise Unsupported(
+            f"op={op.name} has no kv_cache_dtype={case.kv_cache_dtype}; it has {', '.join(op.formats)}"
+        )
+    if not case.head_size_v and not op.may_lack_values:
+        raise Unsupported(f"op={op.name} needs values, so workload.head_size_v must be at least 1, not 0")
     if case.dtype in FP8 and case.kv_cache_dtype != case.dtype:
         raise Unsupported(
             f"dtype={case.dtype} goes into a cache of its own kind, kv_cache_dtype={case.dtype}, "

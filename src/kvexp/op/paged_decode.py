@@ -61,7 +61,7 @@ class PagedDecode(Op):
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
         check_planes(case, layout, "reads")
-        check_types(case)
+        check_types(self, case)
         if case.dtype in FP8:
             raise Unsupported(f"op={self.name} computes in half, bfloat16 or float, not dtype={case.dtype}")
         if case.slots not in SLOTS:

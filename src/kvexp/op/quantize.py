@@ -36,6 +36,13 @@ NAN = 0x7F
 """The code for NaN of either sign, in both formats."""
 
 
+TILE = 128
+"""Items of a row of fp8_ds_mla that share a scale."""
+
+LEAST_SCALE = 1e-4
+"""The least scale of a tile, before it is rounded up to a power of two."""
+
+
 def quantize(rows: Tensor, kv_cache_dtype: str, scale: Tensor | None) -> Tensor:
     """Return the bytes that a cache must hold for these rows.
 
@@ -66,3 +73,26 @@ def quantize(rows: Tensor, kv_cache_dtype: str, scale: Tensor | None) -> Tensor:
     # torch keeps NaN's sign, and e5m2 overflows to infinity: so clamp first and set NaN last.
     codes = quotient.clamp(-target.largest, target.largest).to(target.dtype).view(torch.uint8)
     return torch.where(quotient.isnan(), torch.full_like(codes, NAN), codes)
+
+
+def quantize_tiles(rows: Tensor) -> Tensor:
+    """Return e4m3 codes of these rows, then the scales of their tiles of 128 items: fp8_ds_mla.
+
+    A tile's scale is the smallest power of two not below `max(amax / 448, 1e-4)`, in float32; amax ignores
+    NaN. A power of two divides exactly, so each code is rounded once.
+
+    Args:
+        rows: `[n, num_heads, head_size]`, half or bfloat16, of whole tiles.
+
+    Returns:
+        uint8 `[n, num_heads, head_size + 4 * tiles]`; scales are float32.
+    """
+    tiles = rows.float().unflatten(-1, (-1, TILE))
+    amax = torch.where(tiles.isnan(), 0.0, tiles).abs().amax(-1)
+    target = FORMATS["fp8_e4m3"]
+    # A tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
+    least = torch.div(amax, torch.full_like(amax, target.largest)).clamp(min=LEAST_SCALE)
+    # By its bits: the exponent, and one more unless the mantissa is 0.
+    scales = ((least.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    codes = quantize(tiles.reshape(1, -1, TILE), "fp8_e4m3", scales.reshape(-1))
+    return torch.cat([codes.view(*rows.shape), scales.contiguous().view(torch.uint8)], -1)

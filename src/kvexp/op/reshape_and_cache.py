@@ -77,7 +77,7 @@ class ReshapeAndCache(CacheWrite):
                 f"op={self.name} needs"
             )
 
-    def check_caches(self, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_own_memory, format_shape, has_strides  # imports torch
 

@@ -76,7 +76,7 @@ class ReshapeAndCacheFlash(CacheWrite):
             return ReshapeAndCache().validate(arguments)
         return super().validate(arguments)
 
-    def check_caches(self, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_flash_cache, format_shape, has_strides  # imports torch
 

@@ -54,6 +54,7 @@ class ReshapeAndCacheFlashDiffkv(CacheWrite):
     function = staticmethod(reshape_and_cache_flash_diffkv)
     writes = ("kv_cache",)
     equal_heads = False
+    sample_sizes = MappingProxyType({"num_heads": 8, "head_size": 128, "head_size_v": 64})
     twins = MappingProxyType({"NHD": "NHD_packed", "HND": "HND_packed"})
 
     def check_layout(self, layout: Layout) -> None:
@@ -64,7 +65,7 @@ class ReshapeAndCacheFlashDiffkv(CacheWrite):
                 f"which layout={layout.name} is not; try layout=NHD_packed"
             )
 
-    def check_caches(self, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_flash_cache  # imports torch
 

@@ -73,7 +73,7 @@ class Transfer(Op):
     def check(self, case: Case, layout: Layout, item_bytes: int) -> None:
         """See `op.Op.check`."""
         check_planes(case, layout, "copies")
-        check_types(case)
+        check_types(self, case)
         if case.slots not in PATTERNS:
             raise Unsupported(
                 f"op={self.name} takes whole blocks, {' or '.join(PATTERNS)}, not workload.slots={case.slots}"

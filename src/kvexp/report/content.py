@@ -110,6 +110,7 @@ class Content:
 
 def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
     """Build the report of the rows, their repetitions merged; it says where fewer than planned are there."""
+    measured = len(rows)
     rows = make_rows_printable(merge_repetitions(rows))
     by_sweep = [[row for row in rows if row[SWEEP] == sweep] for sweep in unique(row[SWEEP] for row in rows)]
     grouped = [curve for own in by_sweep for curve in group_by_curve(own)]
@@ -127,7 +128,8 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
         sweeps=tuple(unique(str(row[SWEEP]) for row in rows)),
         when=_format_period(begun),
         counts=(f"{len(rows)} of {planned} points: " if len(rows) < planned else "")
-        + join_words([f"{counts[status]} {status}" for status in STATUSES if counts[status]]),
+        + join_words([f"{counts[status]} {status}" for status in STATUSES if counts[status]])
+        + (f", from {measured} measurements" if measured > len(rows) else ""),
         sections=(
             *([_compare_machines(beside)] if beside else []),
             *(_build_section(machine) for machine in machines),

@@ -20,6 +20,7 @@ from kvexp.host.addresses import mask_address, mask_secrets
 from kvexp.host.plain_file import find_gone
 from kvexp.measurement import Row, is_wrong
 from kvexp.report.panels import PALETTE
+from kvexp.results.point_identity import REPETITION
 from kvexp.results.provenance import Provenance
 from kvexp.results.row_file import ROWS, SAMPLES, TRACEBACKS
 from kvexp.results.sweep_dir import is_id
@@ -42,7 +43,6 @@ _NO_FIGURE = "kvexp.no_figure"
 """The tag with the reason why a curve's figure could not be drawn."""
 _REPORTED = "kvexp.reported"
 """The tag of a sweep's run, `true` or `false`: whether it has the report of all its curves."""
-_NOTE = "mlflow.note.content"
 _PID_NAMESPACE = "kvexp.pid_namespace"
 """The tag that says among which processes `kvexp.pid` is one: containers may share a host's name."""
 _DESCRIBED = "kvexp.described"
@@ -100,8 +100,7 @@ class MlflowTracker:
                 self._parent_id, present = run.info.run_id, {}
             self._log_params({key: text for key, text in provenance.params.items() if key not in present})
             with ignore_refusals():
-                tag = ui_views.last_sweep(sweep_id).to_tag(_now_ms())
-                self._client.set_experiment_tag(self._experiment_id, *tag)
+                self._show_sweep()
 
     def log_curve(self, folder: Path, target: str, rows: Sequence[Row]) -> None:
         """See `Tracker`; a curve without rows has no run, and one that is refused a FAILED one."""
@@ -249,8 +248,15 @@ class MlflowTracker:
             "host": self._host,
         }
 
+    def _show_sweep(self, repeats: bool = False) -> None:
+        """Make the view of the last sweep one of this sweep; where it repeats curves, one grouped by them."""
+        view = ui_views.last_sweep(self._sweep_id, list(self._provenance.params), repeats)
+        self._client.set_experiment_tag(self._experiment_id, *view.to_tag(_now_ms()))
+
     def _tag_parent(self, rows: Sequence[Row]) -> None:
-        """Tag the sweep's run with machine and versions, known once its first curve is measured."""
+        """Say what is known once the first curve is measured: machine, versions, whether curves repeat."""
+        if rows[0].get(REPETITION):
+            self._show_sweep(repeats=True)
         tags = [RunTag(key, value) for key, value in run_data.environment(rows).items()]
         self._client.log_batch(self._parent_id, tags=tags[:100])
 
@@ -309,12 +315,12 @@ def _read_sweep_id(run: Run) -> str:
 
 def _make_note_tags(parent: Run, note: str) -> list[RunTag]:
     """Make the tags of a sweep's run with a report; keep a description that a person wrote."""
-    present = parent.data.tags.get(_NOTE, "")
+    present = parent.data.tags.get(run_data.NOTE, "")
     tags = [RunTag(_REPORTED, "true")]
     if present and parent.data.tags.get(_DESCRIBED) != _checksum(present):
         return tags
-    for text in run_data.fit({_NOTE: note}).values():
-        tags += [RunTag(_NOTE, text), RunTag(_DESCRIBED, _checksum(text))]
+    for text in run_data.fit({run_data.NOTE: note}).values():
+        tags += [RunTag(run_data.NOTE, text), RunTag(_DESCRIBED, _checksum(text))]
     return tags
 
 

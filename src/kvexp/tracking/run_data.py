@@ -9,18 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from kvexp.case import Case
-from kvexp.column import columns_of
 from kvexp.measurement import COLUMNS, ENVIRONMENT, SECONDS, STATUSES, Row
+from kvexp.report.format import join_words, tokens
 from kvexp.results.labels import CURVE, label_curves, read_options
 from kvexp.results.merge import merge_disturbances
 from kvexp.results.point_identity import REPETITION, get_repetition
 
-# Sizes that people filter runs by. They are params too, but MLflow compares params only as text.
-_SIZES = tuple(name for name, column in columns_of(Case).items() if column.metric)
-_METRICS = tuple(name for name, column in COLUMNS.items() if column.metric and name not in _SIZES)
+_METRICS = tuple(name for name, column in COLUMNS.items() if column.metric)
 _NOT_ENVIRONMENT = set(COLUMNS) - {*ENVIRONMENT, "impl_hash"}
 _TOKENS = (1, 64, 4096)
+NOTE = "mlflow.note.content"
+"""MLflow's tag of a run's description."""
 LATENCIES = tuple(f"latency_us_at_{tokens}_tokens" for tokens in (*_TOKENS, "max"))
 """Scalars for the table of runs: the latency at some num_tokens, where a curve has them, and at its last."""
 _DIGITS = 5  # of a scalar; its row has all of them
@@ -61,7 +60,23 @@ def tags(rows: Sequence[Row]) -> dict[str, str]:
     disturbances = {column: str(value) for column, value in merge_disturbances(rows).items()}
     contracts = dict.fromkeys(row["contract"] for row in rows if row.get("contract"))
     found = {"status": status(rows), "reason": reason or "", "contract": "; ".join(contracts)}
+    found |= {"curve": label_curves([rows])[0], NOTE: describe(rows)}
     return fit(found | disturbances | environment(rows))
+
+
+def describe(rows: Sequence[Row]) -> str:
+    """Describe the curve in a sentence or two, of the numbers that its metrics have."""
+    seen = Counter(row["status"] for row in rows)
+    sentences = [f"Points: {join_words([f'{seen[word]} {word}' for word in STATUSES if seen[word]])}."]
+    ok = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["num_tokens"])
+    if ok:
+        ends = [f"{row['latency_us']:.4g} µs at {tokens(row['num_tokens'])}" for row in (ok[0], ok[-1])]
+        sentences.append(f"Latency: {' to '.join(dict.fromkeys(ends))}.")
+    if best := max((row["copy_fraction"] for row in ok if row.get("copy_fraction")), default=0):
+        sentences.append(f"Best share of an equal copy's speed: {100 * best:.0f} %.")
+    if number := rows[0].get(REPETITION):
+        sentences.append(f"Measured by process {number} of its curve.")
+    return " ".join(sentences)
 
 
 def environment(rows: Sequence[Row]) -> dict[str, str]:
@@ -111,7 +126,6 @@ def metrics(rows: Sequence[Row]) -> Iterator[Point]:
 def scalars(rows: Sequence[Row]) -> dict[str, float]:
     """Return the numbers of a whole curve for the table of runs."""
     ok = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["num_tokens"])
-    found = {size: float(rows[0][size]) for size in _SIZES if rows[0].get(size) is not None}
     latencies = {str(row["num_tokens"]): row["latency_us"] for row in ok if row["num_tokens"] in _TOKENS}
     if ok:
         latencies |= {"min": ok[0]["latency_us"], "max": ok[-1]["latency_us"]}
@@ -119,7 +133,7 @@ def scalars(rows: Sequence[Row]) -> dict[str, float]:
     for key, column in (("peak_gb_per_s", "gb_per_s"), ("best_copy_fraction", "copy_fraction")):
         if values := [row[column] for row in ok if row.get(column) is not None]:
             seen[key] = max(values)
-    return found | {key: float(f"{value:.{_DIGITS}g}") for key, value in seen.items()} | counts(rows)
+    return {key: float(f"{value:.{_DIGITS}g}") for key, value in seen.items()} | counts(rows)
 
 
 def milliseconds(row: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvexp.measurement import STATUSES
+from kvexp.results.point_identity import REPETITION
 from kvexp.results.sweep_dir import is_id
 from kvexp.tracking.run_data import LATENCIES
 
@@ -26,6 +27,8 @@ _DESCRIPTION = (
     "is the sweep, which has the report. **Views**, above, shows the runs with their columns and charts."
 )
 _WIDTHS = {"Run Name": 270, "command": 400, "device_name": 160, "dtype": 80, "mode": 85}
+_CHOICES = ("impl", "layout", "dtype", "kv_cache_dtype", "mode")
+"""The axes of parallel coordinates over many sweeps."""
 _LETTER_PX, _MARGIN_PX = 6.5, 25  # of a column's heading
 
 
@@ -40,6 +43,8 @@ class View:
         order: The column by which they are sorted. By start time, MLflow would collapse curves below sweeps.
         ascending: Whether the smallest comes first.
         columns: The columns that it shows.
+        axes: The params of the parallel coordinates.
+        grouped: Whether the runs of one curve, which several processes measured, are a group.
     """
 
     key: str
@@ -48,6 +53,8 @@ class View:
     order: str
     ascending: bool
     columns: Sequence[str]
+    axes: Sequence[str] = _CHOICES
+    grouped: bool = False
 
     def to_tag(self, made_ms: int) -> tuple[str, str]:
         """Return the name and the value of its tag, created at that many milliseconds since 1970."""
@@ -66,7 +73,10 @@ class View:
             "runsHiddenMode": "FIRST_20_RUNS",
             "isAccordionReordered": True,
             "compareRunSections": [_SECTION, *map(_fold, ("Model metrics", "System metrics"))],
-            "compareRunCharts": _CHARTS,
+            "compareRunCharts": [*_LINES, _parallel(self.axes)],
+            "groupBy": _BY_CURVE if self.grouped else None,
+            "groupsExpanded": {},
+            "useGroupedValuesInCharts": self.grouped,
         }
         packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
         view = {"name": self.name, "createdAt": made_ms, "state": f"deflate;{packed}"}
@@ -82,10 +92,30 @@ def filter_sweep(sweep_id: str) -> str:
     return f"tags.`kvexp.sweep` LIKE '{pattern}'"
 
 
-def last_sweep(sweep_id: str) -> View:
-    """Return the view of the last sweep, which is this one."""
+def last_sweep(sweep_id: str, swept: Sequence[str] = (), repeats: bool = False) -> View:
+    """Return the view of the last sweep, which is this one.
+
+    Args:
+        sweep_id: The sweep's.
+        swept: The keys that it swept, as typed: their params come first, and are the axes.
+        repeats: Whether several processes measured each curve.
+    """
     where = f"{filter_sweep(sweep_id)} and {_WHOLE}"
-    return View(LAST, "Last sweep", where, "metrics.`latency_us_at_max_tokens`", True, _CURVE)
+    axes = list(dict.fromkeys(filter(None, map(_name_param, swept))))
+    first = _keys("params", *axes, *([REPETITION] if repeats else []))
+    columns = dict.fromkeys((_CURVE[0], *first, *_CURVE))
+    order = "metrics.`latency_us_at_max_tokens`"
+    return View(LAST, "Last sweep", where, order, True, list(columns), axes or _CHOICES, repeats)
+
+
+def _name_param(key: str) -> str:
+    """Return the param of a curve's run that has the key's value; "" where none has."""
+    group, _, name = key.partition(".")
+    if group == "workload" and name:
+        return "" if name == "num_tokens" else name
+    if group == "timer" and name:
+        return "timer_options"
+    return f"option.{name}" if group == "impl" and name else "" if name else group
 
 
 def make_tags(made_ms: int) -> dict[str, str]:
@@ -130,6 +160,12 @@ def _line(metric: str) -> dict[str, Any]:
     )
 
 
+def _parallel(axes: Sequence[str]) -> dict[str, Any]:
+    """Return the parallel coordinates of these params and the latency."""
+    chosen = {"selectedParams": list(axes), "selectedMetrics": ["latency_us"]}
+    return _chart("parallel", "PARALLEL", showAllRuns=False, **chosen)
+
+
 def _fold(name: str) -> dict[str, Any]:
     """Return a folded section, in which the UI puts every other metric."""
     return {"uuid": name, "name": name, "display": False, "isReordered": False, "isGenerated": True}
@@ -144,18 +180,8 @@ _SECTION = {
     "columns": 2,
     "cardHeight": 400,
 }
-_CHARTS = [
-    _line("latency_us"),
-    _line("copy_fraction"),
-    _line("gb_per_s"),
-    _chart(
-        "parallel",
-        "PARALLEL",
-        selectedParams=["impl", "layout", "dtype", "kv_cache_dtype", "mode"],
-        selectedMetrics=["latency_us"],
-        showAllRuns=False,
-    ),
-]
+_LINES = [_line("latency_us"), _line("copy_fraction"), _line("gb_per_s")]
+_BY_CURVE = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "curve"}]}
 _WHOLE = "tags.`kvexp.whole` = 'true'"
 _CURVE = (
     *_keys("tags", "status"),

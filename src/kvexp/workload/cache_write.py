@@ -102,12 +102,12 @@ class Tensors:
     @functools.cached_property
     def k_scale(self) -> Tensor:
         """float32, one element without dims or `[num_heads]`: amax / 64 of the curve's keys."""
-        return self._scale(0)
+        return self._get_scale(0)
 
     @functools.cached_property
     def v_scale(self) -> Tensor:
-        """The same for the values."""
-        return self._scale(1)
+        """The same for the values; the keys' where the op has one scale for both."""
+        return self._get_scale(-1)
 
     @property
     def places(self) -> Tensor:
@@ -115,11 +115,13 @@ class Tensors:
         return self.slot_mappings
 
     def list_parts(self) -> Sequence[Part]:
-        """List the rows of K and of V."""
-        return [
-            self._make_part("key_cache", self.key, self.key_cache, self.k_scale),
-            self._make_part("value_cache", self.value, self.value_cache, self.v_scale),
+        """List the rows of K and of V, without those that have no bytes in the cache."""
+        key, value = self.memory.op.parts
+        parts = [
+            self._make_part(key, self.key, self.key_cache, self.k_scale),
+            self._make_part(value, self.value, self.value_cache, self.v_scale),
         ]
+        return [part for part in parts if part.plane.numel()]
 
     def _make_part(self, name: str, rows: Tensor, plane: Tensor, scale: Tensor) -> Part:
         def expect(written: slice) -> Tensor:
@@ -132,7 +134,8 @@ class Tensors:
 
         # An fp8 row is a float32 one while the law divides.
         item_bytes = rows.itemsize if self.kv_cache_dtype == "auto" else 4
-        return Part(name, plane, self.cache.layout, expect, rows[0].numel() * item_bytes)
+        items = max(rows[0].numel(), plane[0].numel() // self.case.block_size)
+        return Part(name, plane, self.cache.layout, expect, items * item_bytes)
 
     def number(self, written: int) -> int:
         """Return the number among all tokens of one that has a slot."""
@@ -173,7 +176,7 @@ class Tensors:
     def _other_sums(self) -> list[int]:
         return checksums([self.memory.inputs[len(self.rows.flat) :]])
 
-    def _scale(self, plane: int) -> Tensor:
+    def _get_scale(self, plane: int) -> Tensor:
         scale = self.memory.scales[plane]
         return scale[0] if self.case.scale == "per_tensor" else scale
 
@@ -188,7 +191,7 @@ class Memory:
         cache: The cache.
         rows: Keys and values of the largest point; a smaller one's are `rows.for_case`.
         slots: int64 `[num_slots]`: every slot once, in the order in which calls write them.
-        scales: float32 `[2, num_heads]`, or one column per tensor.
+        scales: float32 `[2, num_heads]`, or one column per tensor; one row where K and V share a scale.
         checksums: Of inputs, slots and scales when they were last set.
     """
 
@@ -232,9 +235,13 @@ class Memory:
             self.rescale(rows)
 
     def rescale(self, rows: Rows) -> None:
-        """Set the scales to amax / 64 of these keys and of these values."""
-        for scale, plane in zip(self.scales.data, (rows.key, rows.value), strict=True):
-            scale.copy_(_find_amax(plane, self.largest.scale) / 64)
+        """Set the scales to amax / 64 of these keys and of these values, or of both."""
+        planes = [plane for plane in (rows.key, rows.value) if plane.numel()]
+        largest = [_find_amax(plane, self.largest.scale) for plane in planes]
+        if len(self.op.scales) == 1:
+            largest = [functools.reduce(torch.maximum, largest)]
+        for scale, amax in zip(self.scales.data, largest, strict=True):
+            scale.copy_(amax / 64)
 
     def seal(self) -> None:
         """Store the checksums of inputs, slots and scales."""
@@ -304,7 +311,9 @@ def allocate(
         rows=inputs.allocate(largest, source, device, least_rows),
         slots=torch.empty(largest.num_slots, dtype=torch.int64, device=device),
         scales=torch.empty(
-            (2, largest.num_heads if largest.scale == "per_head" else 1), dtype=torch.float32, device=device
+            (len(op.scales), largest.num_heads if largest.scale == "per_head" else 1),
+            dtype=torch.float32,
+            device=device,
         ),
     )
     try:

@@ -26,12 +26,12 @@ def looked_at(request, monkeypatch):
         monkeypatch.setattr(scan, "CHUNK_WORDS", 513)
 
 
-@pytest.fixture(params=compose.options("layout"))
+@pytest.fixture(params=compose.layouts())
 def layout(request):
     return request.param
 
 
-@pytest.fixture(params=compose.by_turns(compose.options("layout"), KINDS, 3), ids="-".join)
+@pytest.fixture(params=compose.by_turns(compose.layouts(), KINDS, 3), ids="-".join)
 def tensors(request):
     layout, kind = request.param
     with point(layout=layout, **KINDS[kind]) as made:

@@ -96,7 +96,7 @@ def test_a_changed_slot_that_nobody_asked_for_is_found(tensors):
 
 
 @pytest.mark.parametrize(
-    ("layout", "words"), [*zip(compose.options("layout"), cycle([1, 3, 512, 1 << 17]), strict=False)]
+    ("layout", "words"), [*zip(compose.layouts(), cycle([1, 3, 512, 1 << 17]), strict=False)]
 )
 def test_a_byte_is_found_wherever_a_piece_ends(layout, words, monkeypatch):
     monkeypatch.setattr(scan, "CHUNK_WORDS", words)

@@ -18,6 +18,9 @@ SCALE_EXPONENTS = (-6, -3)
 EXPONENTS = (-14, 4)
 """Exponents of factors that spread special numbers over the range of an 8-bit float."""
 
+TILE_LIMITS = (2.0**-20, 448 * 2.0**-14, 448 * 2.0**-13, 448 * 2.0**-6, 1.0, 448.0)
+"""Magnitudes at which the scale of a tile with its own scale is the smallest, or changes."""
+
 SOURCE_REPEATS = 8
 """How often the edges of the source's own type occur among those of all types."""
 
@@ -52,6 +55,23 @@ def fill_special(flat: Tensor, scales: Sequence[Tensor], generator: torch.Genera
     count = min(len(flat), SPECIAL_ITEMS)
     for part in (flat[:count], flat[-count:]):
         _fill(part, generator)
+
+
+def limit_tiles(flat: Tensor, tile: int, generator: torch.Generator) -> None:
+    """Limit the items of most tiles, which else would all have an infinity and so an infinite scale.
+
+    A limit is 0, or one of those where the scale of a tile changes, or a step beside it. Items that exceed it
+    become the limit, and so does NaN in every other tile.
+    """
+    tiles = flat[: len(flat) // tile * tile].view(-1, tile)
+    limits = torch.tensor([0.0, math.inf, *TILE_LIMITS], device=flat.device).to(flat.dtype)
+    beside = [torch.nextafter(limits[2:], torch.full_like(limits[2:], to)) for to in (0.0, math.inf)]
+    limits = torch.cat([limits, *beside])
+    which = torch.randint(len(limits), (len(tiles), 1), generator=generator, device=flat.device)
+    limit = limits[which]
+    is_odd = torch.arange(len(tiles), device=flat.device).unsqueeze(1) % 2 == 1
+    exceeds = (tiles.abs() > limit) | (tiles.isnan() & is_odd & ~limit.isinf())
+    tiles.copy_(torch.where(exceeds, torch.copysign(limit, tiles), tiles))
 
 
 def _fill(part: Tensor, generator: torch.Generator) -> None:

@@ -18,7 +18,6 @@ from kvexp.layout import Layout, Plane
 from kvexp.op.cache_write import CacheWrite
 from kvexp.workload import GUARD_BYTES, INTEGERS
 
-CACHES = ("key_cache", "value_cache")
 GUARD_BLOCKS = 2
 """Blocks of the same cache before its first and after its last."""
 SPARE_BLOCKS = 2
@@ -75,8 +74,9 @@ class QuestionTensors:
         count = case.num_tokens + self.case.extra_tokens
         self.key, self.value = self.rows[0].key[:count], self.rows[-1].value[:count]
         heads = case.num_heads if case.scale == "per_head" else 1
-        scales = torch.empty((2, heads), dtype=torch.float32, device=device)
-        self.k_scale, self.v_scale = scales if case.scale == "per_head" else scales[:, 0]
+        scales = torch.empty((len(op.scales), heads), dtype=torch.float32, device=device)
+        own = scales if case.scale == "per_head" else scales[:, 0]
+        self.k_scale, self.v_scale = own[0], own[-1]
         # Behind the mapping lie slots that no token has: who reads too far writes there, which is found.
         self._slots = torch.empty(case.num_tokens + EXTRA_ROWS, dtype=torch.int64, device=device)
         self.slot_mapping = self._slots[: case.num_tokens]
@@ -102,6 +102,8 @@ class QuestionTensors:
             rows.fill(self.generator)
             if self.question.special_values:
                 question_inputs.fill_special(rows.flat, scales, self.generator)
+                if tile := self.op.count_tile_items(self.kv_cache_dtype):
+                    question_inputs.limit_tiles(rows.flat, tile, self.generator)
 
     def draw_slots(self) -> None:
         """Change the slots in place, and which tokens have none."""
@@ -211,7 +213,7 @@ class QuestionTensors:
         near = self.slot_mapping[self.slot_mapping.abs() < num_slots - guard_slots]
         near = near[near >= -guard_slots]
         for slots in (self.slot_mapping[self._find_written()], near, everywhere - guard_slots):
-            for name, *planes in zip(CACHES, self._planes, self._expected_planes, strict=True):
+            for name, *planes in zip(self.op.parts, self._planes, self._expected_planes, strict=True):
                 if found := self._describe_first_wrong(name, planes, slots):
                     return found
         at = int(differs.view(torch.uint8).argmax())
@@ -257,7 +259,7 @@ class QuestionTensors:
             tokens = self._find_written()
             codes = []
             for name, rows, scale, plane in zip(
-                CACHES, (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
+                self.op.parts, (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
             ):
                 chosen = rows.view(INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
                 codes.append(self.op.expect(name, chosen, self.kv_cache_dtype, scale).view(plane.dtype))

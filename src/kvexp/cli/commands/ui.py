@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     say("It answers in a few seconds; Ctrl-C ends it.\n")
     uri = sqlite.format_for_sqlalchemy(f"sqlite:///{file.absolute()}")
     command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", _HOST, "--port", str(typed.port)]
+    command += ["--app-name", "kvexp"]
     return _serve([*command, "--workers", "1", "--uvicorn-opts", "--log-level warning"])
 
 

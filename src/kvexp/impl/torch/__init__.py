@@ -81,7 +81,7 @@ def _write(
     kv_cache_dtype: str,
     store: Store,
 ) -> None:
-    token, slot, any_valid = _find_destinations(slot_mapping, num_slots)
+    token, slot, any_valid = find_destinations(slot_mapping, num_slots)
     block, offset = slot // block_size, slot % block_size
     for rows, cache, scale in planes:
         store(cache, _convert(rows, token, cache, kv_cache_dtype, scale), block, offset, any_valid)
@@ -98,7 +98,7 @@ def _convert(rows: Tensor, token: Tensor, cache: Tensor, kv_cache_dtype: str, sc
     return quantize(chosen, kv_cache_dtype, scale).view(cache.dtype)
 
 
-def _find_destinations(slot_mapping: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:
+def find_destinations(slot_mapping: Tensor, num_slots: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each token the token whose row is written and its slot, and whether any slot is valid.
 
     A boolean mask of the tokens with a slot would synchronise. Instead a token without one repeats the first
