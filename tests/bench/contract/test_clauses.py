@@ -84,7 +84,10 @@ def test_what_is_only_told_is_found_in_larger_calls_as_well(kind):
 @pytest.mark.parametrize(
     ("kind", "place"),
     [
-        ("ignores_padding", r"a slot that no token has, head 0, element 0 of key_cache \(slot 127\): 0x\w{4} instead"),
+        (
+            "ignores_padding",
+            r"a slot that no token has, head 0, element 0 of key_cache \(slot 127\): 0x\w{4}",
+        ),
         ("stale_slots", rf"{ELEMENT} of key_cache \(slot \d+\): 0x\w{{4}} instead of 0x\w{{4}}"),
         ("stale_values", rf"{ELEMENT} of value_cache \(slot \d+\): 0x\w{{4}} instead of 0x\w{{4}}"),
     ],
