@@ -139,7 +139,10 @@ def _print_reasons(reasons: Sequence[Outcome], console: Console) -> None:
             console.print(indented, soft_wrap=soft_wrap)
 
 
-_NOISY = "p20 to p80 is up to {} of the median wide: something else ran; end it and measure again, or measure with {}"
+_NOISY = (
+    "p20 to p80 is up to {} of the median wide: something else ran; "
+    "end it and measure again, or measure with {}"
+)
 _STYLES = {
     "equal copy": "dim",
     "ok, but": "yellow",
