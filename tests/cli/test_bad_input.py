@@ -99,6 +99,7 @@ BAD = {
     "layout=auto connector=nixl,mooncake": "the same curve is typed twice (",
     "connector=none,nixl": "the same curve is typed twice (connector=none and connector=nixl)",
     "kv_cache_dtype=fp8,fp8_e4m3": "the same curve is typed twice (kv_cache_dtype=fp8 and",
+    "timer.max_seconds=1,2": "the same curve is typed twice (timer.max_seconds=1 and timer.max_seconds=2)",
     "layout=NHD,NHD": "the same curve is typed twice (layout=NHD); keep one of them",
     "workload=tiny workload.num_tokens=[1,2],[2,3]": "the same curve is typed twice (workload=tiny",
     "workload.num_heads=2,2": "the same curve is typed twice (workload.num_heads=2)",

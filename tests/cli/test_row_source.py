@@ -42,8 +42,8 @@ def test_a_revision_is_the_baselines_of_its_time(here, capsys):
     assert cli.dispatch(["compare", "main", "now"]) == 0
     assert cli.dispatch(["compare", "HEAD~2", "now"]) == 1
     assert cli.dispatch(["compare", "HEAD~2", "main:baselines/nvidia-h200"]) == 1
-    counted = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" same")]
-    assert counted == ["2 same", "1 slower, 1 same", "1 slower, 1 same"]
+    counted = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" ambiguous")]
+    assert counted == ["2 ambiguous", "1 slower, 1 ambiguous", "1 slower, 1 ambiguous"]
     assert cli.dispatch(["compare", "now", "main"]) == 2
     assert "NVIDIA H100, NVIDIA H200" in capsys.readouterr().err
 
@@ -79,7 +79,7 @@ def test_a_history_names_the_commit_at_which_a_point_changed(here, capsys):
 
 def test_many_small_steps_are_a_change(here, capsys):
     for number in range(6):
-        commit_baseline(10 * 1.01**number, f"commit {number}")
+        commit_baseline(10 * 1.02**number, f"commit {number}")
     assert cli.dispatch(["compare", "--history", "--format", "json"]) == 0
     changed, _ = json.loads(capsys.readouterr().out)["points"]
     assert [one["word"] for one in changed["changes"]] == ["slower"]
@@ -106,7 +106,7 @@ def test_a_comparison_is_printed_for_programs_and_as_markdown(here, capsys):
     sweep(here / "then", [curve({8: 2.0, 512: 10.0})])
     assert cli.dispatch(["compare", "then", "now", "--format", "json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["counts"] == {"slower": 1, "same": 1}
+    assert found["counts"] == {"slower": 1, "ambiguous": 1}
     worst = found["points"][0]
     assert (worst["verdict"], worst["baseline_us"], worst["candidate_us"]) == ("slower", 10.0, 12.0)
     assert worst["ratio"] == pytest.approx(1.2)
@@ -116,7 +116,7 @@ def test_a_comparison_is_printed_for_programs_and_as_markdown(here, capsys):
     assert "| num_tokens | baseline (µs) | candidate (µs) | candidate / baseline | between |" in lines[0]
     assert lines[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |"
     assert lines[2].startswith("| slower | ")
-    assert lines[-2:] == ["", "1 slower, 1 same"]
+    assert lines[-2:] == ["", "1 slower, 1 ambiguous"]
 
 
 def test_a_baseline_is_made_of_rows_that_are_there(here, capsys):

@@ -90,6 +90,12 @@ def test_ours_keep_all_of_it(impl, op, layout, kv_cache_dtype, mode):
     assert contract.column(300) == FULL, contract
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_error_that_nobody_looked_at_is_told_where_it_was_made_and_not_in_the_next_question(mode):
+    contract = found(curve(mode, how="contract_breakers.FailingLaunch"))
+    assert broken(contract) == ("no_tokens",), contract
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", MODES)
 def test_a_kernel_that_traps_is_broken_and_the_rest_is_asked(mode, monkeypatch, tmp_path):

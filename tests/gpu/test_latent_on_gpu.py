@@ -8,6 +8,8 @@ from torch.library import opcheck
 
 import kvexp
 from kvexp.bench import run_curve
+from kvexp.bench.contract import FULL
+from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from kvexp.op import Op
 from tests.helpers import compose, latent, oracle
@@ -34,15 +36,13 @@ def scaled(posed):
 
 
 class TestContract(latent.LatentContract):
-    @pytest.mark.parametrize("slots", ["shuffled", "contiguous"])
-    @pytest.mark.parametrize("num_tokens", [512, 8192])
     @pytest.mark.parametrize(("dtype", "kv_cache_dtype"), latent.KINDS)
-    def test_many_tokens_hold_the_law(self, impl, device, dtype, kv_cache_dtype, num_tokens, slots):
-        chosen = oracle.shuffled(num_tokens, 256 * 64) if slots == "shuffled" else range(5, 5 + num_tokens)
-        posed = latent.problem(
-            device, list(chosen), dtype=dtype, kv_cache_dtype=kv_cache_dtype, blocks=(256, 64)
-        )
-        latent.assert_writes(impl, posed)
+    def test_many_tokens_hold_the_law(self, impl, device, dtype, kv_cache_dtype):
+        for slots in (list(range(5, 517)), oracle.shuffled(8192, 256 * 64)):
+            posed = latent.problem(
+                device, slots, dtype=dtype, kv_cache_dtype=kv_cache_dtype, blocks=(256, 64)
+            )
+            latent.assert_writes(impl, posed)
 
 
 @pytest.mark.parametrize("dtype", ["half", "bfloat16"])
@@ -52,18 +52,26 @@ def test_cuda_writes_tiles_without_the_instruction_and_with_several_rows_a_warp(
     for options in ({"software_fp8": True}, {"unroll": 4}, {"unroll": 2, "cta_threads": 32}):
         posed = latent.problem(DEVICE, slots, dtype=dtype, kv_cache_dtype=DS_MLA, kv_c=kv_c)
         expected = posed.expected()
-        made = make(compose.choice("impl", "cuda"), device=DEVICE, **options)
-        getattr(made, MLA)(*posed.arguments)()
+        choice = replace(compose.choice("impl", "cuda"), options=options)
+        getattr(make(choice, device=DEVICE), MLA)(*posed.arguments)()
         assert torch.equal(posed.storage, expected)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kv_cache_dtype", FORMATS)
 @pytest.mark.parametrize("name", IMPLS)
 def test_every_point_of_a_curve_is_ok_and_keeps_the_whole_contract(name, kv_cache_dtype):
     words = (f"op={MLA}", f"impl={name}", f"kv_cache_dtype={kv_cache_dtype}", "workload.num_blocks=512")
     words += ("workload.num_tokens=[1,33,512]", "workload.padding=0.2", "workload.num_layers=2")
-    for point in run_curve.run(compose.experiment(*words, "timer.max_seconds=0.02").resolve(DEVICE), {}):
-        assert (point.status, point.contract) == ("ok", "full"), point.reason
+    made = compose.experiment(*words, "timer.max_seconds=0.02").resolve(DEVICE)
+    asked = Subject(
+        make(made.impl, device=DEVICE), make(made.op), make(made.layout), torch.bfloat16, next(made.cases())
+    )
+    with torch.cuda.stream(torch.cuda.Stream()):
+        contract = pose_clauses(asked, [33, 512])
+    assert contract.column(512) == FULL, contract
+    for point in run_curve.run(made, {}, ask_contract=lambda: contract):
+        assert point.status == "ok", point.reason
 
 
 @pytest.mark.parametrize("kv_cache_dtype", FORMATS)

@@ -19,7 +19,7 @@ from tests.helpers import compose
 
 pytestmark = pytest.mark.alone
 
-BYTES = 8 << 20
+BYTES = 32 << 20
 GPU = torch.device("cuda:0")
 
 
@@ -56,10 +56,11 @@ def median_us(replay):
 
 @pytest.mark.parametrize("how", ["cudagraph", "no_graph"])
 def test_a_line_that_was_to_persist_is_flushed_like_any_other(how):
-    """What is timed reads 8 MB after a flush; the control finds them in the L2 nevertheless."""
-    watched, other, out = torch.zeros((3, BYTES // 4), dtype=torch.int32, device="cuda")
+    """What is timed reads 32 MB after a flush; the control finds them in the L2 nevertheless."""
+    watched, other = torch.zeros((2, BYTES // 8), dtype=torch.int64, device="cuda")
+    total = torch.empty((), dtype=torch.int64, device="cuda")
     flush = curve_setup.make_flush(torch.cuda.get_device_properties(0).L2_cache_size, "cuda:0")
-    calls = [functools.partial(torch.neg, memory, out=out) for memory in (other, watched, other)]
+    calls = [functools.partial(torch.sum, memory, dim=0, out=total) for memory in (other, watched, other)]
     # The series differ by the read that is watched.
     plan = Plan(2, 1, mappings=1, cache_state="cold", flush_l2=True)
     prepare = functools.partial(mode.prepare, how)
@@ -79,7 +80,7 @@ def test_a_line_that_was_to_persist_is_flushed_like_any_other(how):
         assert persisting_l2.end_set_aside(GPU) == 0
     with torch.cuda.stream(torch.cuda.Stream()):
         plain = median_us(make_replay())
-    assert kept < 0.95 * flushed
+    assert kept < 0.98 * flushed
     assert flushed == pytest.approx(plain, rel=0.05)
 
 
@@ -112,9 +113,11 @@ class AtEachCall(Cuda):
         return call
 
 
-def measure(impl, how):
+def measure(impl, how, *words):
     """The one point of a curve of the class."""
-    made = compose.experiment("impl=cuda", f"mode={how}", "workload=quickstart", "workload.num_tokens=[64]")
+    made = compose.experiment(
+        "impl=cuda", f"mode={how}", *words, "workload=quickstart", "workload.num_tokens=[64]"
+    )
     target = f"{__name__}.{impl.__name__}"
     made = replace(made, impl=replace(made.impl, name=impl.__name__.lower(), target=target))
     (point,) = run_curve.run(made.resolve("cuda:0"), environment.read("cuda:0"))
@@ -132,5 +135,6 @@ def test_a_row_says_what_was_set_aside_and_is_timed_without(how):
 
 
 def test_a_call_that_sets_aside_each_time_is_not_timed():
-    point = measure(AtEachCall, "no_graph")
+    """CUDA events cannot queue such a call, since the driver waits for the GPU; any other clock could."""
+    point = measure(AtEachCall, "no_graph", "timer=wall_clock")
     assert (point.status, point.reason) == ("skipped", run_point.SETS_ASIDE)

@@ -308,3 +308,17 @@ class Trapping(Torch):
             right()
 
         return call
+
+
+class FailingLaunch(Torch):
+    """Right, but for no tokens CUDA refuses what it asks for, and it does not look at the answer."""
+
+    def reshape_and_cache_flash(self, key, value, key_cache, value_cache, slots, *others):
+        right = super().reshape_and_cache_flash(key, value, key_cache, value_cache, slots, *others)
+
+        def call():
+            if not slots.shape[0]:
+                torch.cuda.cudart().cudaHostUnregister(1)  # an address that was never registered
+            right()
+
+        return call

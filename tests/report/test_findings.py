@@ -4,7 +4,7 @@ from kvexp.report import findings
 from kvexp.report.curves import group_by_machine
 from kvexp.report.speedups import find_axes
 from kvexp.results import compare
-from kvexp.results.verdict import ENOUGH_PROCESSES
+from kvexp.results.merge import merge_repetitions
 from tests.helpers.recorded_rows import curve, row
 from tests.helpers.sections import section
 
@@ -33,9 +33,9 @@ def bold(section):
 
 def test_each_is_fastest_at_its_sizes_and_none_elsewhere():
     cuda = curve({2: 1.00, 4: 1.0, 256: 8.0, 512: 10.0, 1024: 20.0}, impl="cuda")
-    triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.3, 1024: 21.0}, impl="triton")
+    triton = curve({2: 1.04, 4: 1.0, 256: 7.0, 512: 10.5, 1024: 21.0}, impl="triton")
     assert said(cuda, triton) == [
-        "cuda or triton: cuda is fastest from 512 to 1,024 tokens, 1.03 to 1.05 times as fast as triton; "
+        "cuda or triton: cuda is fastest from 512 to 1,024 tokens, 1.05 times as fast as triton; "
         "triton is fastest at 256 tokens, 1.14 times as fast as cuda.",
         "No difference can be told: cuda or triton from 2 to 4 tokens.",
     ]
@@ -121,9 +121,9 @@ def test_another_kind_of_gpu_host_or_driver_is_never_compared():
 
 
 def test_between_equal_gpus_a_difference_must_exceed_what_they_differ_by():
-    slower = curve({1024: 1.025}, impl="triton")
+    slower = curve({1024: 1.05}, impl="triton")
     assert "cuda is fastest" in said(curve({1024: 1.0}), slower)[0]
-    elsewhere = curve({1024: 1.025}, impl="triton", device_uuid="GPU-2")
+    elsewhere = curve({1024: 1.05}, impl="triton", device_uuid="GPU-2")
     assert "No difference can be told" in said(curve({1024: 1.0}), elsewhere)[0]
 
 
@@ -134,10 +134,10 @@ def test_what_several_processes_measured_among_other_curves_is_compared_first():
     again = [
         [row | {"repetition": number} for row in side]
         for side in sides
-        for number in range(1, ENOUGH_PROCESSES + 1)
+        for number in range(1, findings.CONFIRMED + 1)
     ]
     first = section(*trials, *again).findings[0]
-    assert first.between.endswith(f", in {ENOUGH_PROCESSES} processes each")
+    assert first.between.endswith(f", in {findings.CONFIRMED} processes each")
     assert "is fastest at 1,024 tokens, 2.00 times as fast as" in first.sentence
     assert "HND" in first.sentence.partition(" is fastest")[0]
     for others in (trials, again):
@@ -170,7 +170,8 @@ def test_the_rule_names_its_percentages():
     (machine,) = group_by_machine([row()])
     assert "2 % (5 % below 512 tokens)" in findings.describe_rule(machine)
     assert "Each point is from one process. " in findings.describe_rule(machine)
-    (machine,) = group_by_machine([row(device="cpu", processes=2)])
+    rounds = [row(device="cpu", sweep="s", repetition=number) for number in (1, 2)]
+    (machine,) = group_by_machine(merge_repetitions(rounds))
     said = findings.describe_rule(machine)
     assert "20 %" in said
     assert "from the median one of up to 2 processes" in said
@@ -239,7 +240,7 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
         for number, us in enumerate(latencies, 1)
     ]
     sides = [compare.select_value(rows, "layout", layout) for layout in ("HND", "NHD")]
-    (point,) = compare.compare(*sides, ignored=["layout"])
+    (point,) = compare.compare(*sides, ignored=["layout"], in_one_sweep=True)
     said = section(rows)
     (contrast,) = said.contrasts
     assert contrast.cells[""][512] == point.verdict
@@ -261,5 +262,5 @@ def test_how_many_times_as_fast_is_what_a_comparison_says():
     ]
     (finding,) = section(rows).findings
     sides = (compare.select_value(rows, "layout", name) for name in found)
-    (point,) = compare.compare(*sides, ignored=["layout"])
+    (point,) = compare.compare(*sides, ignored=["layout"], in_one_sweep=True)
     assert f"NHD is fastest at 512 tokens, {point.verdict.ratio:.2f} times as fast" in finding.sentence

@@ -264,3 +264,17 @@ def test_what_a_workload_or_an_option_stands_for_is_in_the_header():
     (section,) = build_content([one | {"impl_options": tile} for one in rows]).sections
     assert "; tiny is num_heads=2 and head_size=32; seed is num_heads=8 and head_size=128; " in section.common
     assert section.common.endswith("; cuda has cta_threads=256")
+
+
+def test_what_differs_within_a_choice_is_no_meaning_of_it():
+    """Curves of one workload have 128 heads and 8: the heads tell the query heads, the workload does not."""
+    chosen = [("seed", 128, 128), ("seed", 8, 32), ("tiny", 8, 32)]
+    rows = [
+        one | {"sweep": "", "command": ""}
+        for workload, heads, query in chosen
+        for one in curve({64: 1.0}, workload=workload, num_heads=heads, num_query_heads=query)
+    ]
+    (section,) = build_content(rows).sections
+    assert "; num_heads=8 is num_query_heads=32" in section.common
+    assert " is num_query_heads=128" not in section.common
+    assert "seed is" not in section.common

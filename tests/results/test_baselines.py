@@ -6,7 +6,7 @@ import pytest
 
 from kvexp.errors import ConfigError
 from kvexp.results import baselines, load
-from tests.helpers.recorded_rows import curve, refused, row
+from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 
 @pytest.mark.parametrize(
@@ -134,3 +134,14 @@ def test_a_name_that_is_no_revision_checks_nothing_out(repository, tmp_path, nam
 def test_outside_of_a_repository_there_are_no_revisions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not baselines.check_out("main", tmp_path)
+
+
+def test_a_baseline_of_several_sweeps_keeps_which_sweep_each_row_is_of(tmp_path):
+    """Both have a first round of the same point, and neither replaces the other."""
+    for name, us in (("one", 10.0), ("two", 10.4)):
+        sweep(tmp_path / "before" / name, [[row(us, repetition=number) for number in (1, 2)]])
+    (file,) = baselines.write(load.read([tmp_path / "before"], tmp_path), tmp_path / "baselines")
+    found = [(row["sweep"], row["repetition"], row["latency_us"]) for row in load.read([file], tmp_path)]
+    assert sorted(found) == [
+        ("before/one", 1, 10.0), ("before/one", 2, 10.0), ("before/two", 1, 10.4), ("before/two", 2, 10.4),
+    ]  # fmt: skip

@@ -1,15 +1,20 @@
 """Two sweeps, or two values of an axis, compared point by point."""
 
+import json
+
 import pytest
 
 from kvexp import cli
+from kvexp.case import Case
+from kvexp.column import columns_of
 from kvexp.errors import ConfigError
-from kvexp.results.compare import compare, select_value
+from kvexp.results.compare import check_cases, compare, select_value
 from tests.helpers.recorded_rows import curve, refused, row, sweep
 
 
 def words(baseline, candidate, **how):
-    return [(point.word, point.num_tokens) for point in compare(baseline, candidate, **how)]
+    """The verdicts on five processes of each row."""
+    return [(point.word, point.num_tokens) for point in compare(baseline * 5, candidate * 5, **how)]
 
 
 def test_the_worst_comes_first():
@@ -61,11 +66,12 @@ def test_the_workloads_name_is_no_part_of_the_case():
 
 def test_rows_of_one_case_count_as_processes():
     before = [row(us, num_tokens=512) for us in (10.0, 10.02, 10.04, 9.98, 9.96)]
-    after = [row(1.02 * one["latency_us"], num_tokens=512) for one in before]
+    after = [row(1.03 * one["latency_us"], num_tokens=512) for one in before]
     (point,) = compare(before, after)
     assert point.word == "slower"
-    assert (point.baseline_us, point.candidate_us) == pytest.approx((10.0, 10.2), rel=1e-5)
+    assert (point.baseline_us, point.candidate_us) == pytest.approx((10.0, 10.3), rel=1e-5)
     assert compare(before[:1], after[:1])[0].word == "ambiguous"
+    assert compare(before, before)[0].word == "same"
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -86,10 +92,20 @@ def test_another_gpu_or_driver_is_refused_unless_it_is_asked_for(column, other):
     assert words([row()], [row(**{column: other})], across=True) == [("same", 64)]
 
 
+def test_what_auto_means_on_each_device_is_no_difference_between_devices():
+    cpu = {"device": "cpu", "device_name": "CPU", "mode": "no_graph", "timer": "wall_clock"}
+    (point,) = compare([row()] * 3, [row(900.0, **cpu)] * 3, across=True)
+    assert (point.word, point.verdict.ratio) == ("slower", pytest.approx(90.0))
+    # The CPU's processes differ by 20 %, so that is what both are judged by.
+    assert compare([row()] * 3, [row(12.0, **cpu)] * 3, across=True)[0].word == "ambiguous"
+    with pytest.raises(ConfigError, match="mode is auto in the baseline and no_graph in the candidate"):
+        compare([row()], [row(900.0, **cpu | {"mode": "no_graph", "device": "cuda:0"})], across=True)
+
+
 def test_of_a_baseline_of_several_gpus_the_candidates_counts():
     baseline = [row(), row(5.0, device_name="NVIDIA H100")]
     (point,) = compare(baseline, [row()])
-    assert (point.word, point.baseline_us) == ("same", 10.0)
+    assert point.baseline_us == 10.0
     with pytest.raises(ConfigError, match="the baseline's device_name is NVIDIA H100, NVIDIA H200 and"):
         compare(baseline, [row(device_name="NVIDIA B200")])
 
@@ -100,10 +116,16 @@ def test_which_of_equal_gpus_it_was_does_not_matter():
 
 def test_a_difference_within_that_of_equal_gpus_is_ambiguous():
     before, now = [row()] * 5, [row(10.5, device_uuid="GPU-2", device="cuda:1")] * 4
-    (point,) = compare(before, now)
+    (point,) = compare(before, now, in_one_sweep=True)
     assert (point.word, point.note) == ("ambiguous", "5 and 4 processes, another GPU")
-    (point,) = compare(before, now, ignored=["device"])
+    (point,) = compare(before, now, ignored=["device"], in_one_sweep=True)
     assert (point.word, point.note) == ("slower", "5 and 4 processes")
+
+
+def test_what_shifts_a_sweep_is_shared_by_what_it_measured():
+    before, now = [row()] * 5, [row(10.4)] * 5
+    assert compare(before, now, in_one_sweep=True)[0].word == "slower"
+    assert compare(before, now)[0].word == "ambiguous"
 
 
 def test_equal_gpus_of_one_sweep_are_compared_separately():
@@ -123,6 +145,27 @@ def test_two_that_share_no_case_are_refused_with_what_they_differ_in():
         compare(
             [row(num_tokens=1), row(num_tokens=2, seed=1)], [row(num_tokens=2), row(num_tokens=1, seed=1)]
         )
+
+
+def timed(**options):
+    return row(timer_options=json.dumps({"cache": "auto", "inputs": "hot", "max_seconds": 2.0} | options))
+
+
+def test_sweeps_that_sampled_for_another_time_are_compared():
+    (point,) = compare([timed()], [timed(max_seconds=0.1, max_samples=50)])
+    assert point.baseline_us == point.candidate_us == 10.0
+    check_cases([timed()], [_case(timed(max_seconds=0.1))])
+
+
+def test_of_two_timers_options_that_differ_the_sentence_names_the_one_that_matters():
+    with pytest.raises(
+        ConfigError, match=r"sizes; timer.cache is auto in the baseline and hot in the candidate$"
+    ):
+        compare([timed()], [timed(max_seconds=0.1, cache="hot")])
+
+
+def _case(columns):
+    return Case(**{column: columns[column] for column in columns_of(Case)})
 
 
 def test_two_that_measured_nothing_are_refused():
@@ -156,8 +199,8 @@ def test_the_command_prints_the_table_and_fails_on_slower(sweeps, capsys):
     assert cli.dispatch(["compare", "base", "now"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("slower ")
-    assert lines[1].split()[-5:] == ["512", "10.0", "12.0", "1.200", "1.195–1.205"]
-    assert lines[-1] == "1 slower, 3 same"
+    assert lines[1].split()[-5:] == ["512", "10.0", "12.0", "1.200", "1.131–1.273"]
+    assert lines[-1] == "1 slower, 3 ambiguous"
 
 
 def test_what_fails_is_chosen(sweeps):
@@ -169,7 +212,7 @@ def test_two_values_of_one_sweep_are_compared(sweeps, capsys):
     typed = ["compare", "now", "--axis", "impl", "--baseline", "triton", "--candidate", "cuda"]
     assert cli.dispatch(typed) == 1
     out = capsys.readouterr().out
-    assert "1 slower, 1 same" in out
+    assert "1 slower, 1 ambiguous" in out
     assert "triton" not in out
 
 
@@ -180,10 +223,22 @@ def test_of_two_values_the_last_sweep_is_the_default(sweeps, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("1 faster\n")
 
 
+def test_two_devices_are_compared_by_their_names(sweeps, tmp_path, capsys):
+    other = {"device_name": "NVIDIA B200", "driver": "590"}
+    sweep(tmp_path / "other" / "1", [curve({8: 2.0, 512: 5.0}, **other)])
+    names = ["--axis", "device_name", "--baseline", "NVIDIA H200", "--candidate", "NVIDIA B200"]
+    assert cli.dispatch(["compare", "base", "other", *names, "--fail-on", "slower"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split()[0] == "faster"
+    assert lines[-1] == "2 missing, 1 ambiguous, 1 faster"
+    assert cli.dispatch(["compare", "base", *names]) == 2
+    assert "device_name=NVIDIA B200 was not measured; there is NVIDIA H200" in capsys.readouterr().err
+
+
 def test_an_exported_file_is_a_baseline(sweeps, capsys):
     assert cli.dispatch(["export", "base", "--output", "base.parquet"]) == 0
     assert cli.dispatch(["compare", "base.parquet", "base"]) == 0
-    assert capsys.readouterr().out.endswith("4 same\n")
+    assert capsys.readouterr().out.endswith("4 ambiguous\n")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from kvexp.results.point_identity import identify, select_newest
@@ -19,6 +21,19 @@ def test_a_point_is_another_one_where_its_kernel_gpu_or_software_differs(column)
     assert select_newest([one, one | {column: "the other"}, one]) == (
         [one] if column == "impl_hash" else [one, one | {column: "the other"}]
     )
+
+
+TIMER = {"cache": "auto", "inputs": "hot", "warmup": 3, "min_samples": 20, "max_samples": 1000} | {
+    "relative_error": 0.005, "max_seconds": 2.0, "own": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", TIMER)
+def test_how_long_one_sampled_is_no_part_of_a_points_identity_and_what_was_timed_is(option):
+    one, other = ({"timer_options": json.dumps(TIMER | {option: value})} for value in (4, 5))
+    tells_apart = option in ("cache", "inputs", "own")
+    assert (identify(one) != identify(other)) is tells_apart
+    assert select_newest([one, other]) == ([one, other] if tells_apart else [other])
 
 
 def test_the_newest_of_several_attempts_counts():

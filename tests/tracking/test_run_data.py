@@ -120,10 +120,18 @@ def test_a_scalar_is_short_enough_for_a_table(measure):
     assert (scalars["latency_us_at_max_tokens"], scalars["peak_gb_per_s"]) == (12.346, 4322.0)
 
 
+def test_a_run_is_described_by_its_own_numbers(measure):
+    assert run_data.describe(measure("skipped", repetition=3)) == (
+        "Points: 15 ok and 1 skipped. Latency: 0.4 µs at 4 tokens to 6554 µs at 65,536 tokens. "
+        "Best share of an equal copy's speed: 95 %. Measured by process 3 of its curve."
+    )
+    assert run_data.describe(measure("skipped")[:1]) == "Points: 1 skipped."
+
+
 def test_scalars_sum_the_curve_up(measure):
     scalars = run_data.scalars(measure("skipped"))
     assert scalars["latency_us_at_min_tokens"] == pytest.approx(0.4)
     assert scalars["latency_us_at_max_tokens"] == pytest.approx(6553.6)
     assert scalars["best_copy_fraction"] == pytest.approx(0.95)
-    assert scalars["num_heads"] == 128
+    assert not {"num_heads", "block_size"} & set(scalars)  # params
     assert (scalars["points_ok"], scalars["points_skipped"], scalars["points_failed"]) == (15, 1, 0)

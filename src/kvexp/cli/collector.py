@@ -20,6 +20,7 @@ from kvexp.host.addresses import mask_secrets
 from kvexp.host.terminal import say
 from kvexp.results.overrides import get_key, is_reference, quote_value
 from kvexp.results.plan import PLAN, format_plan
+from kvexp.results.point_identity import CASE, get_values
 from kvexp.results.row_file import ROWS
 from kvexp.sweep.objective import Objective
 from kvexp.sweep.settings import SweepSettings
@@ -230,7 +231,7 @@ class Collector:
         for experiment, _, overrides in self.valid:
             typed = " ".join(overrides)
             # The workload's name tells curves apart as well, though it is no part of a case's identity.
-            points = [(case, case.workload) for case in experiment.cases()]
+            points = [get_values(case.columns(), ("workload", *CASE)) for case in experiment.cases()]
             twin = next((seen[point] for point in points if point in seen), None)
             if twin is not None:
                 which = f"{twin} and {typed}" if twin != typed else twin

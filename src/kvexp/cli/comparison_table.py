@@ -21,7 +21,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every comparison has; `fail_on` becomes a set of verdicts."""
     parser.add_argument("--across", action="store_true", help="compare also across GPUs and drivers")
     parser.add_argument(
-        "--tolerance", type=_parse_tolerance, help="by how much two processes differ, for example 0.02"
+        "--tolerance",
+        type=_parse_tolerance,
+        help="what 95 %% of pairs of processes differ by at most, for example 0.02",
     )
     parser.add_argument(
         "--fail-on", type=_parse_verdicts, default=_FAIL_ON, metavar="VERDICTS", help=f"default: {_FAIL_ON}"
@@ -81,7 +83,7 @@ def _parse_verdicts(text: str) -> set[str]:
 
 
 def _describe(point: Point) -> dict[str, Any]:
-    """Return a point as JSON; its ratio is the candidate's latency over the baseline's, with 95 % limits."""
+    """Return a point as JSON; its ratio is the candidate's latency over the baseline's, see `Verdict`."""
     verdict = point.verdict
     return {
         "verdict": point.word,

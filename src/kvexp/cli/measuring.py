@@ -152,7 +152,7 @@ class Measuring:
 
         differing = [name for name in CASE if before[0].get(name) != now[0].get(name)]
         say(self._title)
-        comparison_table.print_points(compare.compare(before, now, ignored=differing))
+        comparison_table.print_points(compare.compare(before, now, ignored=differing, in_one_sweep=True))
 
     def _make_jobs(self, curves: Sequence[Curve]) -> list[Job]:
         """Make the jobs of a batch; where others may follow, what the sweeper may choose names them."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import Unsupported
+from kvexp.impl import do_nothing
 from kvexp.op import Call
 
 HEAD_SIZES = (64, 128, 256, 512)
@@ -58,6 +59,9 @@ class FlashInfer:
         """Bind `op.reshape_and_cache_flash` to these tensors."""
         num_tokens = slot_mapping.shape[0]
         num_blocks, block_size = key_cache.shape[:2]
+        if not num_tokens:
+            # FlashInfer's launch of no tokens is an error, which the next call of CUDA would report.
+            return do_nothing
         _check(key, slot_mapping, num_blocks * block_size, kv_cache_dtype)
         kv_layout, caches = _name_layout(key_cache, value_cache)
         ints: Any = {"dtype": torch.int32, "device": key.device}
@@ -221,8 +225,6 @@ def _check(key: Tensor, slot_mapping: Tensor, num_slots: int, kv_cache_dtype: st
             f"impl=flashinfer gives a token {threads} threads for {num_heads} heads x {head_size}, "
             f"more than the {MOST_THREADS} that a block may have"
         )
-    if not slot_mapping.shape[0]:
-        return
     if int(slot_mapping.min()) < 0:
         raise Unsupported("impl=flashinfer has no padding slots")
     if int(slot_mapping.max()) >= num_slots:

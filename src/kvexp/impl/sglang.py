@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import Unsupported
+from kvexp.impl import do_nothing
 from kvexp.op import Call
 
 MODULES = ("sglang.kernels.ops.kvcache.kvcache", "sglang.jit_kernel.kvcache")
@@ -55,9 +56,11 @@ class SGLang:
             if not self._module.can_use_store_cache(row_bytes):
                 raise Unsupported(f"impl=sglang has no kernel for rows of {row_bytes} bytes")
         pools = [_view_pool(cache) for cache in (key_cache, value_cache)]
-        if num_tokens and int(slot_mapping.min()) < 0:
+        if not num_tokens:
+            return do_nothing
+        if int(slot_mapping.min()) < 0:
             raise Unsupported("impl=sglang has no padding slots")
-        if num_tokens and int(slot_mapping.max()) >= num_blocks * block_size:
+        if int(slot_mapping.max()) >= num_blocks * block_size:
             raise Unsupported("impl=sglang has no slots past the last")
         call = _Store(self._module.store_cache, self._options, (*rows, *pools), slot_mapping, key_cache)
         call.update()

@@ -121,7 +121,7 @@ def _describe_question(machine: Machine, tasks: Sequence[Task]) -> str:
             for row in (line.points[0], line.points[-1])
         )
         return f"{line.label} takes {join_words(list(ends))}"
-    columns = [column.removesuffix("_options") for column in find_varied(machine.lines)]
+    columns = list(dict.fromkeys(name.removesuffix("_options") for name in find_varied(machine.lines)))
     return f"What a call takes by {join_words(columns)}"
 
 

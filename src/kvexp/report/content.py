@@ -28,6 +28,7 @@ from kvexp.report.layout_costs import describe_control, describe_costs
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, unique
 from kvexp.report.panels import Panel, make_panels
 from kvexp.report.regimes import Best, describe_regimes, find_best
+from kvexp.report.side_by_side import SideBySide, put_side_by_side
 from kvexp.report.speedups import Contrast, find_axes, make_contrasts
 from kvexp.report.tables import Table, make_tables
 from kvexp.results.labels import group_by_curve
@@ -37,11 +38,11 @@ from kvexp.results.merge import merge_repetitions
 
 @dataclass(frozen=True)
 class Section:
-    """One machine's part of the report.
+    """One machine's part of the report, or that of several side by side, which takes nothing.
 
     Attributes:
-        name: The machine's.
-        title: What to take, or what was measured where nothing can be called fastest.
+        name: The machine's, or the devices'.
+        title: What to take, or what was measured where nothing can be called fastest; empty of several.
         advice: What to take and why, a sentence each.
         costs: What each layout costs, where a page on several ops can say so.
         common: The choices and sizes that all its lines share, in words.
@@ -81,7 +82,7 @@ class Content:
         sweeps: The sweeps' names.
         when: When the first and the last point were begun.
         counts: How many points have each status, and how many there are of a sweep that was interrupted.
-        sections: One for each machine that has a latency.
+        sections: One for several machines that measured a curve alike, and one for each that has a latency.
         others: What was not timed, wrong results first.
         commands: Each curve's name and the command that repeats it.
     """
@@ -96,9 +97,10 @@ class Content:
     @property
     def title(self) -> str:
         """The answer, for each machine."""
-        if len(self.sections) == 1:
-            return self.sections[0].title
-        return "; ".join(f"{section.name.partition(',')[0]}: {section.title}" for section in self.sections)
+        own = [section for section in self.sections if section.title]
+        if len(own) == 1:
+            return own[0].title
+        return "; ".join(f"{section.name.partition(',')[0]}: {section.title}" for section in own)
 
     @property
     def wrong(self) -> tuple[Outcome, ...]:
@@ -118,6 +120,8 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
     commands = [
         (name, curve[0][COMMAND]) for name, curve in zip(names, grouped, strict=True) if curve[0][COMMAND]
     ]
+    machines = group_by_machine(rows)
+    beside = put_side_by_side(machines)
     # The breaches of points that were timed are in their machine's section.
     untimed = [[row for row in curve if row["status"] == "verified"] for curve in grouped]
     return Content(
@@ -126,7 +130,10 @@ def build_content(rows: Sequence[Row], planned: int = 0) -> Content:
         counts=(f"{len(rows)} of {planned} points: " if len(rows) < planned else "")
         + join_words([f"{counts[status]} {status}" for status in STATUSES if counts[status]])
         + (f", from {measured} measurements" if measured > len(rows) else ""),
-        sections=tuple(_build_section(machine) for machine in group_by_machine(rows)),
+        sections=(
+            *([_compare_machines(beside)] if beside else []),
+            *(_build_section(machine) for machine in machines),
+        ),
         others=(*reversed(group_outcomes(grouped, names)), *group_breaches(untimed, names)),
         commands=tuple(commands),
     )
@@ -172,6 +179,26 @@ def _build_section(machine: Machine) -> Section:
         contrasts=tuple(contrast for axis in axes for contrast in make_contrasts(axis)),
         best=find_best(machine.ranked),
         regimes=describe_regimes(machine.ranked),
+    )
+
+
+def _compare_machines(beside: SideBySide) -> Section:
+    axis, all_lines = beside.axis, Machine(beside.lines[0].points[0], beside.lines)
+    return Section(
+        name=beside.name,
+        title="",
+        advice=(),
+        costs=(),
+        common=describe_common(beside.lines),
+        facts={},
+        state=State((), ()),
+        findings=tuple(list_findings([axis])),
+        fits=(),
+        notes=tuple(filter(None, (describe_rule(all_lines), describe_untold([axis])))),
+        panels=tuple((panel, make_tables(panel)) for panel in beside.panels),
+        contrasts=tuple(make_contrasts(axis)),
+        best=find_best(beside.lines),
+        regimes="",
     )
 
 

@@ -81,16 +81,21 @@ def _describe_choices(lines: Sequence[Line]) -> list[str]:
     found = []
     for choice in (choice for choice in TOGETHER if choice in told):
         columns = [
-            column
-            for column in TOGETHER[choice]
-            if column not in told and len({line.key.get(column) for line in lines}) > 1
+            column for column in TOGETHER[choice] if column not in told and _follows(column, choice, lines)
         ]
-        meanings = {line.key.get(choice): line for line in lines} if columns else {}
-        found += [
-            f"{value} is {join_words([format_column(line.key, column) for column in columns])}"
-            for value, line in meanings.items()
-        ]
+        told = [*told, *columns]
+        for key in {line.key.get(choice): line.key for line in lines}.values():
+            own = [format_column(key, column) for column in columns if key.get(column) != key.get(choice)]
+            if own:
+                found.append(f"{format_column(key, choice)} is {join_words(own)}")
     return found
+
+
+def _follows(column: str, choice: str, lines: Sequence[Line]) -> bool:
+    """Return whether the column differs among the lines, and has one value for each of the choice."""
+    pairs = {(line.key.get(choice), line.key.get(column)) for line in lines}
+    choices, values = ({pair[number] for pair in pairs} for number in (0, 1))
+    return len(values) > 1 and len(pairs) == len(choices)
 
 
 def _describe_options(lines: Sequence[Line]) -> list[str]:

@@ -145,7 +145,7 @@ def _draw_floors(axes: Axes, panel: Panel) -> None:
     if copies := _find_copies(panel):
         _draw_copy(axes, copies)
     empty = [row["empty_kernel_us"] for row in panel.points if row.get("empty_kernel_us")]
-    if empty:
+    if empty and len({row.get("device_name") for row in panel.points}) == 1:
         axes.axhline(median(empty), color=MUTED, linewidth=1, linestyle=(0, (5, 3)), label="an empty kernel")
 
 
@@ -168,7 +168,7 @@ def _find_copies(panel: Panel) -> dict[int, float]:
         if row.get("copy_us") is not None:
             kinds = copies.setdefault(row["num_tokens"], {})
             kinds.setdefault(tuple(row.get(column) for column in _COPY), []).append(row["copy_us"])
-            clocks.add((row.get("timer"), row.get("mode")))
+            clocks.add((row.get("timer"), row.get("mode"), row.get("device_name")))
     if len(clocks) != 1 or any(len(kinds) > 1 for kinds in copies.values()):
         return {}
     return {size: median(next(iter(copies[size].values()))) for size in sorted(copies)}

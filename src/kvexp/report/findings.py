@@ -11,14 +11,16 @@ from kvexp.report.leaders import describe_sizes, find_fastest, find_lead, find_s
 from kvexp.report.outcomes import measure_noise
 from kvexp.report.speedups import Axis, is_comparable
 from kvexp.results.merge import PROCESSES
-from kvexp.results.verdict import CPU, ENOUGH_PROCESSES, GPU_FEW, GPU_MANY, MANY_TOKENS
+from kvexp.results.verdict import CONFIDENCE, CPU, GPU_FEW, GPU_MANY, MANY_TOKENS
 
-_CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode")
+_CHOICES = ("impl", "impl_options", "layout", "dtype", "kv_cache_dtype", "scale", "mode", "device_name")
 """The axes on which one value can be the fastest; another size or op is another task."""
 
 _MOST_VALUES = 8  # named one by one
 _MOST_TIES = 3  # said one by one of what cannot be told
 _MANY = 3  # contexts of an axis above which a count comes before the sentences
+CONFIRMED = 3
+"""Processes from which on a line counts as measured anew, beside others of one process."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def select_confirmed(lines: Sequence[Line]) -> list[Line]:
 
     The fastest of many lines of one process is partly so by luck.
     """
-    confirmed = [line for line in lines if _count_processes(line) >= ENOUGH_PROCESSES]
+    confirmed = [line for line in lines if _count_processes(line) >= CONFIRMED]
     return confirmed if len(confirmed) > 1 else list(lines)
 
 
@@ -175,16 +177,16 @@ def describe_rule(machine: Machine) -> str:
     if all(str(line.key["device"]).startswith("cpu") for line in machine.lines):
         noise = f"{100 * CPU:.0f} %"
     most = max(row.get(PROCESSES, 1) for line in machine.lines for row in line.points)
-    source = f"from the median one of up to {most} processes" if most > 1 else "from one process"
-    if most >= ENOUGH_PROCESSES:
+    seen = f"{noise} by which processes measuring the same code were seen to differ"
+    if most > 1:
         return (
-            f"Each point is {source}. A difference counts only where it exceeds the scatter of all processes "
-            f"weighed with the {noise} by which processes measuring the same code differ; how many times as "
-            "fast is a ratio of geometric means."
+            f"Each point is from the median one of up to {most} processes. A difference counts only where it "
+            f"exceeds the scatter of all processes weighed with the {seen}; how many times as fast is a "
+            "ratio of geometric means."
         )
     return (
-        f"Each point is {source}. A difference counts only where the intervals of two medians are over "
-        f"{noise} apart, as far as processes measuring the same code were seen to differ."
+        "Each point is from one process. A difference counts only where it exceeds the intervals of both "
+        f"medians and what follows, at {100 * CONFIDENCE} % confidence, from the {seen} in 95 % of pairs."
     )
 
 

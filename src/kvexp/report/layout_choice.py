@@ -156,11 +156,5 @@ def _judge_sums(parts: Sequence[Part], baseline: str, candidate: str) -> Verdict
     def add(values: Iterable[float]) -> float:
         return sum(share * value for share, value in zip(shares, values, strict=True))
 
-    low, high, noise = (
-        add(verdict.low for verdict in verdicts),
-        add(verdict.high for verdict in verdicts),
-        add(verdict.noise for verdict in verdicts),
-    )
-    return Verdict(
-        choose_word(low, high, noise), add(verdict.ratio for verdict in verdicts), low, high, noise
-    )
+    low, high = add(verdict.low for verdict in verdicts), add(verdict.high for verdict in verdicts)
+    return Verdict(choose_word(low, high), add(verdict.ratio for verdict in verdicts), low, high)

@@ -83,7 +83,7 @@ def describe_control(tasks: Sequence[Task]) -> Finding:
     firsts = dict.fromkeys(next(iter(task.points)) for task in tasks)
     itself = join_words([f"{name} against {name}" for name in firsts])
     found = [
-        (task, judge_processes(rounds[::2], rounds[1::2], enough=CONTROL_PROCESSES // 2))
+        (task, judge_processes(rounds[::2], rounds[1::2], in_one_sweep=True))
         for task in tasks
         if len(rounds := split_processes(task.first)) >= CONTROL_PROCESSES
     ]

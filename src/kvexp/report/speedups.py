@@ -1,15 +1,15 @@
 """Compare two values of one axis, everything else equal: the cells of a heat map of speed-ups."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from statistics import geometric_mean
 
 from kvexp.measurement import Row
 from kvexp.report.curves import Line, describe, find_varied
+from kvexp.results import verdict
 from kvexp.results.labels import TOGETHER
-from kvexp.results.merge import GPUS, INTERVALS, LATENCIES, PROCESSES
-from kvexp.results.verdict import ENOUGH_PROCESSES, Verdict, between_gpus, judge, judge_processes
+from kvexp.results.merge import GPUS, INTERVALS, LATENCIES
+from kvexp.results.verdict import Verdict
 
 _MOST_PAIRS = 28  # every pair of eight values; of more, each against the first
 
@@ -78,34 +78,28 @@ def make_contrasts(axis: Axis) -> list[Contrast]:
 
 def is_comparable(row: Row) -> bool:
     """Return whether a point can be called faster than another; on a CPU it needs several processes."""
-    return not str(row.get("device", "")).startswith("cpu") or row.get(PROCESSES, 1) > 1
+    return verdict.is_comparable(split_processes(row))
 
 
 def judge_points(baseline: Row, candidate: Row) -> Verdict:
-    """Judge two points by all of their processes; `ambiguous` unless both are comparable."""
+    """Judge two points by all of their processes."""
     before, now = map(split_processes, (baseline, candidate))
-    enough = min(len(before), len(now)) >= ENOUGH_PROCESSES
-    if enough:
-        verdict = judge_processes(before, now, gpus=between_gpus(before, now))
-    else:
-        verdict = judge(baseline, candidate, gpus=between_gpus([baseline], [candidate]))
-    comparable = is_comparable(baseline) and is_comparable(candidate)
-    return verdict if comparable else replace(verdict, word="ambiguous")
+    gpus = verdict.between_gpus(before, now)
+    return verdict.judge_processes(before, now, gpus=gpus, in_one_sweep=True)
 
 
 def get_latency_us(row: Row) -> float:
-    """Return the latency that a point is ranked by: of enough processes their geometric mean."""
-    found = row.get(LATENCIES, ())
-    return geometric_mean(found) if len(found) >= ENOUGH_PROCESSES else float(row["latency_us"])
+    """Return the latency that a point is ranked by: of several processes their geometric mean."""
+    return verdict.get_latency_us(split_processes(row))
 
 
 def split_processes(row: Row) -> list[Row]:
-    """Return a row for each process of the point, in the order of the rounds."""
+    """Return a row for each process of the point, in the order of the rounds; itself if it is not merged."""
     columns = (LATENCIES, INTERVALS, GPUS)
     return [
         {**row, "latency_us": latency_us, "latency_us_low": low, "latency_us_high": high, "device_uuid": gpu}
         for latency_us, (low, high), gpu in zip(*map(row.get, columns, [()] * 3), strict=True)
-    ]
+    ] or [row]
 
 
 def _group_by_context(

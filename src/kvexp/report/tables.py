@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kvexp.measurement import Row
 from kvexp.report.format import DASH, number, optional, percent
-from kvexp.report.leaders import find_fastest
+from kvexp.report.leaders import find_fastest, find_shared_sizes
 from kvexp.report.panels import Panel
 from kvexp.results.verdict import interval
 
@@ -36,14 +36,14 @@ def make_tables(panel: Panel) -> tuple[Table, ...]:
     group = {one.name: one.line for one in panel.series}
     sizes = sorted({row["num_tokens"] for line in group.values() for row in line.points})
     ranked = {name: line for name, line in group.items() if line.is_ranked}
-    leaders = {size: find_fastest(ranked, size) if len(ranked) > 1 else () for size in sizes}
+    leaders = {size: find_fastest(ranked, size) for size in find_shared_sizes(ranked.values())}
     names = list(group)
     abreast = math.ceil(len(names) / math.ceil(len(names) / _ABREAST))
     tables = []
     for start in range(0, len(names), abreast):
         own = names[start : start + abreast]
         lines = [
-            (size, tuple(_make_cell(group[name].at(size), leaders[size] == (name,)) for name in own))
+            (size, tuple(_make_cell(group[name].at(size), leaders.get(size) == (name,)) for name in own))
             for size in sizes
         ]
         tables.append(Table(tuple(own), tuple(lines)))

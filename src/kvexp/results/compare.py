@@ -9,13 +9,17 @@ from kvexp.errors import ConfigError
 from kvexp.measurement import Row, is_right, is_wrong
 from kvexp.results.labels import (
     CURVE,
+    DEVICE,
+    OPTIONS,
     TOGETHER,
     format_column,
     group_by_curve,
     group_rows,
     label_curves,
+    read_options,
+    restore_auto,
 )
-from kvexp.results.point_identity import CASE
+from kvexp.results.point_identity import CASE, get_value, get_values
 from kvexp.results.verdict import Verdict, between_gpus, judge_processes, latencies
 
 Key = tuple[Any, ...]
@@ -62,6 +66,7 @@ def compare(
     ignored: Sequence[str] = (),
     across: bool = False,
     tolerance: float | None = None,
+    in_one_sweep: bool = False,
 ) -> list[Point]:
     """Compare every point of either side; return the worst first.
 
@@ -73,13 +78,16 @@ def compare(
         baseline: Rows; those of one case come from different processes.
         candidate: Rows, in the same way.
         ignored: Columns of a case in which the two sides may differ.
-        across: Compare different kinds of GPU and different drivers.
+        across: Compare different devices and drivers; what `auto` means on each is then no difference.
         tolerance: The part by which two processes differ; by default `verdict.between_processes`.
+        in_one_sweep: Both sides may be of the same sweeps, see `verdict.judge_processes`.
 
     Raises:
         ConfigError: The two were measured on other GPUs or drivers, share no case, or measured none.
     """
-    if not across:
+    if across:
+        baseline, candidate = ([restore_auto(row) for row in side] for side in (baseline, candidate))
+    else:
         baseline = _select_gpu(baseline, candidate)
         check_machines(baseline, candidate)
     compares_gpus = "device" in ignored
@@ -91,7 +99,14 @@ def compare(
         raise ConfigError(_NONE_SHARED + _list_differences(columns, *sides))
     names = label_cases([*baseline, *candidate], columns)
     points = [
-        compare_point(names[key], sides[0].get(key, []), sides[1].get(key, []), tolerance, compares_gpus)
+        compare_point(
+            names[key],
+            sides[0].get(key, []),
+            sides[1].get(key, []),
+            tolerance,
+            compares_gpus=compares_gpus,
+            in_one_sweep=in_one_sweep,
+        )
         for key in dict.fromkeys([*sides[0], *sides[1]])
     ]
     found = sorted(filter(None, points), key=_rank)
@@ -104,16 +119,17 @@ def select_value(rows: Sequence[Row], axis: str, value: str) -> list[Row]:
     """Select the rows with this value of an axis.
 
     Raises:
-        ConfigError: The axis is not a column of a curve, no row has the value, or other columns vary with it.
+        ConfigError: The axis is not a column of a curve or DEVICE, no row has the value, or other columns
+            vary with it.
     """
-    if axis not in CURVE:
-        raise ConfigError(f"--axis {axis} is no choice of a curve; one of {', '.join(CURVE)}")
+    if axis not in (*CURVE, DEVICE):
+        raise ConfigError(f"--axis {axis} is no choice of a curve; one of {', '.join((*CURVE, DEVICE))}")
     found = [row for row in rows if str(row.get(axis)) == value]
     if not found:
         values = ", ".join(dict.fromkeys(str(row.get(axis)) for row in rows))
         raise ConfigError(f"{axis}={value} was not measured; there is {values}")
     for column in TOGETHER.get(axis, ()):
-        held = list(dict.fromkeys(str(row.get(column)) for row in found))
+        held = list(dict.fromkeys(str(get_value(row, column)) for row in found))
         if len(held) > 1:
             raise ConfigError(
                 f"{axis}={value} was measured with several values of {column} ({', '.join(held)}), "
@@ -146,23 +162,37 @@ def check_cases(baseline: Sequence[Row], cases: Sequence[Case]) -> None:
     """
     columns = [column for column in CASE if column != "device"]
     measured = group_rows(baseline, columns)
-    asked = {tuple(getattr(case, column) for column in columns) for case in cases}
+    asked = {get_values(case.columns(), columns) for case in cases}
     if not asked & set(measured):
         raise ConfigError(_NONE_SHARED + _list_differences(columns, measured, asked))
 
 
 def _list_differences(columns: Sequence[str], baseline: Collection[Key], candidate: Collection[Key]) -> str:
-    """List the columns in which the two have no value in common; empty where there is none."""
-    differences: list[str] = []
-    if not baseline or not candidate:
-        return ""
-    for column, before, now in zip(
-        columns, zip(*baseline, strict=True), zip(*candidate, strict=True), strict=True
-    ):
-        if not set(before) & set(now):
-            first, second = (", ".join(map(str, dict.fromkeys(values))) for values in (before, now))
-            differences.append(f"{column} is {first} in the baseline and {second} in the candidate")
-    return "".join(f"; {difference}" for difference in differences)
+    """List the columns and the options in which the two have no value in common; empty where there is none.
+
+    An option that one of them does not have differs with the choice that it is of.
+    """
+    before, now = (_collect_values(columns, side) for side in (baseline, candidate))
+    differences = [
+        f"; {name} is {', '.join(before[name])} in the baseline and {', '.join(now[name])} in the candidate"
+        for name in before
+        if name in now and not set(before[name]) & set(now[name])
+    ]
+    return "".join(differences)
+
+
+def _collect_values(columns: Sequence[str], keys: Collection[Key]) -> dict[str, dict[str, None]]:
+    """Collect the values of each column, and of each option, such as `timer.cache`, in words."""
+    found: dict[str, dict[str, None]] = {}
+    for key in keys:
+        values = dict(zip(columns, key, strict=True))
+        for group in OPTIONS:
+            own = read_options(values, group)
+            values |= {f"{group}.{option}": value for option, value in own.items()}
+            values.pop(f"{group}_options", None)
+        for name, value in values.items():
+            found.setdefault(name, {})[str(value)] = None
+    return found
 
 
 def _has_several_devices(rows: Sequence[Row]) -> bool:
@@ -186,9 +216,7 @@ def label_cases(rows: Sequence[Row], columns: Sequence[str]) -> dict[Key, str]:
         words = (format_column(grouped[0][0], column) for column in CURVE[:3] if column in columns)
         names = [" ".join(words)]
     return {
-        tuple(row.get(column) for column in columns): name
-        for name, curve in zip(names, grouped, strict=True)
-        for row in curve
+        get_values(row, columns): name for name, curve in zip(names, grouped, strict=True) for row in curve
     }
 
 
@@ -197,7 +225,9 @@ def compare_point(
     baseline: Sequence[Row],
     candidate: Sequence[Row],
     tolerance: float | None,
+    *,
     compares_gpus: bool = False,
+    in_one_sweep: bool = False,
 ) -> Point | None:
     """Compare one case; return None where neither side could measure it.
 
@@ -207,7 +237,8 @@ def compare_point(
     before, now = ([row for row in side if row["status"] == "ok"] for side in (baseline, candidate))
 
     def make(word: str, note: str = "", verdict: Verdict | None = None) -> Point:
-        return Point(label, size, word, *latencies(before, now), verdict, note)
+        both = latencies(before, now, in_one_sweep=in_one_sweep)
+        return Point(label, size, word, *both, verdict, note)
 
     wrong = [row for row in candidate if is_wrong(row["status"])]
     if wrong:
@@ -218,7 +249,7 @@ def compare_point(
         return make("missing", f"{how_many} {_format_reason(untimed[0])}")
     if before and now:
         gpus = 0.0 if compares_gpus else between_gpus(before, now)
-        verdict = judge_processes(before, now, tolerance, gpus)
+        verdict = judge_processes(before, now, tolerance, gpus, in_one_sweep=in_one_sweep)
         several = f"{len(before)} and {len(now)} processes" if len(before) != len(now) else ""
         return make(verdict.word, ", ".join(filter(None, [several, "another GPU" if gpus else ""])), verdict)
     was_right, now_right = (any(is_right(row["status"]) for row in side) for side in (baseline, candidate))

@@ -7,7 +7,7 @@ from kvexp.measurement import Row
 from kvexp.results.compare import compare_point, label_cases
 from kvexp.results.labels import group_rows
 from kvexp.results.point_identity import CASE
-from kvexp.results.verdict import latencies
+from kvexp.results.verdict import get_latency_us
 
 CHANGES = ("broken", "missing", "slower", "faster", "new")
 """The verdicts that are changes."""
@@ -108,4 +108,4 @@ def _trace_point(
 
 def _find_latency(rows: Sequence[Row]) -> float | None:
     timed = [row for row in rows if row["status"] == "ok"]
-    return latencies(timed, timed)[0]
+    return get_latency_us(timed) if timed else None

@@ -9,6 +9,7 @@ from kvexp.column import Options, columns_of
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
 from kvexp.results.overrides import quote_value
+from kvexp.results.point_identity import get_value, get_values
 
 OPTIONS = tuple(
     name.removesuffix("_options") for name, column in columns_of(Case).items() if isinstance(column, Options)
@@ -19,6 +20,9 @@ _NAMES = ("impl", "layout", "dtype", "kv_cache_dtype", "scale", "device", "mode"
 _OTHERS = [name for name in columns_of(Case) if name not in (*_NAMES, "num_tokens", "layout_reason")]
 CURVE = (*_NAMES, *sorted(_OTHERS, key=lambda name: name.endswith("_options")))
 """The columns of a case that are fixed along a curve, those that people vary most first."""
+
+DEVICE = "device_name"
+"""The column that names a GPU's or a CPU's kind: no choice of a curve, but it can be compared."""
 
 NAME = "curve"
 """The column in which a sweep writes the name that it has given to a row's curve."""
@@ -44,10 +48,10 @@ Columns = Mapping[str, Any]
 
 
 def group_rows(rows: Sequence[Row], columns: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    """Group the rows by their values of these columns."""
+    """Group the rows by their values of these columns, see `get_values`."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row.get(column) for column in columns), []).append(row)
+        found.setdefault(get_values(row, columns), []).append(row)
     return found
 
 
@@ -107,13 +111,14 @@ def label_curves(curves: Sequence[Sequence[Row]]) -> list[str]:
 def simplify_curves(curves: Sequence[Columns], keys: Collection[str] | None = None) -> list[dict[str, Any]]:
     """Return the curves' columns with what is to be compared and said of them.
 
-    Of the options of one owner those that all its curves share are left out; with `keys`, those that no key
-    names. A cache of `auto` becomes what it holds. A mode or a timer is left out where it is what `auto`
-    means on each curve's device, as are a head size of V and a number of query heads that are those of K.
+    Of the options of one owner those that all its curves share are left out, and how long one sampled; with
+    `keys`, those that no key names. A cache of `auto` becomes what it holds. A mode or a timer is left out
+    where it is what `auto` means on each curve's device, as are a head size of V and a number of query heads
+    that are those of K.
     """
-    found = [dict(curve) for curve in curves]
+    found = [{column: get_value(curve, column) for column in curve} for curve in curves]
     for owner in OPTIONS:
-        told = _find_told_options(curves, owner) if keys is None else None
+        told = _find_told_options(found, owner) if keys is None else None
         for curve in found:
             options = {
                 option: value
@@ -130,6 +135,12 @@ def simplify_curves(curves: Sequence[Columns], keys: Collection[str] | None = No
             for curve in found:
                 curve.pop(column, None)
     return found
+
+
+def restore_auto(row: Columns) -> dict[str, Any]:
+    """Return the columns with `auto` for a mode and a timer that are what it means on their device."""
+    usual = {column: "auto" for column in ("mode", "timer") if row.get(column) == _get_usual(row, column)}
+    return {**row, **usual}
 
 
 def format_column(row: Columns, column: str) -> str:

@@ -42,12 +42,13 @@ def read(paths: Sequence[Path], multirun: Path) -> list[dict[str, Any]]:
                 f"there is no sweep below {multirun}; give the folder of one, or measure one first"
             )
         paths = [last]
-    sweeps: dict[Path, list[dict[str, Any]]] = {}
+    sweeps: dict[tuple[Path, Any], list[dict[str, Any]]] = {}
     for file in dict.fromkeys(file.resolve() for path in paths for file in _find_files(path)):
         home = _get_sweep(file) if file.parent.name.isdecimal() else file
-        sweeps.setdefault(home, []).extend(_read_file(file))
+        for row in _read_file(file):
+            sweeps.setdefault((home, row[SWEEP]), []).append(row)
     found: list[dict[str, Any]] = []
-    for home, own in sweeps.items():
+    for (home, _), own in sweeps.items():
         # An exported file holds the newest rows already.
         found += own if home.suffix == ".parquet" else select_newest(own)
     if not found:
@@ -80,7 +81,8 @@ def _read_file(file: Path) -> list[dict[str, Any]]:
     found = row_file.read(file)
     sweep = sweep_dir.name_of(_get_sweep(file))
     commands = {id(row): _get_command(file.parent, curve) for curve in group_by_curve(found) for row in curve}
-    return [{**row, SWEEP: sweep, COMMAND: commands[id(row)]} for row in found]
+    # A baseline that was made of several sweeps keeps which one a row is of.
+    return [{**row, SWEEP: row.get(SWEEP) or sweep, COMMAND: commands[id(row)]} for row in found]
 
 
 def _read_parquet(file: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from kvexp.results import jsonl
 from kvexp.results.conf_files import complete_columns
 from kvexp.results.labels import CURVE
 from kvexp.results.load import SWEEP
+from kvexp.results.point_identity import get_value
 from kvexp.results.sweep_dir import name_of
 
 PLAN = Path(".hydra") / "plan.json"
@@ -42,7 +43,7 @@ class Plan:
 def resolve_curve(columns: Mapping[str, Any], has_gpu: bool) -> Curve:
     """Return a plan's or a row's values of CURVE, each `auto` replaced by its meaning on that machine."""
     meaning = MEANING["cpu" if columns.get("device") == "cpu" or not has_gpu else "cuda"]
-    values = {column: columns.get(column) for column in CURVE}
+    values = {column: get_value(columns, column) for column in CURVE}
     return tuple(
         meaning[column] if column in meaning and value in ("auto", "cuda") else value
         for column, value in values.items()

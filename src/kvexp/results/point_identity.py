@@ -1,12 +1,15 @@
 """Which point a row is of: what resume, the newest of several attempts and repetitions are decided by."""
 
-from collections.abc import Iterable
+import functools
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from kvexp.case import Case
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
+from kvexp.timer.stopping_criterion import StoppingCriterion
 
 CASE = tuple(column.name for column in fields(Case) if column.compare)
 """The columns that say what was measured."""
@@ -15,14 +18,33 @@ IDENTITY = (*CASE, "impl_hash", "device_name", "device_uuid", "driver", "torch",
 Identity = tuple[Any, ...]
 WITHOUT_KERNEL = ("workload", *(column for column in IDENTITY if column != "impl_hash"))
 """Equal for all attempts at a point, also with a kernel that was changed between them."""
-_REQUESTED = ("workload", *CASE)
+_CHOSEN = ("workload", *(column for column in CASE if column not in MEANING["cpu"]))
+"""The columns of a point that no machine resolves."""
 REPETITION = "repetition"
 """The column that counts the processes which measured one point, from 1 on; it changes no outcome."""
+_TIMER_OPTIONS = "timer_options"
+_SAMPLING = frozenset(option.name for option in fields(StoppingCriterion))
+"""The timer's options that say how long to sample, and not what is timed."""
+
+
+def get_values(row: Mapping[str, Any], columns: Iterable[str]) -> Identity:
+    """Return the row's values of these columns, as points are told apart by them.
+
+    How long a point was sampled says how sure its latency is, and is no part of what was measured: the
+    timer's options are without it.
+    """
+    return tuple(get_value(row, column) for column in columns)
+
+
+def get_value(row: Mapping[str, Any], column: str) -> Any:
+    """Return one value as `get_values` does."""
+    value = row.get(column)
+    return _drop_sampling(value) if column == _TIMER_OPTIONS and value else value
 
 
 def identify(row: Row) -> Identity:
     """Return the row's values of IDENTITY: equal where nothing that can change the outcome differs."""
-    return tuple(row.get(column) for column in IDENTITY)
+    return get_values(row, IDENTITY)
 
 
 def identify_in_workload(row: Row) -> Identity:
@@ -47,7 +69,7 @@ def select_newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     workloads differ in name alone are two. A row without a device (its process ended before it had one) is
     left out where its point has a row with one.
     """
-    found = list({(get_repetition(row), *map(row.get, WITHOUT_KERNEL)): row for row in rows}.values())
+    found = list({(get_repetition(row), *get_values(row, WITHOUT_KERNEL)): row for row in rows}.values())
     named: dict[tuple[Any, ...], list[Row]] = {}
     for row in found:
         if row.get("device_name") is not None:
@@ -62,7 +84,7 @@ def select_newest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _get_requested(row: Row) -> tuple[Any, ...]:
     """Return what was requested, without the columns that a machine resolves."""
-    return (get_repetition(row), *(row.get(column) for column in _REQUESTED if column not in MEANING["cpu"]))
+    return (get_repetition(row), *get_values(row, _CHOSEN))
 
 
 def _resolves_to(nameless: Row, other: Row) -> bool:
@@ -72,3 +94,9 @@ def _resolves_to(nameless: Row, other: Row) -> bool:
         other.get(column) == (meaning if nameless.get(column) in ("auto", "cuda") else nameless.get(column))
         for column, meaning in meant.items()
     )
+
+
+@functools.lru_cache(1024)
+def _drop_sampling(options: str) -> str:
+    kept = {option: value for option, value in json.loads(options).items() if option not in _SAMPLING}
+    return json.dumps(kept, sort_keys=True)

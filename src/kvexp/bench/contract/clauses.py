@@ -284,5 +284,7 @@ def _blame_implementation(subject: Subject) -> Iterator[None]:
 
 
 def _synchronize(device: str) -> None:
+    """Wait for the GPU; raise what a kernel, or a launch that nobody checked, has failed at."""
     if device != "cpu":
         torch.cuda.synchronize(device)
+        torch.zeros((), device=device)  # torch asks after its launch, and would ask in the next question

@@ -1,8 +1,9 @@
 """Show what became faster, slower, broken or missing between two sweeps, or between two values of one.
 
-kvexp compare BASELINE CANDIDATE compares two sweeps. Several processes per side (a sweep with repeat=5, or a
-folder of several sweeps) are judged together; with at least three per side, by their own scatter.
-kvexp compare [SWEEP] --axis impl --baseline triton --candidate cuda compares two values within one sweep.
+kvexp compare BASELINE CANDIDATE compares two sweeps, or two folders of sweeps. The processes of a side (a
+sweep with repeat=5) are judged by their scatter; what shifts a whole sweep only several sweeps a side show.
+kvexp compare [SWEEP ...] --axis impl --baseline triton --candidate cuda compares two values of a column, such
+as impl, layout or device_name, within one sweep or several.
 kvexp compare --history [REVISION[:PATH]] follows each point of baselines/ through the commits that wrote
 them; --figure FILE draws that.
 """
@@ -16,7 +17,7 @@ from kvexp.cli.commands._parser import Parser
 from kvexp.errors import ConfigError
 from kvexp.measurement import Row
 from kvexp.results import compare, history, load
-from kvexp.results.labels import TOGETHER
+from kvexp.results.labels import DEVICE, TOGETHER
 
 Rows = Sequence[Row]
 
@@ -34,7 +35,12 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("compare: --figure draws what --history finds; type that beside it")
     baseline, candidate, ignored = _read_sides(typed)
     points = compare.compare(
-        baseline, candidate, ignored=ignored, across=typed.across, tolerance=typed.tolerance
+        baseline,
+        candidate,
+        ignored=ignored,
+        across=typed.across or typed.axis == DEVICE,
+        tolerance=typed.tolerance,
+        in_one_sweep=typed.axis not in (None, DEVICE),
     )
     comparison_table.print_points(points, typed.format)
     return comparison_table.exit_code(points, typed.fail_on)

@@ -18,8 +18,8 @@ from kvexp.results import baselines, compare, load
 from kvexp.sweep.job import Job
 
 _AMBIGUOUS = (
-    "{} of {} points are ambiguous: processes differ by more than --tolerance allows for; "
-    "let nothing else run, or measure both with repeat=10"
+    "{} of {} points are ambiguous: processes, or the two sweeps, may differ by as much; "
+    "let nothing else run, measure both with repeat=10, or compare several sweeps with several"
 )
 
 

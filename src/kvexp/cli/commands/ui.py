@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from kvexp.cli import say
@@ -45,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     say("It answers in a few seconds; Ctrl-C ends it.\n")
     uri = sqlite.format_for_sqlalchemy(f"sqlite:///{file.absolute()}")
     command = ["mlflow", "ui", "--backend-store-uri", uri, "--host", _HOST, "--port", str(typed.port)]
-    command += ["--app-name", "kvexp"]
+    # Where kvexp is not installed but on PYTHONPATH, MLflow could not find it.
+    command += ["--app-name", "kvexp"] if entry_points(group="mlflow.app", name="kvexp") else []
     return _serve([*command, "--workers", "1", "--uvicorn-opts", "--log-level warning"])
 
 
