@@ -60,7 +60,8 @@ def slug(heading):
 
 @pytest.fixture
 def stranger(tmp_path):
-    """Make a folder with the files that the documents show, and nothing else."""
+    """Make a folder with the files that the documents show, and examples/ of the checkout."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for name, text in FILES.items():
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)

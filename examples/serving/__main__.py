@@ -1,6 +1,7 @@
 """`python -m examples.serving layout=NHD,HND requests=982 new_tokens=128 model=qwen3_0_6b`."""
 
 import dataclasses
+import inspect
 import json
 import random
 import sys
@@ -155,10 +156,15 @@ def _check_transformers() -> None:
 
 
 def _describe_options() -> str:
-    doc = Options.__doc__ or ""
-    described = doc.partition("Attributes:\n")[2]
+    """Return what can be typed, each key with its meaning and its default."""
+    described = inspect.cleandoc(Options.__doc__ or "").partition("Attributes:\n")[2]
+    defaults = {**vars(Options()), "layout": ",".join(Options.layout)}
+    keys = [
+        f"{line} [default {'none' if value == '' else value}]"
+        for line, value in zip(described.splitlines(), defaults.values(), strict=True)
+    ]
     names = f"Layouts: {', '.join(LAYOUTS)}. Models: {', '.join(MODELS)}."
-    return f"{__doc__}\n\nkey=value of:\n{described}\n{names}"
+    return "\n".join([str(__doc__), "", "Keys, each typed as key=value:", *keys, "", names])
 
 
 if __name__ == "__main__":

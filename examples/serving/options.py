@@ -61,7 +61,7 @@ class Options:
         seed: Of prompts, lengths, times, orders and weights.
         out: Folder of what was measured; a round that is there is not measured again.
         tracking: An MLflow address, or none.
-        study: A sweep's folder of `experiment=layout_study`, for the prediction from kernels; empty for none.
+        study: A sweep's folder of `experiment=layout_study`, for the prediction from kernels.
         check: Requests whose logits are compared with the model's own attention before anything is timed.
     """
 

@@ -269,5 +269,6 @@ def test_a_launcher_of_curve_after_curve_is_refused_whatever_its_name(typed, wri
     outcome = typed("hydra/launcher=mine", "--config-dir", "my")
     assert (outcome.code, outcome.folders) == (2, [tmp_path / "my"])
     assert outcome.err == (
-        "kvexp: hydra/launcher=mine would run curve after curve, which a sweep is not; choose local or ray\n"
+        "kvexp: hydra/launcher=mine would run each curve by itself, and a sweep is measured as one; "
+        "choose local or ray\n"
     )

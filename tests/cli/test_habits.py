@@ -154,7 +154,7 @@ def test_a_flag_and_a_mode_that_differ_are_refused(typed):
 
 
 def test_one_curve_was_asked_for_and_a_named_sweep_has_more(typed):
-    assert "asks for one curve, and what was typed are 6" in typed("--run", "experiment=quickstart").err
+    assert "asks for one curve, and 6 were typed" in typed("--run", "experiment=quickstart").err
     assert impls(typed("--run", "impl=torch", "hydra.sweep.dir=x")) == ["torch"]
     assert impls(typed("--run", "resume=x")) == ["torch"]
 

@@ -109,7 +109,7 @@ def test_where_nothing_was_timed_there_is_no_best(light, capfd):
             "objective=latency_us@7 is no point of the curve: its num_tokens are 1, 3, 16, 50",
         ),
         (["objective=gb_per_s"], "objective=gb_per_s is for a sweeper that optimises"),
-        ([*OPTUNA, "hydra/launcher=basic"], "'hydra/launcher=basic' would run curve after curve"),
+        ([*OPTUNA, "hydra/launcher=basic"], "'hydra/launcher=basic' would run each curve by itself"),
         ([*OPTUNA, "impl.tile=choice(1,2)"], "unknown key impl.tile"),
         (["workload.num_heads=interval(1,5)"], "or choose a sweeper that optimises (hydra/sweeper=optuna)"),
     ],

@@ -1,5 +1,6 @@
 """examples/serving serves a tiny model with kvexp's cache, finds a wrong one, and counts what it served."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 from examples.serving import __main__ as program
 from examples.serving import prediction
 from examples.serving.attention import PagedCache, plan_step
-from examples.serving.options import parse
+from examples.serving.options import Options, parse
 from kvexp.errors import ConfigError
 from tests.helpers.recorded_rows import row
 
@@ -187,3 +188,10 @@ def test_lengths_of_the_seed_s_requests(serving):
     lengths = [len(prompt) for prompt in serving.make_prompts(parse([]), 982)]
     assert sum(lengths) / 982 == pytest.approx(1777, rel=0.03)
     assert (min(lengths) >= 889, max(lengths) <= 2665) == (True, True)
+
+
+def test_the_help_says_each_keys_default(capsys):
+    assert program.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "    cache_gb: Gigabytes of a layout's cache. [default 40.0]\n" in text
+    assert text.count(" [default ") == len(dataclasses.fields(Options))

@@ -162,7 +162,7 @@ def _cell(kind: Kind, said: Refusals) -> str:
     """Describe a type: copied, converted by which scales, or refused."""
     refused = {scale: find_refusal(replace(kind, scale=scale)) for scale in compose.options("scale")}
     scales = sorted((scale for scale in refused if not refused[scale]), reverse=True)
-    numbers = " ".join(dict.fromkeys(said.number(sentence) for sentence in refused.values() if sentence))
+    numbers = ", ".join(dict.fromkeys(said.number(sentence) for sentence in refused.values() if sentence))
     if not scales:
         return f"no {numbers}"
     if kind.converts:

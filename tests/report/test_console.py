@@ -129,6 +129,8 @@ def test_a_noisy_machine_is_told_with_what_to_do():
     text = printed([calm, noisy])
     assert said in text
     assert "repeat=5" in text.partition(said)[2]
+    repeated = printed([each | {"repetition": 3} for each in (calm, noisy)])
+    assert f"{said}end it and measure again, or measure with more processes\n" in repeated
     assert "noisy" not in printed([calm])
 
 

@@ -27,7 +27,7 @@ class ProductSweeper(BasicSweeper):
         if not str(config.hydra.launcher.get("_target_")).startswith(OURS):
             name = config.hydra.runtime.choices["hydra/launcher"]
             raise ConfigError(
-                f"hydra/launcher={name} would run curve after curve, which a sweep is not; "
+                f"hydra/launcher={name} would run each curve by itself, and a sweep is measured as one; "
                 "choose local or ray"
             )
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)

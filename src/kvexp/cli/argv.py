@@ -228,7 +228,7 @@ def _check_sweep(text: str, override: Override, line: CommandLine) -> None:
     key = override.key_or_group
     if not override.is_discrete_sweep() and not line.sets("hydra/sweeper"):
         raise ConfigError(
-            f"{text!r} is an interval, which lists no values; write range(1,9) or 1,2,4, "
+            f"{text!r} is refused: an interval lists no values; write range(1,9) or 1,2,4, "
             "or choose a sweeper that optimises (hydra/sweeper=optuna)"
         )
     if isinstance(override.value(), RangeSweep):

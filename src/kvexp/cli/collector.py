@@ -152,7 +152,7 @@ class Collector:
             raise ConfigError("what was typed matches no option, so there is nothing to measure")
         if self.line.runs_once and len(self.valid) > 1:
             raise ConfigError(
-                f"--run or hydra.mode=RUN asks for one curve, and what was typed are {len(self.valid)}; "
+                f"--run or hydra.mode=RUN asks for one curve, and {len(self.valid)} were typed; "
                 "leave it out, or choose one value of each key"
             )
         if len(self.settings) > 1:
@@ -244,7 +244,8 @@ class Collector:
         homes = sorted({str(folder.parent) for folder in folders})
         if len(homes) > 1:
             raise ConfigError(
-                f"hydra.sweep.dir means {homes[0]} in one curve and {homes[1]} in another; name one folder"
+                f"hydra.sweep.dir means {homes[0]} in one curve and {homes[1]} in another; "
+                "a sweep has one folder"
             )
         for folder, count in folders.items():
             if count > 1:

@@ -139,7 +139,8 @@ def _check_launcher(override: Override, names: Collection[str]) -> None:
     if override.is_sweep_override() or override.value() not in names:
         possible = ", ".join(names)
         raise ConfigError(
-            f"{override.input_line!r} would run curve after curve, which a sweep is not; choose {possible}"
+            f"{override.input_line!r} would run each curve by itself, and a sweep is measured as one; "
+            f"choose {possible}"
         )
 
 

@@ -213,7 +213,7 @@ def _count_jobs(overrides: Sequence[Override]) -> int:
     """
     count = math.prod(map(count_values, filter(Override.is_discrete_sweep, overrides)))
     if count > MOST_CURVES:
-        raise ConfigError(f"what was typed are {count:,} curves, and a sweep has at most {MOST_CURVES:,}")
+        raise ConfigError(f"{count:,} curves were typed, and a sweep has at most {MOST_CURVES:,}")
     return count
 
 

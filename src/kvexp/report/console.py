@@ -16,6 +16,7 @@ from kvexp.measurement import Row, is_right
 from kvexp.report.format import DASH, number, optional, percent
 from kvexp.report.outcomes import Outcome, group_breaches, group_outcomes, measure_noise, unique
 from kvexp.results.labels import group_by_curve, label_curves
+from kvexp.results.point_identity import REPETITION
 
 _PIPE_WIDTH = 1000
 
@@ -104,11 +105,16 @@ def _list_setups(rows: Sequence[Row]) -> list[str]:
 def _group_remarks(grouped: Sequence[Sequence[Row]], names: Sequence[str]) -> list[Outcome]:
     """Group what else to know of the points: what disturbed them, and which are plain copies."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
-    noise = max((measure_noise(row) for curve in grouped for row in curve), default=0.0)
+    noisy = [row for curve in grouped for row in curve if measure_noise(row)]
+    repeated = any(row.get(REPETITION) for row in noisy)
+    reason = _NOISY.format(
+        percent(max(map(measure_noise, noisy), default=0.0)),
+        "more processes" if repeated else "repeat=5, which compares processes",
+    )
     for name, curve in zip(names, grouped, strict=True):
         for row in curve:
             if measure_noise(row):
-                found["noisy", _NOISY.format(percent(noise))].append(name)
+                found["noisy", reason].append(name)
             if row.get("throttled"):
                 found["throttled", row["throttled"]].append(name)
             if row.get("other_processes"):
@@ -134,8 +140,8 @@ def _print_reasons(reasons: Sequence[Outcome], console: Console) -> None:
 
 
 _NOISY = (
-    "p20 to p80 is up to {} of the median wide: something else ran; end it and measure again, "
-    "or measure with repeat=5, which compares processes"
+    "p20 to p80 is up to {} of the median wide: something else ran; "
+    "end it and measure again, or measure with {}"
 )
 _STYLES = {
     "equal copy": "dim",

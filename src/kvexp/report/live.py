@@ -17,6 +17,11 @@ from kvexp.results.sweep_state import State
 _LEVELS = "▁▂▃▄▅▆▇█"
 _MARKS = {"verified": "v", "skipped": "s", "incorrect": "!", "failed": "!"}
 _TO_COME = "·"
+LEGEND = (
+    "In the column latency each point is a bar, on one logarithmic scale, or a sign: v verified, s skipped, "
+    "! incorrect or failed, · to come."
+)
+"""What the signs of a curve mean."""
 _LAST = 5
 _LONGEST_OUTCOME = 60
 _OTHER_LINES = 11  # lines besides those of the curves

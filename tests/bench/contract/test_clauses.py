@@ -66,7 +66,7 @@ def test_wrong_bytes_in_calls_of_any_size_are_a_breach_at_all(first, last):
 
 
 def test_whoever_restores_neighbours_as_they_were_is_wrong():
-    assert ": no token, head 0, element 0 of key_cache" in found(Restoring("cpu")).breach()
+    assert ": a slot that no token has, head 0, element 0 of key_cache" in found(Restoring("cpu")).breach()
 
 
 @pytest.mark.parametrize("how", ["overflows", "up"])
@@ -84,7 +84,10 @@ def test_what_is_only_told_is_found_in_larger_calls_as_well(kind):
 @pytest.mark.parametrize(
     ("kind", "place"),
     [
-        ("ignores_padding", r"no token, head 0, element 0 of key_cache \(slot 127\): 0x\w{4} instead"),
+        (
+            "ignores_padding",
+            r"a slot that no token has, head 0, element 0 of key_cache \(slot 127\): 0x\w{4}",
+        ),
         ("stale_slots", rf"{ELEMENT} of key_cache \(slot \d+\): 0x\w{{4}} instead of 0x\w{{4}}"),
         ("stale_values", rf"{ELEMENT} of value_cache \(slot \d+\): 0x\w{{4}} instead of 0x\w{{4}}"),
     ],

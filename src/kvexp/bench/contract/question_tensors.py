@@ -244,8 +244,9 @@ class QuestionTensors:
         wrote, right = (int(rows[row, head, element]) & mask for rows in (found, asked))
         slot = int(slots[row])
         tokens = (self.slot_mapping == slot).nonzero().flatten().tolist()
+        row_of = f"token {tokens[0]}" if tokens else "a slot that no token has"
         return (
-            f"{f'token {tokens[0]}' if tokens else 'no token'}, head {head}, element {element} of {name} "
+            f"{row_of}, head {head}, element {element} of {name} "
             f"(slot {slot}): 0x{wrote:0{digits}x} instead of 0x{right:0{digits}x}"
         )
 

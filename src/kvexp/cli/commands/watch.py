@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ConfigError: There is no sweep, or its folder holds something else than rows.
     """
-    parser = Parser("kvexp watch", description=__doc__)
+    parser = Parser("kvexp watch", description=__doc__, epilog=live.LEGEND)
     parser.add_argument(
         "sweep", nargs="?", type=Path, metavar="SWEEP", help="default: the last of ./multirun"
     )
