@@ -157,7 +157,8 @@ def test_the_equal_copy_names_what_comes_nearest():
         [row(10.0, num_tokens=1), row(6.0, num_tokens=2), row(10.0, num_tokens=4, layout="HND")]
     )
     assert findings.compare_with_copy(machine) == (
-        "Of an equal copy's speed the points reach up to 83 %: NHD at 2 tokens; at 4 tokens up to 50 %."
+        "The best point reaches 83 % of an equal copy's speed: NHD at 2 tokens. "
+        "At 4 tokens the best reaches 50 %."
     )
 
 
@@ -188,7 +189,7 @@ def test_the_equal_copy_is_shown_and_never_ranked():
     )
     assert [(one.candidate, one.baseline) for one in said.contrasts] == [("cuda", "triton")]
     assert bold(said) == {"cuda"}
-    assert "up to 50 %: cuda at 8 tokens." in said.notes[1]
+    assert "reaches 50 % of an equal copy's speed: cuda at 8 tokens." in said.notes[1]
     assert [one.name for panel, _ in said.panels for one in panel.series] == ["copy", "cuda", "triton"]
 
 
@@ -250,7 +251,7 @@ def test_several_processes_are_judged_as_a_comparison_judges_them():
     assert said.notes[-1].endswith(" at 512 tokens.")
     assert bold(said) == set()
     assert "from the median one of up to 5 processes" in said.notes[0]
-    assert "the scatter of all processes" in said.notes[0]
+    assert "the scatter of these processes" in said.notes[0]
 
 
 def test_how_many_times_as_fast_is_what_a_comparison_says():

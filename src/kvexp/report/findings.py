@@ -119,11 +119,11 @@ def compare_with_copy(machine: Machine) -> str:
     fraction, line, row = max(points, key=lambda point: point[0])
     most = max(row["num_tokens"] for _, _, row in points)
     where = f"{line.label} at {tokens(row['num_tokens'])}"
-    best = f"Of an equal copy's speed the points reach up to {percent(fraction)}: {where}"
+    best = f"The best point reaches {percent(fraction)} of an equal copy's speed: {where}"
     if row["num_tokens"] == most:
         return f"{best}."
     at_most = max(fraction for fraction, _, row in points if row["num_tokens"] == most)
-    return f"{best}; at {tokens(most)} up to {percent(at_most)}."
+    return f"{best}. At {tokens(most)} the best reaches {percent(at_most)}."
 
 
 def describe_excluded(machine: Machine) -> str:
@@ -177,16 +177,16 @@ def describe_rule(machine: Machine) -> str:
     if all(str(line.key["device"]).startswith("cpu") for line in machine.lines):
         noise = f"{100 * CPU:.0f} %"
     most = max(row.get(PROCESSES, 1) for line in machine.lines for row in line.points)
-    seen = f"{noise} by which processes measuring the same code were seen to differ"
+    seen = f"the {noise} by which two processes were seen to differ on the same code"
     if most > 1:
         return (
-            f"Each point is from the median one of up to {most} processes. A difference counts only where it "
-            f"exceeds the scatter of all processes weighed with the {seen}; how many times as fast is a "
-            "ratio of geometric means."
+            f"Each point is from the median one of up to {most} processes. A difference counts where it is "
+            f"larger than the noise: the scatter of these processes, moderated by {seen}. How many times "
+            "as fast is a ratio of geometric means."
         )
     return (
-        "Each point is from one process. A difference counts only where it exceeds the intervals of both "
-        f"medians and what follows, at {100 * CONFIDENCE} % confidence, from the {seen} in 95 % of pairs."
+        "Each point is from one process. A difference counts where it is larger than the noise: the "
+        f"intervals of both medians, and {seen} (95 % of pairs), at {100 * CONFIDENCE} % confidence."
     )
 
 
