@@ -131,6 +131,7 @@ def append_paged_kv_cache(
     kv_last_page_len, kv_layout="NHD",
 ):  # fmt: skip
     """FlashInfer's, token by token, from what its documentation says of each argument."""
+    assert len(append_key), "its launch of no tokens is an error that nobody looks at"
     ints = (batch_indices, positions, kv_indices, kv_indptr, kv_last_page_len)
     assert {tensor.dtype for tensor in ints} == {torch.int32}
     page_size = paged_kv_cache[0].shape[1 if kv_layout == "NHD" else 2]
