@@ -10,12 +10,12 @@ import importlib
 import pkgutil
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from kvexp import op as ops
-from kvexp.errors import ConfigError
+from kvexp.errors import ConfigError, Unsupported
 from kvexp.experiment import Choice
 from kvexp.op import Call
 
@@ -153,3 +153,25 @@ def _list_searched(module: str) -> str:
     installed = (sys.prefix, sys.base_prefix)
     own = dict.fromkeys(str(Path(one).absolute()) for one in sys.path if not one.startswith(installed))
     return f"{', '.join(own)} or the installed packages; PYTHONPATH=FOLDER adds a folder"
+
+
+def import_peer(impl: str, package: str, modules: Sequence[str]) -> Any:
+    """Import the first of these modules that can be, for an implementation that needs another package.
+
+    Args:
+        impl: The implementation's name.
+        package: What it needs, in words.
+        modules: Where versions of the package have it, the newest first.
+
+    Raises:
+        Unsupported: None of them can be imported.
+    """
+    reasons = []
+    for name in modules:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            reasons.append(error)
+    raise Unsupported(
+        f"impl={impl} needs the package {package}, which cannot be imported: {reasons[0]}"
+    ) from reasons[0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl import do_nothing
+from kvexp.impl import do_nothing, import_peer
 from kvexp.op import Call
 
 HEAD_SIZES = (64, 128, 256, 512)
@@ -33,13 +33,7 @@ class FlashInfer:
     untimed = ""
 
     def __init__(self, device: str) -> None:
-        try:
-            import flashinfer
-        except ImportError as error:
-            raise Unsupported(
-                f"impl=flashinfer needs the package flashinfer, which cannot be imported: {error}"
-            ) from error
-        self._flashinfer: Any = flashinfer
+        self._flashinfer: Any = import_peer(self.name, "flashinfer", ["flashinfer"])
         self._pages: dict[tuple[int, torch.device], Tensor] = {}
         self._calls: weakref.WeakSet[_Append] = weakref.WeakSet()
         self._plans: weakref.WeakValueDictionary[tuple[object, ...], _Plan] = weakref.WeakValueDictionary()

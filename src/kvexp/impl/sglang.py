@@ -1,6 +1,5 @@
 """sglang: SGLang's write of rows into its pools of slots, where SGLang is installed; a peer."""
 
-import importlib
 import inspect
 import weakref
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl import do_nothing
+from kvexp.impl import do_nothing, import_peer
 from kvexp.op import Call
 
 MODULES = ("sglang.kernels.ops.kvcache.kvcache", "sglang.jit_kernel.kvcache")
@@ -30,7 +29,7 @@ class SGLang:
     untimed = ""
 
     def __init__(self, device: str) -> None:
-        self._module = _import_module()
+        self._module = import_peer(self.name, "sglang with its store_cache", MODULES)
         reserves = "reserved_skip_index" in inspect.signature(self._module.store_cache).parameters
         self._options: dict[str, Any] = {"reserved_skip_index": -1} if reserves else {}
         self._calls: weakref.WeakSet[_Store] = weakref.WeakSet()
@@ -106,20 +105,3 @@ def _view_pool(cache: Tensor) -> Tensor:
         raise Unsupported("impl=sglang writes caches whose heads are adjacent in each slot: layout=NHD")
     rows = (num_blocks - 1) * (of_block // of_token) + block_size
     return torch.as_strided(cache, (rows, num_heads * head_size), (of_token, 1))
-
-
-def _import_module() -> Any:
-    """Import SGLang's module of `store_cache`.
-
-    Raises:
-        Unsupported: SGLang is not installed, or has none.
-    """
-    reasons = []
-    for name in MODULES:
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            reasons.append(str(error))
-    raise Unsupported(
-        f"impl=sglang needs the package sglang with its store_cache, which cannot be imported: {reasons[0]}"
-    )

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from kvexp.errors import Unsupported
-from kvexp.impl import do_nothing
+from kvexp.impl import do_nothing, import_peer
 from kvexp.op import Call
 
 WARP = 32
@@ -18,13 +18,7 @@ class Vllm:
     untimed = ""
 
     def __init__(self, device: str) -> None:
-        try:
-            from vllm import _custom_ops
-        except ImportError as error:
-            raise Unsupported(
-                f"impl=vllm needs the package vllm, which cannot be imported: {error}"
-            ) from error
-        self.ops: Any = _custom_ops
+        self.ops: Any = import_peer(self.name, "vllm", ["vllm._custom_ops"])
 
     def reshape_and_cache(self, *arguments: Any) -> Call:
         """Bind `op.reshape_and_cache` to these arguments."""

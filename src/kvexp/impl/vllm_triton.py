@@ -1,11 +1,10 @@
 """vllm_triton: vLLM's Triton kernels, where vLLM is installed; a peer, not a dependency."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from kvexp.errors import Unsupported
-from kvexp.impl import do_nothing
+from kvexp.impl import do_nothing, import_peer
 from kvexp.op import Call
 
 MODULES = (
@@ -22,7 +21,7 @@ class VllmTriton:
     untimed = ""
 
     def __init__(self, device: str) -> None:
-        self.module = _import_launchers()
+        self.module = import_peer(self.name, "vllm with its Triton kernels", MODULES)
 
     def reshape_and_cache(self, *arguments: Any) -> Call:
         """Bind `op.reshape_and_cache` to these arguments."""
@@ -48,21 +47,3 @@ class VllmTriton:
             launch(*arguments)
 
         return call
-
-
-def _import_launchers() -> Any:
-    """Import vLLM's module of launchers.
-
-    Raises:
-        Unsupported: vLLM is not installed, or has none.
-    """
-    reasons = []
-    for name in MODULES:
-        try:
-            return importlib.import_module(name)
-        except ImportError as error:
-            reasons.append(str(error))
-    raise Unsupported(
-        f"impl=vllm_triton needs the package vllm with its Triton kernels, "
-        f"which cannot be imported: {reasons[0]}"
-    )
