@@ -20,7 +20,7 @@ def library(op):
     return function
 
 
-PLACE = r"(?:no token|token \d+), head \d, element \d+ of \w+_cache \(slot -?\d+\): 0x\w{4} instead"
+PLACE = r"(?:that no token has|token \d+), head \d, element \d+ of \w+_cache \(slot -?\d+\): 0x\w{4} instead"
 SEEN = ("cuts_slots", "fails_without_tokens", "drops_nan")
 """Kinds that break several clauses, raise an error, and write wrong values; the rest: test_clauses.py."""
 
