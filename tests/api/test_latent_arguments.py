@@ -1,4 +1,4 @@
-"""What kvexp.concat_and_cache_mla refuses, each in one sentence that names the argument."""
+"""Check what kvexp.concat_and_cache_mla refuses, each in one sentence that names the argument."""
 
 from dataclasses import replace
 

@@ -30,7 +30,7 @@ def set_aside():
     error, found = driver.cuDeviceGetAttribute(most, 0)
     assert not error
     if not found:
-        pytest.skip(f"{properties.name} sets no L2 aside")
+        pytest.skip(f"{properties.name} sets no L2 aside")  # before compute capability 8.0, and with MIG
     limit = driver.CUlimit.CU_LIMIT_PERSISTING_L2_CACHE_SIZE
     assert driver.cuCtxSetLimit(limit, found) == (driver.CUresult.CUDA_SUCCESS,)
     return driver.cuCtxGetLimit(limit)[1]
@@ -56,7 +56,7 @@ def median_us(replay):
 
 @pytest.mark.parametrize("how", ["cudagraph", "no_graph"])
 def test_a_line_that_was_to_persist_is_flushed_like_any_other(how):
-    """What is timed reads 32 MB after a flush; the control finds them in the L2 nevertheless."""
+    """Time a read of 32 MB after a flush; the control finds them in the L2 nevertheless."""
     watched, other = torch.zeros((2, BYTES // 8), dtype=torch.int64, device="cuda")
     total = torch.empty((), dtype=torch.int64, device="cuda")
     flush = curve_setup.make_flush(torch.cuda.get_device_properties(0).L2_cache_size, "cuda:0")
@@ -126,7 +126,7 @@ def measure(impl, how, *words):
 
 @pytest.mark.parametrize("how", ["cudagraph", "no_graph"])
 def test_a_row_says_what_was_set_aside_and_is_timed_without(how):
-    """What the driver or an earlier curve has set aside is no implementation's."""
+    """Set L2 aside as a driver or an earlier curve does: that is no implementation's."""
     found = set_aside()
     for impl, its_own in ((Cuda, 0), (AtBinding, found), (WhenMade, found), (Cuda, 0)):
         point = measure(impl, how)

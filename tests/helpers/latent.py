@@ -47,7 +47,7 @@ class Problem:
 
     @property
     def converts(self) -> bool:
-        """Whether rows become 8-bit floats."""
+        """Say whether rows become 8-bit floats."""
         return self.kv_cache_dtype != "auto" and self.kv_c.itemsize > 1
 
     @property

@@ -151,7 +151,7 @@ def store_cache(k, v, k_cache, v_cache, indices, *, row_bytes=0, num_split=0, re
 
 
 def store_cache_of_old(k, v, k_cache, v_cache, indices, *, row_bytes=0, num_split=0):
-    """What it was before a slot was reserved."""
+    """Store rows as SGLang did before a slot was reserved."""
     store_cache(k, v, k_cache, v_cache, indices, reserved_skip_index=-1)
 
 

@@ -21,7 +21,7 @@ LEGEND = (
     "In the column latency each point is a bar, on one logarithmic scale, or a sign: v verified, s skipped, "
     "! incorrect or failed, · to come."
 )
-"""What the signs of a curve mean."""
+"""Explain the signs of a curve."""
 _LAST = 5
 _LONGEST_OUTCOME = 60
 _OTHER_LINES = 11  # lines besides those of the curves
