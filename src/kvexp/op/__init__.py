@@ -81,7 +81,7 @@ class Op:
         function: The library's function of it without a body: its parameters, their types, and its docstring.
         reads: Parameters of the tensors that it reads in wide accesses.
         writes: Parameters of the tensors that it writes.
-        scales: Of an op of the library, the parameters behind `kv_cache_dtype`.
+        scales: Of an op of the library, the parameters behind `kv_cache_dtype`, if any.
         equal_heads: Whether K and V have heads of one size.
         may_lack_values: Whether `head_size_v` may be 0.
         formats: What `kv_cache_dtype` may be, as `op.arguments.resolve_format` resolves it.

@@ -45,7 +45,8 @@ def resolve_format(kv_cache_dtype: Any, formats: Sequence[str] = Op.formats) -> 
     resolved = ALIASES.get(kv_cache_dtype, kv_cache_dtype)
     if resolved not in formats:
         aliases = (alias for alias, name in ALIASES.items() if name in formats)
-        words = ", ".join(("auto", *aliases, *(name for name in formats if name != "auto")))
+        auto = [name for name in formats if name == "auto"]
+        words = ", ".join((*auto, *aliases, *(name for name in formats if name != "auto")))
         raise ValueError(f"kv_cache_dtype must be one of {words}, not {kv_cache_dtype!r}")
     return resolved
 

@@ -72,7 +72,7 @@ class CacheWrite(Op):
 
     def reads_scales(self, source: "torch.dtype", kv_cache_dtype: str) -> bool:
         """Say whether rows of that type are divided by the scales."""
-        return kv_cache_dtype != "auto" and source.itemsize > 1
+        return bool(self.scales) and kv_cache_dtype != "auto" and source.itemsize > 1
 
     def count_tile_items(self, kv_cache_dtype: str) -> int | None:
         """Return how many items of K share a scale that is made of them; None where scales are arguments."""
@@ -117,7 +117,7 @@ class CacheWrite(Op):
             cache: One of `parts`: which rows these are.
             rows: `[n, num_heads, head size]`, of any type of keys and values.
             kv_cache_dtype: `auto` or the fp8 format.
-            scale: float32 with one element or `[num_heads]`.
+            scale: float32 with one element or `[num_heads]`; None for an op that has none.
 
         Returns:
             uint8 `[n, num_heads, bytes of a head in the cache]`.

@@ -100,12 +100,15 @@ class Tensors:
         return self.case.kv_cache_dtype
 
     @functools.cached_property
-    def k_scale(self) -> Tensor:
-        """float32, one element without dims or `[num_heads]`: amax / 64 of the curve's keys."""
+    def k_scale(self) -> Tensor | None:
+        """float32, one element without dims or `[num_heads]`: amax / 64 of the curve's keys.
+
+        None where the op has no scales.
+        """
         return self._get_scale(0)
 
     @functools.cached_property
-    def v_scale(self) -> Tensor:
+    def v_scale(self) -> Tensor | None:
         """The same for the values; the keys' where the op has one scale for both."""
         return self._get_scale(-1)
 
@@ -123,7 +126,7 @@ class Tensors:
         ]
         return [part for part in parts if part.plane.numel()]
 
-    def _make_part(self, name: str, rows: Tensor, plane: Tensor, scale: Tensor) -> Part:
+    def _make_part(self, name: str, rows: Tensor, plane: Tensor, scale: Tensor | None) -> Part:
         def expect(written: slice) -> Tensor:
             chosen = rows[written]
             if self.unpadded is not None:
@@ -176,7 +179,9 @@ class Tensors:
     def _other_sums(self) -> list[int]:
         return checksums([self.memory.inputs[len(self.rows.flat) :]])
 
-    def _get_scale(self, plane: int) -> Tensor:
+    def _get_scale(self, plane: int) -> Tensor | None:
+        if not len(self.memory.scales):
+            return None
         scale = self.memory.scales[plane]
         return scale[0] if self.case.scale == "per_tensor" else scale
 
@@ -191,7 +196,7 @@ class Memory:
         cache: The cache.
         rows: Keys and values of the largest point; a smaller one's are `rows.for_case`.
         slots: int64 `[num_slots]`: every slot once, in the order in which calls write them.
-        scales: float32 `[2, num_heads]`, or one column per tensor; one row where K and V share a scale.
+        scales: float32 `[2, num_heads]`, or one column per tensor; a row for each scale that the op has.
         checksums: Of inputs, slots and scales when they were last set.
     """
 
@@ -236,6 +241,8 @@ class Memory:
 
     def rescale(self, rows: Rows) -> None:
         """Set the scales to amax / 64 of these keys and of these values, or of both."""
+        if not self.op.scales:
+            return
         planes = [plane for plane in (rows.key, rows.value) if plane.numel()]
         largest = [_find_amax(plane, self.largest.scale) for plane in planes]
         if len(self.op.scales) == 1:

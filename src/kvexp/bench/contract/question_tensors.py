@@ -76,7 +76,9 @@ class QuestionTensors:
         heads = case.num_heads if case.scale == "per_head" else 1
         scales = torch.empty((len(op.scales), heads), dtype=torch.float32, device=device)
         own = scales if case.scale == "per_head" else scales[:, 0]
-        self.k_scale, self.v_scale = own[0], own[-1]
+        self._scales = list(own)
+        self.k_scale: Tensor | None = own[0] if op.scales else None
+        self.v_scale: Tensor | None = own[-1] if op.scales else None
         # Behind the mapping lie slots that no token has: who reads too far writes there, which is found.
         self._slots = torch.empty(case.num_tokens + EXTRA_ROWS, dtype=torch.int64, device=device)
         self.slot_mapping = self._slots[: case.num_tokens]
@@ -86,7 +88,7 @@ class QuestionTensors:
         self._planes, self._expected_planes = (
             [_twin(plane, storage) for plane in integers] for storage in (self.storage, self.expected)
         )
-        given_bytes = *(rows.flat for rows in self.rows), self._slots, self.k_scale, self.v_scale
+        given_bytes = *(rows.flat for rows in self.rows), self._slots, *self._scales
         self._inputs = [tensor.reshape(-1).view(torch.uint8) for tensor in given_bytes]
         self._inputs_before = [torch.empty_like(tensor) for tensor in self._inputs]
         self.draw_inputs()
@@ -95,13 +97,12 @@ class QuestionTensors:
     def draw_inputs(self) -> None:
         """Change keys, values and scales in place."""
         self._right = None
-        scales = self.k_scale, self.v_scale
-        for scale in scales:
+        for scale in self._scales:
             scale.uniform_(0.02, 0.06, generator=self.generator)
         for rows in self.rows:
             rows.fill(self.generator)
             if self.question.special_values:
-                question_inputs.fill_special(rows.flat, scales, self.generator)
+                question_inputs.fill_special(rows.flat, self._scales, self.generator)
                 if tile := self.op.count_tile_items(self.kv_cache_dtype):
                     question_inputs.limit_tiles(rows.flat, tile, self.generator)
 
