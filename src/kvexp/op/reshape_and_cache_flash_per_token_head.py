@@ -1,4 +1,4 @@
-"""reshape_and_cache_flash_per_token_head: write 8-bit codes and a scale for each head of K and V of a token."""
+"""reshape_and_cache_flash_per_token_head: write 8-bit codes and a scale for each head of a token."""
 
 from dataclasses import replace
 from types import MappingProxyType

@@ -23,9 +23,7 @@ def bind(
     return call
 
 
-def _write(
-    key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_cache_dtype: str
-) -> None:
+def _write(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> None:
     num_blocks, block_size = kv_cache.shape[:2]
     token, slot, any_valid = find_destinations(slot_mapping, num_blocks * block_size)
     cells = torch.cat([quantize_heads(rows[token], kv_cache_dtype) for rows in (key, value)], -1)

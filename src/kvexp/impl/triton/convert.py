@@ -13,7 +13,7 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def quotient_of(x, divisor, CORRECTIONS: tl.constexpr):
-    """Return `x / divisor`, exact once it becomes a code, by the divisor's reciprocal and the exact remainder.
+    """Return `x / divisor`, exact once it is a code, by the divisor's reciprocal and the exact remainder.
 
     One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
     This needs a divisor between 2^-60 and 2^60; any other is scaled into that range, together with its

@@ -29,9 +29,7 @@ from kvexp.op.quantize import LARGEST_CODES
 SCALE_BYTES = 4
 
 
-def fit(
-    key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_cache_dtype: str
-) -> Fit:
+def fit(key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor, kv_cache_dtype: str) -> Fit:
     """Fit the kernel to these tensors."""
     _, num_heads, head_size = key.shape
     head_size_v = value.shape[2]
