@@ -1,4 +1,4 @@
-"""reshape_and_cache_flash_per_token_head on a CPU: its contract, any call, Triton interpreted, CUDA compiled."""
+"""reshape_and_cache_flash_per_token_head on a CPU: its contract, Triton interpreted, CUDA compiled."""
 
 from typing import Any
 
@@ -120,9 +120,7 @@ def test_the_cuda_kernel_compiles_for_every_access_without_a_gpu(arch):
         posed = own_scales.problem(
             "cpu", [1, 5, 3], dtype=dtype, kv_cache_dtype=kind, begins=(0, 0, begin), sizes=sizes
         )
-        spec, _, num_tokens = reshape_and_cache_flash_per_token_head.fit(
-            *posed.arguments, options=Options()
-        )
+        spec, _, num_tokens = reshape_and_cache_flash_per_token_head.fit(*posed.arguments, options=Options())
         tuned = spec.tuned(Options(unroll=1 + number % 2), num_tokens, 132)
         assert nvrtc.compile_cubin(SOURCES / f"{tuned.kernel}.cu", dict(tuned.macros), arch)
 
