@@ -131,5 +131,13 @@ def test_a_copy_reads_as_many_bytes_as_the_op(memory, monkeypatch, read, written
         assert move.extra.data_ptr() == memory.inputs.data_ptr() + move.reads * written
 
 
+def test_a_copy_of_all_inputs_reads_no_more_than_there_are(memory, monkeypatch):
+    """On a GPU; here the plan alone."""
+    monkeypatch.setattr(equal_copy, "_is_cpu", lambda storage: False)
+    size = memory.inputs.numel() * memory.inputs.itemsize
+    (move, *_) = equal_copy.plan_moves(memory, 4, size + 32, size // 32 * 16 + 16, walking(1))
+    assert move.reads * move.place.numel() + move.extra.numel() == size
+
+
 def test_on_a_cpu_there_is_no_copy_that_reads_less_than_the_op(memory):
     assert equal_copy.plan_moves(memory, 4, 1152 + 32, 656, walking(1)) == []

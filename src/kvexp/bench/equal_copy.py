@@ -117,8 +117,10 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
     # Besides whole multiples of what it writes it reads the slots, or more inputs where the op reads more.
     rest = min(size, read - reads * written)
     has_more = rest > SLOT_BYTES * indices
+    if has_more:  # instead of slots as many bytes more of the inputs, as far as they go
+        rest = min(rest, source.numel() - reads * written)
     inputs = reads * written + (rest if has_more else 0)
-    if not size or not count or inputs > source.numel():
+    if not size or not count or reads * written > source.numel():
         return []
     places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.
