@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 
 
 class CacheWrite(Op):
-    """An op whose parameters are the rows that it reads, caches, slot_mapping, kv_cache_dtype and scales.
+    """An op whose parameters are the rows that it reads, caches, slot_mapping, scales and words.
 
     Attributes:
-        parts: Names of what a slot holds of K, and of V.
+        sources: Types of the rows that it takes.
+        parts: Names of what a slot holds in either plane, by default of K and of V.
+        made_of: Which rows these are made of: `key` or `value`.
         sample_sizes: Sizes of a call that the op takes, as an example.
     """
 
     reads: tuple[str, ...] = ("key", "value")
     scales: tuple[str, ...] = ("k_scale", "v_scale")
+    sources: tuple[str, ...] = ("half", "bfloat16", "float", *FP8)
     parts: tuple[str, str] = ("key_cache", "value_cache")
+    made_of: tuple[str, str] = ("key", "value")
     sample_sizes: Mapping[str, int] = MappingProxyType({"num_heads": 8, "head_size": 128, "head_size_v": 128})
     place = "slot_mapping"
     deed = "write a step of {num_tokens:,} tokens"
@@ -69,6 +73,28 @@ class CacheWrite(Op):
         from kvexp.op.arguments import check_heads  # imports torch
 
         check_heads(key, value, num_tokens, self.equal_heads)
+
+    def resolve_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an implementation takes for these arguments, aliases resolved.
+
+        Raises:
+            TypeError: One is of the wrong type.
+            ValueError: One is another word, or another number, than there can be.
+        """
+        from kvexp.op.arguments import resolve_format  # imports torch
+
+        return {name: resolve_format(word, self.formats) for name, word in words.items()}
+
+    def list_cache_types(self, source: "torch.dtype", kv_cache_dtype: str) -> tuple["torch.dtype", ...]:
+        """Return what the items of the caches may be in a call with rows of that type."""
+        import torch
+
+        from kvexp.op.quantize import FORMATS  # imports torch
+
+        if kv_cache_dtype == "auto":
+            return (source,)
+        own = FORMATS.get(kv_cache_dtype)
+        return (torch.uint8, own.dtype) if own else (torch.uint8,)
 
     def reads_scales(self, source: "torch.dtype", kv_cache_dtype: str) -> bool:
         """Say whether rows of that type are divided by the scales."""

@@ -118,13 +118,14 @@ class Tensors:
         return self.slot_mappings
 
     def list_parts(self) -> Sequence[Part]:
-        """List the rows of K and of V, without those that have no bytes in the cache."""
-        key, value = self.memory.op.parts
-        parts = [
-            self._make_part(key, self.key, self.key_cache, self.k_scale),
-            self._make_part(value, self.value, self.value_cache, self.v_scale),
+        """List what a slot holds in either plane, without what has no bytes in the cache."""
+        op, planes = self.memory.op, (self.key_cache, self.value_cache)
+        scales = {"key": self.k_scale, "value": self.v_scale}
+        return [
+            self._make_part(name, getattr(self, rows), plane, scales[rows])
+            for name, rows, plane in zip(op.parts, op.made_of, planes, strict=True)
+            if plane.numel()
         ]
-        return [part for part in parts if part.plane.numel()]
 
     def _make_part(self, name: str, rows: Tensor, plane: Tensor, scale: Tensor | None) -> Part:
         def expect(written: slice) -> Tensor:

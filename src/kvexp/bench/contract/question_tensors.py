@@ -260,9 +260,9 @@ class QuestionTensors:
         if self._right is None:
             tokens = self._find_written()
             codes = []
-            for name, rows, scale, plane in zip(
-                self.op.parts, (self.key, self.value), (self.k_scale, self.v_scale), self._planes, strict=True
-            ):
+            sources = {"key": (self.key, self.k_scale), "value": (self.value, self.v_scale)}
+            for name, made_of, plane in zip(self.op.parts, self.op.made_of, self._planes, strict=True):
+                rows, scale = sources[made_of]
                 chosen = rows.view(INTEGERS[rows.itemsize])[tokens].view(rows.dtype)
                 codes.append(self.op.expect(name, chosen, self.kv_cache_dtype, scale).view(plane.dtype))
             self._right = self.slot_mapping[tokens] + GUARD_BLOCKS * self.case.block_size, codes
