@@ -36,7 +36,10 @@ FP8 = ("fp8_e4m3", "fp8_e5m2")
 DS_MLA = "fp8_ds_mla"
 """The format of a latent row that holds its own scales; see `quantize.quantize_tiles`."""
 
-SHARED = ("arguments", "cache_write", "quantize")
+NVFP4 = "nvfp4"
+"""The format of items of 4 bits; see `quantize_nvfp4.quantize_nvfp4`."""
+
+SHARED = ("arguments", "cache_write", "quantize", "quantize_nvfp4")
 """Files of this package that are no ops."""
 
 
