@@ -52,11 +52,12 @@ class Problem:
         if not tokens:
             return self.storage.clone()
         for rows, scale in ((self.key, float(self.k_scale)), (self.value, float(self.v_scale))):
-            for data in quantize(rows[:tokens].cpu(), scale):
+            is_valid = 0 < scale < float("inf")
+            for data in quantize(rows[:tokens].cpu(), scale if is_valid else 1.0):
                 width = data.shape[-1]
                 for token, slot in enumerate(self.slot_mapping.tolist()):
                     block, offset = divmod(slot, self.block_size)
-                    if not (0 <= block < len(self.kv_cache) and 0 < scale < float("inf")):
+                    if not (is_valid and 0 <= block < len(self.kv_cache)):
                         continue
                     for head in range(num_heads):
                         by_token = offset * num_heads + head
