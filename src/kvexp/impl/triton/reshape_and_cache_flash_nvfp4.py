@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvexp.impl.triton.convert import quotient_of
 from kvexp.impl.triton.reshape_and_cache_flash import FP8_ITEMS, SM_THREADS, THREADS
 from kvexp.impl.triton.source import Fit, Gpu, Kernel, Options, Plan, Tile, find_divisor, make_tile
 from kvexp.op.reshape_and_cache_flash_nvfp4 import TILE, find_page
@@ -80,14 +79,34 @@ def _decode_e4m3(code):
 
 @triton.jit
 def _encode_e2m1(x):
-    """Return the e2m1 codes of numbers from 0 on: to nearest even, saturating, 0 for NaN.
+    """Return the e2m1 codes of numbers from 0 to 6: to nearest even.
 
     The codes of numbers below 2, 4 and 8 are the nearest integers of 2 x, x + 2 and x / 2 + 4, a tie the even
     one, and the least of the three is right. Adding 2^23 rounds so.
     """
-    x = tl.minimum(tl.where(x == x, x, 0.0), 6.0)
     least = tl.minimum(x * 2.0 + 8388608.0, tl.minimum(x + 8388610.0, x * 0.5 + 8388612.0))
     return least.to(tl.int32, bitcast=True) - 0x4B000000
+
+
+@triton.jit
+def _divide(x, scale, global_scale, HAS_FMA: tl.constexpr):
+    """Return [TOKENS, TILES, 16] numbers over their divisors, at most 6; 0 where the tile's scale is.
+
+    As in convert.py a power of two brings divisors into the range in which one correction rounds correctly. A
+    divisor that was rounded to 0 makes numbers 6, and one that was rounded to infinity 0.
+    """
+    divisor = _decode_e4m3(scale) * global_scale
+    shift = tl.where(divisor < 2.0**-60, 2.0**96, tl.where(divisor > 2.0**60, 2.0**-96, 1.0))
+    by = tl.minimum(tl.maximum(divisor * shift, 2.0**-60), 2.0**60)
+    most = tl.where((scale == 0) | (divisor == float("inf")), 0.0, by * 6.0)
+    x = tl.minimum(x * shift[:, :, None], most[:, :, None])
+    if HAS_FMA:
+        reciprocal = tl.broadcast_to(tl.div_rn(1.0, by)[:, :, None], x.shape)
+        first = x * reciprocal
+        quotient = tl.fma(tl.fma(-first, tl.broadcast_to(by[:, :, None], x.shape), x), reciprocal, first)
+    else:
+        quotient = tl.div_rn(x, tl.broadcast_to(by[:, :, None], x.shape))
+    return quotient
 
 
 @triton.jit
@@ -103,17 +122,13 @@ def _quantize(items, global_scale, IS_BFLOAT16: tl.constexpr, HAS_FMA: tl.conste
         size = ((items.to(tl.int32) & 0x7FFF) << 16).to(tl.float32, bitcast=True)
     else:
         size = (items & 0x7FFF).to(tl.float16, bitcast=True).to(tl.float32)
-    amax = tl.max(tl.where(size == size, size, 0.0), axis=2)
+    size = tl.where(size == size, size, 0.0)
+    amax = tl.max(size, axis=2)
     # Of two infinities the quotient would be NaN.
     least = tl.where(amax == float("inf"), amax, tl.div_rn(amax, tl.zeros_like(amax) + global_scale * 6.0))
     scale = _encode_e4m3(least)
-    divisor = (_decode_e4m3(scale) * global_scale)[:, :, None]
-    if HAS_FMA:
-        quotient = quotient_of(size, divisor, 1)
-    else:
-        quotient = tl.div_rn(size, tl.broadcast_to(divisor, size.shape))
-    levels = tl.where(scale[:, :, None] == 0, 0, _encode_e2m1(quotient))
-    signs = tl.where(items < 0, 8, 0)
+    levels = _encode_e2m1(_divide(size, scale, global_scale, HAS_FMA))
+    signs = (items.to(tl.int32) >> 12) & 8
     even, odd = tl.split(tl.reshape(levels | signs, (TOKENS, COLUMNS // 2, 2)))
     return (even | (odd << 4)).to(tl.int8), scale.to(tl.int8)
 
