@@ -46,6 +46,8 @@ class CacheWrite(Op):
             raise Unsupported(
                 f"op={self.name} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
             )
+        if case.dtype not in self.sources:
+            raise Unsupported(f"op={self.name} takes {' or '.join(self.sources)}, not dtype={case.dtype}")
         check_types(self, case)
 
     def check_layout(self, layout: Layout) -> None:

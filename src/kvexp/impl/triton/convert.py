@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _quotient(x, divisor, CORRECTIONS: tl.constexpr):
+def quotient(x, divisor, CORRECTIONS: tl.constexpr):
     """Return `x / divisor`, exact once rounded to fp8, by the divisor's reciprocal and the exact remainder.
 
     One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
@@ -54,6 +54,6 @@ def cache_items(
             x = tl.reshape(x, (items.shape[0], COLUMNS // RUN, RUN))
         else:
             scale = tl.load(scale_ptr)
-        x = _quotient(x, scale, 1 if items.dtype.primitive_bitwidth == 16 else 2)
+        x = quotient(x, scale, 1 if items.dtype.primitive_bitwidth == 16 else 2)
         items = tl.reshape(x, items.shape).to(cache_ptr.dtype.element_ty)
     return items
