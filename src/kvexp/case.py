@@ -81,7 +81,7 @@ class Choices:
     impl_options: Annotated[str, Options("The implementation's options as canonical JSON.")]
     layout: Annotated[str, Name("The cache's layout.")]
     dtype: Annotated[str, Name("The item type of key and value.")]
-    kv_cache_dtype: Annotated[str, Name("`auto` (the cache holds the source's items) or the fp8 format.")]
+    kv_cache_dtype: Annotated[str, Name("`auto` (the cache holds the source's items) or the 8-bit format.")]
     scale: Annotated[
         str, Name("Scales that fp8 divides by: `per_tensor` (one for K, one for V) or `per_head`.")
     ]

@@ -60,9 +60,7 @@ def test_any_call_holds_the_law(posed: indexer.Problem) -> None:
 
 
 @settled
-@given(
-    bits=st.lists(st.integers(0, 2**16 - 1), min_size=ITEMS, max_size=ITEMS), kind=st.sampled_from(KINDS)
-)
+@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=ITEMS, max_size=ITEMS), kind=st.sampled_from(KINDS))
 def test_keys_of_any_bits_hold_the_law(bits: list[int], kind: tuple[str, str]) -> None:
     dtype, scale_fmt = kind
     k = torch.tensor(bits).to(torch.uint16).view(oracle.DTYPES[dtype]).view(1, ITEMS)
@@ -143,5 +141,5 @@ def test_a_curve_is_verified(scale_fmt):
 
 
 def test_an_unknown_scale_format_of_the_op_is_refused():
-    with pytest.raises(ConfigError, match="op.scale_fmt must be float32 or ue8m0, not 'e8m0'"):
+    with pytest.raises(ConfigError, match=r"op\.scale_fmt must be float32 or ue8m0, not 'e8m0'"):
         IndexerKQuantAndCache(scale_fmt="e8m0")

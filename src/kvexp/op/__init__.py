@@ -36,6 +36,9 @@ FP8 = ("fp8_e4m3", "fp8_e5m2")
 DS_MLA = "fp8_ds_mla"
 """The format of a latent row that holds its own scales; see `quantize.quantize_tiles`."""
 
+PER_TOKEN_HEAD = ("int8_per_token_head", "fp8_per_token_head")
+"""The formats of heads of a token that hold their own scales; see `quantize.quantize_heads`."""
+
 SHARED = ("arguments", "cache_write", "quantize")
 """Files of this package that are no ops."""
 

@@ -102,7 +102,7 @@ class CacheWrite(Op):
         """Say whether rows of that type are divided by the scales."""
         return bool(self.scales) and kv_cache_dtype != "auto" and source.itemsize > 1
 
-    def count_tile_items(self, kv_cache_dtype: str) -> int | None:
+    def count_tile_items(self, case: Case) -> int | None:
         """Return how many items of K share a scale that is made of them; None where scales are arguments."""
         return None
 

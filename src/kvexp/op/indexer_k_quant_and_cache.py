@@ -155,7 +155,7 @@ class IndexerKQuantAndCache(CacheWrite):
 
         return quantize_indexer_key(rows, self.scale_fmt)[self.parts.index(cache)]
 
-    def count_tile_items(self, kv_cache_dtype: str) -> int | None:
+    def count_tile_items(self, case: Case) -> int | None:
         """See `CacheWrite.count_tile_items`."""
         return KEY_ITEMS
 

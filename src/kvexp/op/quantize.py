@@ -45,6 +45,12 @@ LEAST_SCALE = 1e-4
 LEAST_AMAX = 1e-4
 """What the largest magnitude of an indexer's key is taken for where it is less."""
 
+LARGEST_CODES = {"int8_per_token_head": 127.0, "fp8_per_token_head": 448.0}
+"""What the largest magnitude of a head becomes."""
+
+LEAST_HEAD_SCALE = 1e-6
+"""The least scale of a head."""
+
 
 def quantize(rows: Tensor, kv_cache_dtype: str, scale: Tensor | None) -> Tensor:
     """Return the bytes that a cache must hold for these rows.
@@ -130,3 +136,33 @@ def _round_up(scales: Tensor) -> Tensor:
     """Return the smallest powers of two that are not below."""
     # By their bits: the exponent, and one more unless the mantissa is 0.
     return ((scales.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+
+
+def quantize_heads(rows: Tensor, kv_cache_dtype: str) -> Tensor:
+    """Return the codes of each head, then its scale.
+
+    The scale is `max(amax / largest code, 1e-6)` in float32; amax ignores NaN. A code is of `x / scale`:
+    float32, IEEE division. fp8 converts it as `quantize` does. int8 rounds half away from zero, by adding a
+    half of the quotient's sign in float32 and truncating; NaN becomes -128.
+
+    Args:
+        rows: `[n, num_heads, head_size]`, float16, bfloat16 or float32.
+        kv_cache_dtype: `int8_per_token_head` or `fp8_per_token_head`.
+
+    Returns:
+        uint8 `[n, num_heads, head_size + 4]`; the scale is a float32.
+    """
+    items = rows.float()
+    amax = torch.where(items.isnan(), 0.0, items).abs().amax(-1, keepdim=True)
+    # A tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
+    largest = torch.full_like(amax, LARGEST_CODES[kv_cache_dtype])
+    scales = torch.div(amax, largest).clamp(min=LEAST_HEAD_SCALE)
+    if kv_cache_dtype == "int8_per_token_head":
+        quotient = torch.div(items, scales)
+        rounded = quotient + torch.copysign(torch.full_like(quotient, 0.5), quotient)
+        rounded = torch.where(quotient.isnan(), -128.0, rounded.clamp(-128, 127))
+        codes = rounded.trunc().to(torch.int8).view(torch.uint8)
+    else:
+        heads = items.reshape(1, -1, items.shape[-1])
+        codes = quantize(heads, "fp8_e4m3", scales.reshape(-1)).view(*items.shape)
+    return torch.cat([codes, scales.contiguous().view(torch.uint8)], -1)

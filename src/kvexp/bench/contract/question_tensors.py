@@ -103,7 +103,7 @@ class QuestionTensors:
             rows.fill(self.generator)
             if self.question.special_values:
                 question_inputs.fill_special(rows.flat, self._scales, self.generator)
-                if tile := self.op.count_tile_items(self.kv_cache_dtype):
+                if tile := self.op.count_tile_items(self.case):
                     question_inputs.limit_tiles(rows.flat, tile, self.generator)
 
     def draw_slots(self) -> None:

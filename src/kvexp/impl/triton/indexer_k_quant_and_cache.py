@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvexp.errors import Unsupported
 from kvexp.gpu.launch import Launch
-from kvexp.impl.triton.convert import quotient
+from kvexp.impl.triton.convert import quotient_of
 from kvexp.impl.triton.reshape_and_cache_flash import FP8_ITEMS, THREADS, is_large
 from kvexp.impl.triton.source import (
     FP8,
@@ -108,7 +108,7 @@ def quantize_keys(
         inverse = tl.maximum(0x7F000000 - bits, 0).to(tl.float32, bitcast=True)
         x = x * inverse[:, None]
     else:
-        x = quotient(x, scale[:, None], 1)
+        x = quotient_of(x, scale[:, None], 1)
     codes = x.to(codes_ptr.dtype.element_ty)
 
     written = ((slot >= 0) & (slot < num_slots))[:, None]
