@@ -28,7 +28,7 @@ class Flash:
         return self.order[-1] == "kv"
 
     @property
-    def stride_order(self) -> tuple[int, ...]:
+    def stride_order(self) -> tuple[int, ...] | None:
         """See `layout.Layout`; the dims of one layer."""
         logical = [dim for dim in LOGICAL if not (dim == "kv" and self.packed)]
         return (*(logical.index(dim) for dim in self.order if dim in logical), len(logical))
