@@ -46,6 +46,13 @@ def formats() -> list[str]:
     return sorted(Op.formats)
 
 
+@cache
+def op_formats(op: str) -> tuple[str, ...]:
+    """The formats of an op, the first of which it is tried with."""
+    made: Op = make(choice("op", op))
+    return made.formats
+
+
 def all_formats() -> list[str]:
     """The formats that `kv_cache_dtype` resolves to, each once."""
     chosen = (choice("kv_cache_dtype", name) for name in options("kv_cache_dtype"))
@@ -54,8 +61,8 @@ def all_formats() -> list[str]:
 
 @cache
 def cache_writes() -> list[str]:
-    """The ops that write heads of keys and values to a cache; latent.py has rows without heads."""
-    return [op for op in all_cache_writes() if "key" in make(choice("op", op)).reads]
+    """The ops that write heads as they are or over a scale that they read; others have own helpers."""
+    return [op for op in all_cache_writes() if op_formats(op) == Op.formats]
 
 
 @cache
@@ -88,7 +95,7 @@ def words(key: str) -> tuple[str, ...]:
 
 @cache
 def pairs() -> list[tuple[str, str]]:
-    """List each op that writes heads with each of its layouts."""
+    """List each of these ops with each of its layouts."""
     return [(op, layout) for op in cache_writes() for layout in options("layout") if takes(op, layout)]
 
 
@@ -136,7 +143,10 @@ def takes(op: str, layout: str) -> bool:
     """Return whether the op is defined for the layout."""
     made = _tiny()
     workload = replace(made.workload, **sizes(op))
-    made = replace(made, op=choice("op", op), layout=choice("layout", layout), workload=workload)
+    kind = choice("kv_cache_dtype", op_formats(op)[0])
+    made = replace(
+        made, op=choice("op", op), layout=choice("layout", layout), kv_cache_dtype=kind, workload=workload
+    )
     try:
         make(made.op).check(next(made.cases()), make(made.layout), 2)
     except Unsupported:

@@ -15,6 +15,7 @@ from triton.compiler import ASTSource, compile
 
 from kvexp.impl.triton import paged_decode, source
 from kvexp.impl.triton.launch import NUM_WARPS, make_compiler_options
+from kvexp.op import PER_TOKEN_HEAD
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -39,6 +40,14 @@ def plan(
     item = DTYPES[dtype]
     cache_item = item if kv_cache_dtype == "auto" else torch.uint8
     rows = [_tensor((3, NUM_HEADS, size), item, off) for size in (head_size, head_size_v)]
+    slots = torch.zeros(3, dtype=torch.int64)
+    file = importlib.import_module(f"kvexp.impl.triton.{op}")
+    made: tuple[source.Plan, object, int]
+    if kv_cache_dtype in PER_TOKEN_HEAD:
+        width = head_size + head_size_v + 8
+        cells = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, width), torch.uint8, off)
+        made = file.fit(*rows, cells, slots, kv_cache_dtype)
+        return made[0]
     scale = torch.ones(NUM_HEADS if per_head else 1)
     if op == "reshape_and_cache":
         x = 16 // cache_item.itemsize
@@ -47,11 +56,7 @@ def plan(
     else:
         packed = _tensor((NUM_BLOCKS, BLOCK_SIZE, NUM_HEADS, head_size + head_size_v), cache_item, off)
         key_cache, value_cache = packed[..., :head_size], packed[..., head_size:]
-    slots = torch.zeros(3, dtype=torch.int64)
-    file = importlib.import_module(f"kvexp.impl.triton.{op}")
-    made: tuple[source.Plan, object, int] = file.fit(
-        *rows, key_cache, value_cache, slots, kv_cache_dtype, scale, scale
-    )
+    made = file.fit(*rows, key_cache, value_cache, slots, kv_cache_dtype, scale, scale)
     return made[0]
 
 

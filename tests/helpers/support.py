@@ -31,6 +31,8 @@ HEAD_SIZES = (
     ("bfloat16", "fp8_e4m3", 40, 40),
     ("bfloat16", "fp8_e4m3", 45, 45),
     ("bfloat16", "auto", 192, 128),
+    ("bfloat16", "int8_per_token_head", 45, 45),
+    ("bfloat16", "fp8_per_token_head", 192, 128),
 )
 """dtype, kv_cache_dtype, head_size and head_size_v on both sides of the ops' limits."""
 
@@ -47,8 +49,13 @@ class Kind:
 
     @property
     def converts(self) -> bool:
-        """Whether rows are converted to 8-bit floats."""
+        """Whether rows are converted to codes of 8 bits."""
         return self.kv_cache_dtype != "auto" and self.dtype not in FP8
+
+    @property
+    def becomes_fp8(self) -> bool:
+        """Whether they are converted to 8-bit floats."""
+        return self.converts and "fp8" in self.kv_cache_dtype
 
 
 def list_kinds(op: str) -> Iterator[Kind]:
@@ -88,7 +95,7 @@ def expect_on_cpu(impl: str, kind: Kind) -> tuple[str, str]:
         return "skipped", without_gpu()
     if sentence := find_refusal(kind):
         return "skipped", sentence
-    if impl == "triton" and kind.converts:
+    if impl == "triton" and kind.becomes_fp8:
         return "skipped", triton_refuses(None)
     interpreted = "interpreted: Triton's interpreter is no measure of the kernel"
     return "verified", interpreted if impl == "triton" else "timer=none: not timed"
@@ -123,7 +130,8 @@ def _layouts(said: Refusals) -> str:
     layouts = compose.options("layout")
     rows = []
     for op in compose.options("op"):
-        plain = (Kind(op, layout, "bfloat16", "auto", "per_tensor") for layout in layouts)
+        usual = compose.op_formats(op)[0]
+        plain = (Kind(op, layout, "bfloat16", usual, "per_tensor") for layout in layouts)
         rows.append([f"`{op}`", *(_mark(find_refusal(kind), said) for kind in plain)])
     return "\n".join(["## Layouts", "", _table(["op", *(f"`{name}`" for name in layouts)], rows), ""])
 
@@ -152,10 +160,14 @@ def _types(said: Refusals) -> str:
 
 def _types_of(op: str, layout: str, said: Refusals) -> str:
     rows = []
+    own, others = (
+        [kind for kind in compose.all_formats() if (kind in compose.op_formats(op)) == is_own]
+        for is_own in (True, False)
+    )
     for dtype in sorted(compose.options("dtype"), key=lambda name: (name in FP8, name)):
-        cells = (_cell(Kind(op, layout, dtype, kind, "per_tensor"), said) for kind in compose.all_formats())
-        rows.append([f"`{dtype}`", *cells])
-    return _table(["", *(f"`{kind}`" for kind in compose.all_formats())], rows)
+        kinds = (Kind(op, layout, dtype, kind, "per_tensor") for kind in (*own, others[0]))
+        rows.append([f"`{dtype}`", *(_cell(kind, said) for kind in kinds)])
+    return _table(["", *(f"`{kind}`" for kind in own), f"others, as `{others[0]}`"], rows)
 
 
 def _cell(kind: Kind, said: Refusals) -> str:
@@ -166,7 +178,8 @@ def _cell(kind: Kind, said: Refusals) -> str:
     if not scales:
         return f"no {numbers}"
     if kind.converts:
-        return f"converted, {' or '.join(scales)} {numbers}".rstrip()
+        words = " or ".join(scales) if make(compose.choice("op", kind.op)).scales else "own scales"
+        return f"converted, {words} {numbers}".rstrip()
     return f"copied; not {' '.join(s for s in refused if refused[s])} {numbers}" if numbers else "copied"
 
 
@@ -177,11 +190,14 @@ def _sizes(said: Refusals) -> str:
         row += [f"`{dtype}`", f"`{kv_cache_dtype}`"]
         for op in compose.options("op"):
             kind = Kind(op, compose.layout_of(op), dtype, kv_cache_dtype, "per_tensor")
-            row.append(_mark(find_refusal(kind, head_size=head_size, head_size_v=head_size_v), said))
+            has_it = kv_cache_dtype in compose.op_formats(op)
+            sentence = find_refusal(kind, head_size=head_size, head_size_v=head_size_v) if has_it else ""
+            row.append(_mark(sentence, said) if has_it else "")
         rows.append(row)
     ops = (f"`{op}`" for op in compose.options("op"))
     table = _table(["head_size", "dtype", "kv_cache_dtype", *ops], rows)
-    return "\n".join(["## Head sizes", "", "For example; the sentences give the rules.", "", table, ""])
+    about = "For example; the sentences give the rules. No word: the op has no such format."
+    return "\n".join(["## Head sizes", "", about, "", table, ""])
 
 
 def _machines(said: Refusals) -> str:
@@ -191,8 +207,8 @@ def _machines(said: Refusals) -> str:
     interpreted = said.number(triton_refuses(None))
     rows = [
         ["`cuda`", "all of the above", "all of the above", f"no {no_gpu}"],
-        ["`triton`", "all of the above", f"what is copied; what is converted: no {older}",
-         f"what is copied, verified and not timed; what is converted: no {interpreted}"],
+        ["`triton`", "all of the above", f"all but what becomes fp8: no {older}",
+         f"all but what becomes fp8, verified and not timed; that: no {interpreted}"],
         ["`torch`", "all of the above", "all of the above", "all of the above"],
     ]  # fmt: skip
     head = ["impl", "GPU, compute capability 9.0 or more", "GPU below 9.0", "CPU"]
@@ -237,7 +253,8 @@ sentence are examples of those that were asked for.
 
 _SCALES = """\
 `fp8` is vLLM's name for `fp8_e4m3`. Converted means `x / scale`, to nearest even, saturating; copied means
-byte for byte. `per_tensor` is one scale for K and one for V, `per_head` one for each head of either."""
+byte for byte. `per_tensor` is one scale for K and one for V, `per_head` one for each head of either; own
+scales are made by the call and written to the cache."""
 
 
 if __name__ == "__main__":

@@ -34,60 +34,47 @@ def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch
     def {name}({parameters}, *, impl="cuda", check_slots=False):
         if is_dynamo_compiling():
             return call_operator("{name}", ({arguments}), impl, check_slots)
+        {find_tensors}
+        try:
+            cache_key = impl, {words}, slot_mapping.numel(), count
+            # The guard aborts on nested tensors.
+            entries = () if {first}.is_nested else cache.get(cache_key, ())
+        except (AttributeError, TypeError):  # not a tensor or not a word; validation reports it
+            entries = ()
+        for guarded in entries:
+            if guarded.check(*tensors) and not check_slots:
+                {addresses}
+                if ({reads}) & 15 == guarded.reads_at and ({writes}) & 15 == guarded.writes_at:
+                    {scale_addresses}
+                    guarded.launch({launched})
+                    return None
+        return validate_and_launch(({arguments}), impl, check_slots, cache, tensors)
+    return {name}
+"""
+"""The library's function of an op, around a cache of its own."""
+
+FIND_TENSORS = """
         if {unread}:
             tensors, count = ({tensors}), {count}
         elif {shared}:
             tensors, count = ({tensors}, {first_scale}), {count} + 1
         else:
             tensors, count = ({tensors}, {scales}), {count} + {scale_count}
-        try:
-            cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
-            # The guard aborts on nested tensors.
-            entries = () if {first}.is_nested else cache.get(cache_key, ())
-        except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
-            entries = ()
-        for guarded in entries:
-            if guarded.check(*tensors) and not check_slots:
-                {addresses}
-                if ({reads}) & 15 == guarded.reads_at and ({writes}) & 15 == guarded.writes_at:
+"""
+"""Its lines that list the tensors which the guard checks, for an op with scales."""
+
+SCALE_ADDRESSES = """
                     {scale_ends} = 0
                     if count > {count}:
                         {scale_addresses}
-                    guarded.launch({launched})
-                    return None
-        return validate_and_launch(({arguments}), impl, check_slots, cache, tensors)
-    return {name}
 """
-"""The library's function of an op that ends in kv_cache_dtype and scales, around a cache of its own."""
+"""Its lines that take the addresses of the scales, 0 where they are not read."""
 
 
 def make_function(op: Op) -> Callable[..., None]:
     """Return the library's function of an op, with the signature and the docstring of `op.function`."""
-    names, scales = op.parameters, op.scales
-    tensors = names[: names.index("kv_cache_dtype")]
-    ends = {name: f"{name}_at" for name in (*tensors, *scales)}
-    addresses = {name: f"{ends[name]} = {name}.data_ptr()" for name in ends}
-    source = SOURCE.format(
-        name=op.name,
-        parameters=", ".join((*tensors, "kv_cache_dtype", *(f"{name}=None" for name in scales))),
-        arguments=", ".join(names),
-        unread=" or ".join(('kv_cache_dtype == "auto"', *(f"{name} is None" for name in scales))),
-        shared=" is ".join(scales) if len(scales) > 1 else False,
-        first=names[0],
-        first_scale=scales[0],
-        scales=", ".join(scales),
-        tensors=", ".join(tensors),
-        count=len(tensors),
-        scale_count=len(scales),
-        addresses="; ".join(addresses[name] for name in tensors),
-        scale_ends=" = ".join(ends[name] for name in scales),
-        scale_addresses="; ".join(addresses[name] for name in scales),
-        reads=" | ".join(ends[name] for name in op.reads),
-        writes=" | ".join(ends[name] for name in op.writes),
-        launched=", ".join(ends.values()),
-    )
     scope: dict[str, Any] = {}
-    exec(compile(source, f"<kvexp.{op.name}>", "exec"), scope)
+    exec(compile(_make_source(op), f"<kvexp.{op.name}>", "exec"), scope)
     validate_and_launch = functools.partial(_validate_and_launch, op)
     function: Callable[..., None] = scope["make_function"](
         LaunchCache(), is_dynamo_compiling, _call_operator, validate_and_launch
@@ -96,6 +83,49 @@ def make_function(op: Op) -> Callable[..., None]:
     function.__doc__ = op.function.__doc__
     function.__annotations__ = inspect.get_annotations(op.function)
     return function
+
+
+def _make_source(op: Op) -> str:
+    names, scales = op.parameters, op.scales
+    tensors = [name for name in names if name not in (*scales, *op.words)]
+    is_copied = ['kv_cache_dtype == "auto"'] * ("kv_cache_dtype" in op.words)
+    ends = {name: f"{name}_at" for name in (*tensors, *scales)}
+    addresses = {name: f"{ends[name]} = {name}.data_ptr()" for name in ends}
+    listed = ", ".join(tensors)
+    find_tensors, scale_addresses = f"tensors, count = ({listed}), {len(tensors)}", ""
+    if scales:
+        find_tensors = FIND_TENSORS.format(
+            unread=" or ".join((*is_copied, *(f"{name} is None" for name in scales))),
+            shared=" is ".join(scales) if len(scales) > 1 else False,
+            first_scale=scales[0],
+            scales=", ".join(scales),
+            scale_count=len(scales),
+            tensors=listed,
+            count=len(tensors),
+        ).strip()
+        scale_addresses = SCALE_ADDRESSES.format(
+            scale_ends=" = ".join(ends[name] for name in scales),
+            scale_addresses="; ".join(addresses[name] for name in scales),
+            count=len(tensors),
+        ).strip()
+    return SOURCE.format(
+        name=op.name,
+        parameters=", ".join(map(_format_parameter, op.list_parameters())),
+        arguments=", ".join(names),
+        words=", ".join(op.words),
+        first=names[0],
+        addresses="; ".join(addresses[name] for name in tensors),
+        reads=" | ".join(ends[name] for name in op.reads),
+        writes=" | ".join(ends[name] for name in op.writes),
+        launched=", ".join(ends.values()),
+        find_tensors=find_tensors,
+        scale_addresses=scale_addresses,
+    )
+
+
+def _format_parameter(parameter: inspect.Parameter) -> str:
+    default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+    return f"{parameter.name}{default}"
 
 
 def _call_operator(op: str, arguments: tuple[Any, ...], impl: str, check_slots: bool) -> None:
@@ -142,8 +172,8 @@ def _validate_and_launch(
     guarded.launch(*call.addresses)
     if check_slots:
         return None
-    kv_cache_dtype = arguments[op.parameters.index("kv_cache_dtype")]
-    cache.remember((impl, kv_cache_dtype, call.num_tokens, len(tensors)), guarded, tensors)
+    words = (arguments[op.parameters.index(name)] for name in op.words)
+    cache.remember((impl, *words, call.num_tokens, len(tensors)), guarded, tensors)
     return None
 
 

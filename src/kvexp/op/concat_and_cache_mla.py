@@ -170,11 +170,11 @@ class ConcatAndCacheMla(CacheWrite):
         """See `CacheWrite.reads_scales`."""
         return kv_cache_dtype != DS_MLA and super().reads_scales(source, kv_cache_dtype)
 
-    def count_tile_items(self, kv_cache_dtype: str) -> int | None:
+    def count_tile_items(self, case: Case) -> int | None:
         """See `CacheWrite.count_tile_items`."""
         from kvexp.op.quantize import TILE  # imports torch
 
-        return TILE if kv_cache_dtype == DS_MLA else None
+        return TILE if case.kv_cache_dtype == DS_MLA else None
 
     def bytes_moved(self, case: Case, item_bytes: int) -> tuple[int, int]:
         """See `op.Op.bytes_moved`."""

@@ -42,6 +42,15 @@ TILE = 128
 LEAST_SCALE = 1e-4
 """The least scale of a tile, before it is rounded up to a power of two."""
 
+LEAST_AMAX = 1e-4
+"""What the largest magnitude of an indexer's key is taken for where it is less."""
+
+LARGEST_CODES = {"int8_per_token_head": 127.0, "fp8_per_token_head": 448.0}
+"""What the largest magnitude of a head becomes."""
+
+LEAST_HEAD_SCALE = 1e-6
+"""The least scale of a head."""
+
 
 def quantize(rows: Tensor, kv_cache_dtype: str, scale: Tensor | None) -> Tensor:
     """Return the bytes that a cache must hold for these rows.
@@ -88,11 +97,72 @@ def quantize_tiles(rows: Tensor) -> Tensor:
         uint8 `[n, num_heads, head_size + 4 * tiles]`; scales are float32.
     """
     tiles = rows.float().unflatten(-1, (-1, TILE))
-    amax = torch.where(tiles.isnan(), 0.0, tiles).abs().amax(-1)
-    target = FORMATS["fp8_e4m3"]
-    # A tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
-    least = torch.div(amax, torch.full_like(amax, target.largest)).clamp(min=LEAST_SCALE)
-    # By its bits: the exponent, and one more unless the mantissa is 0.
-    scales = ((least.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    scales = _round_up(_divide_by_largest(_find_amax(tiles)).clamp(min=LEAST_SCALE))
     codes = quantize(tiles.reshape(1, -1, TILE), "fp8_e4m3", scales.reshape(-1))
     return torch.cat([codes.view(*rows.shape), scales.contiguous().view(torch.uint8)], -1)
+
+
+def quantize_indexer_key(rows: Tensor, scale_fmt: str) -> tuple[Tensor, Tensor]:
+    """Return e4m3 codes of these rows, and a scale for each: `max(amax, 1e-4) / 448` in float32.
+
+    For `ue8m0` it is the smallest power of two that is not below. amax ignores NaN.
+
+    Args:
+        rows: `[n, num_heads, head_size]`, half or bfloat16.
+        scale_fmt: `float32` or `ue8m0`.
+
+    Returns:
+        uint8 `[n, num_heads, head_size]`, and the float32 scales as uint8 `[n, num_heads, 4]`.
+    """
+    rows = rows.float()
+    scales = _divide_by_largest(_find_amax(rows).clamp(min=LEAST_AMAX))
+    if scale_fmt == "ue8m0":
+        scales = _round_up(scales)
+    codes = quantize(rows.reshape(1, -1, rows.shape[-1]), "fp8_e4m3", scales.reshape(-1))
+    return codes.view(rows.shape), scales.unsqueeze(-1).contiguous().view(torch.uint8)
+
+
+def _find_amax(rows: Tensor) -> Tensor:
+    """Return the largest magnitude over the last dim; NaN is left out."""
+    return torch.where(rows.isnan(), 0.0, rows).abs().amax(-1)
+
+
+def _divide_by_largest(amax: Tensor) -> Tensor:
+    # By a tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
+    return torch.div(amax, torch.full_like(amax, FORMATS["fp8_e4m3"].largest))
+
+
+def _round_up(scales: Tensor) -> Tensor:
+    """Return the smallest powers of two that are not below."""
+    # By their bits: the exponent, and one more unless the mantissa is 0.
+    return ((scales.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+
+
+def quantize_heads(rows: Tensor, kv_cache_dtype: str) -> Tensor:
+    """Return the codes of each head, then its scale.
+
+    The scale is `max(amax / largest code, 1e-6)` in float32; amax ignores NaN. A code is of `x / scale`:
+    float32, IEEE division. fp8 converts it as `quantize` does. int8 rounds half away from zero, by adding a
+    half of the quotient's sign in float32 and truncating; NaN becomes -128.
+
+    Args:
+        rows: `[n, num_heads, head_size]`, float16, bfloat16 or float32.
+        kv_cache_dtype: `int8_per_token_head` or `fp8_per_token_head`.
+
+    Returns:
+        uint8 `[n, num_heads, head_size + 4]`; the scale is a float32.
+    """
+    items = rows.float()
+    amax = torch.where(items.isnan(), 0.0, items).abs().amax(-1, keepdim=True)
+    # A tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
+    largest = torch.full_like(amax, LARGEST_CODES[kv_cache_dtype])
+    scales = torch.div(amax, largest).clamp(min=LEAST_HEAD_SCALE)
+    if kv_cache_dtype == "int8_per_token_head":
+        quotient = torch.div(items, scales)
+        rounded = quotient + torch.copysign(torch.full_like(quotient, 0.5), quotient)
+        rounded = torch.where(quotient.isnan(), -128.0, rounded.clamp(-128, 127))
+        codes = rounded.trunc().to(torch.int8).view(torch.uint8)
+    else:
+        heads = items.reshape(1, -1, items.shape[-1])
+        codes = quantize(heads, "fp8_e4m3", scales.reshape(-1)).view(*items.shape)
+    return torch.cat([codes, scales.contiguous().view(torch.uint8)], -1)

@@ -1,4 +1,4 @@
-// Convert source items to cache items: copy them, or divide by the scale and round to fp8 once.
+// Convert source items to cache items: copy them, or divide by the scale and round to fp8 or int8.
 //
 // Macros: SOURCE_BYTES of a source item; SOURCE_IS_BFLOAT16, whether two bytes are a bfloat16 or a float16;
 // CACHE_FORMAT, one of Format; SCALE_PER_HEAD, whether a scale tensor holds one scale for each head; SOFTWARE_FP8,
@@ -10,7 +10,7 @@
 
 #include "types.cuh"
 
-enum Format { COPIED, E4M3, E5M2 };
+enum Format { COPIED, E4M3, E5M2, INT8 };
 
 constexpr int CACHE_BYTES = CACHE_FORMAT == COPIED ? SOURCE_BYTES : 1;
 
@@ -63,6 +63,18 @@ __device__ __forceinline__ uint32_t fp8(float x) {
 __device__ __forceinline__ uint16_t fp8x2(float low, float high) { return uint16_t(fp8(low) | (fp8(high) << 8)); }
 #endif
 
+// Returns a float as an int8 code: half away from zero by a sum that is rounded to a float, saturating, NaN as -128.
+__device__ __forceinline__ int int8(float x) {
+    const float rounded = __fadd_rn(x, copysignf(0.5f, x));
+    return int(fminf(fmaxf(rounded, -128.0f), 127.0f));  // fmaxf ignores NaN
+}
+
+// Returns two floats as codes of the cache, `low` in the low byte.
+__device__ __forceinline__ uint16_t codes_of_two(float low, float high) {
+    if constexpr (CACHE_FORMAT == INT8) return uint16_t((int8(low) & 0xFF) | (int8(high) << 8));
+    return fp8x2(low, high);
+}
+
 // Loads the scale of a head's items; copies read none. Like a row's load it is relaxed, so that it is not moved behind
 // the test of the slot, and of CTA scope, so that L1 may serve it: all threads of the grid load the same few scales,
 // which one slice of L2 would serve one after the other.
@@ -100,7 +112,7 @@ __device__ __forceinline__ float clamped(float x) {
 struct Divisor {
     float scale;
     float reciprocal;
-    bool mild;  // whether the remainders of all quotients that fp8 distinguishes from 0 are normal
+    bool mild;  // whether the remainders of all quotients that a code distinguishes from 0 are normal
 
     __device__ __forceinline__ explicit Divisor(float by)
         : scale(by), reciprocal(__frcp_rn(by)), mild(by >= 0x1p-60f && by <= 0x1p60f) {}
@@ -119,9 +131,9 @@ struct Divisor {
 };
 
 template <bool MILD, int ITEMS>
-__device__ __forceinline__ Chunk<ITEMS> fp8_codes(const Chunk<ITEMS * SOURCE_BYTES>& chunk, const Divisor& by) {
+__device__ __forceinline__ Chunk<ITEMS> codes_by(const Chunk<ITEMS * SOURCE_BYTES>& chunk, const Divisor& by) {
     if constexpr (ITEMS == 1) {
-        return {uint8_t(fp8x2(by.quotient<MILD>(source_item(chunk, 0)), 0.0f))};
+        return {uint8_t(codes_of_two(by.quotient<MILD>(source_item(chunk, 0)), 0.0f))};
     } else {
         Chunk<ITEMS> out;
         constexpr int PAIRS = Chunk<ITEMS>::WORD_BYTES / 2;
@@ -133,7 +145,7 @@ __device__ __forceinline__ Chunk<ITEMS> fp8_codes(const Chunk<ITEMS * SOURCE_BYT
                 const int item = (w * PAIRS + p) * 2;
                 const float low = by.quotient<MILD>(source_item(chunk, item));
                 const float high = by.quotient<MILD>(source_item(chunk, item + 1));
-                codes |= uint32_t(fp8x2(low, high)) << (16 * p);
+                codes |= uint32_t(codes_of_two(low, high)) << (16 * p);
             }
             out.word[w] = typename Chunk<ITEMS>::word_t(codes);
         }
@@ -148,7 +160,7 @@ __device__ __forceinline__ Chunk<ITEMS * CACHE_BYTES> converted(const Chunk<ITEM
         return chunk;
     } else {
         const Divisor by(scale);
-        return by.mild ? fp8_codes<true, ITEMS>(chunk, by) : fp8_codes<false, ITEMS>(chunk, by);
+        return by.mild ? codes_by<true, ITEMS>(chunk, by) : codes_by<false, ITEMS>(chunk, by);
     }
 }
 

@@ -2,19 +2,26 @@
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
+import os
+
 import triton
 import triton.language as tl
 
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+"""Whether Triton's interpreter runs the kernels; it does not fuse tl.fma, by which a remainder is exact."""
+
 
 @triton.jit
-def _quotient(x, divisor, CORRECTIONS: tl.constexpr):
-    """Return `x / divisor`, exact once rounded to fp8, by the divisor's reciprocal and the exact remainder.
+def quotient_of(x, divisor, CORRECTIONS: tl.constexpr):
+    """Return `x / divisor`, exact once it is a code, by the divisor's reciprocal and the exact remainder.
 
     One correction rounds correctly for sources of 16 bits, two for all; see src/kvexp/impl/cuda/convert.cuh.
     This needs a divisor between 2^-60 and 2^60; any other is scaled into that range, together with its
     dividend, by a power of two. A dividend that loses bits or overflows by this has a quotient that becomes 0
     or the largest number anyway.
     """
+    if INTERPRETED:
+        return tl.div_rn(x, tl.broadcast_to(divisor, x.shape))
     size = tl.abs(divisor)
     shift = tl.where(size < 2.0**-60, 2.0**96, tl.where(size > 2.0**60, 2.0**-96, 1.0))
     x, divisor = x * shift, divisor * shift
@@ -54,6 +61,6 @@ def cache_items(
             x = tl.reshape(x, (items.shape[0], COLUMNS // RUN, RUN))
         else:
             scale = tl.load(scale_ptr)
-        x = _quotient(x, scale, 1 if items.dtype.primitive_bitwidth == 16 else 2)
+        x = quotient_of(x, scale, 1 if items.dtype.primitive_bitwidth == 16 else 2)
         items = tl.reshape(x, items.shape).to(cache_ptr.dtype.element_ty)
     return items
