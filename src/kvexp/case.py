@@ -90,6 +90,7 @@ class Choices:
     timer_options: Annotated[str, Options("The timer's options as canonical JSON.")]
     device: Annotated[str, Name("`cuda:N` or `cpu`.")]
     num_tokens: Annotated[int, NUM_TOKENS]
+    op_options: Annotated[str, Options("The op's options as canonical JSON.")] = "{}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,8 @@ class Sizes:
     seed: Annotated[int, Whole("Seed of inputs and slots.", least=0, most=INT64)] = 0
 
 
-DEFAULTS = {key.name: key.default for key in fields(Sizes) if key.default is not MISSING}
-"""Values of the keys that have one: rows that were measured before there was a key have it, too."""
+DEFAULTS = {key.name: key.default for key in (*fields(Sizes), *fields(Choices)) if key.default is not MISSING}
+"""Values of the columns that have one: rows that were measured before there was a column have it, too."""
 
 
 @dataclass(frozen=True)

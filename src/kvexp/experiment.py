@@ -83,6 +83,7 @@ class Experiment:
             **{key: value.name for key, value in vars(self).items() if isinstance(value, Choice)},
             **{key: getattr(self.workload, key) for key in columns_of(Sizes)},
             "kv_cache_dtype": str(self.kv_cache_dtype.options.get("format", self.kv_cache_dtype.name)),
+            "op_options": self.op.options_json,
             "impl_options": self.impl.options_json,
             "timer_options": self.timer.options_json,
             "device": self.device,

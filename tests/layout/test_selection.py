@@ -81,7 +81,7 @@ def test_every_alias_is_of_a_layout():
 @pytest.mark.parametrize(
     ("variable", "valid"),
     [
-        (OURS, "NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major, mla"),
+        (OURS, "NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major, mla, indexer"),
         (VLLMS, "NHD, HND, LBNHC, LBHNC, BLNHC, BLHNC, BHLNC, LHBNC"),
         (FLASHINFERS, "NHD, HND"),
     ],

@@ -24,7 +24,8 @@ class KVCache(NamedTuple):
     Attributes:
         key_cache: K's plane, in the shape that the ops take.
         value_cache: V's plane.
-        kv_cache: Both as one tensor, K then V in the last dim; None where they are separate.
+        kv_cache: Both as one tensor, K then V in the last dim, or for `indexer` in each block; None where they
+            are separate.
     """
 
     key_cache: Tensor
@@ -136,7 +137,8 @@ def allocate_layers(
 
     Args:
         num_layers: Number of layers.
-        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC`, `head_major` or `mla`.
+        layout: `NHD`, `HND`, `NHD_packed`, `HND_packed`, `BHLNC`, `LHBNC`, `head_major`, `mla`, or `indexer`
+            (with head_size 128 and head_size_v 4, the bytes of a scale, in an fp8 cache).
         num_blocks: Number of blocks.
         block_size: Slots of a block.
         num_heads: KV heads.

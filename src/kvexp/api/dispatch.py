@@ -36,10 +36,10 @@ def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch
             return call_operator("{name}", ({arguments}), impl, check_slots)
         {find_tensors}
         try:
-            cache_key = impl, kv_cache_dtype, slot_mapping.numel(), count
+            cache_key = impl, {words}, slot_mapping.numel(), count
             # The guard aborts on nested tensors.
             entries = () if {first}.is_nested else cache.get(cache_key, ())
-        except (AttributeError, TypeError):  # not a tensor or not a str; validation reports it
+        except (AttributeError, TypeError):  # not a tensor or not a word; validation reports it
             entries = ()
         for guarded in entries:
             if guarded.check(*tensors) and not check_slots:
@@ -51,7 +51,7 @@ def make_function(cache, is_dynamo_compiling, call_operator, validate_and_launch
         return validate_and_launch(({arguments}), impl, check_slots, cache, tensors)
     return {name}
 """
-"""The library's function of an op that ends in kv_cache_dtype and scales, around a cache of its own."""
+"""The library's function of an op, around a cache of its own."""
 
 FIND_TENSORS = """
         if {unread}:
@@ -87,14 +87,15 @@ def make_function(op: Op) -> Callable[..., None]:
 
 def _make_source(op: Op) -> str:
     names, scales = op.parameters, op.scales
-    tensors = names[: names.index("kv_cache_dtype")]
+    tensors = [name for name in names if name not in (*scales, *op.words)]
+    is_copied = ['kv_cache_dtype == "auto"'] * ("kv_cache_dtype" in op.words)
     ends = {name: f"{name}_at" for name in (*tensors, *scales)}
     addresses = {name: f"{ends[name]} = {name}.data_ptr()" for name in ends}
     listed = ", ".join(tensors)
     find_tensors, scale_addresses = f"tensors, count = ({listed}), {len(tensors)}", ""
     if scales:
         find_tensors = FIND_TENSORS.format(
-            unread=" or ".join(('kv_cache_dtype == "auto"', *(f"{name} is None" for name in scales))),
+            unread=" or ".join((*is_copied, *(f"{name} is None" for name in scales))),
             shared=" is ".join(scales) if len(scales) > 1 else False,
             first_scale=scales[0],
             scales=", ".join(scales),
@@ -109,8 +110,9 @@ def _make_source(op: Op) -> str:
         ).strip()
     return SOURCE.format(
         name=op.name,
-        parameters=", ".join((*tensors, "kv_cache_dtype", *(f"{name}=None" for name in scales))),
+        parameters=", ".join(map(_format_parameter, op.list_parameters())),
         arguments=", ".join(names),
+        words=", ".join(op.words),
         first=names[0],
         addresses="; ".join(addresses[name] for name in tensors),
         reads=" | ".join(ends[name] for name in op.reads),
@@ -119,6 +121,11 @@ def _make_source(op: Op) -> str:
         find_tensors=find_tensors,
         scale_addresses=scale_addresses,
     )
+
+
+def _format_parameter(parameter: inspect.Parameter) -> str:
+    default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+    return f"{parameter.name}{default}"
 
 
 def _call_operator(op: str, arguments: tuple[Any, ...], impl: str, check_slots: bool) -> None:
@@ -165,8 +172,8 @@ def _validate_and_launch(
     guarded.launch(*call.addresses)
     if check_slots:
         return None
-    kv_cache_dtype = arguments[op.parameters.index("kv_cache_dtype")]
-    cache.remember((impl, kv_cache_dtype, call.num_tokens, len(tensors)), guarded, tensors)
+    words = (arguments[op.parameters.index(name)] for name in op.words)
+    cache.remember((impl, *words, call.num_tokens, len(tensors)), guarded, tensors)
     return None
 
 

@@ -15,8 +15,8 @@ MAX_PER_KEY = 32
 """Most launches under one key; one more drops the oldest."""
 
 Launch = Callable[..., None]
-Key = tuple[str, str, int, int]
-"""Implementation, format, number of tokens, and number of guarded tensors."""
+Key = tuple[Any, ...]
+"""Implementation, words such as the format, number of tokens, and number of guarded tensors."""
 
 # torch.compile's guard for its graphs. It is not public: where it is missing, every call is validated.
 # It compares the dispatch keys, too, and so tells lazy views, sparse tensors and subclasses apart.

@@ -10,13 +10,16 @@ from torch.library import Library
 
 from kvexp.op import Op
 
-TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", str: "str", bool: "bool"}
+TYPES: dict[Any, str] = {
+    **{"Tensor": "Tensor", "Tensor | None": "Tensor?"},
+    **{str: "str", str | None: "str?", int: "int", bool: "bool"},
+}
 """Words of torch's schemas for the annotations of an op's function."""
 
 _library = Library("kvexp", "DEF")
 
 
-def _fake(*_arguments: Tensor | str | bool | None) -> None:
+def _fake(*_arguments: Tensor | str | int | None) -> None:
     """Stand in for an op while torch traces: it writes existing caches and returns nothing."""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Shape = Literal["flash", "head_major", "mla"]
+Shape = Literal["flash", "head_major", "mla", "indexer"]
 
 
 class Sizes(Protocol):
@@ -67,13 +67,21 @@ class Planes:
         key: K's plane.
         value: V's plane.
         items: Items of the storage.
-        packed: K and V as one plane, K then V in the last dim; None where they are separate.
+        packed: K and V as one plane: K then V in the last dim, or in each block; None where they are
+            separate.
+        others: Further planes that are made of K or of V, such as their scales.
     """
 
     key: Plane
     value: Plane
     items: int
     packed: Plane | None = None
+    others: tuple[Plane, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Plane, ...]:
+        """All planes that hold items: K's, V's, and the others."""
+        return (self.key, self.value, *self.others)
 
 
 class Layout(Protocol):
@@ -83,7 +91,8 @@ class Layout(Protocol):
         name: Its name in the configuration.
         shape: The shape of its planes. `flash` is `[num_blocks, block_size, num_heads, head_size]` with a
             contiguous last dim and any other strides; `head_major` is what `op.reshape_and_cache` takes;
-            `mla` is `[num_blocks, block_size, head_size]`, likewise.
+            `mla` is `[num_blocks, block_size, head_size]`, likewise; `indexer` too, and both planes together
+            are each block as one run.
         slot_dim: The dim of a plane that counts the slots of a block.
         has_whole_heads: The items of a head are adjacent in every plane.
         has_heads: Planes have a dim of heads; without one there is one head.

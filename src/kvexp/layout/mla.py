@@ -7,7 +7,7 @@ k_pe.
 from dataclasses import replace
 from typing import Any
 
-from kvexp.layout import Plane, Planes, Sizes
+from kvexp.layout import Plane, Planes, Shape, Sizes
 from kvexp.layout.flash import Flash
 
 
@@ -16,20 +16,19 @@ class Mla(Flash):
 
     name = "mla"
     order = ("block", "layer", "token", "head", "kv")
-    shape = "mla"
+    shape: Shape = "mla"
     has_heads = False
 
     @property
-    def stride_order(self) -> tuple[int, ...]:
+    def stride_order(self) -> tuple[int, ...] | None:
         """See `layout.Layout`; of `[num_blocks, block_size, head_size + head_size_v]`."""
         return (0, 1, 2)
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
         """See `layout.Layout.planes`."""
         found = super().planes(sizes, item_bytes, layer)
-        assert found.packed is not None
-        key, value, packed = map(_drop_heads, (found.key, found.value, found.packed))
-        return replace(found, key=key, value=value, packed=packed)
+        packed = found.packed and _drop_heads(found.packed)
+        return replace(found, key=_drop_heads(found.key), value=_drop_heads(found.value), packed=packed)
 
     def gather(self, plane: Any, slots: Any) -> Any:
         """See `layout.Layout.gather`."""

@@ -39,7 +39,10 @@ DS_MLA = "fp8_ds_mla"
 PER_TOKEN_HEAD = ("int8_per_token_head", "fp8_per_token_head")
 """The formats of heads of a token that hold their own scales; see `quantize.quantize_heads`."""
 
-SHARED = ("arguments", "cache_write", "quantize")
+NVFP4 = "nvfp4"
+"""The format of items of 4 bits; see `quantize_nvfp4.quantize_nvfp4`."""
+
+SHARED = ("arguments", "cache_write", "quantize", "quantize_nvfp4")
 """Files of this package that are no ops."""
 
 
@@ -67,7 +70,7 @@ class ValidCall:
         return tuple(
             0 if argument is None else argument.data_ptr()
             for argument in self.arguments
-            if not isinstance(argument, str)
+            if argument is None or hasattr(argument, "data_ptr")
         )
 
     def find_alignment(self, names: Sequence[str]) -> int:
@@ -84,10 +87,12 @@ class Op:
         function: The library's function of it without a body: its parameters, their types, and its docstring.
         reads: Parameters of the tensors that it reads in wide accesses.
         writes: Parameters of the tensors that it writes.
-        scales: Of an op of the library, the parameters behind `kv_cache_dtype`, if any.
+        scales: Of an op of the library, the parameters of the scales, if any.
+        words: Of an op of the library, the parameters that are no tensors but words or numbers.
         equal_heads: Whether K and V have heads of one size.
         may_lack_values: Whether `head_size_v` may be 0.
-        formats: What `kv_cache_dtype` may be, as `op.arguments.resolve_format` resolves it.
+        formats: What `kv_cache_dtype` may be, as `op.arguments.resolve_format` resolves it; an op without
+            that parameter has one format.
         place: The parameter that says where a call writes, another in each call of a series.
         in_library: Whether the library has a function of it.
         poses_clauses: Whether implementations are asked about the clauses of docs/semantics.md.
@@ -101,6 +106,7 @@ class Op:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     scales: tuple[str, ...] = ()
+    words: tuple[str, ...] = ("kv_cache_dtype",)
     equal_heads: bool = True
     may_lack_values: bool = False
     formats: tuple[str, ...] = ("auto", *FP8)
@@ -188,8 +194,12 @@ class Op:
     @functools.cached_property
     def parameters(self) -> tuple[str, ...]:
         """The names of the arguments that an implementation takes, in order."""
+        return tuple(each.name for each in self.list_parameters())
+
+    def list_parameters(self) -> list[inspect.Parameter]:
+        """List the parameters of `function` that an implementation takes."""
         found = inspect.signature(self.function).parameters.values()
-        return tuple(each.name for each in found if each.kind is each.POSITIONAL_OR_KEYWORD)
+        return [each for each in found if each.kind is each.POSITIONAL_OR_KEYWORD]
 
     def bind(self, impl: Any, tensors: Any, place: Any) -> Call:
         """Bind the implementation's call to these tensors.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvexp.op import Op, ValidCall
-from kvexp.op.quantize import FORMATS, SOURCES
+from kvexp.op.quantize import SOURCES
 
 if TYPE_CHECKING:
     from kvexp.op.cache_write import CacheWrite
@@ -55,25 +55,25 @@ def validate(op: "CacheWrite", arguments: Sequence[Any]) -> ValidCall:
     """Check all arguments of an op that writes caches; see `op.Op.validate`."""
     given = dict(zip(op.parameters, arguments, strict=True))
     scales = {name: given.pop(name) for name in op.scales}
-    resolved = resolve_format(given.pop("kv_cache_dtype"), op.formats)
+    words = op.resolve_words({name: given.pop(name) for name in op.words})
+    kv_cache_dtype = words.get("kv_cache_dtype", op.formats[0])
     rows, caches = ({name: given[name] for name in names} for names in (op.reads, op.writes))
-    key, value = rows.values()
-    slot_mapping = given[op.place]
     _check_tensors(given, op.reads[0])
-    num_tokens = _check_slot_mapping(slot_mapping)
-    op.check_rows(key, value, num_tokens)
-    _check_types(rows, caches, resolved)
-    num_slots = op.check_caches(resolved, key, value, *caches.values())
-    if resolved != "auto":
+    num_tokens = _check_slot_mapping(given[op.place])
+    op.check_rows(*(*rows.values(), num_tokens))
+    _check_types(op, rows, caches, kv_cache_dtype)
+    num_slots = op.check_caches(kv_cache_dtype, *rows.values(), *caches.values())
+    first = rows[op.reads[0]]
+    if kv_cache_dtype != "auto":
         _check_scale_tensors(scales)
-    if op.reads_scales(key.dtype, resolved):
-        num_heads = key.shape[1] if key.dim() > 2 else 1
-        _check_scales(scales, op.reads[0], key.device, num_heads)
+    if op.reads_scales(first.dtype, kv_cache_dtype):
+        num_heads = first.shape[1] if op.has_head_scales and first.dim() > 2 else 1
+        _check_scales(scales, op.reads[0], first.device, num_heads)
     else:
         scales = dict.fromkeys(scales)  # they are not read
     _check_memory({**given, **{name: scale for name, scale in scales.items() if scale is not None}})
-    taken = (*given.values(), resolved, *scales.values())
-    return ValidCall(op, taken, num_tokens, num_slots, key.device)
+    taken = {**given, **scales, **words}
+    return ValidCall(op, tuple(taken[name] for name in op.parameters), num_tokens, num_slots, first.device)
 
 
 def check_slot_range(slot_mapping: Tensor, num_slots: int) -> None:
@@ -195,29 +195,29 @@ def _check_slot_mapping(slot_mapping: Tensor) -> int:
     return slot_mapping.shape[0]
 
 
-def _check_types(rows: dict[str, Tensor], caches: dict[str, Tensor], kv_cache_dtype: str) -> None:
-    (first, key), (second, value) = rows.items()
-    kind = format_dtype(key.dtype)
-    if key.dtype not in SOURCES.values():
-        words = ", ".join(map(format_dtype, SOURCES.values()))
+def _check_types(
+    op: "CacheWrite", rows: dict[str, Tensor], caches: dict[str, Tensor], kv_cache_dtype: str
+) -> None:
+    first, *others = rows
+    source = rows[first].dtype
+    kind, taken = format_dtype(source), [SOURCES[name] for name in op.sources]
+    if source not in taken:
+        words = ", ".join(map(format_dtype, taken))
         raise TypeError(f"{first} must be one of {words}, not {kind}")
-    if value.dtype != key.dtype:
-        raise TypeError(f"{second} must be {kind} as {first} is, not {format_dtype(value.dtype)}")
-    allowed: tuple[torch.dtype, ...] = (key.dtype,)
-    if kv_cache_dtype != "auto":
-        own = FORMATS.get(kv_cache_dtype)
-        allowed = (torch.uint8, own.dtype) if own else (torch.uint8,)
-    if key.itemsize == 1 and key.dtype not in allowed[1:]:
+    for name in others:
+        if rows[name].dtype != source:
+            raise TypeError(f"{name} must be {kind} as {first} is, not {format_dtype(rows[name].dtype)}")
+    allowed = op.list_cache_types(source, kv_cache_dtype)
+    if source.itemsize == 1 and kv_cache_dtype != "auto" and source not in allowed:
         raise TypeError(
             f"{first} is {kind}, which goes into an fp8 cache of its own kind alone, "
             f"not kv_cache_dtype={kv_cache_dtype}"
         )
+    what = f" for kv_cache_dtype={kv_cache_dtype}" if "kv_cache_dtype" in op.words else ""
     for name, cache in caches.items():
         if cache.dtype not in allowed:
             words = " or ".join(map(format_dtype, allowed))
-            raise TypeError(
-                f"{name} must be {words} for kv_cache_dtype={kv_cache_dtype}, not {format_dtype(cache.dtype)}"
-            )
+            raise TypeError(f"{name} must be {words}{what}, not {format_dtype(cache.dtype)}")
 
 
 def _check_scales(scales: dict[str, Any], rows: str, device: torch.device, num_heads: int) -> None:

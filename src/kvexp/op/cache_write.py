@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvexp.case import SLOTS, Case, parse_batch
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout, Sizes
+from kvexp.layout import Layout, Planes, Sizes
 from kvexp.op import FP8, Op, ValidCall
 
 if TYPE_CHECKING:
@@ -18,16 +18,24 @@ if TYPE_CHECKING:
 
 
 class CacheWrite(Op):
-    """An op whose parameters are the rows that it reads, caches, slot_mapping, kv_cache_dtype and scales.
+    """An op whose parameters are the rows that it reads, caches, slot_mapping, scales and words.
 
     Attributes:
-        parts: Names of what a slot holds of K, and of V.
+        sources: Types of the rows that it takes.
+        parts: Names of what a slot holds in each plane, by default of K and of V.
+        made_of: Which rows these are made of: `key` or `value`.
+        largest_quotient: In an experiment a scale is the largest magnitude of its rows over this number.
+        has_head_scales: Whether a scale may be one for each head.
         sample_sizes: Sizes of a call that the op takes, as an example.
     """
 
     reads: tuple[str, ...] = ("key", "value")
     scales: tuple[str, ...] = ("k_scale", "v_scale")
-    parts: tuple[str, str] = ("key_cache", "value_cache")
+    sources: tuple[str, ...] = ("half", "bfloat16", "float", *FP8)
+    parts: tuple[str, ...] = ("key_cache", "value_cache")
+    made_of: tuple[str, ...] = ("key", "value")
+    largest_quotient: float = 64.0
+    has_head_scales: bool = True
     sample_sizes: Mapping[str, int] = MappingProxyType({"num_heads": 8, "head_size": 128, "head_size_v": 128})
     place = "slot_mapping"
     deed = "write a step of {num_tokens:,} tokens"
@@ -42,7 +50,11 @@ class CacheWrite(Op):
             raise Unsupported(
                 f"op={self.name} writes K and V of one head size, not {case.head_size} and {case.head_size_v}"
             )
+        if case.dtype not in self.sources:
+            raise Unsupported(f"op={self.name} takes {' or '.join(self.sources)}, not dtype={case.dtype}")
         check_types(self, case)
+        if case.scale == "per_head" and not self.has_head_scales:
+            raise Unsupported(f"op={self.name} has one scale for all heads, not scale={case.scale}")
 
     def check_layout(self, layout: Layout) -> None:
         """Check that the layout has the planes that the op writes.
@@ -69,6 +81,28 @@ class CacheWrite(Op):
         from kvexp.op.arguments import check_heads  # imports torch
 
         check_heads(key, value, num_tokens, self.equal_heads)
+
+    def resolve_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what an implementation takes for these arguments, aliases resolved.
+
+        Raises:
+            TypeError: One is of the wrong type.
+            ValueError: One is another word, or another number, than there can be.
+        """
+        from kvexp.op.arguments import resolve_format  # imports torch
+
+        return {name: resolve_format(word, self.formats) for name, word in words.items()}
+
+    def list_cache_types(self, source: "torch.dtype", kv_cache_dtype: str) -> tuple["torch.dtype", ...]:
+        """Return what the items of the caches may be in a call with rows of that type."""
+        import torch
+
+        from kvexp.op.quantize import FORMATS  # imports torch
+
+        if kv_cache_dtype == "auto":
+            return (source,)
+        own = FORMATS.get(kv_cache_dtype)
+        return (torch.uint8, own.dtype) if own else (torch.uint8,)
 
     def reads_scales(self, source: "torch.dtype", kv_cache_dtype: str) -> bool:
         """Say whether rows of that type are divided by the scales."""
@@ -107,6 +141,13 @@ class CacheWrite(Op):
     def cache_sizes(self, case: Case) -> Sizes:
         """Return the sizes of the cache: the case's, unless a slot holds more than its row."""
         return case
+
+    def list_planes(self, case: Case, layout: Layout, item_bytes: int) -> Planes:
+        """Return the planes of a cache, in the order of `parts`, of a middle layer.
+
+        In a middle layer a write into a neighbouring layer is seen.
+        """
+        return layout.planes(self.cache_sizes(case), item_bytes, layer=case.num_layers // 2)
 
     def expect(self, cache: str, rows: "Tensor", kv_cache_dtype: str, scale: "Tensor | None") -> "Tensor":
         """Return the bytes that the slots of these rows must hold: the op's law.

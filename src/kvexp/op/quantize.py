@@ -42,6 +42,9 @@ TILE = 128
 LEAST_SCALE = 1e-4
 """The least scale of a tile, before it is rounded up to a power of two."""
 
+LEAST_AMAX = 1e-4
+"""What the largest magnitude of an indexer's key is taken for where it is less."""
+
 LARGEST_CODES = {"int8_per_token_head": 127.0, "fp8_per_token_head": 448.0}
 """What the largest magnitude of a head becomes."""
 
@@ -94,14 +97,45 @@ def quantize_tiles(rows: Tensor) -> Tensor:
         uint8 `[n, num_heads, head_size + 4 * tiles]`; scales are float32.
     """
     tiles = rows.float().unflatten(-1, (-1, TILE))
-    amax = torch.where(tiles.isnan(), 0.0, tiles).abs().amax(-1)
-    target = FORMATS["fp8_e4m3"]
-    # A tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
-    least = torch.div(amax, torch.full_like(amax, target.largest)).clamp(min=LEAST_SCALE)
-    # By its bits: the exponent, and one more unless the mantissa is 0.
-    scales = ((least.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
+    scales = _round_up(_divide_by_largest(_find_amax(tiles)).clamp(min=LEAST_SCALE))
     codes = quantize(tiles.reshape(1, -1, TILE), "fp8_e4m3", scales.reshape(-1))
     return torch.cat([codes.view(*rows.shape), scales.contiguous().view(torch.uint8)], -1)
+
+
+def quantize_indexer_key(rows: Tensor, scale_fmt: str) -> tuple[Tensor, Tensor]:
+    """Return e4m3 codes of these rows, and a scale for each: `max(amax, 1e-4) / 448` in float32.
+
+    For `ue8m0` it is the smallest power of two that is not below. amax ignores NaN.
+
+    Args:
+        rows: `[n, num_heads, head_size]`, half or bfloat16.
+        scale_fmt: `float32` or `ue8m0`.
+
+    Returns:
+        uint8 `[n, num_heads, head_size]`, and the float32 scales as uint8 `[n, num_heads, 4]`.
+    """
+    rows = rows.float()
+    scales = _divide_by_largest(_find_amax(rows).clamp(min=LEAST_AMAX))
+    if scale_fmt == "ue8m0":
+        scales = _round_up(scales)
+    codes = quantize(rows.reshape(1, -1, rows.shape[-1]), "fp8_e4m3", scales.reshape(-1))
+    return codes.view(rows.shape), scales.unsqueeze(-1).contiguous().view(torch.uint8)
+
+
+def _find_amax(rows: Tensor) -> Tensor:
+    """Return the largest magnitude over the last dim; NaN is left out."""
+    return torch.where(rows.isnan(), 0.0, rows).abs().amax(-1)
+
+
+def _divide_by_largest(amax: Tensor) -> Tensor:
+    # By a tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
+    return torch.div(amax, torch.full_like(amax, FORMATS["fp8_e4m3"].largest))
+
+
+def _round_up(scales: Tensor) -> Tensor:
+    """Return the smallest powers of two that are not below."""
+    # By their bits: the exponent, and one more unless the mantissa is 0.
+    return ((scales.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
 
 
 def quantize_heads(rows: Tensor, kv_cache_dtype: str) -> Tensor:

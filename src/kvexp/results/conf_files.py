@@ -38,30 +38,44 @@ def read_config() -> dict[str, Any]:
 
 @functools.cache
 def read_option(group: str, name: str) -> dict[str, Any]:
-    """Return the keys of an option, with those that it inherits, and the layout that an op brings."""
-    option: dict[str, Any] = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text("utf-8"))
+    """Return the keys of an option, with those that it inherits."""
+    option = _read_file(group, name)
     keys: dict[str, Any] = {}
     for entry in option.pop("defaults", ()):
         if isinstance(entry, str):
             keys |= read_option(group, entry)
-        else:
-            keys |= {key.split()[-1].lstrip("/").partition("@")[0]: name for key, name in entry.items()}
     return keys | {key: value for key, value in option.items() if key != "_target_"}
+
+
+@functools.cache
+def read_brought(group: str, name: str) -> dict[str, str]:
+    """Return the options of other groups that an option chooses, as an op does its layout."""
+    return {
+        key.split()[-1].lstrip("/").partition("@")[0]: chosen
+        for entry in _read_file(group, name).get("defaults", ())
+        if not isinstance(entry, str)
+        for key, chosen in entry.items()
+    }
+
+
+def _read_file(group: str, name: str) -> dict[str, Any]:
+    option: dict[str, Any] = yaml.safe_load((conf_dir() / group / f"{name}.yaml").read_text("utf-8"))
+    return option
 
 
 def complete_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row's or a plan's columns with what was not there when it was written.
 
-    A key of the workload has its default, and an option what conf/ has. A choice that conf/ does not have is
+    A column has its default, and an option what conf/ has. A choice that conf/ does not have is
     left as it is, as is one with other options.
     """
+    columns = {**columns, **{key: default for key, default in DEFAULTS.items() if key not in columns}}
     options = {
         f"{group}_options": _add_missing_options(group, columns[group], columns[f"{group}_options"])
         for group in OPTIONS
         if columns.get(group) and columns.get(f"{group}_options")
     }
-    defaults = {key: default for key, default in DEFAULTS.items() if key not in columns}
-    return {**columns, **options, **defaults}
+    return {**columns, **options}
 
 
 @functools.lru_cache(1024)

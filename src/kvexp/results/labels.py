@@ -28,6 +28,7 @@ NAME = "curve"
 """The column in which a sweep writes the name that it has given to a row's curve."""
 
 TOGETHER = {
+    "op": ("op_options",),
     "impl": ("impl_options",),
     "workload": tuple(columns_of(Sizes)),
     "num_heads": ("num_query_heads",),

@@ -8,7 +8,7 @@ from kvexp.case import SLOTS, Case
 from kvexp.column import Name, columns_of
 from kvexp.experiment import MEANING
 from kvexp.measurement import Row
-from kvexp.results.conf_files import list_options, read_config, read_defaults, read_option
+from kvexp.results.conf_files import list_options, read_brought, read_config, read_defaults, read_option
 from kvexp.results.labels import OPTIONS, read_options
 from kvexp.results.overrides import quote_value
 
@@ -32,7 +32,7 @@ def derive_overrides(rows: Sequence[Row]) -> list[str] | None:
         chosen["workload"] = usual["workload"]
     if any(chosen[group] not in list_options(group) for group in _GROUPS):
         return None
-    usual["layout"] = read_option("op", chosen["op"]).get("layout", usual["layout"])
+    usual |= read_brought("op", chosen["op"])
     overrides = [
         f"{group}={quote_value(chosen[group])}" for group in _GROUPS if chosen[group] != usual[group]
     ]

@@ -113,8 +113,8 @@ def _name_param(key: str) -> str:
     group, _, name = key.partition(".")
     if group == "workload" and name:
         return "" if name == "num_tokens" else name
-    if group == "timer" and name:
-        return "timer_options"
+    if group in ("op", "timer") and name:
+        return f"{group}_options"
     return f"option.{name}" if group == "impl" and name else "" if name else group
 
 

@@ -27,8 +27,8 @@ class Options:
             `exchange` fill sectors, and makes every other row wait.
         paired: Whether a thread moves a chunk of K and the same chunk of V, not one of either; needs equal
             head sizes.
-        unroll: Chunks that a thread moves in a cache of contiguous heads, or rows that a warp converts to
-            fp8_ds_mla, a power of two up to 8.
+        unroll: Chunks that a thread moves in a cache of contiguous heads, or rows that its lanes convert
+            where a row makes scales of its own, a power of two up to 8.
         exchange: Whether groups of tokens are cut where spans of a head-major cache's block end, which fills
             sectors wherever a run of slots begins.
         sms: Multiprocessors that a transfer may use, by so many CTAs of 1024 threads that copy in turns.
