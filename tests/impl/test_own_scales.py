@@ -1,4 +1,4 @@
-"""reshape_and_cache_flash_per_token_head on a CPU: its contract, any call, Triton interpreted, CUDA compiled."""
+"""reshape_and_cache_flash_per_token_head on a CPU: its contract, Triton interpreted, CUDA compiled."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ import torch
 
 from kvexp.errors import Unsupported
 from kvexp.impl.triton import Triton
-from tests.helpers import compose, oracle
+from tests.helpers import compose, oracle, own_scales
 
 KINDS = ("fp8_e4m3", "fp8_e5m2")
 
@@ -48,6 +48,10 @@ ANY_SIZE = [
 ]  # fmt: skip
 SHORT_V = {"arch": 90, **FLASH, "dtype": "bfloat16", "kv_cache_dtype": "auto", "head_size_v": 64}
 MISALIGNED = [{**SHORT_V, "head_size_v": 128, "off": off} for off in (1, 4)]
+OWN_SCALES = [
+    {"arch": arch, "op": own_scales.OP, "dtype": dtype, "kv_cache_dtype": kind}
+    for arch, dtype, kind in [(80, "float", own_scales.INT8), (90, "bfloat16", own_scales.TO_FP8)]
+]
 STAGED = [
     {**next(one for one in (*ALIGNED, *CONVERTING) if (one["op"], one["kv_cache_dtype"]) == (op["op"], kind)),
      "num_stages": num_stages}
@@ -69,6 +73,7 @@ EVERY = [
     *ANY_SIZE,
     SHORT_V,
     *MISALIGNED,
+    *OWN_SCALES,
     *STAGED,
     *DECODES,
     SUMS,
@@ -164,6 +169,18 @@ class TestCompiledWithoutAGpu:
             assert re.search(r"st\.global\S*\.v[24]\.b32", found)
             if asked["op"] == oracle.FLASH:
                 assert not re.search(NARROW, found)
+
+    def test_heads_with_their_own_scales_are_written_by_eight_bytes_and_by_four_behind_a_scale(self, ptx):
+        for asked in OWN_SCALES:
+            found = ptx(asked)
+            assert re.search(r"ld\.global\S*\.v4\.b32", found)
+            assert re.search(r"st\.global\S*\.v2\.b32", found)
+            assert not re.search(NARROW, found)
+            assert set(re.findall(r"\bdiv\.\S*f\d+", found)) == {"div.rn.f32"}
+            converted = (
+                {"cvt.rn.satfinite.e4m3x2.f32"} if asked["kv_cache_dtype"] == own_scales.TO_FP8 else set()
+            )
+            assert set(re.findall(r"\bcvt\.\S*e[45]m[23]\S*", found)) == converted
 
     def test_head_major_reads_wide_and_writes_narrowly_only_where_slots_are_scattered(self, ptx):
         for asked in ALIGNED:
