@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kvexp.op.reshape_and_cache import reshape_and_cache  # noqa: F401
     from kvexp.op.reshape_and_cache_flash import reshape_and_cache_flash  # noqa: F401
     from kvexp.op.reshape_and_cache_flash_diffkv import reshape_and_cache_flash_diffkv  # noqa: F401
+    from kvexp.op.reshape_and_cache_flash_nvfp4 import reshape_and_cache_flash_nvfp4  # noqa: F401
     from kvexp.op.reshape_and_cache_flash_per_token_head import (  # noqa: F401
         reshape_and_cache_flash_per_token_head,
     )

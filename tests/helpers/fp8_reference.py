@@ -1,4 +1,4 @@
-"""Define the 8-bit floats without torch: the number of every code, and the nearest code of every number.
+"""Define the floats of 8 and of 4 bits without torch: the number of every code, and the nearest code of every number.
 
 A code is sign, exponent, mantissa; all finite ones, and the middles between neighbours, are exact in float64.
 """
@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-MANTISSA = {"fp8_e4m3": 3, "fp8_e5m2": 2}
-BIAS = {"fp8_e4m3": 7, "fp8_e5m2": 15}
-LARGEST = {"fp8_e4m3": 0x7E, "fp8_e5m2": 0x7B}
+MANTISSA = {"fp8_e4m3": 3, "fp8_e5m2": 2, "e2m1": 1}
+BIAS = {"fp8_e4m3": 7, "fp8_e5m2": 15, "e2m1": 1}
+LARGEST = {"fp8_e4m3": 0x7E, "fp8_e5m2": 0x7B, "e2m1": 0x7}
 NAN = 0x7F
 
 

@@ -67,14 +67,21 @@ class Planes:
         key: K's plane.
         value: V's plane.
         items: Items of the storage.
-        packed: K and V as one plane, K then V in the last dim, or for `indexer` in each block; None where
-            they are separate.
+        packed: K and V as one plane: K then V in the last dim, or in each block; None where they are
+            separate.
+        others: Further planes that are made of K or of V, such as their scales.
     """
 
     key: Plane
     value: Plane
     items: int
     packed: Plane | None = None
+    others: tuple[Plane, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Plane, ...]:
+        """All planes that hold items: K's, V's, and the others."""
+        return (self.key, self.value, *self.others)
 
 
 class Layout(Protocol):

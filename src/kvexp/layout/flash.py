@@ -4,6 +4,7 @@ Such layouts differ in strides alone. Each names the dims of the whole cache, th
 then V, and the items of a head are innermost.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from kvexp.layout import Plane, Planes, Shape, Sizes
@@ -38,7 +39,21 @@ class Flash:
 
     def planes(self, sizes: Sizes, item_bytes: int, layer: int = 0) -> Planes:
         """See `layout.Layout.planes`."""
-        head_items = sizes.head_size + sizes.head_size_v
+        widths = sizes.head_size, sizes.head_size_v
+        key, value = self.split(sizes, widths, layer)
+        slots = sizes.num_blocks * sizes.block_size
+        return Planes(
+            key=key,
+            value=value,
+            items=slots * sizes.num_layers * sizes.num_heads * sum(widths),
+            packed=self.split(sizes, (sum(widths),), layer)[0] if self.packed else None,
+        )
+
+    def split(self, sizes: Sizes, widths: Sequence[int], layer: int = 0) -> list[Plane]:
+        """Return planes of heads of these widths, which follow one another where `kv` is in the order.
+
+        The widths are in items, and take the place of the sizes of heads.
+        """
         counts = {
             "layer": sizes.num_layers,
             "block": sizes.num_blocks,
@@ -46,29 +61,23 @@ class Flash:
             "head": sizes.num_heads,
         }
 
-        def plane(head_size: int, before: int = 0) -> Plane:
-            """Return the plane of heads of that size, which follow `before` items for each head."""
-            strides, offset, heads, size = {}, 0, 1, head_size
+        def plane(width: int, before: int) -> Plane:
+            """Return the plane of heads of that width, which follow `before` items for each head."""
+            strides, offset, heads, size = {}, 0, 1, width
             for dim in reversed(self.order):
                 if dim == "kv":
-                    offset, size = heads * before, head_items
+                    offset, size = heads * before, sum(widths)
                 else:
                     strides[dim] = heads * size
                     heads *= counts[dim]
             dims = ("block", "token", "head")
             return Plane(
-                shape=(*(counts[dim] for dim in dims), head_size),
+                shape=(*(counts[dim] for dim in dims), width),
                 strides=(*(strides[dim] for dim in dims), 1),
                 offset=layer * strides["layer"] + offset,
             )
 
-        slots = sizes.num_blocks * sizes.block_size
-        return Planes(
-            key=plane(sizes.head_size),
-            value=plane(sizes.head_size_v, before=sizes.head_size),
-            items=slots * sizes.num_layers * sizes.num_heads * head_items,
-            packed=plane(head_items) if self.packed else None,
-        )
+        return [plane(width, sum(widths[:place])) for place, width in enumerate(widths)]
 
     def gather(self, plane: Any, slots: Any) -> Any:
         """See `layout.Layout.gather`."""

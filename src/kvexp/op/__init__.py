@@ -39,7 +39,10 @@ DS_MLA = "fp8_ds_mla"
 PER_TOKEN_HEAD = ("int8_per_token_head", "fp8_per_token_head")
 """The formats of heads of a token that hold their own scales; see `quantize.quantize_heads`."""
 
-SHARED = ("arguments", "cache_write", "quantize")
+NVFP4 = "nvfp4"
+"""The format of items of 4 bits; see `quantize_nvfp4.quantize_nvfp4`."""
+
+SHARED = ("arguments", "cache_write", "quantize", "quantize_nvfp4")
 """Files of this package that are no ops."""
 
 

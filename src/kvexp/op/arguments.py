@@ -67,7 +67,7 @@ def validate(op: "CacheWrite", arguments: Sequence[Any]) -> ValidCall:
     if kv_cache_dtype != "auto":
         _check_scale_tensors(scales)
     if op.reads_scales(first.dtype, kv_cache_dtype):
-        num_heads = first.shape[1] if first.dim() > 2 else 1
+        num_heads = first.shape[1] if op.has_head_scales and first.dim() > 2 else 1
         _check_scales(scales, op.reads[0], first.device, num_heads)
     else:
         scales = dict.fromkeys(scales)  # they are not read

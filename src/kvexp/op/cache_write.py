@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvexp.case import SLOTS, Case, parse_batch
 from kvexp.errors import Unsupported
-from kvexp.layout import Layout, Sizes
+from kvexp.layout import Layout, Planes, Sizes
 from kvexp.op import FP8, Op, ValidCall
 
 if TYPE_CHECKING:
@@ -22,16 +22,20 @@ class CacheWrite(Op):
 
     Attributes:
         sources: Types of the rows that it takes.
-        parts: Names of what a slot holds in either plane, by default of K and of V.
+        parts: Names of what a slot holds in each plane, by default of K and of V.
         made_of: Which rows these are made of: `key` or `value`.
+        largest_quotient: In an experiment a scale is the largest magnitude of its rows over this number.
+        has_head_scales: Whether a scale may be one for each head.
         sample_sizes: Sizes of a call that the op takes, as an example.
     """
 
     reads: tuple[str, ...] = ("key", "value")
     scales: tuple[str, ...] = ("k_scale", "v_scale")
     sources: tuple[str, ...] = ("half", "bfloat16", "float", *FP8)
-    parts: tuple[str, str] = ("key_cache", "value_cache")
-    made_of: tuple[str, str] = ("key", "value")
+    parts: tuple[str, ...] = ("key_cache", "value_cache")
+    made_of: tuple[str, ...] = ("key", "value")
+    largest_quotient: float = 64.0
+    has_head_scales: bool = True
     sample_sizes: Mapping[str, int] = MappingProxyType({"num_heads": 8, "head_size": 128, "head_size_v": 128})
     place = "slot_mapping"
     deed = "write a step of {num_tokens:,} tokens"
@@ -49,6 +53,8 @@ class CacheWrite(Op):
         if case.dtype not in self.sources:
             raise Unsupported(f"op={self.name} takes {' or '.join(self.sources)}, not dtype={case.dtype}")
         check_types(self, case)
+        if case.scale == "per_head" and not self.has_head_scales:
+            raise Unsupported(f"op={self.name} has one scale for all heads, not scale={case.scale}")
 
     def check_layout(self, layout: Layout) -> None:
         """Check that the layout has the planes that the op writes.
@@ -135,6 +141,13 @@ class CacheWrite(Op):
     def cache_sizes(self, case: Case) -> Sizes:
         """Return the sizes of the cache: the case's, unless a slot holds more than its row."""
         return case
+
+    def list_planes(self, case: Case, layout: Layout, item_bytes: int) -> Planes:
+        """Return the planes of a cache, in the order of `parts`, of a middle layer.
+
+        In a middle layer a write into a neighbouring layer is seen.
+        """
+        return layout.planes(self.cache_sizes(case), item_bytes, layer=case.num_layers // 2)
 
     def expect(self, cache: str, rows: "Tensor", kv_cache_dtype: str, scale: "Tensor | None") -> "Tensor":
         """Return the bytes that the slots of these rows must hold: the op's law.

@@ -33,6 +33,7 @@ class Cache:
         value: V's plane.
         packed: Both as one plane; None where they are separate.
         layout: Where a slot's row lives in a plane.
+        others: Further planes that are made of K or of V.
     """
 
     storage: Tensor
@@ -40,6 +41,12 @@ class Cache:
     value: Tensor
     packed: Tensor | None
     layout: Layout
+    others: tuple[Tensor, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All planes, in the order of `Planes.parts`."""
+        return (self.key, self.value, *self.others)
 
 
 @dataclass(frozen=True)
@@ -95,13 +102,18 @@ class Tensors:
         return self.cache.packed
 
     @property
+    def layout(self) -> Layout:
+        """The cache's layout."""
+        return self.cache.layout
+
+    @property
     def kv_cache_dtype(self) -> str:
         """`auto` or the fp8 format."""
         return self.case.kv_cache_dtype
 
     @functools.cached_property
     def k_scale(self) -> Tensor | None:
-        """float32, one element without dims or `[num_heads]`: amax / 64 of the curve's keys.
+        """float32, one element without dims or `[num_heads]`, of the curve's keys; see `Memory.rescale`.
 
         None where the op has no scales.
         """
@@ -118,8 +130,8 @@ class Tensors:
         return self.slot_mappings
 
     def list_parts(self) -> Sequence[Part]:
-        """List what a slot holds in either plane, without what has no bytes in the cache."""
-        op, planes = self.memory.op, (self.key_cache, self.value_cache)
+        """List what a slot holds in each plane, without what has no bytes in the cache."""
+        op, planes = self.memory.op, self.cache.parts
         scales = {"key": self.k_scale, "value": self.v_scale}
         return [
             self._make_part(name, getattr(self, rows), plane, scales[rows])
@@ -241,7 +253,7 @@ class Memory:
             self.rescale(rows)
 
     def rescale(self, rows: Rows) -> None:
-        """Set the scales to amax / 64 of these keys and of these values, or of both."""
+        """Set the scales to amax / `op.largest_quotient` of these keys and of these values, or of both."""
         if not self.op.scales:
             return
         planes = [plane for plane in (rows.key, rows.value) if plane.numel()]
@@ -249,7 +261,7 @@ class Memory:
         if len(self.op.scales) == 1:
             largest = [functools.reduce(torch.maximum, largest)]
         for scale, amax in zip(self.scales.data, largest, strict=True):
-            scale.copy_(amax / 64)
+            scale.copy_(amax / self.op.largest_quotient)
 
     def seal(self) -> None:
         """Store the checksums of inputs, slots and scales."""
@@ -300,8 +312,7 @@ def allocate(
     least_rows = max(
         (windows * inputs.window_step(case, source.itemsize, cold=True) for case, windows in cold), default=0
     )
-    # A middle layer, so that a write into a neighbouring layer is seen.
-    planes = layout.planes(op.cache_sizes(largest), item_bytes, layer=largest.num_layers // 2)
+    planes = op.list_planes(largest, layout, item_bytes)
     cache_bytes = planes.items * item_bytes
     device_memory.check(
         largest, cache_bytes, inputs.count_items(largest, source.itemsize, least_rows) * source.itemsize
@@ -311,7 +322,8 @@ def allocate(
     storage = torch.empty(cache_bytes + 2 * GUARD_BYTES, dtype=torch.uint8, device=device)
     items = storage[GUARD_BYTES : GUARD_BYTES + cache_bytes].view(item)
     packed = _view(items, planes.packed) if planes.packed else None
-    cache = Cache(storage, _view(items, planes.key), _view(items, planes.value), packed, layout)
+    key, value, *others = (_view(items, plane) for plane in planes.parts)
+    cache = Cache(storage, key, value, packed, layout, tuple(others))
     memory = Memory(
         op=op,
         largest=largest,
@@ -328,7 +340,7 @@ def allocate(
         memory.fill()
         yield memory
     finally:
-        del storage, items, packed, cache, memory
+        del storage, items, packed, key, value, others, cache, memory
         if device.type == "cuda":
             torch.cuda.empty_cache()
 

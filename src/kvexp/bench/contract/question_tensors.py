@@ -6,6 +6,7 @@ memory of ours, where a write does no harm and is found.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -59,14 +60,14 @@ class QuestionTensors:
             num_blocks=self.num_blocks + 2 * GUARD_BLOCKS,
         )
         item_bytes = case.cache_item_bytes(source.itemsize)
-        planes = layout.planes(op.cache_sizes(self.case), item_bytes, layer=self.case.num_layers // 2)
+        planes = op.list_planes(self.case, layout, item_bytes)
         begin = GUARD_BYTES + item_bytes * question.shifted
         size = begin + planes.items * item_bytes + GUARD_BYTES
         self.storage = torch.empty(size, dtype=torch.uint8, device=device)
         item = source if case.kv_cache_dtype == "auto" else torch.uint8
         items = self.storage[begin : begin + planes.items * item_bytes].view(item)
-        self._whole = [_view(items, plane) for plane in (planes.key, planes.value)]
-        self.key_cache, self.value_cache = (whole[GUARD_BLOCKS:-GUARD_BLOCKS] for whole in self._whole)
+        self._whole = [_view(items, plane) for plane in planes.parts]
+        self.key_cache, self.value_cache = (whole[GUARD_BLOCKS:-GUARD_BLOCKS] for whole in self._whole[:2])
         packed = _view(items, planes.packed)[GUARD_BLOCKS:-GUARD_BLOCKS] if planes.packed else None
         self.kv_cache = packed
         self.kv_cache_dtype = case.kv_cache_dtype
@@ -189,7 +190,7 @@ class QuestionTensors:
             state = torch.arange(len(slots), device=slots.device)
             state[[-1, len(slots) // 2]] = 0
             state = (state + self.question.turn + max(0, self._prepared - 1)) % STATES
-            for plane, rows, alone in zip(self._planes, codes, (1, 2), strict=True):
+            for plane, rows, alone in zip(self._planes, codes, cycle((1, 2)), strict=False):
                 whole = (state == 0) | (state == alone)
                 there = self.layout.gather(plane, slots)
                 for part, right, half in zip(_halves(there), _halves(rows), (3, 4), strict=True):
