@@ -49,7 +49,7 @@ def params(row: Row) -> dict[str, str]:
     by name, and one param with the JSON of all options would displace the layout.
     """
     columns = (*(column for column in CURVE if column != "impl_options"), "layout_reason", REPETITION)
-    found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "", "{}")}
+    found = {column: str(row[column]) for column in columns if row.get(column) not in (None, "")}
     return fit(found | {f"option.{name}": str(value) for name, value in read_options(row, "impl").items()})
 
 

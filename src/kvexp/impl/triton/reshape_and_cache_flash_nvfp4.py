@@ -36,7 +36,17 @@ def fit(
         function=write_pages,
         pointers=("*i16", "*i16", "*i8", "*i64", "*fp32", "*fp32"),
         # torch aligns slots and scales to their items at least; counts may be anything.
-        divisors=(rows, rows, find_divisor(kv_cache.data_ptr()), 8, 4, 4, 1, 1, *map(find_divisor, sizes[1:])),
+        divisors=(
+            rows,
+            rows,
+            find_divisor(kv_cache.data_ptr()),
+            8,
+            4,
+            4,
+            1,
+            1,
+            *map(find_divisor, sizes[1:]),
+        ),
         constants=(
             ("NUM_HEADS", num_heads),
             ("HEAD_SIZE", head_size),
