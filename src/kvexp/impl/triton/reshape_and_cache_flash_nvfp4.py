@@ -45,7 +45,7 @@ def fit(
             ("HEAD_ROWS", head_rows),
             ("IS_BFLOAT16", int(key.dtype == torch.bfloat16)),
             # The interpreter's fma rounds twice.
-            ("HAS_FMA", int(key.is_cuda)),
+            ("HAS_FMA", int(isinstance(write_pages, triton.JITFunction))),
         ),
     )
     tensors = (key, value, kv_cache, slot_mapping, k_scale, v_scale)
