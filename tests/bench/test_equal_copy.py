@@ -109,3 +109,35 @@ def test_of_many_reads_as_many_threads_write_as_a_gpu_holds(memory, monkeypatch)
     assert (move.reads, move.place.numel()) == (reads, 1024)
     (move, *_) = equal_copy.plan_moves(memory, 4, 16 * 48 + 32, 48, walking(1))
     assert (move.reads, move.place.numel()) == (16, 48)
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "beside"),
+    [
+        (4 * 1152, 4 * 656, 4 * (1152 - 656) + 32),  # codes with scales: no whole multiple
+        (2 * 512, 512, 32),  # fp8: twice as many, and slots
+        (4 * 1024, 4 * 144, 4 * (1024 - 7 * 144) + 32),
+    ],
+)
+def test_a_copy_reads_as_many_bytes_as_the_op(memory, monkeypatch, read, written, beside):
+    """On a GPU; here the plan alone."""
+    monkeypatch.setattr(equal_copy, "_is_cpu", lambda storage: False)
+    (move, *_) = equal_copy.plan_moves(memory, 4, read + 32, written, walking(1))
+    assert (move.place.numel(), move.extra.numel()) == (written, beside)
+    assert move.reads * written + beside == read + 32
+    of_slots = move.extra.data_ptr() == memory.slots.data_ptr()
+    assert of_slots == (beside == 32)
+    if not of_slots:
+        assert move.extra.data_ptr() == memory.inputs.data_ptr() + move.reads * written
+
+
+def test_a_copy_of_all_inputs_reads_no_more_than_there_are(memory, monkeypatch):
+    """On a GPU; here the plan alone."""
+    monkeypatch.setattr(equal_copy, "_is_cpu", lambda storage: False)
+    size = memory.inputs.numel() * memory.inputs.itemsize
+    (move, *_) = equal_copy.plan_moves(memory, 4, size + 32, size // 32 * 16 + 16, walking(1))
+    assert move.reads * move.place.numel() + move.extra.numel() == size
+
+
+def test_on_a_cpu_there_is_no_copy_that_reads_less_than_the_op(memory):
+    assert equal_copy.plan_moves(memory, 4, 1152 + 32, 656, walking(1)) == []

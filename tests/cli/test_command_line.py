@@ -1,11 +1,14 @@
 """Flags and overrides in any order give the same curves."""
 
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from kvexp import cli
 from kvexp.bench.impl_hash import conf_dir
@@ -272,3 +275,18 @@ def test_a_launcher_of_curve_after_curve_is_refused_whatever_its_name(typed, wri
         "kvexp: hydra/launcher=mine would run each curve by itself, and a sweep is measured as one; "
         "choose local or ray\n"
     )
+
+
+def test_ctrl_c_ends_the_command_where_hydra_drops_it(typed, monkeypatch):
+    compose, calls = ConfigLoaderImpl.load_sweep_config, []
+
+    def drop(*arguments):
+        calls.append(arguments)
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        return compose(*arguments)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", drop)
+    outcome = typed("layout=NHD,HND", "dtype=half,float")
+    assert (outcome.code, len(calls), outcome.jobs, outcome.folders) == (130, 1, [], [])
+    assert outcome.err == "kvexp: interrupted before anything was measured\n"

@@ -15,6 +15,8 @@ from kvexp.impl.sglang import SGLang
 from tests.helpers import compose, oracle, tiny_curve
 from tests.helpers.latent import DS_MLA, MLA
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
+from tests.helpers.own_scales import INT8, TO_FP8
+from tests.helpers.own_scales import OP as OWN_SCALES
 
 FEW = (3, 16)
 
@@ -52,6 +54,21 @@ def flash_or_head_major(*arguments):
     right(PAGED if arguments[2].dim() == 5 else FLASH)(*arguments)
 
 
+def per_token_head_quant(key, value, key_cache, value_cache, k_scale_cache, v_scale_cache, slot_mapping):
+    """vLLM's launcher of heads with their own scales, which takes codes and scales as four caches."""
+    sizes = key_cache.shape[:3], key.shape[2], value.shape[2]
+    kind = INT8 if key_cache.dtype == torch.int8 else TO_FP8
+    assert k_scale_cache.shape == v_scale_cache.shape == sizes[0]
+    cells = torch.zeros(*sizes[0], sizes[1] + sizes[2] + 8, dtype=torch.uint8)
+    targets = (key_cache, k_scale_cache.unsqueeze(-1), value_cache, v_scale_cache.unsqueeze(-1))
+    parts = cells.split((sizes[1], 4, sizes[2], 4), -1)
+    for part, target in zip(parts, targets, strict=True):
+        part.copy_(target.contiguous().view(torch.uint8))
+    right(OWN_SCALES)(key, value, cells, slot_mapping, kind)
+    for part, target in zip(parts, targets, strict=True):
+        target.copy_(part.contiguous().view(target.dtype))
+
+
 def few_chunks(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype, k_scale, v_scale):
     """A kernel of 512 threads without a loop, one piece of 16 bytes each: the rest is never written."""
     pieces = key_cache.shape[1] * key_cache.shape[2]
@@ -73,6 +90,7 @@ def vllm_triton(monkeypatch):
         "vllm.v1.attention.ops.triton_reshape_and_cache_flash",
         triton_reshape_and_cache_flash=flash_or_head_major,
         triton_reshape_and_cache_flash_diffkv=right(DIFFKV),
+        triton_reshape_and_cache_flash_per_token_head_quant=per_token_head_quant,
     )
 
 
@@ -219,6 +237,13 @@ class TestVllmTriton:
     @pytest.mark.parametrize(("op", "layout"), compose.pairs())
     def test_that_is_right_is_said_to_be(self, op, layout):
         assert outcomes("vllm_triton", op=op, layout=layout) == VERIFIED
+
+    @pytest.mark.parametrize("kv_cache_dtype", [INT8, TO_FP8])
+    def test_codes_and_scales_are_four_caches(self, kv_cache_dtype):
+        chosen = {"op": OWN_SCALES, "kv_cache_dtype": kv_cache_dtype}
+        assert outcomes("vllm_triton", layout="HND_packed", head_size_v=48, **chosen) == VERIFIED
+        sentence = "impl=vllm_triton stores scales whole, so each must lie at a multiple of 4 bytes"
+        assert outcomes("vllm_triton", head_size=30, **chosen) == [("skipped", sentence)] * 2
 
     def test_that_takes_e5m2_for_e4m3_is_incorrect(self, monkeypatch):
         def always_e4m3(*arguments):

@@ -59,6 +59,7 @@ class LocalLauncher(Launcher):
     def _compose(self, number: int, overrides: Sequence[str]) -> DictConfig:
         from kvexp.cli.alias_source import name_choices
 
+        self._task.interrupt.check()
         config = self._loader.load_sweep_config(self._config, list(overrides))
         name_choices(config.hydra)
         with open_dict(config):

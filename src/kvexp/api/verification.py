@@ -44,12 +44,12 @@ def verify(
 
     Args:
         function: Takes the arguments of the library's function of that op, by position.
-        op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv`, `reshape_and_cache` or
-            `concat_and_cache_mla`.
+        op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv`, `reshape_and_cache`,
+            `reshape_and_cache_flash_per_token_head` or `concat_and_cache_mla`.
         layout: The caches', one that the op writes.
         dtype: Type of keys and values.
         kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`; for latent rows also
-            `fp8_ds_mla`.
+            `fp8_ds_mla`; `int8_per_token_head` or `fp8_per_token_head` for heads with their own scales.
         device: The tensors' device.
         skip: Clauses to leave out.
 

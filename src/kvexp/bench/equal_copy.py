@@ -34,16 +34,16 @@ class Move:
     """One copy, of bytes in the curve's memory.
 
     Attributes:
-        source: Where it begins to read.
+        source: uint8: where it begins to read.
         reads: Bytes that it reads from there for each byte that it writes.
-        slots: int64: what it reads besides.
+        extra: uint8: what it reads besides, at most as much as it writes.
         place: uint8: where it writes, in the cache.
         by_engine: Whether the GPU's copy engines make it, not a kernel.
     """
 
     source: Tensor
     reads: int
-    slots: Tensor
+    extra: Tensor
     place: Tensor
     by_engine: bool = False
 
@@ -54,8 +54,8 @@ class Move:
         if self.by_engine:
             return copy_engine.bind_copy(self.place, self.source[: self.place.numel()])
         writes = self.place.numel() // VECTOR
-        extras = self.slots.numel() * SLOT_BYTES // VECTOR
-        tensors = (self.source, self.slots, self.place)
+        extras = self.extra.numel() // VECTOR
+        tensors = (self.source, self.extra, self.place)
         if self.reads > MOST_READS:
             macros, grid = _make_macros(1, 1), -(-writes // THREADS)
             return nvrtc.bind(SOURCE, "fold_many", macros, grid, THREADS, tensors, writes, extras, self.reads)
@@ -66,13 +66,12 @@ class Move:
     def is_written(self) -> bool:
         """Return whether the place holds what the call writes: the exclusive or of the bytes it reads."""
         size = self.place.numel()
-        slots = self.slots.view(torch.uint8)
-        slots = slots[: min(size, slots.numel() // VECTOR * VECTOR)]
+        read_besides = self.extra[: min(size, self.extra.numel() // VECTOR * VECTOR)]
         for at in range(0, size, ROWS_BYTES):
             found = self.place[at : at + ROWS_BYTES].clone()
             for read in range(self.reads):
                 found ^= self.source[read * size + at :][: found.numel()]
-            extra = slots[at:][: found.numel()]
+            extra = read_besides[at:][: found.numel()]
             found[: extra.numel()] ^= extra
             if found.any():
                 return False
@@ -85,7 +84,7 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
     Args:
         memory: The curve's memory; the copies read its inputs and slots and write its cache.
         indices: Indices that the op's call reads; each copy reads as many, and its own.
-        read: Bytes that one copy reads: the slots', and a multiple of `written`.
+        read: Bytes that one copy reads, the slots' with them.
         written: Bytes that one copy writes; on a GPU whole vectors of them, and more where it reads so many
             times as many that they would not fill the GPU.
         plan: Of the op's calls. As many places are written as it has slot mappings, or as the cache holds.
@@ -105,8 +104,8 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
     if is_cpu or memory.far:
         # These copy what they read; the few bytes of the slots are left out.
         places = [storage[i * step : i * step + written] for i in range(count)]
-        can_copy = reads == 1 and written <= source.numel()
-        return [Move(source, 1, memory.slots[:0], place, not is_cpu) for place in places if can_copy]
+        can_copy = read == written + SLOT_BYTES * indices and written <= source.numel()
+        return [Move(source, 1, source[:0], place, not is_cpu) for place in places if can_copy]
     if reads > MOST_READS:
         # So few writes would not fill the GPU: threads that do write what each has read.
         threads = min(_count_threads(storage.device), storage.numel() // VECTOR)
@@ -115,18 +114,26 @@ def plan_moves(memory: Memory, indices: int, read: int, written: int, plan: Plan
         step = written
         count = min(plan.mappings, storage.numel() // step)
     size = written // VECTOR * VECTOR
+    # Besides whole multiples of what it writes it reads the slots, or more inputs where the op reads more.
+    rest = min(size, read - reads * written)
+    has_more = rest > SLOT_BYTES * indices
+    if has_more:  # instead of slots as many bytes more of the inputs, as far as they go
+        rest = min(rest, source.numel() - reads * written)
+    inputs = reads * written + (rest if has_more else 0)
     if not size or not count or reads * written > source.numel():
         return []
     places = [storage[i * step : i * step + size] for i in range(count)]
     # Whole vectors of slots, each copy its own.
     stride = indices + indices % 2
-    slots = [memory.slots[i * stride :][:indices] for i in range(count)]
-    apart = -(-reads * written // VECTOR) * VECTOR
+    slots = [memory.slots[i * stride :][:indices].view(torch.uint8) for i in range(count)]
+    apart = -(-inputs // VECTOR) * VECTOR
     windows = max(1, min(plan.windows, source.numel() // apart)) if plan.inputs_state == "cold" else 1
-    return [
-        Move(source[call % windows * apart :], reads, slots[call % count], places[call % count])
-        for call in range(min(plan.all_calls, math.lcm(count, windows)))
-    ]
+    moves = []
+    for call in range(min(plan.all_calls, math.lcm(count, windows))):
+        window = source[call % windows * apart :]
+        extra = window[reads * size :][:rest] if has_more else slots[call % count]
+        moves.append(Move(window, reads, extra, places[call % count]))
+    return moves
 
 
 def check_copies(memory: Memory, copies: Sequence[Move], replay: Replay) -> None:

@@ -80,7 +80,8 @@ def _compose(line: CommandLine, task: SweepTask) -> int:
     arguments, where = parser.parse_args(composed.argv), str(conf_dir())
     try:
         with set_variable(FULL_ERROR, "1"), use_aliases(config_dirs(line.flags)):
-            _run_hydra(arguments, parser, task, config_path=where, config_name="config")
+            with task.interrupt:
+                _run_hydra(arguments, parser, task, config_path=where, config_name="config")
             if arguments.cfg == "job":
                 name_choices(HydraConfig.get())
         if arguments.cfg == "job" and arguments.package in (None, "_global_"):

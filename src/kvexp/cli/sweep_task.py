@@ -23,6 +23,7 @@ from kvexp.errors import ConfigError, KvexpError
 from kvexp.results import sweep_dir as sweep_folder
 from kvexp.results.row_file import ROWS, make_folder
 from kvexp.sweep.objective import Objective
+from kvexp.sweep.signals import DeferredInterrupt
 
 if TYPE_CHECKING:
     from kvexp.experiment import Experiment
@@ -47,6 +48,9 @@ class SweepTask:
     Args:
         collector: Takes each job.
         measure: Called with each batch of curves, when all of them are valid.
+
+    Attributes:
+        interrupt: Ctrl-C, which waits while Hydra composes a curve.
     """
 
     def __init__(self, collector: Collector, measure: Callable[[ListPlaces], Sequence[float]]) -> None:
@@ -56,6 +60,7 @@ class SweepTask:
         self._folder: Path | None = None
         self._existing: frozenset[Path] = frozenset()
         self._typed_full_error = os.environ.get(FULL_ERROR)
+        self.interrupt = DeferredInterrupt()
 
     def __enter__(self) -> Self:
         """Hold nothing yet."""
@@ -140,8 +145,9 @@ class SweepTask:
         self._collector.begin_batch()
         jobs = [self._collect(config) for config in configs]
         self._collector.check()
+        self.interrupt.check()
         try:
-            with set_variable(FULL_ERROR, self._typed_full_error):
+            with self.interrupt.lift(), set_variable(FULL_ERROR, self._typed_full_error):
                 values = iter(self._measure(list_places))
         except BaseException as error:
             raise Ended(error) from error

@@ -2,7 +2,8 @@
 //
 // Macros: SOURCE_BYTES of a source item; SOURCE_IS_BFLOAT16, whether two bytes are a bfloat16 or a float16;
 // CACHE_FORMAT, one of Format; SCALE_PER_HEAD, whether a scale tensor holds one scale for each head; SOFTWARE_FP8,
-// defined to convert without the hardware's instruction.
+// defined to convert without the hardware's instruction; BOUNDED_QUOTIENTS, defined where a scale is made of its items,
+// so that no quotient is infinite.
 //
 // Semantics: docs/semantics.md.
 
@@ -63,10 +64,10 @@ __device__ __forceinline__ uint32_t fp8(float x) {
 __device__ __forceinline__ uint16_t fp8x2(float low, float high) { return uint16_t(fp8(low) | (fp8(high) << 8)); }
 #endif
 
-// Returns a float as an int8 code: half away from zero by a sum that is rounded to a float, saturating, NaN as -128.
+// Returns a float as an int8 code: half away from zero by a sum that is rounded to a float, NaN as -128. With a scale of
+// its items a magnitude is below 127.5, so that no sum reaches 128.
 __device__ __forceinline__ int int8(float x) {
-    const float rounded = __fadd_rn(x, copysignf(0.5f, x));
-    return int(fminf(fmaxf(rounded, -128.0f), 127.0f));  // fmaxf ignores NaN
+    return int(fmaxf(__fadd_rn(x, copysignf(0.5f, x)), -128.0f));  // fmaxf ignores NaN
 }
 
 // Returns two floats as codes of the cache, `low` in the low byte.
@@ -123,7 +124,9 @@ struct Divisor {
         float quotient = __fmul_rn(x, reciprocal);
 #pragma unroll
         for (int correction = 0; correction < (SOURCE_BYTES == 2 ? 1 : 2); ++correction) {
+#ifndef BOUNDED_QUOTIENTS
             quotient = clamped(quotient);
+#endif
             quotient = __fmaf_rn(-__fmaf_rn(quotient, scale, -x), reciprocal, quotient);
         }
         return quotient;

@@ -14,6 +14,7 @@
 //
 // Semantics: docs/semantics.md.
 
+#define BOUNDED_QUOTIENTS
 #include "convert.cuh"
 #include "types.cuh"
 
