@@ -122,7 +122,7 @@ Units end the names. What does not apply, or is not known, is null (missing in p
 
 _LOADED = """\
 `kvexp.load` and `kvexp export` add `sweep` (its folder), `command` (what repeats the curve), and a column for
-each option in `impl_options` and `timer_options`, such as `timer_max_seconds`.
+each option in `op_options`, `impl_options` and `timer_options`, such as `timer_max_seconds`.
 """
 
 

@@ -13,6 +13,7 @@ from kvexp.impl import make
 from kvexp.impl.flashinfer import FlashInfer
 from kvexp.impl.sglang import SGLang
 from tests.helpers import compose, oracle, tiny_curve
+from tests.helpers.indexer import INDEXER
 from tests.helpers.latent import DS_MLA, MLA
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
 from tests.helpers.own_scales import INT8, TO_FP8
@@ -77,10 +78,16 @@ def few_chunks(key, value, key_cache, value_cache, slot_mapping, kv_cache_dtype,
     right(PAGED)(key[:, :heads], value[:, :heads], *caches, slot_mapping, kv_cache_dtype, k_scale, v_scale)
 
 
+def takes_keys_for_contiguous(k, kv_cache, slot_mapping, quant_block_size, kv_cache_dtype):
+    """vLLM's indexer_k_quant_and_cache: it goes by no stride of k, and its last argument is scale_fmt."""
+    keys = k.as_strided(k.shape, (k.shape[1], 1))
+    right(INDEXER)(keys, kv_cache, slot_mapping, quant_block_size, kv_cache_dtype)
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     ops = {"reshape_and_cache": few_chunks, "reshape_and_cache_flash": right(FLASH), MLA: right(MLA)}
-    module(monkeypatch, "vllm._custom_ops", **ops)
+    module(monkeypatch, "vllm._custom_ops", **ops, **{INDEXER: takes_keys_for_contiguous})
 
 
 @pytest.fixture
@@ -214,6 +221,13 @@ class TestVllm:
         for status, reason in outcomes("vllm", op=MLA, kv_cache_dtype=DS_MLA, **compose.sizes(MLA)):
             assert status == "incorrect"
             assert "element 51" in reason
+
+    def test_that_goes_by_no_stride_of_an_indexer_s_keys_is_right_where_they_are_contiguous(self):
+        chosen = {"op": INDEXER, "kv_cache_dtype": "fp8", **compose.sizes(INDEXER)}
+        assert outcomes("vllm", **chosen) == VERIFIED
+        (_, several) = outcomes("vllm", rows="qkv", **chosen)
+        assert several[0] == "incorrect"
+        assert "to kv_cache (codes)" in several[1]
 
     def test_has_no_diffkv(self):
         assert outcomes("vllm", op=DIFFKV) == [("skipped", f"impl=vllm has no {DIFFKV}")] * 2

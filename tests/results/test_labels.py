@@ -64,6 +64,10 @@ def test_a_label_holds_only_what_distinguishes_the_curves():
             ],
             ["a sort=true warps=2", "a sort=null warps=4", "b"],
         ),
+        (
+            [{"op": "a", "op_options": f'{{"scale_fmt":"{word}"}}'} for word in ("ue8m0", "float32")],
+            ["scale_fmt=ue8m0", "scale_fmt=float32"],
+        ),
         # Two devices differ in what `auto` means there, too.
         (
             [{"device": "cpu", "mode": "no_graph"}, {"device": "cuda:0", "mode": "cudagraph"}],

@@ -23,7 +23,7 @@ from tests.helpers.cheap_compose import set_keys
 ROOT = compose.conf_dir().parent
 FILES = sorted([*ROOT.glob("docs/results/*/*.jsonl"), *ROOT.glob("baselines/*/*.jsonl")])
 PAGES = sorted([*ROOT.glob("docs/results/*/*.md"), *ROOT.glob("docs/results/*/*.html")])
-OPTIONS = ("impl_options", "timer_options")
+OPTIONS = ("op_options", "impl_options", "timer_options")
 
 
 @cache
@@ -123,6 +123,17 @@ def test_only_what_differs_from_the_defaults_is_said(columns, overrides):
         f"workload.num_tokens=[{','.join(str(2**power) for power in range(1, 17))}]"
     ]  # fmt: skip
     assert found == (None if overrides is None else [*overrides, *num_tokens])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["op=concat_and_cache_mla"], ["op=indexer_k_quant_and_cache"],
+     ["op=indexer_k_quant_and_cache", "op.scale_fmt=float32"]],
+    ids=str,
+)  # fmt: skip
+def test_what_an_op_brings_is_not_said_and_its_own_option_is(words):
+    cases = compose_command(f"python -m kvexp {' '.join(words)}")
+    assert derive_overrides([recorded_rows.row(**case) for case in cases]) == words
 
 
 @pytest.mark.parametrize("workload", compose.options("workload"))

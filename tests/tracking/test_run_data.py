@@ -14,7 +14,9 @@ def test_params_are_the_case_without_num_tokens(measure):
     assert (params["scale"], params["padding"], params["num_layers"]) == ("per_tensor", "0.0", "1")
     assert params["layout_reason"] == "connector=nixl asks for HND"
     assert params["option.threads"] == "256"
-    assert "impl_options" not in params
+    assert not {"impl_options", "op_options"} & set(params)
+    own = run_data.params(measure(op_options='{"scale_fmt":"ue8m0"}')[0])
+    assert own.items() - params.items() == {("op_options", '{"scale_fmt":"ue8m0"}')}
     assert "num_tokens" not in params
     assert "latency_us" not in params
 

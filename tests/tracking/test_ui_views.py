@@ -50,13 +50,14 @@ def test_what_was_swept_comes_first_and_makes_the_axes_and_processes_of_a_curve_
         "workload.num_heads",
         "impl.threads",
         "timer.inputs",
+        "op.scale_fmt",
         "scale.factor",
         "layout",
         "workload.num_tokens",
     ]
     _, value = ui_views.last_sweep("one", swept, repeats=True).to_tag(0)
     found = state(value)
-    axes = ["num_heads", "option.threads", "timer_options", "layout"]
+    axes = ["num_heads", "option.threads", "timer_options", "op_options", "layout"]
     first = [
         "attributes.`Run Name`",
         "tags.`status`",

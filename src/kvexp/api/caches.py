@@ -24,8 +24,8 @@ class KVCache(NamedTuple):
     Attributes:
         key_cache: K's plane, in the shape that the ops take.
         value_cache: V's plane.
-        kv_cache: Both as one tensor, K then V in the last dim, or for `indexer` in each block; None where they
-            are separate.
+        kv_cache: Both as one tensor, K then V in the last dim, or for `indexer` in each block; None where
+            they are separate.
     """
 
     key_cache: Tensor

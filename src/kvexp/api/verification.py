@@ -1,6 +1,7 @@
 """Verify any function that has the signature of one of the library's, for the tests of an engine."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from kvexp.bench import environment
 from kvexp.bench.contract import CLAUSES
 from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.case import Case
-from kvexp.errors import Unsupported
+from kvexp.errors import ConfigError, Unsupported
+from kvexp.experiment import Choice, Scalar
+from kvexp.impl import make
 from kvexp.op import Call
 from kvexp.op.arguments import resolve_format
 from kvexp.op.cache_write import CacheWrite
@@ -32,6 +35,7 @@ def verify(
     kv_cache_dtype: str = "auto",
     device: str | torch.device = "cuda",
     skip: Collection[str] = (),
+    op_options: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Verify byte for byte that a function keeps the contract of an op, clause by clause.
 
@@ -44,14 +48,13 @@ def verify(
 
     Args:
         function: Takes the arguments of the library's function of that op, by position.
-        op: `reshape_and_cache_flash`, `reshape_and_cache_flash_diffkv`, `reshape_and_cache`,
-            `reshape_and_cache_flash_per_token_head` or `concat_and_cache_mla`.
+        op: An op that writes a cache, such as `reshape_and_cache_flash` or `concat_and_cache_mla`.
         layout: The caches', one that the op writes.
         dtype: Type of keys and values.
-        kv_cache_dtype: `auto`, `fp8` (which is `fp8_e4m3`), `fp8_e4m3` or `fp8_e5m2`; for latent rows also
-            `fp8_ds_mla`; `int8_per_token_head` or `fp8_per_token_head` for heads with their own scales.
+        kv_cache_dtype: A format that the op has, such as `auto` or `fp8` (which is `fp8_e4m3`).
         device: The tensors' device.
         skip: Clauses to leave out.
+        op_options: The op's own options, such as `scale_fmt`; by default those of the class.
 
     Returns:
         For each clause `holds`, or `refused: ` and the reason, where the function raised ValueError or
@@ -63,7 +66,7 @@ def verify(
         ValueError: An op, layout, dtype, format, device or clause is unknown, or they do not fit together.
     """
     _check("op", op, ops.list_functions())
-    loaded: Any = ops.load(op)
+    loaded = _make_op(op, op_options)
     _check("dtype", dtype, WORDS)
     resolved = resolve_format(kv_cache_dtype, loaded.formats)
     for clause in skip:
@@ -91,6 +94,14 @@ def verify(
         finding.clause: "holds" if finding.outcome == "holds" else f"refused: {finding.words}"
         for finding in contract.findings
     }
+
+
+def _make_op(name: str, options: Mapping[str, Scalar]) -> Any:
+    made = type(ops.load(name))
+    try:
+        return make(Choice(name, f"{made.__module__}.{made.__qualname__}", options))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
 
 
 def _check(name: str, value: object, valid: Collection[object]) -> None:

@@ -40,6 +40,10 @@ class Vllm:
         """Bind `op.concat_and_cache_mla` to these arguments."""
         return _bind(self.ops.concat_and_cache_mla, arguments, slots_at=3)
 
+    def indexer_k_quant_and_cache(self, *arguments: Any) -> Call:
+        """Bind `op.indexer_k_quant_and_cache` to these arguments."""
+        return _bind(self.ops.indexer_k_quant_and_cache, arguments, slots_at=2)
+
 
 def _bind(function: Any, arguments: tuple[Any, ...], slots_at: int = 4) -> Call:
     key, slot_mapping = arguments[0], arguments[slots_at]
@@ -49,7 +53,7 @@ def _bind(function: Any, arguments: tuple[Any, ...], slots_at: int = 4) -> Call:
         # vLLM's launch of no tokens is an error.
         return do_nothing
 
-    def call(_alive: tuple[Tensor | str | None, ...] = arguments) -> None:
+    def call(_alive: tuple[Tensor | str | int | None, ...] = arguments) -> None:
         function(*arguments)
 
     return call
