@@ -77,7 +77,7 @@ def quantize(rows: Tensor, scale: float) -> tuple[NDArray[np.uint8], NDArray[np.
         amax = np.where(np.isnan(tiles), np.float32(0), tiles).max(1)
         quotient = np.where(np.isinf(amax), amax, amax / (np.float32(6) * np.float32(scale)))
         scales = fp8_reference.codes("fp8_e4m3", quotient)
-        finite = np.array([float(number) for number in fp8_reference.values("fp8_e4m3")] + [np.nan], np.float32)
+        finite = np.array(fp8_reference.values("fp8_e4m3"), np.float32)
         tiles = tiles / (finite[scales] * np.float32(scale))[:, None]
     codes = np.where(np.isnan(tiles) | (scales == 0)[:, None], 0, fp8_reference.codes("e2m1", tiles))
     items = codes.reshape(rows.shape) | np.where(signs, 8, 0)
@@ -130,8 +130,8 @@ def problem(
         rows.append(own if given is None else given)
     page_bytes = blocks[1] * num_heads * head_size * 9 // 8
     step = page_bytes + gaps[2]
-    storage = torch.randint(0, 256, (begins[2] + blocks[0] * step + 8,), dtype=torch.uint8, generator=generator)
-    storage = storage.to(device)
+    count_bytes = begins[2] + blocks[0] * step + 8
+    storage = torch.randint(0, 256, (count_bytes,), dtype=torch.uint8, generator=generator).to(device)
     cache = storage.as_strided((blocks[0], page_bytes), (step, 1), begins[2])
     mapping = torch.tensor(slots, dtype=torch.int64, device=device)
     both = (torch.tensor(scale, device=device) for scale in scales)

@@ -76,8 +76,9 @@ def test_tiles_of_any_bits_hold_the_law(bits: list[int], dtype: str, scale: floa
 @pytest.mark.parametrize("arch", specialisations.ARCHES)
 def test_the_cuda_kernel_compiles_for_every_access_without_a_gpu(arch, dtype):
     for number, begin in enumerate((0, 4, 1)):
-        spec = fit(nvfp4.problem("cpu", [1, 5, 3], dtype=dtype, layout=LAYOUTS[number % 2], begins=[begin] * 3))
-        tuned = spec.tuned(Options(unroll=1 + number % 2), 3, 132)
+        layout = LAYOUTS[number % 2]
+        posed = nvfp4.problem("cpu", [1, 5, 3], dtype=dtype, layout=layout, begins=(begin, begin, begin))
+        tuned = fit(posed).tuned(Options(unroll=1 + number % 2), 3, 132)
         assert nvrtc.compile_cubin(SOURCES / f"{tuned.kernel}.cu", dict(tuned.macros), arch)
 
 

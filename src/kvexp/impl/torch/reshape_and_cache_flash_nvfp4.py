@@ -33,7 +33,9 @@ def bind(
     return call
 
 
-def _write(rows: Tensor, kv_cache: Tensor, begin: int, slot_mapping: Tensor, scale: Tensor, page: Page) -> None:
+def _write(
+    rows: Tensor, kv_cache: Tensor, begin: int, slot_mapping: Tensor, scale: Tensor, page: Page
+) -> None:
     """Write one side, which begins at that byte of a page; nothing with a scale that is not valid."""
     token, slot, any_valid = find_destinations(slot_mapping, len(kv_cache) * page.block_size)
     is_written = any_valid & (scale > 0) & scale.isfinite()
