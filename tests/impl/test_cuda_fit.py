@@ -6,9 +6,11 @@ from itertools import product
 import pytest
 import torch
 
+from kvexp.errors import Unsupported
+from kvexp.impl.cuda import concat_and_cache_mla
 from kvexp.impl.cuda.options import Options
 from kvexp.op import FP8
-from tests.helpers import compose, oracle
+from tests.helpers import compose, latent, oracle
 
 FLASH_LAYOUTS = [layout for op, layout in compose.pairs() if op == oracle.FLASH]
 TYPES = list(product(oracle.DTYPES, FP8))
@@ -52,6 +54,36 @@ class TestFlash:
             head_size=head_size,
         )  # fmt: skip
         assert specialised(posed)[0].vec == vec
+
+    @pytest.mark.parametrize(
+        ("kv_cache_dtype", "num_tokens", "items", "unroll"),
+        [
+            ("auto", 64, 8, 1),
+            ("auto", 3754, 8, 1),
+            ("auto", 4096, 8, 2),
+            ("auto", 15018, 8, 2),
+            ("auto", 32768, 8, 1),
+            ("fp8_e4m3", 64, 4, 1),
+            ("fp8_e4m3", 512, 16, 1),
+            ("fp8_e4m3", 7509, 16, 1),
+            ("fp8_e4m3", 8192, 16, 2),
+            ("fp8_e4m3", 12288, 16, 1),
+        ],
+    )
+    def test_of_latent_rows_gives_a_thread_what_an_h200_does_soonest(
+        self, kv_cache_dtype, num_tokens, items, unroll
+    ):
+        posed = latent.problem("cpu", [1, 5, 3], kv_cache_dtype=kv_cache_dtype, sizes=(512, 64))
+        spec = concat_and_cache_mla.fit(*posed.arguments, options=Options()).spec
+        tuned = spec.tuned(Options(), num_tokens, 132)
+        assert (tuned.vec, tuned.unroll) == (items, unroll)
+
+    def test_takes_the_items_of_a_chunk_that_are_asked_for(self):
+        spec, _ = specialised(oracle.problem("cpu", [5, 1], num_heads=4, head_size=100))
+        assert spec.tuned(Options(chunk_items=2), 3, 132).vec == 2
+        words = "impl.chunk_items=8 is more than the 4 items that heads, rows and their addresses allow"
+        with pytest.raises(Unsupported, match=words):
+            spec.tuned(Options(chunk_items=8), 3, 132)
 
     def test_of_a_row_that_starts_at_an_odd_element_moves_one(self):
         rows = rows_at_an_odd_element()

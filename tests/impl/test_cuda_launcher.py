@@ -132,7 +132,7 @@ class TestALauncher:
         posed = oracle.problem("cpu", [3, 1, 7], op=op, kv_cache_dtype="fp8_e5m2", scale="per_head")
         posed.bind(impl)()
         (found,) = launched
-        sizes = {oracle.PAGED: (3, 2), oracle.FLASH: (48,), oracle.DIFFKV: (48,)}[op]
+        sizes = {oracle.PAGED: (3, 2), oracle.FLASH: (192,), oracle.DIFFKV: (192,)}[op]  # chunks of 4 items
         assert found.kernel == HANDLES[oracle.PAGED if op == oracle.PAGED else oracle.FLASH]
         assert found.arguments == (*kernel_s(posed), *sizes, 8 * 16)
         assert found.block == (THREADS, 1, 1)
@@ -229,6 +229,7 @@ def test_the_flat_index_has_64_bits_only_where_32_would_wrap(impl, loaded):
     [
         ("group_tokens", 3, "a power of two from 1 to 32"),
         ("group_tokens", True, "a power of two from 1 to 32"),
+        ("chunk_items", 32, "a power of two up to 16"),
         ("cta_threads", 100, "a multiple of 32 up to 1024"),
         ("cta_threads", 2048, "a multiple of 32 up to 1024"),
         ("unroll", 3, "a power of two up to 8"),

@@ -18,8 +18,10 @@ SCALE_EXPONENTS = (-6, -3)
 EXPONENTS = (-14, 4)
 """Exponents of factors that spread special numbers over the range of an 8-bit float."""
 
-_SMALLEST = (2.0**-20, 127e-6, 448e-6, 1e-4, 448 * 2.0**-14, 448 * 2.0**-13)
-TILE_LIMITS = (*_SMALLEST, 448 * 2.0**-6, 1.0, 127.0, 448.0)
+TILE_LIMITS = (
+    *(2.0**-20, 1e-4, 127e-6, 448e-6),
+    *(448 * 2.0**-14, 448 * 2.0**-13, 448 * 2.0**-6, 1.0, 127.0, 448.0),
+)
 """Magnitudes at which the scale of a tile with its own scale is the smallest, or changes."""
 
 SOURCE_REPEATS = 8

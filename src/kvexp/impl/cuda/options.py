@@ -8,6 +8,7 @@ from kvexp.errors import ConfigError
 
 ALLOWED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "group_tokens": ((None, 1, 2, 4, 8, 16, 32), "a power of two from 1 to 32"),
+    "chunk_items": ((None, 1, 2, 4, 8, 16), "a power of two up to 16"),
     "cta_threads": ((None, *range(32, 1025, 32)), "a multiple of 32 up to 1024"),
     "unroll": ((None, 1, 2, 4, 8), "a power of two up to 8"),
     "sms": ((None, *range(1, 1025)), "a whole number from 1 to 1024"),
@@ -22,6 +23,7 @@ class Options:
     Attributes:
         software_fp8: Convert to fp8 as GPUs before sm_89 must, on any GPU: the codes are the same.
         group_tokens: Tokens that neighbouring lanes take in a head-major cache, a power of two up to 32.
+        chunk_items: Items of a chunk in a cache of contiguous heads, a power of two up to 16.
         cta_threads: Threads of a CTA, a multiple of 32 up to 1024.
         slot_first: Whether a row is read only after its slot: this saves the rows of padding, lets
             `exchange` fill sectors, and makes every other row wait.
@@ -36,6 +38,7 @@ class Options:
 
     software_fp8: bool = False
     group_tokens: int | None = None
+    chunk_items: int | None = None
     cta_threads: int | None = None
     slot_first: bool | None = None
     paired: bool | None = None

@@ -8,14 +8,17 @@ from torch import Tensor
 
 from kvexp.errors import Unsupported
 from kvexp.impl.cuda.items import VECTOR_BYTES, Items, choose_vector, fit_items, get_strides, measure_access
-from kvexp.impl.cuda.launcher import SM_THREADS, Fitted, Macros, Spec
+from kvexp.impl.cuda.launcher import SM_THREADS, THREADS, Fitted, Macros, Spec
 from kvexp.impl.cuda.options import Options, choose
 
 FILLED = 3
 """How many times the threads must fill the GPU before rows are read after their slots."""
 
-PAIRED_UNROLL = 2
-"""Pairs per thread where this saves a second, half empty wave of threads."""
+UNROLL = 2
+"""Chunks, or pairs of them, per thread where this saves a second wave of threads."""
+
+FEW_ITEMS = 4
+"""Items of a chunk that is converted, where so few leave a multiprocessor one CTA at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +106,38 @@ class Flash(Spec):
             raise Unsupported(
                 f"impl.paired=true needs heads of one size, not {self.head_size} and {self.head_size_v}"
             )
+        if (options.chunk_items or 1) > self.vec:
+            raise Unsupported(
+                f"impl.chunk_items={options.chunk_items} is more than the {self.vec} items that heads, rows "
+                "and their addresses allow"
+            )
         spec = replace(self, paired=options.paired)
+        spec = replace(spec, vec=options.chunk_items or spec.choose_vec(num_tokens, sm_count))
         spec = replace(spec, unroll=options.unroll or spec.choose_unroll(num_tokens, sm_count))
         slot_first = choose(options.slot_first, spec.waits_for_slots(num_tokens, sm_count))
         return replace(spec, slot_first=slot_first).with_ctas(options, num_tokens)
 
-    def choose_unroll(self, num_tokens: int, sm_count: int) -> int:
-        """Return the pairs of chunks of K and V that a thread moves.
+    def choose_vec(self, num_tokens: int, sm_count: int) -> int:
+        """Return the items of a chunk: few where a call converts so little that most of the GPU idles.
 
-        If the pairs fill the GPU more than once and at most twice, a thread takes two: all threads then run
-        at once, instead of in a second wave, in 15 % less time. With more waves the L2 is the bottleneck, and
-        two pairs cost about 2 %.
+        A thread that converts fewer items is done sooner. With more than a CTA on each multiprocessor, wide
+        accesses are worth more.
         """
-        filled, pairs = sm_count * SM_THREADS, self.chunks(num_tokens)
-        return PAIRED_UNROLL if self.both and filled < pairs <= PAIRED_UNROLL * filled else 1
+        few = replace(self, vec=min(self.vec, FEW_ITEMS))
+        is_small = few.chunks(num_tokens) <= sm_count * THREADS
+        return few.vec if not self.items.copied and is_small else self.vec
+
+    def choose_unroll(self, num_tokens: int, sm_count: int) -> int:
+        """Return the chunks, or pairs of chunks of K and V, that a thread moves: one or two.
+
+        If they fill the GPU more than once and at most twice, two a thread all run at once, instead of in a
+        second wave, in 15 % less time. With more waves the L2 is the bottleneck, and two pairs cost about
+        2 %, while two single chunks are still up to 8 % faster. Where items are converted a thread takes two
+        only if the second wave would be less than half full: one conversion then waits for the other.
+        """
+        waves = self.chunks(num_tokens) / (sm_count * SM_THREADS)
+        most = 2.0 if self.both else 4.0
+        return UNROLL if 1 < waves <= (most if self.items.copied else 1.5) else 1
 
     def waits_for_slots(self, num_tokens: int, sm_count: int) -> bool:
         """Return whether rows are read only after their slots, so that rows of padding are not read.
