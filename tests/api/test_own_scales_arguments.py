@@ -31,8 +31,7 @@ def changed(kv_cache_dtype=INT8, **arguments):
         (changed(value=ROWS.half()), TypeError, "value must be bfloat16 as key is, not float16"),
         (
             changed(key=ROWS.to(torch.float8_e4m3fn), value=ROWS.to(torch.float8_e4m3fn)), TypeError,
-            "key is float8_e4m3fn, which goes into an fp8 cache of its own kind alone, "
-            "not kv_cache_dtype=int8_per_token_head",
+            "key must be one of float16, bfloat16, float32, not float8_e4m3fn",
         ),
         (
             changed(kv_cache=CELLS[..., :256]), ValueError,

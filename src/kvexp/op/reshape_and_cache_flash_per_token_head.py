@@ -57,6 +57,7 @@ class ReshapeAndCacheFlashPerTokenHead(CacheWrite):
     function = staticmethod(reshape_and_cache_flash_per_token_head)
     writes = ("kv_cache",)
     scales = ()
+    sources = ("half", "bfloat16", "float")
     parts = ("kv_cache (key)", "kv_cache (value)")
     formats = PER_TOKEN_HEAD
     equal_heads = False
