@@ -73,7 +73,12 @@ def test_the_implementations_write_the_same_bytes_of_any_bits():
 def test_cuda_writes_heads_without_the_instruction_and_with_several_cells_a_lane(kv_cache_dtype):
     key = own_scales.special_heads("bfloat16", DEVICE)
     slots = oracle.shuffled(len(key), 128)
-    for options in ({"software_fp8": True}, {"unroll": 4}, {"unroll": 2, "cta_threads": 32}):
+    for options in (
+        {"software_fp8": True},
+        {"unroll": 4},
+        {"unroll": 2, "cta_threads": 32},
+        {"chunk_items": 4},
+    ):
         posed = own_scales.problem(DEVICE, slots, kv_cache_dtype=kv_cache_dtype, key=key, value=key.flip(0))
         expected = posed.expected()
         choice = replace(compose.choice("impl", "cuda"), options=options)

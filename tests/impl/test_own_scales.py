@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvexp.bench import run_curve
+from kvexp.errors import Unsupported
 from kvexp.gpu import nvrtc
 from kvexp.impl.cuda import reshape_and_cache_flash_per_token_head
 from kvexp.impl.cuda.launcher import SOURCES
@@ -140,16 +141,24 @@ def test_the_cuda_kernel_compiles_for_every_access_without_a_gpu(arch):
 def test_the_cuda_kernel_takes_the_widest_accesses_that_rows_and_cells_allow(sizes, begins, fitted):
     posed = own_scales.problem("cpu", [1, 5, 3], sizes=sizes, begins=begins, num_heads=1)
     spec = reshape_and_cache_flash_per_token_head.fit(*posed.arguments, options=Options())[0]
-    assert (spec.vec, spec.lanes, spec.source_access, spec.cache_access) == fitted
+    assert (spec.vec, spec.lanes, dict(spec.macros)["SOURCE_ACCESS"], spec.cache_access) == fitted
 
 
-@pytest.mark.parametrize("unroll", [1, 4])
-def test_the_cuda_kernel_has_lanes_for_every_cell(unroll):
+@pytest.mark.parametrize(("unroll", "chunk_items", "lanes"), [(1, None, 16), (4, 4, 32), (2, 1, 32)])
+def test_the_cuda_kernel_has_lanes_for_every_cell(unroll, chunk_items, lanes):
     posed = own_scales.problem("cpu", [1, 5, 3, 7, 9], num_heads=3)
     spec, _, num_tokens = reshape_and_cache_flash_per_token_head.fit(*posed.arguments, options=Options())
-    tuned = spec.tuned(Options(unroll=unroll), num_tokens, 132)
+    tuned = spec.tuned(Options(unroll=unroll, chunk_items=chunk_items), num_tokens, 132)
     assert tuned.sizes(num_tokens) == (15,)
-    assert tuned.threads(num_tokens) == -(-15 // unroll) * 16
+    assert tuned.threads(num_tokens) == -(-15 // unroll) * lanes
+    assert dict(tuned.macros)["SOURCE_ACCESS"] == 2 * (chunk_items or 8)
+
+
+def test_the_cuda_kernel_s_chunks_are_no_larger_than_heads_allow():
+    posed = own_scales.problem("cpu", [1], sizes=(100, 60))
+    spec = reshape_and_cache_flash_per_token_head.fit(*posed.arguments, options=Options())[0]
+    with pytest.raises(Unsupported, match="chunk_items=8 is more than the 4 items that heads allow"):
+        spec.tuned(Options(chunk_items=8), 1, 132)
 
 
 @pytest.mark.parametrize("kv_cache_dtype", PER_TOKEN_HEAD)

@@ -6,7 +6,8 @@ from typing import Self
 
 from torch import Tensor
 
-from kvexp.impl.cuda.items import VECTOR_BYTES, Items, choose_vector, get_strides, measure_access
+from kvexp.errors import Unsupported
+from kvexp.impl.cuda.items import Items, choose_vector, get_strides, measure_access
 from kvexp.impl.cuda.launcher import Fitted, Macros, Spec
 from kvexp.impl.cuda.options import Options
 
@@ -30,7 +31,7 @@ class Heads(Spec):
         block_size: Slots of a block.
         items: The items and their conversion.
         vec: Elements of a chunk.
-        source_access: Bytes that divide the address of every chunk of key and value.
+        source_access: Bytes that divide the address of every row of key and value, at most 16.
         cache_access: Bytes that divide the address of every cell, at most 16.
         row_strides: Items from one row to the next, of key and of value.
         cache_strides: Bytes from one block, slot and head to the next.
@@ -75,7 +76,7 @@ class Heads(Spec):
             ("BLOCK_SIZE", self.block_size),
             ("VEC", self.vec),
             ("LANES", self.lanes),
-            ("SOURCE_ACCESS", self.source_access),
+            ("SOURCE_ACCESS", min(self.source_access, self.vec * self.items.source_bytes)),
             ("CACHE_ACCESS", self.cache_access),
             ("KEY_STRIDE", f"{self.row_strides[0]}ll"),
             ("VALUE_STRIDE", f"{self.row_strides[1]}ll"),
@@ -89,7 +90,12 @@ class Heads(Spec):
 
     def tuned(self, options: Options, num_tokens: int, sm_count: int) -> Self:
         """See `Spec.tuned`."""
-        return replace(self, unroll=options.unroll or 1).with_ctas(options, num_tokens)
+        if (options.chunk_items or 1) > self.vec:
+            raise Unsupported(
+                f"impl.chunk_items={options.chunk_items} is more than the {self.vec} items that heads allow"
+            )
+        spec = replace(self, vec=options.chunk_items or self.vec, unroll=options.unroll or 1)
+        return spec.with_ctas(options, num_tokens)
 
 
 def fit(
@@ -117,7 +123,7 @@ def fit(
         block_size=block_size,
         items=Items(source, CODES[kv_cache_dtype], software_fp8=options.software_fp8),
         vec=vec,
-        source_access=min(source_access, vec * key.itemsize, VECTOR_BYTES),
+        source_access=source_access,
         cache_access=cache_access,
         row_strides=row_strides,
         cache_strides=(block_stride, token_stride, head_stride),
