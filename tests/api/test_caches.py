@@ -106,7 +106,8 @@ def test_layers_share_one_storage_and_no_element(layout):
     [
         (
             {"layout": "XYZ"},
-            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major, mla",
+            "layout 'XYZ' is not one of NHD, HND, NHD_packed, HND_packed, BHLNC, LHBNC, head_major, mla, "
+            "indexer",
         ),
         ({"num_blocks": 0}, "num_blocks must be a positive whole number, not 0"),
         ({"num_blocks": True}, "num_blocks must be a positive whole number, not True"),

@@ -59,10 +59,12 @@ def _keys() -> str:
 
 
 def _list_keys() -> Iterator[tuple[str, keys.Key]]:
-    """Every key, and for one of an implementation the words that say whose it is."""
+    """Every key, and for one of an op or an implementation the words that say whose it is."""
     yield from (("", key) for key in keys.list_keys([CONF]))
-    for impl in groups.list_options("impl", [CONF]):
-        yield from ((f"Of `impl={impl}`: ", key) for key in keys.list_option_keys("impl", impl, [CONF]))
+    for group in ("op", "impl"):
+        for name in groups.list_options(group, [CONF]):
+            own = keys.list_option_keys(group, name, [CONF])
+            yield from ((f"Of `{group}={name}`: ", key) for key in own)
 
 
 def _default(key: keys.Key) -> str:

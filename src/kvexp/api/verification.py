@@ -39,9 +39,10 @@ def verify(
 ) -> dict[str, str]:
     """Verify byte for byte that a function keeps the contract of an op, clause by clause.
 
-    The function is called with caches of 8 heads x 128 (for latent rows 512 and 64) and blocks of 16 between
-    guard blocks, with 1, 7, 64 and 300 tokens: with padding, slots past the end, strided or unaligned rows,
-    keys, values and slots that changed in place, and so on. The clauses are those of docs/semantics.md.
+    The function is called with caches of 8 heads x 128 (for latent rows 512 and 64, for an indexer's keys
+    128) and blocks of 16 between guard blocks, with 1, 7, 64 and 300 tokens: with padding, slots past the
+    end, strided or unaligned rows, keys, values and slots that changed in place, and so on. The clauses are
+    those of docs/semantics.md.
 
         def test_my_kernel_keeps_the_contract():
             kvexp.verify(my_reshape_and_cache_flash, op="reshape_and_cache_flash", layout="HND")

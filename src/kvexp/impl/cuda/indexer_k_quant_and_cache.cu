@@ -1,13 +1,13 @@
 // indexer_k_quant_and_cache: write a key as 128 e4m3 codes and a scale to its slot.
 //
 //   k             [>= num_tokens, 128], items of 2 bytes, rows K_STRIDE items apart
-//   kv_cache      bytes [num_blocks, BLOCK_SIZE * 132], BLOCK_STRIDE bytes apart: BLOCK_SIZE rows of codes, then as many
-//                 floats
+//   kv_cache      bytes [num_blocks, BLOCK_SIZE * 132], blocks BLOCK_STRIDE bytes apart: BLOCK_SIZE rows of codes, then
+//                 as many floats
 //   slot_mapping  int64 [num_tokens]; slot = block * BLOCK_SIZE + offset; a slot outside [0, num_slots) writes nothing
 //
 // Eight lanes write a row: each converts 16 items and stores their codes, the first one stores the scale. Rows stay in
-// registers, and no load waits for the slot. SOURCE_ACCESS and CACHE_ACCESS divide the addresses of all rows of k and of
-// all blocks. With POWER_OF_TWO a scale is the smallest power of two that is not below.
+// registers, and no load waits for the slot. SOURCE_ACCESS and CACHE_ACCESS divide the addresses of all rows of k and
+// of all blocks. With POWER_OF_TWO a scale is the smallest power of two that is not below.
 // Eight lanes have UNROLL rows, the rows of a CTA apart. A CTA has THREADS threads, whole warps.
 //
 // Semantics: docs/semantics.md.
