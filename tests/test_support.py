@@ -15,13 +15,15 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "support.md"
 VERIFIED = {
     "concat_and_cache_mla": {"torch": 5 + 6 + 2},
     "indexer_k_quant_and_cache": {"torch": 2, "triton": 0},
+    "reshape_and_cache_flash_nvfp4": {"torch": 2, "triton": 2},
     "reshape_and_cache_flash_per_token_head": {"torch": 6, "triton": 3},
 }
 """Kinds that a CPU verifies in each layout, where they are not those of `reshape_and_cache_flash`.
 
 Those are 3 types copied as they are, 2 of 8 bits, and 3 converted to 2 formats by 2 scales. Rows without
 heads are converted by one scale, and 2 types to a third format. Heads with their own scales are 3 types in 2
-formats, of which Triton's interpreter has int8. An indexer's keys are 2 types in one format.
+formats, of which Triton's interpreter has int8. An indexer's keys are 2 types in one format, and so are items
+of 4 bits, which the interpreter has.
 """
 
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="Triton interprets where there is no GPU")

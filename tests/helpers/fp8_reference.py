@@ -1,4 +1,4 @@
-"""Define the floats of 8 and of 4 bits without torch: the number of every code, and the nearest code of every number.
+"""Define floats of 8 and of 4 bits without torch: the number of each code, and the nearest code of a number.
 
 A code is sign, exponent, mantissa; all finite ones, and the middles between neighbours, are exact in float64.
 """

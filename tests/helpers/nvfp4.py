@@ -77,9 +77,7 @@ def quantize(rows: Tensor, scale: float) -> tuple[NDArray[np.uint8], NDArray[np.
         amax = np.where(np.isnan(tiles), np.float32(0), tiles).max(1)
         quotient = np.where(np.isinf(amax), amax, amax / (np.float32(6) * np.float32(scale)))
         scales = fp8_reference.codes("fp8_e4m3", quotient)
-        finite = np.array(
-            [float(number) for number in fp8_reference.values("fp8_e4m3")] + [np.nan], np.float32
-        )
+        finite = np.array(fp8_reference.values("fp8_e4m3"), np.float32)
         tiles = tiles / (finite[scales] * np.float32(scale))[:, None]
     codes = np.where(np.isnan(tiles) | (scales == 0)[:, None], 0, fp8_reference.codes("e2m1", tiles))
     items = codes.reshape(rows.shape) | np.where(signs, 8, 0)
@@ -132,10 +130,8 @@ def problem(
         rows.append(own if given is None else given)
     page_bytes = blocks[1] * num_heads * head_size * 9 // 8
     step = page_bytes + gaps[2]
-    storage = torch.randint(
-        0, 256, (begins[2] + blocks[0] * step + 8,), dtype=torch.uint8, generator=generator
-    )
-    storage = storage.to(device)
+    count_bytes = begins[2] + blocks[0] * step + 8
+    storage = torch.randint(0, 256, (count_bytes,), dtype=torch.uint8, generator=generator).to(device)
     cache = storage.as_strided((blocks[0], page_bytes), (step, 1), begins[2])
     mapping = torch.tensor(slots, dtype=torch.int64, device=device)
     both = (torch.tensor(scale, device=device) for scale in scales)
@@ -196,7 +192,7 @@ def special_rows(dtype: str, device: str, scale: float) -> Tensor:
 class Nvfp4Contract:
     """The contract of reshape_and_cache_flash_nvfp4, for the fixtures `impl` and `device` of a module."""
 
-    @pytest.mark.parametrize("scale", [0.37, 1 / 32, 2.0**-100, 2.0**-135, 1e-45, 2.0**70, 3e38, 1e37])
+    @pytest.mark.parametrize("scale", [0.37, 1 / 32, 2.0**-135, 2.0**-149, 2.0**70, 3e38])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_special_tiles_hold_the_law(self, impl, device, dtype, scale):
         key = special_rows(dtype, device, scale)
@@ -207,14 +203,12 @@ class Nvfp4Contract:
         assert_writes(impl, posed)
 
     @pytest.mark.parametrize("layout", LAYOUTS)
-    @pytest.mark.parametrize("sizes", [(1, 16), (1, 128), (3, 48), (5, 80), (8, 128), (2, 256)], ids=str)
+    @pytest.mark.parametrize("sizes", [(1, 16), (3, 48), (5, 80), (8, 128), (2, 256)], ids=str)
     def test_every_size_holds_the_law(self, impl, device, sizes, layout):
-        for dtype in DTYPES:
-            for blocks in ((5, 16), (7, 1), (8, 3)):
-                slots = oracle.shuffled(6, blocks[0] * blocks[1])
-                assert_writes(
-                    impl, problem(device, slots, dtype=dtype, layout=layout, sizes=sizes, blocks=blocks)
-                )
+        for dtype, blocks in zip(("bfloat16", "half", "bfloat16"), ((5, 16), (7, 1), (8, 3)), strict=True):
+            slots = oracle.shuffled(4, blocks[0] * blocks[1])
+            posed = problem(device, slots, dtype=dtype, layout=layout, sizes=sizes, blocks=blocks)
+            assert_writes(impl, posed)
 
     @pytest.mark.parametrize(
         "slots",
@@ -226,7 +220,7 @@ class Nvfp4Contract:
     )  # fmt: skip
     def test_slots_outside_the_cache_write_nothing(self, impl, device, slots):
         for layout in LAYOUTS:
-            assert_writes(impl, problem(device, slots, layout=layout, extra_rows=2))
+            assert_writes(impl, problem(device, slots, layout=layout, sizes=(2, 32), extra_rows=2))
 
     @pytest.mark.parametrize(
         ("gaps", "begins"),
@@ -241,3 +235,8 @@ class Nvfp4Contract:
         for dtype in DTYPES:
             posed = problem(device, oracle.shuffled(9, 128), dtype=dtype, gaps=gaps, begins=begins)
             assert_writes(impl, posed)
+
+    @pytest.mark.parametrize("scale", INVALID_SCALES)
+    def test_nothing_is_written_of_a_side_whose_scale_is_not_positive_and_finite(self, impl, device, scale):
+        for scales in ((scale, 0.3), (0.3, scale)):
+            assert_writes(impl, problem(device, [3, 1], scales=scales))

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource, compile
 
 from kvexp.impl.triton import paged_decode, source
 from kvexp.impl.triton.launch import NUM_WARPS, make_compiler_options
-from kvexp.op import PER_TOKEN_HEAD
+from kvexp.op import NVFP4, PER_TOKEN_HEAD
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -49,6 +49,10 @@ def plan(
         made = file.fit(*rows, cells, slots, kv_cache_dtype)
         return made[0]
     scale = torch.ones(NUM_HEADS if per_head else 1)
+    if kv_cache_dtype == NVFP4:
+        pages = _tensor((NUM_BLOCKS, BLOCK_SIZE * NUM_HEADS * head_size * 9 // 8), torch.uint8, off)
+        made = file.fit(*rows, pages, slots, scale, scale, "HND")
+        return made[0]
     if op == "reshape_and_cache":
         x = 16 // cache_item.itemsize
         key_cache = _tensor((NUM_BLOCKS, NUM_HEADS, 128 // x, BLOCK_SIZE, x), cache_item, off)

@@ -33,6 +33,8 @@ HEAD_SIZES = (
     ("bfloat16", "auto", 192, 128),
     ("bfloat16", "int8_per_token_head", 45, 45),
     ("bfloat16", "fp8_per_token_head", 192, 128),
+    ("bfloat16", "nvfp4", 48, 48),
+    ("bfloat16", "nvfp4", 40, 40),
 )
 """dtype, kv_cache_dtype, head_size and head_size_v on both sides of the ops' limits."""
 

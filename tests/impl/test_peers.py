@@ -10,9 +10,9 @@ import torch
 from kvexp.bench import run_curve
 from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
-from kvexp.impl.flashinfer import FlashInfer
+from kvexp.impl.flashinfer import NVFP4_APPEND, FlashInfer
 from kvexp.impl.sglang import SGLang
-from tests.helpers import compose, oracle, tiny_curve
+from tests.helpers import compose, nvfp4, oracle, tiny_curve
 from tests.helpers.indexer import INDEXER
 from tests.helpers.latent import DS_MLA, MLA
 from tests.helpers.oracle import DIFFKV, FLASH, PAGED
@@ -108,6 +108,7 @@ def flashinfer(monkeypatch):
         "flashinfer",
         append_paged_kv_cache=append_paged_kv_cache,
         BatchDecodeWithPagedKVCacheWrapper=BatchDecode,
+        nvfp4_quantize_append_paged_kv_cache_with_slot_mapping=append_nvfp4,
     )
 
 
@@ -166,6 +167,24 @@ def append_paged_kv_cache(
         for cache, rows in zip(paged_kv_cache, (append_key, append_value), strict=True):
             place = cache[page, entry] if kv_layout == "NHD" else cache[page, :, entry]
             place.copy_(rows[token])
+
+
+def append_nvfp4(
+    append_key, append_value, slot_mapping, paged_kv_cache, kv_cache_sf, k_scale, v_scale, kv_layout="NHD"
+):
+    """FlashInfer's writer of nvfp4, token by token, from what its documentation says of each argument."""
+    assert {tensor.dtype for tensor in kv_cache_sf} == {torch.float8_e4m3fn}
+    sides = zip((append_key, append_value), paged_kv_cache, kv_cache_sf, (k_scale, v_scale), strict=True)
+    for rows, *caches, scale in sides:
+        page_size = caches[0].shape[1 if kv_layout == "NHD" else 2]
+        for token, slot in enumerate(slot_mapping.tolist()):
+            if not 0 <= slot < len(caches[0]) * page_size:
+                continue
+            page, entry = divmod(slot, page_size)
+            for cache, data in zip(caches, nvfp4.quantize(rows[token], float(scale)), strict=True):
+                held = cache.view(torch.uint8)
+                place = held[page, entry] if kv_layout == "NHD" else held[page, :, entry]
+                place.copy_(torch.from_numpy(data))
 
 
 def store_cache(k, v, k_cache, v_cache, indices, *, row_bytes=0, num_split=0, reserved_skip_index=0):
@@ -288,6 +307,17 @@ class TestFlashInfer:
     @pytest.mark.parametrize("layout", [layout for op, layout in compose.pairs() if op == FLASH])
     def test_that_is_right_is_said_to_be(self, layout):
         assert outcomes("flashinfer", layout=layout, head_size=64, extra_tokens=2) == VERIFIED
+
+    @pytest.mark.parametrize("layout", nvfp4.LAYOUTS)
+    def test_that_writes_items_of_four_bits_right_is_said_to(self, layout):
+        chosen = {"op": nvfp4.NVFP4_OP, "kv_cache_dtype": "nvfp4", "layout": layout, "padding": 0.5}
+        assert outcomes("flashinfer", **chosen, extra_tokens=2) == VERIFIED
+
+    def test_of_a_version_without_the_writer_of_nvfp4_says_so(self, monkeypatch):
+        module(monkeypatch, "flashinfer")
+        sentence = f"impl=flashinfer writes nvfp4 by {NVFP4_APPEND}, which this version lacks"
+        chosen = {"op": nvfp4.NVFP4_OP, "kv_cache_dtype": "nvfp4"}
+        assert outcomes("flashinfer", **chosen) == [("skipped", sentence)] * 2
 
     def test_follows_changed_slots_and_refuses_invalid_ones(self):
         made = tiny_curve.curve(impl="flashinfer", head_size=64)

@@ -12,7 +12,7 @@ import torch
 
 from kvexp.errors import Unsupported
 from kvexp.impl.triton import Triton
-from tests.helpers import compose, oracle, own_scales
+from tests.helpers import compose, nvfp4, oracle, own_scales
 
 KINDS = ("fp8_e4m3", "fp8_e5m2")
 
@@ -52,6 +52,10 @@ OWN_SCALES = [
     {"arch": arch, "op": own_scales.OP, "dtype": dtype, "kv_cache_dtype": kind}
     for arch, dtype, kind in [(80, "float", own_scales.INT8), (90, "bfloat16", own_scales.TO_FP8)]
 ]
+FOUR_BITS = [
+    {"arch": arch, "op": nvfp4.NVFP4_OP, "dtype": dtype, "kv_cache_dtype": "nvfp4"}
+    for arch, dtype in [(80, "half"), (90, "bfloat16")]
+]
 STAGED = [
     {**next(one for one in (*ALIGNED, *CONVERTING) if (one["op"], one["kv_cache_dtype"]) == (op["op"], kind)),
      "num_stages": num_stages}
@@ -74,6 +78,7 @@ EVERY = [
     SHORT_V,
     *MISALIGNED,
     *OWN_SCALES,
+    *FOUR_BITS,
     *STAGED,
     *DECODES,
     SUMS,
@@ -181,6 +186,15 @@ class TestCompiledWithoutAGpu:
                 {"cvt.rn.satfinite.e4m3x2.f32"} if asked["kv_cache_dtype"] == own_scales.TO_FP8 else set()
             )
             assert set(re.findall(r"\bcvt\.\S*e[45]m[23]\S*", found)) == converted
+
+    def test_items_of_four_bits_are_read_wide_and_keep_subnormals(self, ptx):
+        for asked in FOUR_BITS:
+            found = ptx(asked)
+            assert re.search(r"ld\.global\S*\.v4\.b32", found)
+            assert re.search(r"st\.global\S*\.b32", found)
+            assert set(re.findall(r"\bdiv\.\S*f\d+", found)) == {"div.rn.f32"}
+            assert "fma.rn.f32" in found
+            assert ".ftz" not in found
 
     def test_head_major_reads_wide_and_writes_narrowly_only_where_slots_are_scattered(self, ptx):
         for asked in ALIGNED:

@@ -9,7 +9,9 @@ from torch import Tensor
 from kvexp.errors import Unsupported
 from kvexp.impl import do_nothing, import_peer
 from kvexp.op import Call
+from kvexp.op.reshape_and_cache_flash_nvfp4 import Page, find_page
 
+NVFP4_APPEND = "nvfp4_quantize_append_paged_kv_cache_with_slot_mapping"
 HEAD_SIZES = (64, 128, 256, 512)
 ELEMENTS = 8
 """Elements per thread."""
@@ -26,7 +28,7 @@ class FlashInfer:
     position p in slot p, so the slots are the positions. The page table and the 32-bit positions are made
     outside the timed call, since an engine that uses positions has them already; so `refresh` must be called
     after the slots change. A decode is planned on the host for its lengths, in an engine once a step. That is
-    not timed either; `refresh` plans anew.
+    not timed either; `refresh` plans anew. Its writer of nvfp4 reads slots as they are.
     """
 
     name = "flashinfer"
@@ -73,6 +75,29 @@ class FlashInfer:
         append = self._flashinfer.append_paged_kv_cache
         call = _Append(append, arguments, kv_layout, slot_mapping, positions)
         self._calls.add(call)
+        return call
+
+    def reshape_and_cache_flash_nvfp4(
+        self,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        slot_mapping: Tensor,
+        k_scale: Tensor,
+        v_scale: Tensor,
+        layout: str,
+    ) -> Call:
+        """Bind `op.reshape_and_cache_flash_nvfp4` to these tensors, by the writer that reads slots."""
+        write = getattr(self._flashinfer, NVFP4_APPEND, None)
+        if write is None:
+            raise Unsupported(f"impl=flashinfer writes nvfp4 by {NVFP4_APPEND}, which this version lacks")
+        if not slot_mapping.shape[0]:
+            return do_nothing
+        codes, scales = _split_pages(find_page(key, kv_cache, layout), kv_cache)
+
+        def call() -> None:
+            write(key, value, slot_mapping, codes, scales, k_scale, v_scale, kv_layout=layout)
+
         return call
 
     def paged_decode(
@@ -182,6 +207,20 @@ def _name_layout(key_cache: Tensor, value_cache: Tensor) -> tuple[str, tuple[Ten
     heads_inside = key_cache.stride(1) >= key_cache.stride(2)
     order = (0, 1, 2, 3) if heads_inside else (0, 2, 1, 3)
     return "NHD" if heads_inside else "HND", (key_cache.permute(order), value_cache.permute(order))
+
+
+def _split_pages(page: Page, kv_cache: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the codes of K and of V, and their scales as e4m3, with the dims of the layout."""
+    heads_inside = page.layout == "NHD"
+    shape = (page.block_size, page.num_heads) if heads_inside else (page.num_heads, page.block_size)
+    rows = page.num_heads * page.block_size
+    begins = (0, page.scales_at, page.side_bytes, page.side_bytes + page.scales_at)
+    key_codes, key_scales, value_codes, value_scales = (
+        kv_cache[:, begin : begin + rows * width].unflatten(1, (*shape, width))
+        for begin, width in zip(begins, page.widths * 2, strict=True)
+    )
+    kind = torch.float8_e4m3fn
+    return (key_codes, value_codes), (key_scales.view(kind), value_scales.view(kind))
 
 
 def _check_decode(query: Tensor, value_cache: Tensor, kv_cache_dtype: str) -> None:

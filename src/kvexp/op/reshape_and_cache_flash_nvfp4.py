@@ -171,10 +171,12 @@ class ReshapeAndCacheFlashNvfp4(CacheWrite):
         return kv_cache.shape[0] * (kv_cache.shape[1] // slot_bytes)
 
     def validate(self, arguments: Sequence[Any]) -> ValidCall:
-        """See `op.Op.validate`; on a CPU scales are numbers at hand."""
+        """See `op.Op.validate`; on a CPU the numbers of scales are at hand."""
+        from torch import Tensor
+
         for name, scale in zip(self.parameters, arguments, strict=True):
-            if name in self.scales and scale is None:
-                raise TypeError(f"{name} must be a torch.Tensor, not NoneType")
+            if name in self.scales and not isinstance(scale, Tensor):
+                raise TypeError(f"{name} must be a torch.Tensor, not {type(scale).__name__}")
         call = super().validate(arguments)
         if call.device.type == "cpu":
             self._check_scales(call)

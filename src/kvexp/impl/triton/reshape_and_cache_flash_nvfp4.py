@@ -31,22 +31,12 @@ def fit(
     slot_rows, head_rows = page.strides
     block_stride = kv_cache.stride(0) if len(kv_cache) > 1 else 0
     sizes = (len(kv_cache) * page.block_size, key.stride(0), value.stride(0), block_stride)
-    rows = find_divisor(key.data_ptr() | value.data_ptr())
+    rows, pages = find_divisor(key.data_ptr() | value.data_ptr()), find_divisor(kv_cache.data_ptr())
     kernel = Kernel(
         function=write_pages,
         pointers=("*i16", "*i16", "*i8", "*i64", "*fp32", "*fp32"),
         # torch aligns slots and scales to their items at least; counts may be anything.
-        divisors=(
-            rows,
-            rows,
-            find_divisor(kv_cache.data_ptr()),
-            8,
-            4,
-            4,
-            1,
-            1,
-            *map(find_divisor, sizes[1:]),
-        ),
+        divisors=(rows, rows, pages, 8, 4, 4, 1, 1, *map(find_divisor, sizes[1:])),
         constants=(
             ("NUM_HEADS", num_heads),
             ("HEAD_SIZE", head_size),
@@ -55,7 +45,7 @@ def fit(
             ("HEAD_ROWS", head_rows),
             ("IS_BFLOAT16", int(key.dtype == torch.bfloat16)),
             # The interpreter's fma rounds twice.
-            ("HAS_FMA", int(key.is_cuda)),
+            ("HAS_FMA", int(isinstance(write_pages, triton.JITFunction))),
         ),
     )
     tensors = (key, value, kv_cache, slot_mapping, k_scale, v_scale)
@@ -63,7 +53,7 @@ def fit(
 
 
 def choose_tile(plan: Plan, num_tokens: int, gpu: Gpu, options: Options) -> Tile:
-    """Return a tile of 8 items of K and 8 of V a thread, or of twice that once they fill a quarter of the GPU."""
+    """Return a tile of 8 items of K and of V a thread, or twice that once they fill a quarter of the GPU."""
     is_large = 4 * num_tokens * plan.row_items >= FP8_ITEMS * gpu.sm_count * SM_THREADS
     items = THREADS * FP8_ITEMS * (2 if is_large else 1)
     return make_tile(plan.row_items, items, items, options, TILE)
