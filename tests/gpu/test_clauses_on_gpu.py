@@ -21,6 +21,15 @@ KINDS = [
     for mode in MODES
     if mode == "no_graph" or kind not in ON_THE_HOST
 ]
+OWN = [
+    (op, layout, kv_cache_dtype)
+    for op in compose.all_cache_writes()
+    if op not in compose.cache_writes()
+    for layout in compose.options("layout")
+    if compose.takes(op, layout)
+    for kv_cache_dtype in compose.op_formats(op)
+]
+"""Of each op with formats of its own a layout and a format."""
 IN_LARGE = [kind for kind, clauses in BROKEN.items() if {*clauses} & {*NEEDED} and kind not in SMALL_ALONE]
 
 
@@ -40,6 +49,16 @@ def found(made):
 
 def broken(contract):
     return tuple(finding.clause for finding in contract.findings if finding.outcome == "broken")
+
+
+@pytest.mark.parametrize("impl", compose.implementations())
+@pytest.mark.parametrize(("op", "layout", "kv_cache_dtype"), OWN)
+def test_ours_keep_the_whole_contract_in_formats_of_an_op_s_own(impl, op, layout, kv_cache_dtype):
+    sizes = {"num_layers": 2, **compose.sizes(op)}
+    contract = found(
+        curve("cudagraph", impl=impl, op=op, layout=layout, kv_cache_dtype=kv_cache_dtype, **sizes)
+    )
+    assert all(contract.column(size) == FULL for size in SIZES), contract
 
 
 @pytest.mark.parametrize(("kind", "mode"), KINDS)

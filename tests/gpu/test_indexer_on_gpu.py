@@ -1,4 +1,4 @@
-"""indexer_k_quant_and_cache on a GPU: its contract, many tokens, the pipeline, and the library."""
+"""indexer_k_quant_and_cache on a GPU: many tokens, and the library."""
 
 from dataclasses import replace
 
@@ -7,9 +7,6 @@ import torch
 from torch.library import opcheck
 
 import kvexp
-from kvexp.bench import run_curve
-from kvexp.bench.contract import FULL
-from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, indexer, oracle
 from tests.helpers.indexer import INDEXER, KINDS, SCALE_FORMATS
@@ -55,23 +52,6 @@ def test_cuda_writes_keys_without_the_instruction_and_several_a_lane(dtype, scal
     choice = replace(compose.choice("impl", "cuda"), options=options)
     getattr(make(choice, device=DEVICE), INDEXER)(*posed.arguments)()
     assert torch.equal(posed.storage, expected)
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("scale_fmt", SCALE_FORMATS)
-@pytest.mark.parametrize("name", IMPLS)
-def test_every_point_of_a_curve_is_ok_and_keeps_the_whole_contract(name, scale_fmt):
-    words = (f"op={INDEXER}", f"impl={name}", f"op.scale_fmt={scale_fmt}", "workload.num_blocks=512")
-    words += ("workload.num_tokens=[1,33,512]", "workload.padding=0.2", "workload.num_layers=2")
-    made = compose.experiment(*words, "timer.max_seconds=0.02").resolve(DEVICE)
-    asked = Subject(
-        make(made.impl, device=DEVICE), make(made.op), make(made.layout), torch.bfloat16, next(made.cases())
-    )
-    with torch.cuda.stream(torch.cuda.Stream()):
-        contract = pose_clauses(asked, [33, 512])
-    assert contract.column(512) == FULL, contract
-    for point in run_curve.run(made, {}, ask_contract=lambda: contract):
-        assert point.status == "ok", point.reason
 
 
 @pytest.mark.parametrize("scale_fmt", SCALE_FORMATS)

@@ -1,4 +1,4 @@
-"""concat_and_cache_mla on a GPU: its contract, many tokens, the pipeline, and the library."""
+"""concat_and_cache_mla on a GPU: many tokens, and the library."""
 
 from dataclasses import replace
 
@@ -7,9 +7,6 @@ import torch
 from torch.library import opcheck
 
 import kvexp
-from kvexp.bench import run_curve
-from kvexp.bench.contract import FULL
-from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from kvexp.op import Op
 from tests.helpers import compose, latent, oracle
@@ -55,23 +52,6 @@ def test_cuda_writes_tiles_without_the_instruction_and_with_several_rows_a_warp(
         choice = replace(compose.choice("impl", "cuda"), options=options)
         getattr(make(choice, device=DEVICE), MLA)(*posed.arguments)()
         assert torch.equal(posed.storage, expected)
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("kv_cache_dtype", FORMATS)
-@pytest.mark.parametrize("name", IMPLS)
-def test_every_point_of_a_curve_is_ok_and_keeps_the_whole_contract(name, kv_cache_dtype):
-    words = (f"op={MLA}", f"impl={name}", f"kv_cache_dtype={kv_cache_dtype}", "workload.num_blocks=512")
-    words += ("workload.num_tokens=[1,33,512]", "workload.padding=0.2", "workload.num_layers=2")
-    made = compose.experiment(*words, "timer.max_seconds=0.02").resolve(DEVICE)
-    asked = Subject(
-        make(made.impl, device=DEVICE), make(made.op), make(made.layout), torch.bfloat16, next(made.cases())
-    )
-    with torch.cuda.stream(torch.cuda.Stream()):
-        contract = pose_clauses(asked, [33, 512])
-    assert contract.column(512) == FULL, contract
-    for point in run_curve.run(made, {}, ask_contract=lambda: contract):
-        assert point.status == "ok", point.reason
 
 
 @pytest.mark.parametrize("kv_cache_dtype", FORMATS)

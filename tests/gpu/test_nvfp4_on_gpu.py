@@ -1,4 +1,4 @@
-"""reshape_and_cache_flash_nvfp4 on a GPU: its contract, many tokens, pipeline and library."""
+"""reshape_and_cache_flash_nvfp4 on a GPU: many tokens, and the library."""
 
 from dataclasses import replace
 
@@ -7,9 +7,6 @@ import torch
 from torch.library import opcheck
 
 import kvexp
-from kvexp.bench import run_curve
-from kvexp.bench.contract import FULL
-from kvexp.bench.contract.clauses import Subject, pose_clauses
 from kvexp.impl import make
 from tests.helpers import compose, nvfp4, oracle
 from tests.helpers.nvfp4 import DTYPES, LAYOUTS, NVFP4_OP
@@ -74,23 +71,6 @@ def test_cuda_writes_tiles_without_the_instruction_and_several_a_thread(dtype):
         choice = replace(compose.choice("impl", "cuda"), options=options)
         getattr(make(choice, device=DEVICE), NVFP4_OP)(*posed.arguments)()
         assert torch.equal(posed.storage, expected)
-
-
-@pytest.mark.alone
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", IMPLS)
-def test_every_point_of_a_curve_is_ok_and_keeps_the_whole_contract(name, layout):
-    words = (f"op={NVFP4_OP}", f"impl={name}", f"layout={layout}", "workload.num_blocks=512")
-    words += ("workload.num_tokens=[1,33,512]", "workload.padding=0.2", "workload.num_layers=2")
-    made = compose.experiment(*words, "timer.max_seconds=0.02").resolve(DEVICE)
-    asked = Subject(
-        make(made.impl, device=DEVICE), make(made.op), make(made.layout), torch.bfloat16, next(made.cases())
-    )
-    with torch.cuda.stream(torch.cuda.Stream()):
-        contract = pose_clauses(asked, [33, 512])
-    assert contract.column(512) == FULL, contract
-    for point in run_curve.run(made, {}, ask_contract=lambda: contract):
-        assert point.status == "ok", point.reason
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -50,6 +50,15 @@ def test_every_point_is_right_and_timed_on_the_gpu_s_clock(impl, op, mode):
         assert point.empty_kernel_us < point.statistics.latency_us
 
 
+@pytest.mark.parametrize("op", sorted({*compose.all_cache_writes()} - {*compose.cache_writes()}))
+@pytest.mark.parametrize("impl", ["cuda", "triton"])
+def test_formats_of_an_op_s_own_are_timed_beside_their_copy(impl, op):
+    sizes = (f"workload.{key}={value}" for key, value in compose.sizes(op).items())
+    for point in measured(f"impl={impl}", f"op={op}", f"kv_cache_dtype={compose.op_formats(op)[-1]}", *sizes):
+        assert point.status == "ok", point.reason
+        assert 0 < point.copy_fraction < 1.25, point
+
+
 @pytest.mark.parametrize("op", compose.cache_writes())
 @pytest.mark.parametrize(
     "chosen", ["kv_cache_dtype=fp8 scale=per_head", "kv_cache_dtype=fp8_e5m2 dtype=fp8_e5m2"]

@@ -60,7 +60,8 @@ def validate(op: "CacheWrite", arguments: Sequence[Any]) -> ValidCall:
     rows, caches = ({name: given[name] for name in names} for names in (op.reads, op.writes))
     _check_tensors(given, op.reads[0])
     num_tokens = _check_slot_mapping(given[op.place])
-    op.check_rows(*(*rows.values(), num_tokens))
+    given_rows = (*rows.values(), num_tokens)
+    op.check_rows(*given_rows)
     _check_types(op, rows, caches, kv_cache_dtype)
     num_slots = op.check_caches(kv_cache_dtype, *rows.values(), *caches.values())
     first = rows[op.reads[0]]

@@ -153,7 +153,7 @@ def quantize_heads(rows: Tensor, kv_cache_dtype: str) -> Tensor:
         uint8 `[n, num_heads, head_size + 4]`; the scale is a float32.
     """
     items = rows.float()
-    amax = torch.where(items.isnan(), 0.0, items).abs().amax(-1, keepdim=True)
+    amax = _find_amax(items).unsqueeze(-1)
     # A tensor, since torch on CUDA turns division by a number into multiplication by its reciprocal.
     largest = torch.full_like(amax, LARGEST_CODES[kv_cache_dtype])
     scales = torch.div(amax, largest).clamp(min=LEAST_HEAD_SCALE)
