@@ -1,6 +1,7 @@
 """Ops that read a cache, on a GPU: every layout and type is right, and what is wrong is found."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -9,6 +10,9 @@ from kvexp.experiment import Choice
 from tests.helpers import compose
 
 LAYOUTS = [name for name in compose.layouts() if name != "head_major"]
+DTYPES, FORMATS = ("half", "bfloat16", "float"), ("auto", "fp8_e4m3", "fp8_e5m2")
+TYPES = [(DTYPES[i], FORMATS[(i + turn) % 3]) for i in range(3) for turn in range(3)]
+"""All pairs; each third one, from any on, has every type and every format."""
 TRANSFER = (
     "op=transfer",
     "workload=llama3_8b",
@@ -57,29 +61,28 @@ def test_transfers_are_right(impl, layout, ranks, mode):
     assert_right(*TRANSFER, *sizes, f"impl={impl}", f"layout={layout}", f"mode={mode}", "timer=none")
 
 
-@pytest.mark.parametrize("head_size", [45, 46, 100])
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
-def test_transfers_of_any_head_size_are_right(head_size, kv_cache_dtype):
-    for layout in LAYOUTS:
-        chosen = (f"workload.head_size={head_size}", f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}")
-        assert_right(*TRANSFER, *chosen, "impl=cuda", "timer=none")
+@pytest.mark.parametrize(
+    ("layout", "chosen"), compose.by_turns(LAYOUTS, list(product([45, 46, 100], ["auto", "fp8"])), 3)
+)
+def test_transfers_of_any_head_size_are_right(layout, chosen):
+    head_size, kv_cache_dtype = chosen
+    sizes = (f"workload.head_size={head_size}", f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}")
+    assert_right(*TRANSFER, *sizes, "impl=cuda", "timer=none")
 
 
-@pytest.mark.parametrize("dtype", ["half", "bfloat16", "float"])
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3", "fp8_e5m2"])
+@pytest.mark.parametrize(("layout", "types"), compose.by_turns(LAYOUTS, TYPES, 3))
 @pytest.mark.parametrize("impl", ["triton", "torch"])
-def test_decodes_are_right(impl, kv_cache_dtype, dtype):
-    for layout in LAYOUTS:
-        chosen = (f"dtype={dtype}", f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}", "mode=no_graph")
-        assert_right(*DECODE, *chosen, f"impl={impl}", "timer=none")
+def test_decodes_are_right(impl, layout, types):
+    dtype, kv_cache_dtype = types
+    chosen = (f"dtype={dtype}", f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}", "mode=no_graph")
+    assert_right(*DECODE, *chosen, f"impl={impl}", "timer=none")
 
 
-@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8_e4m3"])
+@pytest.mark.parametrize(("layout", "kv_cache_dtype"), compose.by_turns(LAYOUTS, ["auto", "fp8_e4m3"], 2))
 @pytest.mark.parametrize("impl", ["triton", "torch"])
-def test_captured_decodes_are_right(impl, kv_cache_dtype):
-    for layout in LAYOUTS:
-        chosen = (f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}", "mode=cudagraph")
-        assert_right(*DECODE, *chosen, f"impl={impl}", "timer=none")
+def test_captured_decodes_are_right(impl, layout, kv_cache_dtype):
+    chosen = (f"kv_cache_dtype={kv_cache_dtype}", f"layout={layout}", "mode=cudagraph")
+    assert_right(*DECODE, *chosen, f"impl={impl}", "timer=none")
 
 
 @pytest.mark.parametrize(
