@@ -1,6 +1,22 @@
 import pytest
 import torch
 
+from tests.helpers import compose
+
+IMPLS = compose.implementations()
+
+
+@pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
+def impl(request):
+    """Each implementation, bound by the pipeline and called as a function of the library."""
+    return request.param
+
+
+@pytest.fixture
+def device():
+    """The GPU that is tested."""
+    return "cuda:0"
+
 
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -17,19 +17,6 @@ BLOCK_SIZES = (1, 8, 16, 32, 64, 128, 256)
 TOKENS = (1, 2, 7, 31, 32, 33, 42, 512)
 
 
-IMPLS = compose.implementations()
-
-
-@pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
-def impl(request):
-    return request.param
-
-
-@pytest.fixture
-def device():
-    return DEVICE
-
-
 class TestContractOnGpu(Contract):
     @pytest.mark.parametrize(("op", "layout"), PAIRS, ids=IDS)
     @pytest.mark.parametrize("slots", ["shuffled", "contiguous"])

@@ -15,16 +15,6 @@ DEVICE = "cuda:0"
 IMPLS = compose.implementations()
 
 
-@pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
-def impl(request):
-    return request.param
-
-
-@pytest.fixture
-def device():
-    return DEVICE
-
-
 class TestContract(indexer.IndexerContract):
     @pytest.mark.parametrize(("dtype", "scale_fmt"), KINDS)
     def test_many_keys_of_any_bits_hold_the_law(self, impl, device, dtype, scale_fmt):

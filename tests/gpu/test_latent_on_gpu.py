@@ -17,16 +17,6 @@ IMPLS = compose.implementations()
 FORMATS = (*Op.formats, DS_MLA)
 
 
-@pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
-def impl(request):
-    return request.param
-
-
-@pytest.fixture
-def device():
-    return DEVICE
-
-
 def scaled(posed):
     """The call with a scale where it reads one."""
     return replace(posed, scale=posed.scale if posed.converts and posed.kv_cache_dtype != DS_MLA else None)

@@ -16,16 +16,6 @@ DEVICE = "cuda:0"
 IMPLS = compose.implementations()
 
 
-@pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
-def impl(request):
-    return request.param
-
-
-@pytest.fixture
-def device():
-    return DEVICE
-
-
 def call(*arguments, **options):
     getattr(kvexp, OP)(*arguments, **options)
 
