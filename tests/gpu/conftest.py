@@ -8,13 +8,13 @@ IMPLS = compose.implementations()
 
 @pytest.fixture(params=[*IMPLS, *(f"library/{name}" for name in IMPLS)])
 def impl(request):
-    """Each implementation, bound by the pipeline and called as a function of the library."""
+    """Return each implementation by its name, and again as a function of the library."""
     return request.param
 
 
 @pytest.fixture
 def device():
-    """The GPU that is tested."""
+    """Return the GPU that is tested."""
     return "cuda:0"
 
 

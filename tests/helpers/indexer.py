@@ -5,7 +5,6 @@ The law is numpy's and `fp8_reference`'s: nothing here converts by torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import kvexp
+from kvexp.op import Call
 from kvexp.op.indexer_k_quant_and_cache import SCALE_FORMATS
 from tests.helpers import fp8_reference, latent, oracle
 
@@ -111,21 +110,16 @@ def problem(
     return Problem(k, cache, mapping, ITEMS, scale_fmt, storage)
 
 
-def bind(impl: str, posed: Problem) -> object:
-    """Bind the call of an implementation, or for `library/NAME` of the library."""
-    library, slash, name = impl.partition("/")
-    if slash:
-        assert library == "library"
-        return partial(kvexp.indexer_k_quant_and_cache, *posed.arguments, impl=name)
-    return getattr(oracle.implementation(impl, str(posed.k.device)), INDEXER)(*posed.arguments)
+def bind(impl: str, posed: Problem) -> Call:
+    """Bind the call of an implementation; see `oracle.implementation`."""
+    return oracle.bind(impl, INDEXER, posed.arguments, posed.k.device)
 
 
 def assert_writes(impl: str, posed: Problem) -> None:
     """Run the call and compare every byte of the storage."""
     expected = posed.expected()
-    bind(impl, posed)()  # type: ignore[operator]  # a call
-    differs = (posed.storage != expected).nonzero()
-    assert differs.numel() == 0, f"{differs.numel()} bytes differ, the first at {int(differs[0])}"
+    bind(impl, posed)()
+    oracle.assert_same(posed.storage, expected)
 
 
 def special_keys(dtype: str, device: str) -> Tensor:

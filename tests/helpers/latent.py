@@ -5,7 +5,6 @@ The law is numpy's and `fp8_reference`'s: nothing here converts by torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -14,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import kvexp
 from kvexp.errors import Unsupported
-from kvexp.op import FP8
+from kvexp.op import FP8, Call
 from tests.helpers import fp8_reference, oracle
 
 MLA, DS_MLA = "concat_and_cache_mla", "fp8_ds_mla"
@@ -156,13 +154,9 @@ def problem(
     return Problem(*rows, cache, mapping, kv_cache_dtype, scale, storage)
 
 
-def bind(impl: str, posed: Problem) -> object:
-    """Bind the call of an implementation, or for `library/NAME` of the library."""
-    library, slash, name = impl.partition("/")
-    if slash:
-        assert library == "library"
-        return partial(kvexp.concat_and_cache_mla, *posed.arguments, impl=name)
-    return getattr(oracle.implementation(impl, str(posed.kv_c.device)), MLA)(*posed.arguments)
+def bind(impl: str, posed: Problem) -> Call:
+    """Bind the call of an implementation; see `oracle.implementation`."""
+    return oracle.bind(impl, MLA, posed.arguments, posed.kv_c.device)
 
 
 def assert_writes(impl: str, posed: Problem) -> None:
@@ -174,9 +168,8 @@ def assert_writes(impl: str, posed: Problem) -> None:
     if not posed.converts or posed.kv_cache_dtype == DS_MLA:
         posed.scale = None
     expected = posed.expected()
-    bind(impl, posed)()  # type: ignore[operator]  # a call
-    differs = (posed.storage != expected).nonzero()
-    assert differs.numel() == 0, f"{differs.numel()} bytes differ, the first at {int(differs[0])}"
+    bind(impl, posed)()
+    oracle.assert_same(posed.storage, expected)
 
 
 def special_tiles(dtype: str, device: str, scale: float = SCALE) -> Tensor:

@@ -5,7 +5,6 @@ The law is numpy's and `fp8_reference`'s: nothing here converts by torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import kvexp
+from kvexp.op import Call
 from tests.helpers import fp8_reference, oracle
 
 NVFP4_OP = "reshape_and_cache_flash_nvfp4"
@@ -138,21 +137,16 @@ def problem(
     return Problem(*rows, cache, mapping, *both, layout, storage, blocks[1])
 
 
-def bind(impl: str, posed: Problem) -> object:
-    """Bind the call of an implementation, or for `library/NAME` of the library."""
-    library, slash, name = impl.partition("/")
-    if slash:
-        assert library == "library"
-        return partial(kvexp.reshape_and_cache_flash_nvfp4, *posed.arguments, impl=name)
-    return getattr(oracle.implementation(impl, str(posed.key.device)), NVFP4_OP)(*posed.arguments)
+def bind(impl: str, posed: Problem) -> Call:
+    """Bind the call of an implementation; see `oracle.implementation`."""
+    return oracle.bind(impl, NVFP4_OP, posed.arguments, posed.key.device)
 
 
 def assert_writes(impl: str, posed: Problem) -> None:
     """Run the call and compare every byte of the storage."""
     expected = posed.expected()
-    bind(impl, posed)()  # type: ignore[operator]  # a call
-    differs = (posed.storage != expected).nonzero()
-    assert differs.numel() == 0, f"{differs.numel()} bytes differ, the first at {int(differs[0])}"
+    bind(impl, posed)()
+    oracle.assert_same(posed.storage, expected)
 
 
 def special_rows(dtype: str, device: str, scale: float) -> Tensor:

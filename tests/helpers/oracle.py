@@ -10,7 +10,7 @@ from torch import Tensor
 import kvexp
 from kvexp.impl import make
 from kvexp.layout import Layout, Plane
-from kvexp.op import Call
+from kvexp.op import Call, list_functions
 from kvexp.op.quantize import quantize
 from tests.helpers import compose
 
@@ -202,7 +202,7 @@ class Library:
     """The library's functions as an implementation; each call is validated."""
 
     def __init__(self, impl: str) -> None:
-        for op in (FLASH, DIFFKV, PAGED):
+        for op in list_functions():
             setattr(self, op, partial(partial, getattr(kvexp, op), impl=impl))
 
 
@@ -221,7 +221,18 @@ def assert_writes(name: str, posed: Problem) -> None:
     """Run the call and compare every byte of the storage with the loop's."""
     expected = posed.expected()
     posed.bind(implementation(name, str(posed.key.device)))()
-    differs = (posed.storage != expected).nonzero()
+    assert_same(posed.storage, expected)
+
+
+def bind(name: str, op: str, arguments: Sequence[object], device: torch.device) -> Call:
+    """Bind an implementation's call of an op; see `implementation`."""
+    call: Call = getattr(implementation(name, str(device)), op)(*arguments)
+    return call
+
+
+def assert_same(storage: Tensor, expected: Tensor) -> None:
+    """Compare every byte."""
+    differs = (storage != expected).nonzero()
     assert differs.numel() == 0, f"{differs.numel()} bytes differ, the first at {int(differs[0])}"
 
 

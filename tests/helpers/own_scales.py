@@ -5,7 +5,6 @@ The law is numpy's and `fp8_reference`'s: nothing here converts by torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -14,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import kvexp
 from kvexp.errors import Unsupported
-from kvexp.op import PER_TOKEN_HEAD
+from kvexp.op import PER_TOKEN_HEAD, Call
 from tests.helpers import fp8_reference, oracle
 
 OP = "reshape_and_cache_flash_per_token_head"
@@ -138,13 +136,9 @@ def problem(
     return Problem(*rows, cache, mapping, kv_cache_dtype, storage)
 
 
-def bind(impl: str, posed: Problem) -> object:
-    """Bind the call of an implementation, or for `library/NAME` of the library."""
-    library, slash, name = impl.partition("/")
-    if slash:
-        assert library == "library"
-        return partial(getattr(kvexp, OP), *posed.arguments, impl=name)
-    return getattr(oracle.implementation(impl, str(posed.key.device)), OP)(*posed.arguments)
+def bind(impl: str, posed: Problem) -> Call:
+    """Bind the call of an implementation; see `oracle.implementation`."""
+    return oracle.bind(impl, OP, posed.arguments, posed.key.device)
 
 
 def assert_writes(impl: str, posed: Problem) -> None:
@@ -155,9 +149,8 @@ def assert_writes(impl: str, posed: Problem) -> None:
         return
     expected = posed.expected()
     with np.errstate(all="ignore"):  # the interpreter's numpy divides NaN and infinities
-        bind(impl, posed)()  # type: ignore[operator]  # a call
-    differs = (posed.storage != expected).nonzero()
-    assert differs.numel() == 0, f"{differs.numel()} bytes differ, the first at {int(differs[0])}"
+        bind(impl, posed)()
+    oracle.assert_same(posed.storage, expected)
 
 
 def special_heads(dtype: str, device: str) -> Tensor:

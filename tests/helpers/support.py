@@ -51,12 +51,12 @@ class Kind:
 
     @property
     def converts(self) -> bool:
-        """Whether rows are converted to codes of 8 bits."""
+        """Say whether rows are converted to codes of 8 bits."""
         return self.kv_cache_dtype != "auto" and self.dtype not in FP8
 
     @property
     def becomes_fp8(self) -> bool:
-        """Whether they are converted to 8-bit floats."""
+        """Say whether they are converted to 8-bit floats."""
         return self.converts and "fp8" in self.kv_cache_dtype
 
 

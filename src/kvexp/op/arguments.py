@@ -60,10 +60,9 @@ def validate(op: "CacheWrite", arguments: Sequence[Any]) -> ValidCall:
     rows, caches = ({name: given[name] for name in names} for names in (op.reads, op.writes))
     _check_tensors(given, op.reads[0])
     num_tokens = _check_slot_mapping(given[op.place])
-    given_rows = (*rows.values(), num_tokens)
-    op.check_rows(*given_rows)
+    op.check_rows(num_tokens, *rows.values())
     _check_types(op, rows, caches, kv_cache_dtype)
-    num_slots = op.check_caches(kv_cache_dtype, *rows.values(), *caches.values())
+    num_slots = op.check_caches(kv_cache_dtype, list(rows.values()), *caches.values())
     first = rows[op.reads[0]]
     if kv_cache_dtype != "auto":
         _check_scale_tensors(scales)

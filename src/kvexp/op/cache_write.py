@@ -64,22 +64,23 @@ class CacheWrite(Op):
         """
         raise NotImplementedError
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
-        """Check that the caches fit the format and the rows, which are valid; return the number of slots.
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
+        """Check that `writes` fit the format and valid rows of `reads`; return the number of slots.
 
         Raises:
             ValueError: They do not.
         """
         raise NotImplementedError
 
-    def check_rows(self, key: "Tensor", value: "Tensor", num_tokens: int) -> None:
-        """Check that both have a row for each token, of the dims that the op takes.
+    def check_rows(self, num_tokens: int, *rows: "Tensor") -> None:
+        """Check that all of `reads` have a row for each token, of the dims that the op takes.
 
         Raises:
             ValueError: They have not.
         """
         from kvexp.op.arguments import check_heads  # imports torch
 
+        key, value = rows
         check_heads(key, value, num_tokens, self.equal_heads)
 
     def resolve_words(self, words: Mapping[str, Any]) -> dict[str, Any]:

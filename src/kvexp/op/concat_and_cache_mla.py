@@ -1,5 +1,6 @@
 """concat_and_cache_mla: write kv_c and k_pe of each token side by side to the cache of latent attention."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -101,20 +102,20 @@ class ConcatAndCacheMla(CacheWrite):
                 f"which layout={layout.name} is not; try layout=mla"
             )
 
-    def check_rows(self, key: "Tensor", value: "Tensor", num_tokens: int) -> None:
+    def check_rows(self, num_tokens: int, *rows: "Tensor") -> None:
         """See `CacheWrite.check_rows`."""
         from kvexp.op.arguments import check_count, format_shape, has_strides  # imports torch
 
-        for name, width, rows in zip(self.reads, ("R", "P"), (key, value), strict=True):
-            if rows.dim() != 2:
-                raise ValueError(f"{name} must be [num_tokens, {width}], not {format_shape(rows)}")
-            check_count(name, rows, num_tokens)
-            if not has_strides(rows, (None, 1)):
-                raise ValueError(f"{name} must have a contiguous last dim, not the strides {rows.stride()}")
-        if not key.shape[1]:
-            raise ValueError(f"kv_c must have elements, not {format_shape(key)}")
+        for name, width, own in zip(self.reads, ("R", "P"), rows, strict=True):
+            if own.dim() != 2:
+                raise ValueError(f"{name} must be [num_tokens, {width}], not {format_shape(own)}")
+            check_count(name, own, num_tokens)
+            if not has_strides(own, (None, 1)):
+                raise ValueError(f"{name} must have a contiguous last dim, not the strides {own.stride()}")
+        if not rows[0].shape[1]:
+            raise ValueError(f"kv_c must have elements, not {format_shape(rows[0])}")
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import (  # imports torch
             check_own_memory,
@@ -123,7 +124,7 @@ class ConcatAndCacheMla(CacheWrite):
             has_strides,
         )
 
-        (kv_cache,) = caches
+        (key, value), (kv_cache,) = rows, caches
         width, words = key.shape[1] + value.shape[1], "R + P"
         if kv_cache_dtype == DS_MLA:
             sizes = (key.shape[1], value.shape[1])

@@ -1,6 +1,6 @@
 """indexer_k_quant_and_cache: write the key of a sparse attention's indexer as 8-bit floats with a scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -121,20 +121,22 @@ class IndexerKQuantAndCache(CacheWrite):
 
         return (torch.uint8,)
 
-    def check_rows(self, k: "Tensor", num_tokens: int) -> None:  # type: ignore[override]  # no values
+    def check_rows(self, num_tokens: int, *rows: "Tensor") -> None:
         """See `CacheWrite.check_rows`."""
         from kvexp.op.arguments import check_count, format_shape, has_strides  # imports torch
 
+        (k,) = rows
         if k.dim() != 2 or k.shape[1] != KEY_ITEMS:
             raise ValueError(f"k must be [num_tokens, {KEY_ITEMS}], not {format_shape(k)}")
         check_count("k", k, num_tokens)
         if not has_strides(k, (None, 1)):
             raise ValueError(f"k must have a contiguous last dim, not the strides {k.stride()}")
 
-    def check_caches(self, kv_cache_dtype: str, k: "Tensor", kv_cache: "Tensor") -> int:  # type: ignore[override]  # no values
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_own_memory, format_shape, has_strides  # imports torch
 
+        (kv_cache,) = caches
         width = KEY_ITEMS + SCALE_BYTES
         if kv_cache.dim() != 3 or kv_cache.shape[2] != width:
             raise ValueError(

@@ -1,5 +1,6 @@
 """reshape_and_cache: write K and V of each token to the head-major planes of vLLM's first paged attention."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -77,12 +78,12 @@ class ReshapeAndCache(CacheWrite):
                 f"op={self.name} needs"
             )
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_own_memory, format_shape, has_strides  # imports torch
 
         key_cache, value_cache = caches
-        _, num_heads, head_size = key.shape
+        _, num_heads, head_size = rows[0].shape
         x = PIECE_BYTES // key_cache.itemsize
         if head_size % x:
             raise ValueError(f"key must have heads of a multiple of {x} elements, not {head_size}")

@@ -76,12 +76,12 @@ class ReshapeAndCacheFlash(CacheWrite):
             return ReshapeAndCache().validate(arguments)
         return super().validate(arguments)
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_flash_cache, format_shape, has_strides  # imports torch
 
         key_cache, value_cache = caches
-        _, num_heads, head_size = key.shape
+        _, num_heads, head_size = rows[0].shape
         if key_cache.dim() != 4:
             raise ValueError(
                 f"key_cache must be [num_blocks, block_size, {num_heads}, {head_size}], or head-major "

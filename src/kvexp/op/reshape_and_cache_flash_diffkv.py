@@ -1,5 +1,6 @@
 """reshape_and_cache_flash_diffkv: write K and V of each token side by side to one cache."""
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,11 @@ class ReshapeAndCacheFlashDiffkv(CacheWrite):
                 f"which layout={layout.name} is not; try layout=NHD_packed"
             )
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_flash_cache  # imports torch
 
-        (kv_cache,) = caches
+        (key, value), (kv_cache,) = rows, caches
         width = key.shape[2] + value.shape[2]
         check_flash_cache("kv_cache", kv_cache, key.shape[1], width, "head_size + head_size_v")
         return kv_cache.shape[0] * kv_cache.shape[1]

@@ -60,7 +60,7 @@ def reshape_and_cache_flash_nvfp4(
 
 
 class Page(NamedTuple):
-    """Where the rows of heads lie in a page; an implementation derives it from the shapes of a call.
+    """Say where the rows of heads lie in a page; an implementation derives it from the shapes of a call.
 
     Attributes:
         num_heads: KV heads of a token.
@@ -147,18 +147,19 @@ class ReshapeAndCacheFlashNvfp4(CacheWrite):
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
         return dict(words)
 
-    def check_rows(self, key: "Tensor", value: "Tensor", num_tokens: int) -> None:
+    def check_rows(self, num_tokens: int, *rows: "Tensor") -> None:
         """See `CacheWrite.check_rows`."""
-        super().check_rows(key, value, num_tokens)
-        if key.shape[2] % TILE:
-            raise ValueError(f"key must have heads of a multiple of {TILE} elements, not {key.shape[2]}")
+        super().check_rows(num_tokens, *rows)
+        head_size = rows[0].shape[2]
+        if head_size % TILE:
+            raise ValueError(f"key must have heads of a multiple of {TILE} elements, not {head_size}")
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_own_memory, format_shape, has_strides  # imports torch
 
         (kv_cache,) = caches
-        _, num_heads, head_size = key.shape
+        _, num_heads, head_size = rows[0].shape
         slot_bytes = 2 * num_heads * sum(count_bytes(head_size))
         if kv_cache.dim() != 2 or kv_cache.shape[1] % slot_bytes or not kv_cache.shape[1]:
             raise ValueError(

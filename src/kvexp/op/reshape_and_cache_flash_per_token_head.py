@@ -1,5 +1,6 @@
 """reshape_and_cache_flash_per_token_head: write 8-bit codes and a scale for each head of a token."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -80,11 +81,11 @@ class ReshapeAndCacheFlashPerTokenHead(CacheWrite):
                 f"which layout={layout.name} is not; try layout=NHD_packed"
             )
 
-    def check_caches(self, kv_cache_dtype: str, key: "Tensor", value: "Tensor", *caches: "Tensor") -> int:
+    def check_caches(self, kv_cache_dtype: str, rows: "Sequence[Tensor]", *caches: "Tensor") -> int:
         """See `CacheWrite.check_caches`."""
         from kvexp.op.arguments import check_flash_cache  # imports torch
 
-        (kv_cache,) = caches
+        (key, value), (kv_cache,) = rows, caches
         width = key.shape[2] + value.shape[2] + 2 * SCALE_BYTES
         check_flash_cache("kv_cache", kv_cache, key.shape[1], width, "head_size + 4 + head_size_v + 4")
         return kv_cache.shape[0] * kv_cache.shape[1]
